@@ -1,0 +1,104 @@
+"""Every setting, explained where it stands; the only reader of arguments, environment and files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from server.errors import ConfigurationError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigurationError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """One served model: where it lies and the limits of the engine that runs it."""
+
+    name: str
+    """What clients put in ``model``."""
+    path: str
+    """A Hugging Face model folder with safetensors, or a PEFT LoRA adapter's folder."""
+    base: str | None = None
+    """For an adapter: the base model's folder, where the one in adapter_config.json is not it."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """``auto``: bfloat16 where the device computes in it, else float32."""
+    executor: Literal["auto", "generic", "compat"] = "auto"
+    """``auto``: the first that passes the numeric self-check at load."""
+    threads: int = 0
+    """CPU threads of the worker; 0 takes all that the process may use."""
+    max_model_len: int = 0
+    """Most tokens of one sequence; 0 takes the model's own limit."""
+    block_size: int = 32
+    """Tokens per KV block."""
+    max_batch_tokens: int = 0
+    """Most new tokens in one step; 0 chooses by device."""
+    max_running: int = 64
+    """Most sequences in one step."""
+    kv_cache_gib: float = 0.0
+    """Size of the KV cache; 0 takes a part of the memory that is free."""
+    prefix_cache: bool = True
+    """Keep full blocks for prompts that begin alike."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.name), "A model needs a name: --model NAME=PATH.")
+        _require(bool(self.path), f"Model {self.name} needs a path: --model NAME=PATH.")
+        _require(self.block_size > 0, f"block_size is {self.block_size}: it must be at least 1.")
+        _require(self.max_running > 0, f"max_running is {self.max_running}: it must be at least 1.")
+        _require(
+            self.max_batch_tokens == 0 or self.max_batch_tokens >= self.max_running,
+            f"max_batch_tokens is {self.max_batch_tokens}: it must be at least max_running ({self.max_running}), "
+            "or a full batch could not decode one token each.",
+        )
+        for field in ("threads", "max_model_len", "kv_cache_gib"):
+            _require(getattr(self, field) >= 0, f"{field} is {getattr(self, field)}: it must be at least 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """The whole server."""
+
+    models: tuple[ModelConfig, ...]
+    """Served models; the first of a task is the task's default."""
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 takes a free port and prints it."""
+    max_queued_requests: int = 256
+    """Most requests admitted and unfinished at once, per model; one more is answered 503."""
+    max_queued_tokens: int = 262_144
+    """Most tokens of work (prompt and new tokens) admitted and unfinished at once, per model."""
+    max_body_bytes: int = 2 * 1024 * 1024
+    """A longer body is answered 413."""
+    max_batch_inputs: int = 32
+    """Most inputs in one /generate request."""
+    max_encode_inputs: int = 256
+    """Most inputs in one /classify, /ner or /fill-mask request."""
+    default_max_new_tokens: int = 256
+    """New tokens where neither the request nor the model's generation_config says."""
+    keep_alive_s: float = 15.0
+    """Silence after which a stream gets a comment."""
+    drain_delay_s: float = 0.0
+    """After SIGTERM, how long new work is still taken while /readyz already answers 503."""
+    drain_timeout_s: float = 60.0
+    """After SIGTERM, how long running work may go on."""
+    stall_timeout_s: float = 60.0
+    """A worker with work and without a sign of life for so long is killed and replaced."""
+    start_timeout_s: float = 600.0
+    """A worker that is not ready after so long is a configuration error."""
+    restart_backoff_s: float = 0.1
+    """Pause before a worker's first restart; doubles up to 10 s while restarts keep failing."""
+    max_restarts: int = 5
+    """A worker that dies this many times within five minutes without finishing a request ends the server."""
+    log_format: Literal["auto", "text", "json"] = "auto"
+    """``auto``: text on a terminal, JSON lines elsewhere."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def __post_init__(self) -> None:
+        _require(bool(self.models), "No model to serve: give at least one --model NAME=PATH.")
+        names = [model.name for model in self.models]
+        _require(len(set(names)) == len(names), f"Two models have one name: {', '.join(names)}.")
+        _require(0 <= self.port <= 65535, f"port is {self.port}: it must be 0 to 65535.")

@@ -1,0 +1,51 @@
+"""The one interface between scheduling and the model: rows in, logits out.
+
+Dimension key: S sequences that sample, V vocabulary size.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from server.engine.batch_inputs import Row
+
+
+class ModelRunner(ABC):
+    """Holds a decoder and its KV cache; knows nothing of requests, sampling or scheduling.
+
+    What it can do is fixed when it is made; what it measured (``num_blocks``) is read from it.
+    """
+
+    name: str
+    """``generic`` or ``compat``."""
+    attention: str
+    """Name of the attention back end."""
+    device: torch.device
+    dtype: torch.dtype
+    vocab_size: int
+    """V"""
+    block_size: int
+    num_blocks: int
+    """Blocks of the cache, numbered from 0."""
+    kv_cache_bytes: int
+    can_reuse_blocks: bool
+    """Whether a block's content may serve another sequence with the same beginning (prefix cache, forks)."""
+
+    @abstractmethod
+    def forward(self, rows: Sequence[Row]) -> Tensor:
+        """Compute the rows' tokens, write their keys and values, return float32 logits ``[S, V]``.
+
+        The logits' rows are those of ``rows`` with ``samples``, in order.
+        """
+
+    @abstractmethod
+    def release(self, key: int) -> None:
+        """The sequence ``key`` gave its blocks back: drop whatever else is held for it. Unknown keys are no error."""
+
+    @abstractmethod
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks, ``(source, destination)``, in every layer: copy-on-write of a shared block."""

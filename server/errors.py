@@ -1,0 +1,237 @@
+"""Every error a user can cause or see, with its HTTP status and code.
+
+SluiceError                     500  internal_error
+|-- InvalidRequest              422  invalid_value
+|   |-- InvalidParameter        422  invalid_value (names the field)
+|   |-- UnknownParameter        422  unknown_parameter
+|   |-- ConflictingParameters   422  unsupported_value
+|   |-- PromptTooLong           422  context_length_exceeded
+|   `-- BatchTooLarge           413  batch_too_large
+|-- InvalidJson                 400  invalid_json
+|-- BodyTooLarge                413  body_too_large
+|-- UnsupportedMediaType        415  unsupported_media_type
+|-- ModelNotFound               404  model_not_found
+|-- Unavailable                 503  (with Retry-After)
+|   |-- QueueFull               503  queue_full
+|   |-- Starting                503  starting
+|   |-- Draining                503  draining
+|   `-- EngineRestarting        503  engine_restarting
+|-- RequestQuarantined          500  request_quarantined
+|-- NumericalError              500  numerical_error
+|-- InsufficientMemory          500  insufficient_memory
+|-- ServerShutdown              503  server_shutdown
+`-- ConfigurationError               ends the process with ``exit_code``
+
+A message is plain words and a whole sentence: the field, the value, the limit, and what to do. It never
+holds a path, a class name or a stack trace (configuration errors may name a path: the operator reads them).
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+MAX_ECHO_CHARACTERS = 64
+
+
+def echo(value: Any) -> str:
+    """A client's value as it may appear in a message: escaped and cut.
+
+    >>> echo("a" * 100)[-3:]
+    '...'
+    """
+    text = repr(value).encode("ascii", "backslashreplace").decode("ascii")
+    return text if len(text) <= MAX_ECHO_CHARACTERS else text[: MAX_ECHO_CHARACTERS - 3] + "..."
+
+
+class SluiceError(Exception):
+    """Base of all errors that become an HTTP answer."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    type: ClassVar[str] = "server_error"
+    should_retry: ClassVar[bool | None] = None
+    """Value of the ``x-should-retry`` header, which clients obey before anything else."""
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequest(SluiceError):
+    """The request is understood and cannot be honoured."""
+
+    status = 422
+    code = "invalid_value"
+    type = "invalid_request_error"
+
+
+class InvalidParameter(InvalidRequest):
+    """One field has a value outside its range."""
+
+    def __init__(self, name: str, value: Any, rule: str) -> None:
+        super().__init__(f"{name} is {echo(value)}: it {rule}.", param=name)
+
+
+class UnknownParameter(InvalidRequest):
+    """A field that this route does not have."""
+
+    code = "unknown_parameter"
+
+    def __init__(self, name: str, known: list[str]) -> None:
+        super().__init__(f"{echo(name)} is not a field here. The fields are: {', '.join(known)}.", param=name)
+
+
+class ConflictingParameters(InvalidRequest):
+    """Two fields that cannot be honoured together."""
+
+    code = "unsupported_value"
+
+    def __init__(self, first: str, second: str, reason: str) -> None:
+        super().__init__(f"{first} and {second} do not go together: {reason}.", param=first)
+
+
+class PromptTooLong(InvalidRequest):
+    """More tokens than the model's context leaves room for."""
+
+    code = "context_length_exceeded"
+
+    def __init__(self, num_tokens: int, limit: int, advice: str) -> None:
+        super().__init__(
+            f"The input has {num_tokens} tokens and this model takes at most {limit}. {advice}",
+            param="inputs",
+        )
+
+
+class BatchTooLarge(InvalidRequest):
+    """More inputs in one request than the server's limit."""
+
+    status = 413
+    code = "batch_too_large"
+
+    def __init__(self, num_inputs: int, limit: int) -> None:
+        super().__init__(
+            f"The request has {num_inputs} inputs and the limit is {limit}. Send them in several requests.",
+            param="inputs",
+        )
+
+
+class InvalidJson(SluiceError):
+    """The body is not one JSON value in UTF-8."""
+
+    status = 400
+    code = "invalid_json"
+    type = "invalid_request_error"
+
+
+class BodyTooLarge(SluiceError):
+    """More bytes than the server reads."""
+
+    status = 413
+    code = "body_too_large"
+    type = "invalid_request_error"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The body is larger than the limit of {limit_bytes} bytes.")
+
+
+class UnsupportedMediaType(SluiceError):
+    """The body is not declared as plain JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+    type = "invalid_request_error"
+
+
+class ModelNotFound(SluiceError):
+    """No model of that name serves this task."""
+
+    status = 404
+    code = "model_not_found"
+    type = "invalid_request_error"
+
+    def __init__(self, name: str, task: str, served: list[str]) -> None:
+        names = ", ".join(served) if served else "none"
+        super().__init__(f"No model named {echo(name)} is served for {task}. Served: {names}.", param="model")
+
+
+class Unavailable(SluiceError):
+    """The server's state forbids new work for now; nothing was started, so a retry is safe."""
+
+    status = 503
+    type = "unavailable_error"
+    should_retry = True
+
+
+class QueueFull(Unavailable):
+    """Admission refused: as much work waits as the server promises to finish."""
+
+    code = "queue_full"
+
+
+class Starting(Unavailable):
+    """A model is still being loaded."""
+
+    code = "starting"
+
+
+class Draining(Unavailable):
+    """The server is about to stop."""
+
+    code = "draining"
+
+
+class EngineRestarting(Unavailable):
+    """The model's worker is being replaced and could not take the request in time."""
+
+    code = "engine_restarting"
+
+
+class RequestQuarantined(SluiceError):
+    """The request was in the batch each time the worker died."""
+
+    code = "request_quarantined"
+    should_retry = False
+
+
+class NumericalError(SluiceError):
+    """The model's output for this request was not finite."""
+
+    code = "numerical_error"
+    should_retry = False
+
+
+class InsufficientMemory(SluiceError):
+    """The request does not fit the cache even alone."""
+
+    code = "insufficient_memory"
+    should_retry = False
+
+
+class ServerShutdown(SluiceError):
+    """The drain time ended before the request did."""
+
+    status = 503
+    code = "server_shutdown"
+    type = "unavailable_error"
+
+
+class ConfigurationError(Exception):
+    """The server cannot start as configured. The message's last words say what to do."""
+
+    def __init__(self, message: str, *, exit_code: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+EXIT_CONFIG = 2
+EXIT_PORT = 3
+EXIT_MODEL = 4
+EXIT_CRASH_LOOP = 5
+EXIT_INTERNAL = 70
+
+FAILURES: dict[str, type[SluiceError]] = {
+    error.code: error for error in (SluiceError, RequestQuarantined, NumericalError, InsufficientMemory)
+}
+"""What a worker's ``Failed.code`` becomes on the front's side."""

@@ -1,0 +1,1 @@
+"""Every metric: its object, its name and its unit."""
