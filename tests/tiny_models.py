@@ -114,7 +114,7 @@ def scramble(module: PreTrainedModel, seed: int) -> None:
             elif "embed" in name or "wte" in name or "wpe" in name:
                 parameter.copy_(0.3 * noise)
             else:
-                gain = 3.0 if parameter.shape[0] == VOCAB_SIZE else 1.2
+                gain = 3.0 if parameter.shape[0] == VOCAB_SIZE or module.config.tie_word_embeddings else 1.2
                 parameter.copy_(gain / math.sqrt(module.config.hidden_size) * noise)
             if parameter.shape[0] == VOCAB_SIZE:
                 parameter[NUM_TOKENS:] = 0
