@@ -1,0 +1,104 @@
+"""The bodies of requests: names and types. Ranges, and what fits a model, are checked where the model is known."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+
+class StrictModel(BaseModel):
+    """Base of all bodies: no unknown field, no type conversion, no NaN, infinity or lone surrogate.
+
+    A null is an absent field.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_unicode(cls, value: Any) -> Any:
+        if has_lone_surrogate(value):
+            raise PydanticCustomError("lone_surrogate", "must hold whole Unicode characters: a surrogate stands alone")
+        return value
+
+
+def has_lone_surrogate(value: Any) -> bool:
+    r"""Whether some string in a JSON value cannot be written as UTF-8.
+
+    >>> has_lone_surrogate({"a": ["\ud83d"]}), has_lone_surrogate("\N{GRINNING FACE}")
+    (True, False)
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return True
+        return False
+    if isinstance(value, dict):
+        return any(has_lone_surrogate(part) for pair in value.items() for part in pair)
+    if isinstance(value, list):
+        return any(has_lone_surrogate(part) for part in value)
+    return False
+
+
+def _one_error(rule: str) -> WrapValidator:
+    """One message for a union, instead of one for each of its arms."""
+
+    def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise PydanticCustomError("wrong_type", "must be {rule}", {"rule": rule}) from error
+
+    return WrapValidator(validate)
+
+
+TextOrTexts = Annotated[str | list[str], _one_error("a string or a list of strings")]
+
+
+class GenerateParameters(StrictModel):
+    """How the text is generated. Names are transformers' `GenerationConfig`'s, then Text Generation Inference's."""
+
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: TextOrTexts | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    truncate: int | None = None
+    details: bool | None = None
+    return_full_text: bool | None = None
+    # Sent by clients of Text Generation Inference: taken only with the value that changes nothing.
+    adapter_id: str | None = None
+    best_of: int | None = None
+    decoder_input_details: bool | None = None
+    grammar: dict[str, Any] | None = None
+    top_n_tokens: int | None = None
+    watermark: bool | None = None
+
+
+class GenerateRequest(StrictModel):
+    """Body of ``POST /generate``."""
+
+    inputs: TextOrTexts
+    parameters: GenerateParameters | None = None
+    stream: bool | None = None
+    model: str | None = None
