@@ -1,0 +1,96 @@
+"""How much work one model takes on, in requests and in tokens; beyond it a refusal that says when to come back."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from server import metrics
+from server.errors import Draining, QueueFull
+
+RATE_HORIZON_S = 30.0
+"""How far back the measured drain rate remembers."""
+MIN_RETRY_S = 1.0
+MAX_RETRY_S = 60.0
+JITTER = 0.2
+
+
+class Admission:
+    """Counts the requests and tokens of work that were admitted and are not finished.
+
+    An empty queue takes any request, however large: its size was checked against the model's own limits.
+    """
+
+    def __init__(self, model: str, max_requests: int, max_tokens: int) -> None:
+        self.model = model
+        self.max_requests = max_requests
+        self.max_tokens = max_tokens
+        self.num_requests = 0
+        self.num_tokens = 0
+        self.draining = False
+        """Set once, when the server begins to stop: new work is refused."""
+        self._drained_tokens = 0.0
+        self._busy_s = 0.0
+        self._mark_s = time.monotonic()
+
+    def check(self) -> None:
+        """Refuse early, before any work is done for the request."""
+        self._check(num_tokens=1, num_requests=1)
+
+    @contextmanager
+    def admit(self, num_tokens: int, num_requests: int = 1) -> Iterator[None]:
+        """Hold a place for the request until the block is left."""
+        self._check(num_tokens, num_requests)
+        self._tick()
+        self._change(num_requests, num_tokens)
+        try:
+            yield
+        finally:
+            self._tick()
+            self._drained_tokens += num_tokens
+            self._change(-num_requests, -num_tokens)
+
+    def _check(self, num_tokens: int, num_requests: int) -> None:
+        if self.draining:
+            raise Draining("The server is about to stop and takes no new work. Try again.", retry_after_s=MIN_RETRY_S)
+        if self.num_requests == 0:
+            return
+        if self.num_requests + num_requests > self.max_requests:
+            raise self._queue_full(f"{self.num_requests} of at most {self.max_requests} requests are unfinished")
+        if self.num_tokens + num_tokens > self.max_tokens:
+            raise self._queue_full(
+                f"{self.num_tokens} of at most {self.max_tokens} tokens are unfinished and this request has {num_tokens}"
+            )
+
+    def _queue_full(self, reason: str) -> QueueFull:
+        seconds = self.retry_after_s()
+        return QueueFull(f"The queue is full: {reason}. Try again in {seconds} s.", retry_after_s=seconds)
+
+    def retry_after_s(self) -> int:
+        """When the work now in the queue should be done, from the rate at which work has lately ended.
+
+        Spread by a fifth either way, so that those who were refused together do not come back together.
+        """
+        self._tick()
+        # Before anything has ended: at least as long again as the queue has been busy.
+        expected_s = self.num_tokens * self._busy_s / self._drained_tokens if self._drained_tokens else self._busy_s
+        jittered_s = expected_s * random.uniform(1 - JITTER, 1 + JITTER)
+        return math.ceil(min(max(jittered_s, MIN_RETRY_S), MAX_RETRY_S))
+
+    def _tick(self) -> None:
+        """Let the measured past fade, and count the time since the last change if there was work in it."""
+        now_s = time.monotonic()
+        elapsed_s, self._mark_s = now_s - self._mark_s, now_s
+        if self.num_requests == 0:
+            return
+        fade = math.exp(-elapsed_s / RATE_HORIZON_S)
+        self._drained_tokens *= fade
+        self._busy_s = self._busy_s * fade + elapsed_s
+
+    def _change(self, num_requests: int, num_tokens: int) -> None:
+        self.num_requests += num_requests
+        self.num_tokens += num_tokens
+        metrics.set_admitted(self.model, self.num_requests, self.num_tokens)
