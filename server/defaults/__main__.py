@@ -1,0 +1,31 @@
+"""``python -m server.defaults``: puts the embedded default models into ``models/``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from server.defaults.install import install
+from server.defaults.sources import SOURCES
+from server.errors import ConfigurationError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m server.defaults",
+        description="Fetch and convert the default models, once. A second run does nothing.",
+    )
+    parser.add_argument("--into", type=Path, default=Path("models"), metavar="FOLDER", help="default: models")
+    parser.add_argument("--only", choices=[source.name for source in SOURCES], action="append", help="repeatable")
+    options = parser.parse_args(arguments)
+    try:
+        install([source for source in SOURCES if not options.only or source.name in options.only], options.into)
+    except ConfigurationError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
