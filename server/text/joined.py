@@ -1,0 +1,149 @@
+"""The default way from labelled tokens to entities: whole words, joined by where they stand in the text.
+
+1. Tokens become *units*. In scripts that put spaces between words, the pieces of one word are one unit, so an entity
+   never ends inside a word. In Chinese, Japanese, Korean, Thai and their like a unit is a token. Tokens that share a
+   character, such as the bytes of an emoji or the letters of a Hangul syllable, are one unit always.
+2. A unit's type is the one with the highest probability, B- and I- taken together, averaged over its tokens.
+3. A unit continues the entity before it if it is of the same type and nothing but spaces lies between (a blank line
+   parts them), unless it begins a new one.
+4. It begins a new one if B- is likelier than I- at its first token, as in ``Alice Bob``. But not where it touches the
+   unit before it in a script with spaces: inside ``maria@example.com`` a B- is a tagger's slip, while between two
+   Chinese names, written without a space, it is what parts them.
+5. A score is the mean, over the entity's units, of the probability of its type.
+
+Dimension key
+    T  tokens
+    L  labels
+    K  types: labels without their prefix
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.text.entities import Entity, TaggedText
+
+_UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u318f\u31a0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc"
+    "\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
+)
+"""Thai to Tibetan, Burmese, Khmer, Chinese, Japanese; and Korean, whose particles are written onto the word."""
+
+_BLANK_LINE = re.compile(r"\n\s*\n")
+
+
+@dataclass(frozen=True)
+class _Unit:
+    start: int
+    end: int
+    tokens: Sequence[int]
+    """Rows of T."""
+
+
+@dataclass(frozen=True)
+class _Tagset:
+    types: Sequence[str]
+    member_LK: NDArray[np.float32]
+    """1 where the label is of the type."""
+    begins_LK: NDArray[np.float32]
+    """1 where the label, besides, begins an entity."""
+
+
+@dataclass
+class _Span:
+    type_id: int
+    start: int
+    end: int
+    scores: list[float]
+
+
+def joined_entities(tagged: TaggedText) -> list[Entity]:
+    """All spans in order, those of ``O`` included; none overlap, and ``word`` is the text's own slice."""
+    tagset = _tagset(tagged.labels)
+    types_TK = tagged.probabilities_TL @ tagset.member_LK
+    begins_TK = tagged.probabilities_TL @ tagset.begins_LK
+    spans: list[_Span] = []
+    for unit in _units(tagged):
+        mean_K = types_TK[unit.tokens].mean(axis=0)
+        type_id = int(mean_K.argmax())
+        first = unit.tokens[0]
+        begins = bool(begins_TK[first, type_id] * 2 >= types_TK[first, type_id])
+        if not spans or spans[-1].type_id != type_id or _is_apart(tagged.text, spans[-1].end, unit.start, begins):
+            spans.append(_Span(type_id, unit.start, unit.end, []))
+        spans[-1].end = unit.end
+        spans[-1].scores.append(float(mean_K[type_id]))
+    return [_entity(span, tagset.types[span.type_id], tagged.text) for span in spans]
+
+
+def _entity(span: _Span, label: str, text: str) -> Entity:
+    # A sum of float32 probabilities can pass 1 by a rounding.
+    score = min(float(np.mean(span.scores)), 1.0)
+    return Entity(label=label, score=score, word=text[span.start : span.end], start=span.start, end=span.end)
+
+
+def _units(tagged: TaggedText) -> list[_Unit]:
+    units: list[_Unit] = []
+    last_word: int | None = None
+    for token, (raw_start, raw_end) in enumerate(tagged.offsets):
+        start, end = _without_spaces(tagged.text, raw_start, raw_end)
+        if start == end:
+            continue
+        word = tagged.word_ids[token]
+        if units and (start < units[-1].end or (word == last_word and _inside_word(tagged.text, units[-1].end, start))):
+            last = units[-1]
+            units[-1] = _Unit(last.start, max(last.end, end), [*last.tokens, token])
+        else:
+            units.append(_Unit(start, end, [token]))
+        last_word = word
+    return units
+
+
+def _without_spaces(text: str, start: int, end: int) -> tuple[int, int]:
+    """Byte-level tokens carry the space before them."""
+    while start < end and text[start].isspace():
+        start += 1
+    while end > start and text[end - 1].isspace():
+        end -= 1
+    return start, end
+
+
+def _inside_word(text: str, end: int, start: int) -> bool:
+    """Whether a word of a script with spaces goes on from ``end`` to ``start``."""
+    return end == start and all(_is_word_character(c) for c in text[start - 1 : start + 1])
+
+
+def _is_word_character(character: str) -> bool:
+    is_word = character.isalnum() or unicodedata.category(character).startswith("M")
+    return is_word and not _UNSPACED.match(character)
+
+
+def _is_apart(text: str, end: int, start: int, begins: bool) -> bool:
+    """Whether a unit at ``start`` is a new entity after one of its own type that stops at ``end``."""
+    touches = end == start and not _UNSPACED.search(text, start - 1, start + 1)
+    return (begins and not touches) or _BLANK_LINE.search(text, end, start) is not None
+
+
+def _tagset(labels: Sequence[str]) -> _Tagset:
+    prefixed = {label[2:] for label in labels if label.startswith(("B-", "I-"))}
+    parts = [_prefix_and_type(label, prefixed) for label in labels]
+    types = list(dict.fromkeys(type_ for _, type_ in parts))
+    member_LK = np.zeros((len(labels), len(types)), dtype=np.float32)
+    begins_LK = np.zeros_like(member_LK)
+    for row, (prefix, type_) in enumerate(parts):
+        member_LK[row, types.index(type_)] = 1
+        begins_LK[row, types.index(type_)] = prefix in "BSU"
+    return _Tagset(types, member_LK, begins_LK)
+
+
+def _prefix_and_type(label: str, prefixed: set[str]) -> tuple[str, str]:
+    """BIO, BIOES and BILOU. Another letter and dash is a prefix only where the type is known by B- or I- too."""
+    if label[2:] in prefixed and label[:2] in ("B-", "I-", "E-", "L-", "S-", "U-"):
+        return label[0], label[2:]
+    return "I", label

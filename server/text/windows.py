@@ -1,0 +1,38 @@
+"""A document longer than the model, cut into windows that overlap, and its rows put together again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def plan_windows(num_tokens: int, capacity: int, overlap: int) -> list[range]:
+    """Windows of at most ``capacity`` tokens, each sharing at least ``overlap`` with the one before; all are covered.
+
+    The last one is moved back to be as long as the others: its tokens gain context and it costs the same.
+
+    >>> plan_windows(10, capacity=4, overlap=2)
+    [range(0, 4), range(2, 6), range(4, 8), range(6, 10)]
+    """
+    if num_tokens <= capacity:
+        return [range(num_tokens)]
+    starts = [*range(0, num_tokens - capacity, capacity - overlap), num_tokens - capacity]
+    return [range(start, start + capacity) for start in starts]
+
+
+def merge_rows(windows: Sequence[range], rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """One row per token of the document, each from the window that shows most of what stands around the token.
+
+    Neighbouring windows therefore change over in the middle of what they share.
+    """
+    cuts = [(left.stop + right.start) // 2 for left, right in itertools.pairwise(windows)]
+    starts = [windows[0].start, *cuts]
+    stops = [*cuts, windows[-1].stop]
+    parts = [
+        row[start - window.start : stop - window.start]
+        for window, row, start, stop in zip(windows, rows, starts, stops, strict=True)
+    ]
+    return np.concatenate(parts)
