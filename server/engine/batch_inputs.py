@@ -1,4 +1,4 @@
-"""Flat input tensors for one step.
+"""Flat input tensors for one step; the only place where the step's host data becomes tensors.
 
 Dimension key
     T  new tokens in the step, every sequence's laid end to end
@@ -11,22 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+IntArray = npt.NDArray[np.int64]
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
     """What one sequence computes in a step: tokens ``num_computed`` to ``num_computed + len(token_ids) - 1``."""
 
     key: int
     """Names the sequence for as long as it holds blocks; a sequence that was preempted comes back with another key."""
-    token_ids: Sequence[int]
+    token_ids: Sequence[int] | IntArray
     num_computed: int
     """Tokens whose keys and values are in the cache already."""
-    block_table: Sequence[int]
-    """Blocks that cover at least ``num_computed + len(token_ids)`` tokens."""
+    block_table: Sequence[int] | IntArray
+    """Blocks that cover at least ``num_computed + len(token_ids)`` tokens. Valid for this step only."""
     samples: bool
     """Whether the last of ``token_ids`` is the sequence's last known token, so that its logits choose the next one."""
 
@@ -46,37 +51,52 @@ class BatchInputs:
     """int64 indices into T."""
 
 
-def slot_mapping(block_table: Sequence[int], start: int, stop: int, block_size: int) -> list[int]:
+def slot_mapping(block_table: Sequence[int] | IntArray, start: int, stop: int, block_size: int) -> IntArray:
     """Cache slots of token positions ``start`` to ``stop - 1`` of one sequence.
 
     A slot is a token's row in the KV cache: ``block * block_size + offset``.
 
-    >>> slot_mapping([7, 2], start=3, stop=6, block_size=4)
+    >>> slot_mapping([7, 2], start=3, stop=6, block_size=4).tolist()
     [31, 8, 9]
     """
-    return [block_table[i // block_size] * block_size + i % block_size for i in range(start, stop)]
+    first = start // block_size
+    blocks = np.asarray(block_table[first : (stop - 1) // block_size + 1], dtype=np.int64)
+    slots = (blocks[:, None] * block_size + np.arange(block_size)).reshape(-1)
+    return slots[start - first * block_size : stop - first * block_size]
+
+
+def on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """A host array as a tensor on ``device``; on the CPU they share memory."""
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def build(rows: Sequence[Row], block_size: int, device: torch.device) -> BatchInputs:
     """Lay the rows end to end."""
-    token_ids: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
+    lengths = [len(row.token_ids) for row in rows]
+    # One array for all three, so that one copy takes them to the device.
+    packed = np.empty((3, sum(lengths)), dtype=np.int64)
+    token_ids, positions, slots = packed
     samples: list[int] = []
-    for row in rows:
-        stop = row.num_computed + len(row.token_ids)
-        token_ids.extend(row.token_ids)
-        positions.extend(range(row.num_computed, stop))
-        slots.extend(slot_mapping(row.block_table, row.num_computed, stop, block_size))
+    start = 0
+    for row, length in zip(rows, lengths, strict=True):
+        first = row.num_computed
+        if length == 1:
+            token_ids[start] = row.token_ids[0]
+            positions[start] = first
+            slots[start] = row.block_table[first // block_size] * block_size + first % block_size
+        else:
+            stop = start + length
+            token_ids[start:stop] = row.token_ids
+            positions[start:stop] = np.arange(first, first + length)
+            slots[start:stop] = slot_mapping(row.block_table, first, first + length, block_size)
+        start += length
         if row.samples:
-            samples.append(len(token_ids) - 1)
-    token_ids_T, position_ids_T, slots_T, sample_rows_S = (
-        torch.tensor(values, dtype=torch.int64, device=device) for values in (token_ids, positions, slots, samples)
-    )
+            samples.append(start - 1)
+    token_ids_T, position_ids_T, slots_T = on_device(packed, device)
     return BatchInputs(
         rows=rows,
         token_ids_T=token_ids_T,
         position_ids_T=position_ids_T,
         slots_T=slots_T,
-        sample_rows_S=sample_rows_S,
+        sample_rows_S=on_device(np.array(samples, dtype=np.int64), device),
     )
