@@ -1,6 +1,6 @@
 """The messages between front and worker, and nothing else that both know.
 
-Frames are length-prefixed msgpack arrays of messages. The front sends one `Load`, then `Command`s; the worker
+`framing` lays them on the wire: length-prefixed msgpack arrays. The front sends one `Load`, then `Command`s; the worker
 answers one `Ready`, then one frame of `Reply`s per step. Token ids cross here, text never does.
 """
 
@@ -156,6 +156,14 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Licence line that must be shown with the model, from ``ATTRIBUTION`` in its folder."""
 
 
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """Instead of `Ready`: the worker cannot hold the model, and ends with ``exit_code``."""
+
+    message: str
+    """One line for the operator, which says what to do."""
+    exit_code: int
+
+
 class Tokens(msgspec.Struct, frozen=True, tag=True):
     """New token ids of one request, in order; the last message carries the finish reason."""
 
@@ -222,4 +230,4 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
 
 
 Command = Load | Generate | Encode | Abort | Ping
-Reply = Ready | Tokens | Scores | Failed | Stats | Pong
+Reply = Ready | Refused | Tokens | Scores | Failed | Stats | Pong
