@@ -1,7 +1,11 @@
-"""Every setting, explained where it stands; the only reader of arguments, environment and files."""
+"""Every setting, explained where it stands. `server.settings` fills them from flags, environment and file.
+
+A field's docstring is its help text everywhere: `sluice serve --help` and the table in README.md.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,6 +51,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _require(bool(self.name), "A model needs a name: --model NAME=PATH.")
         _require(bool(self.path), f"Model {self.name} needs a path: --model NAME=PATH.")
+        _require(
+            re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device) is not None,
+            f"device is {self.device}: it must be auto, cpu, cuda or cuda:N.",
+        )
         _require(self.block_size > 0, f"block_size is {self.block_size}: it must be at least 1.")
         _require(self.max_running > 0, f"max_running is {self.max_running}: it must be at least 1.")
         _require(
@@ -65,6 +73,7 @@ class ServeConfig:
     models: tuple[ModelConfig, ...]
     """Served models; the first of a task is the task's default."""
     host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 is every address of the machine."""
     port: int = 8000
     """0 takes a free port and prints it."""
     max_queued_requests: int = 256
@@ -96,9 +105,24 @@ class ServeConfig:
     log_format: Literal["auto", "text", "json"] = "auto"
     """``auto``: text on a terminal, JSON lines elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least important log lines that are written."""
 
     def __post_init__(self) -> None:
         _require(bool(self.models), "No model to serve: give at least one --model NAME=PATH.")
         names = [model.name for model in self.models]
         _require(len(set(names)) == len(names), f"Two models have one name: {', '.join(names)}.")
         _require(0 <= self.port <= 65535, f"port is {self.port}: it must be 0 to 65535.")
+        for field in (
+            "max_queued_requests",
+            "max_queued_tokens",
+            "max_body_bytes",
+            "max_batch_inputs",
+            "max_encode_inputs",
+            "default_max_new_tokens",
+            "max_restarts",
+        ):
+            _require(getattr(self, field) >= 1, f"{field} is {getattr(self, field)}: it must be at least 1.")
+        for field in ("keep_alive_s", "stall_timeout_s", "start_timeout_s"):
+            _require(getattr(self, field) > 0, f"{field} is {getattr(self, field)}: it must be above 0.")
+        for field in ("drain_delay_s", "drain_timeout_s", "restart_backoff_s"):
+            _require(getattr(self, field) >= 0, f"{field} is {getattr(self, field)}: it must be at least 0.")

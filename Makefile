@@ -1,0 +1,47 @@
+# `make serve` and `make test` set everything up themselves, once, and are quick from then on.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help serve test lint format setup models clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+serve: models  ## install, fetch the default models, serve them on 127.0.0.1:8000 (ARGS="--port 9000")
+	@exec $(BIN)/sluice serve --config deploy/defaults.toml $(ARGS)
+
+test: models  ## install, fetch the default models, run all tests (ARGS="-k name" for some)
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: setup  ## check format, lint, types and import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup  ## put the code into its format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+models: setup  ## fetch and convert the default models into models/
+	@$(BIN)/python -m server.defaults
+
+setup: $(INSTALLED)  ## the virtual environment with everything in it
+
+# The stamp is a copy of the pyproject.toml that was installed, so that a checkout that only touches it costs nothing.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed and \
+	this is %d.%d. Name another one: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Creating $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@cmp -s pyproject.toml $@ || { \
+	  echo "Installing into $(VENV): a few minutes the first time"; \
+	  [ -t 1 ] || quiet=--quiet; \
+	  $(BIN)/python -m pip install $$quiet --disable-pip-version-check --no-input --editable '.[dev]' && \
+	  cp pyproject.toml $@; }
+	@touch $@
+
+clean:  ## remove the virtual environment and caches; the models stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
