@@ -1,0 +1,79 @@
+"""The model card: what was trained, from what, how well it does on data it never saw, and the exact command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from server.finetune.options import Options
+
+if TYPE_CHECKING:
+    from server.finetune.tasks import Task
+
+
+def model_card(options: Options, task: Task, metrics: dict[str, Any], name: str, versions: dict[str, str]) -> str:
+    """The text of README.md. Local folders appear by their last name only, except in the command."""
+    base = options.base_model_id or Path(options.model).name
+    dataset = options.dataset or Path(options.data).name
+    kind = "LoRA adapter" if options.method == "lora" else "fine-tuned model"
+    held_out = Path(options.eval_data).name if options.eval_data else f"a seeded {options.test_share:.0%} of the data"
+    route = {"classify": "classify", "ner": "ner"}[options.task]
+    front = {
+        "base_model": base,
+        "datasets": [dataset],
+        "metrics": ["f1", "accuracy"],
+        "license": options.license,
+        "library_name": "peft" if options.method == "lora" else "transformers",
+        "pipeline_tag": task.pipeline_tag,
+        "tags": ["sluice", options.task, *(["lora"] if options.method == "lora" else [])],
+    }
+    made_with = ", ".join(f"{package} {version}" for package, version in versions.items())
+    # JSON is YAML: quoting is settled by it.
+    matter = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
+    return f"""---
+{matter}
+---
+
+# {name}
+
+A {kind} of `{base}` for {task.pipeline_tag}, trained on {dataset}.
+
+Labels: {", ".join(f"`{label}`" for label in task.labels)}
+
+## Use
+
+```sh
+sluice serve --model {name}={options.out}
+curl -s http://127.0.0.1:8000/{route} -H 'Content-Type: application/json' -d '{{"inputs": "..."}}'
+```
+
+## Scores
+
+| score | validation | held out |
+| --- | --- | --- |
+{_score_rows(metrics)}
+
+Held out: {held_out}; no text of it was trained on. {metrics["num_train"]} examples were trained on,
+{metrics["num_validation"]} chose the best epoch by `{task.best_score}`, {metrics["num_test"]} were held out.
+
+## Training
+
+```sh
+{options.command()}
+```
+
+{metrics["steps"]} steps ({metrics["epochs"]} epochs) in {metrics["train_runtime_s"] / 60:.1f} minutes.
+The weights are those of step {metrics["best_step"]}. Texts were cut at {metrics["max_length"]} tokens.
+All options are in `training_args.json`. Made with {made_with}.
+"""
+
+
+def _score_rows(metrics: dict[str, Any]) -> str:
+    names = dict.fromkeys([*metrics["test"], *metrics["validation"]])
+    cells = [(name, *(_cell(metrics[part].get(name)) for part in ("validation", "test"))) for name in names]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

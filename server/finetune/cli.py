@@ -1,0 +1,46 @@
+"""The `finetune` command: arguments in, exit code out. Light: torch is imported only when training starts."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from server.errors import ConfigurationError
+from server.finetune import options
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser, _SubParsersAction
+
+TASKS = {
+    "classify": "a text classifier, from JSONL or CSV with text and label (JSONL: a list of labels for multi-label)",
+    "ner": "an entity tagger, from CoNLL columns or JSONL with tokens and ner_tags",
+}
+
+
+def add_parsers(subparsers: _SubParsersAction[ArgumentParser]) -> None:
+    """Add `finetune TASK ...` to the `sluice` command."""
+    summary = "Train an adapter or a model that `sluice serve` takes."
+    parser = subparsers.add_parser("finetune", help=summary, description=summary)
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
+    for task, description in TASKS.items():
+        task_parser = tasks.add_parser(task, help=description, description=f"Train {description}.")
+        for name, keywords in options.arguments():
+            task_parser.add_argument(name, **keywords)
+
+
+def run(args: Namespace) -> int:
+    """Train as ``args`` say. A mistake in data or options is one sentence on stderr and exit code 2."""
+    try:
+        if find_spec("accelerate") is None:
+            raise ConfigurationError(
+                "Fine-tuning needs the package accelerate. Install it: pip install 'sluice-server[finetune]'."
+            )
+        chosen = options.Options.from_arguments(args)
+        train: Any = __import__("server.finetune.train", fromlist=["train"])
+        train.finetune(chosen)
+    except ConfigurationError as error:
+        sys.stderr.write(f"sluice finetune: {error}\n")
+        return error.exit_code
+    return 0

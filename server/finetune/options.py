@@ -1,0 +1,112 @@
+"""Every option of `sluice finetune`: the command line, the record in training_args.json and the card's command."""
+
+from __future__ import annotations
+
+import shlex
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_type_hints
+
+from server.errors import ConfigurationError
+
+TaskName = Literal["classify", "ner"]
+
+
+def _option(default: Any, description: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": description, **metadata})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """One training run. Paths stay as the user wrote them, so that the recorded command can be repeated."""
+
+    task: TaskName
+    model: str = field(metadata={"help": "base: a Hugging Face model folder with safetensors, or a model id"})
+    data: str = field(metadata={"help": "training data"})
+    out: str = field(metadata={"help": "folder to write; it must be new or empty"})
+    eval_data: str | None = _option(None, "held-out data; without it a share of --data is held out")
+    method: Literal["lora", "full"] = _option("lora", "train an adapter and the head, or every weight")
+    epochs: float = _option(3.0, "most passes over the training data")
+    learning_rate: float | None = _option(None, "peak learning rate; default 5e-4 for lora, 5e-5 for full")
+    batch_size: int = _option(16, "examples in one training step")
+    max_length: int = _option(0, "tokens at which a text is cut; default 256, or the model's limit if that is less")
+    seed: int = _option(0, "decides the split, the new weights and the order")
+    max_steps: int = _option(0, "stop after so many training steps; 0 for no limit")
+    patience: int = _option(2, "epochs without a better validation score before training stops")
+    warmup: float = _option(0.06, "share of the steps in which the learning rate rises")
+    weight_decay: float = _option(0.01, "AdamW's weight decay")
+    validation_share: float = _option(0.1, "share of --data that chooses the best epoch")
+    test_share: float = _option(0.1, "share of --data that is held out for the final scores")
+    lora_rank: int = _option(16, "rank of the adapter's matrices")
+    lora_alpha: int = _option(0, "scale of the adapter; default twice the rank")
+    lora_dropout: float = _option(0.05, "dropout before the adapter's matrices")
+    text_column: str | None = _option(None, "default: text (classify), tokens (ner, JSONL)")
+    label_column: str | None = _option(None, "default: label (classify), ner_tags (ner, JSONL)")
+    threads: int = _option(0, "CPU threads; 0 takes all that the process may use")
+    base_model_id: str | None = _option(None, "public name of the base, for the model card")
+    dataset: str | None = _option(None, "name of the data, for the model card")
+    license: str = _option("unknown", "licence of the result, for the model card")
+
+    def __post_init__(self) -> None:
+        for name in ("validation_share", "test_share"):
+            self._require(name, 0 < getattr(self, name) < 0.5, "must be above 0 and below 0.5")
+        for name in ("batch_size", "patience", "lora_rank"):
+            self._require(name, getattr(self, name) >= 1, "must be at least 1")
+        for name in ("max_length", "max_steps", "threads", "lora_alpha", "weight_decay", "seed"):
+            self._require(name, getattr(self, name) >= 0, "must be at least 0")
+        for name in ("warmup", "lora_dropout"):
+            self._require(name, 0 <= getattr(self, name) < 1, "must be at least 0 and below 1")
+        self._require("epochs", self.epochs > 0, "must be above 0")
+        self._require("learning_rate", self.learning_rate is None or self.learning_rate > 0, "must be above 0")
+
+    def _require(self, name: str, holds: bool, rule: str) -> None:
+        if not holds:
+            raise ConfigurationError(f"{flag(name)} is {getattr(self, name)}: it {rule}.")
+
+    @property
+    def peak_learning_rate(self) -> float:
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 5e-4 if self.method == "lora" else 5e-5
+
+    @classmethod
+    def from_arguments(cls, args: Namespace) -> Options:
+        return cls(**{item.name: getattr(args, item.name) for item in fields(cls)})
+
+    def command(self) -> str:
+        """The shell command that repeats this run.
+
+        >>> Options(task="ner", model="base", data="a b.conll", out="tagger", seed=7).command()
+        "sluice finetune ner --model base --data 'a b.conll' --out tagger --seed 7"
+        """
+        words = ["sluice", "finetune", self.task]
+        for item in fields(self)[1:]:
+            value = getattr(self, item.name)
+            if value != item.default:
+                words += [flag(item.name), f"{value:g}" if isinstance(value, float) else str(value)]
+        return shlex.join(words)
+
+
+def flag(name: str) -> str:
+    """
+    >>> flag("eval_data")
+    '--eval-data'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def arguments() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Flag and ``add_argument`` keywords of every option but the task."""
+    hints = get_type_hints(Options)
+    for item in fields(Options)[1:]:
+        kinds = [kind for kind in getattr(hints[item.name], "__args__", (hints[item.name],)) if kind is not type(None)]
+        choices = [kind for kind in kinds if isinstance(kind, str)]
+        required = item.name in ("model", "data", "out")
+        keywords: dict[str, Any] = {"dest": item.name, "help": item.metadata["help"], "required": required}
+        keywords |= {"choices": choices} if choices else {"type": kinds[0]}
+        if not required:
+            keywords["default"] = item.default
+            if item.default not in (None, 0):
+                keywords["help"] += " (default: %(default)s)"
+        yield flag(item.name), keywords
