@@ -10,6 +10,11 @@ SluiceError                     500  internal_error
 |-- InvalidJson                 400  invalid_json
 |-- BodyTooLarge                413  body_too_large
 |-- UnsupportedMediaType        415  unsupported_media_type
+|   `-- UnsupportedEncoding     415  unsupported_encoding
+|-- RequestTimeout              408  request_timeout
+|-- MalformedRequest            400  malformed_request
+|-- UriTooLong                  414  uri_too_long
+|-- HeadersTooLarge             431  headers_too_large
 |-- ModelNotFound               404  model_not_found
 |-- Unavailable                 503  (with Retry-After)
 |   |-- QueueFull               503  queue_full
@@ -141,6 +146,44 @@ class UnsupportedMediaType(SluiceError):
 
     status = 415
     code = "unsupported_media_type"
+    type = "invalid_request_error"
+
+
+class UnsupportedEncoding(UnsupportedMediaType):
+    """The body is compressed."""
+
+    code = "unsupported_encoding"
+
+
+class RequestTimeout(SluiceError):
+    """The request's head or body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+    type = "invalid_request_error"
+
+
+class MalformedRequest(SluiceError):
+    """Not HTTP/1.1 as it is written."""
+
+    status = 400
+    code = "malformed_request"
+    type = "invalid_request_error"
+
+
+class UriTooLong(SluiceError):
+    """A longer address than the server reads."""
+
+    status = 414
+    code = "uri_too_long"
+    type = "invalid_request_error"
+
+
+class HeadersTooLarge(SluiceError):
+    """More headers, or larger ones, than the server reads."""
+
+    status = 431
+    code = "headers_too_large"
     type = "invalid_request_error"
 
 

@@ -62,7 +62,7 @@ class Admission:
             raise self._queue_full(f"{self.num_requests} of at most {self.max_requests} requests are unfinished")
         if self.num_tokens + num_tokens > self.max_tokens:
             raise self._queue_full(
-                f"{self.num_tokens} of at most {self.max_tokens} tokens are unfinished and this request has {num_tokens}"
+                f"{self.num_tokens} of at most {self.max_tokens} tokens are unfinished; this request has {num_tokens}"
             )
 
     def _queue_full(self, reason: str) -> QueueFull:

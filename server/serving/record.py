@@ -21,6 +21,9 @@ class RequestRecord:
     """Filled by the handlers as they learn it; read once, when the answer is complete or the client left."""
 
     request_id: str
+    """The server's own: the only one that may be a key."""
+    public_id: str
+    """What the client is shown: its own id if it sent a sound one, else ``request_id``."""
     route: str
     """The path of a route of ours, or ``unknown``: never a client's text."""
     task: str | None = None
@@ -68,6 +71,7 @@ class RequestRecord:
     def _fields(self, status: int, total_s: float) -> dict[str, Any]:
         fields: dict[str, Any] = {
             "request_id": self.request_id,
+            "client_request_id": self.public_id if self.public_id != self.request_id else None,
             "route": self.route,
             "model": self.model,
             "status": status,

@@ -1,0 +1,94 @@
+"""The one shape of every error that leaves the server, whichever layer found it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.api.validation import from_pydantic
+from server.errors import SluiceError
+from server.serving.record import RequestRecord
+
+MAX_MESSAGE_CHARACTERS = 1024
+HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
+HTTP_MESSAGES = {
+    404: "There is nothing at this path. The routes are listed at /docs.",
+    405: "This path does not take this method. The header Allow names those it takes.",
+}
+
+
+def error_body(error: SluiceError, request_id: str) -> bytes:
+    """The JSON body, ASCII."""
+    return _body(error.message, error.type, error.param, error.code, request_id)
+
+
+def _body(message: str, kind: str, param: str | None, code: str, request_id: str) -> bytes:
+    fields = {
+        "message": message[:MAX_MESSAGE_CHARACTERS],
+        "type": kind,
+        "param": param and param[:MAX_MESSAGE_CHARACTERS],
+        "code": code,
+        "request_id": request_id,
+    }
+    return json.dumps({"error": fields}).encode()
+
+
+def error_reply(error: SluiceError, record: RequestRecord, headers: Mapping[str, str] | None = None) -> Response:
+    """The HTTP answer, noted in the request's record."""
+    record.error_code = error.code
+    return _reply(error_body(error, record.public_id), error.status, {**_error_headers(error), **(headers or {})})
+
+
+def _error_headers(error: SluiceError) -> dict[str, str]:
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if error.should_retry is not None:
+        headers["x-should-retry"] = "true" if error.should_retry else "false"
+    return headers
+
+
+def _reply(body: bytes, status: int, headers: Mapping[str, str]) -> Response:
+    return Response(body, status, {**headers, "Cache-Control": "no-store"}, media_type="application/json")
+
+
+def install(app: FastAPI) -> None:
+    """Answer with the one shape whatever a handler, the router or the body's validation raises."""
+    app.add_exception_handler(SluiceError, _on_sluice_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+
+
+async def _on_sluice_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, SluiceError)
+    return error_reply(error, request.state.record)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return error_reply(from_pydantic(error.errors(), _body_class(request)), request.state.record)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """The router's own: no such path, no such method."""
+    assert isinstance(error, HTTPException)
+    record: RequestRecord = request.state.record
+    record.error_code = HTTP_CODES.get(error.status_code, "invalid_request")
+    message = HTTP_MESSAGES.get(error.status_code, "The request could not be answered.")
+    body = _body(message, "invalid_request_error", None, record.error_code, record.public_id)
+    return _reply(body, error.status_code, error.headers or {})
+
+
+def _body_class(request: Request) -> type[BaseModel] | None:
+    """The schema of the matched route's body."""
+    field = getattr(request.scope.get("route"), "body_field", None)
+    annotation = field.field_info.annotation if field is not None else None
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None

@@ -1,0 +1,224 @@
+"""What every request passes: an id, a record, a sound body. Pure ASGI, so that streams and hang-ups pass untouched."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Collection
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.error_replies import error_reply
+from server.api.json_body import check_json
+from server.errors import BodyTooLarge, RequestTimeout, SluiceError, UnsupportedEncoding, UnsupportedMediaType
+from server.protocol import Task
+from server.serving.lifecycle import Lifecycle
+from server.serving.record import RequestRecord
+
+log = logging.getLogger("sluice.api")
+
+SOUND_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+UNKNOWN_ROUTE = "unknown"
+
+BODY_BASE_S = 30.0
+BODY_BYTES_PER_S = 64 * 1024
+"""A body may take 30 s and a second more for each 64 KiB."""
+LARGE_BODY_BYTES = 64 * 1024
+"""From here on a body is checked in a thread: the event loop has streams to serve."""
+LINGER_BYTES = 16 * 1024 * 1024
+LINGER_S = 2.0
+
+
+class RequestContext:
+    """Gives each request its id and its record, and reports it when its answer is complete or its client has left.
+
+    The last resort as well: an exception that nothing answered becomes a plain 500, and its traceback a log line.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, lifecycle: Lifecycle, task_routes: dict[str, Task], quiet_routes: Collection[str]
+    ) -> None:
+        self.app = app
+        self.lifecycle = lifecycle
+        self.task_routes = task_routes
+        self.quiet_routes = quiet_routes
+        """Probes and pages: neither logged nor counted."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record = self._record(scope)
+        state = scope.setdefault("state", {})
+        state["record"], state["request_id"] = record, record.request_id
+        exchange = _Exchange(record, self.lifecycle, receive, send)
+        if scope["path"] in self.quiet_routes:
+            await self._answer(scope, exchange)
+            return
+        with self.lifecycle.active():
+            try:
+                await self._answer(scope, exchange)
+            finally:
+                record.client_gone = exchange.client_gone
+                record.report()
+
+    def _record(self, scope: Scope) -> RequestRecord:
+        request_id = secrets.token_hex(16)
+        client_id = Headers(scope=scope).get("x-request-id", "")
+        path = scope["path"]
+        return RequestRecord(
+            request_id=request_id,
+            public_id=client_id if SOUND_REQUEST_ID.fullmatch(client_id) else request_id,
+            route=path if path in self.task_routes else UNKNOWN_ROUTE,
+            task=self.task_routes.get(path),
+        )
+
+    async def _answer(self, scope: Scope, exchange: _Exchange) -> None:
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        except ClientDisconnect:
+            exchange.client_gone = True
+        except Exception:
+            if exchange.client_gone:
+                return
+            log.exception("request failed", extra={"fields": {"request_id": exchange.record.request_id}})
+            if exchange.is_started:
+                raise
+            reply = error_reply(SluiceError("The server made a mistake. It has been logged."), exchange.record)
+            await reply(scope, exchange.receive, exchange.send)
+
+
+class _Exchange:
+    """One request's two channels, watched."""
+
+    def __init__(self, record: RequestRecord, lifecycle: Lifecycle, receive: Receive, send: Send) -> None:
+        self.record = record
+        self.lifecycle = lifecycle
+        self.is_started = False
+        self.is_complete = False
+        self.client_gone = False
+        self._receive = receive
+        self._send = send
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and not self.is_complete:
+            self.client_gone = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.is_started = True
+            self.record.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = self.record.public_id
+            if self.lifecycle.is_draining:
+                headers["Connection"] = "close"
+        await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.is_complete = not self.client_gone
+
+
+class BodyGate:
+    """Reads the body of a POST, within its limits of size and time, and lets only strict JSON through."""
+
+    def __init__(self, app: ASGIApp, *, paths: Collection[str], max_bytes: int) -> None:
+        self.app = app
+        self.paths = paths
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self.paths:
+            await self.app(scope, receive, send)
+            return
+        try:
+            body = await self._sound_body(Headers(scope=scope), receive)
+        except SluiceError as error:
+            await self._refuse(error, scope, receive, send)
+            return
+        await self.app(scope, _replay(body, receive), send)
+
+    async def _sound_body(self, headers: Headers, receive: Receive) -> bytes:
+        _check_type(headers)
+        declared = headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self.max_bytes:
+            raise BodyTooLarge(self.max_bytes)
+        num_expected = int(declared) if declared.isdecimal() else self.max_bytes
+        try:
+            async with asyncio.timeout(BODY_BASE_S + num_expected / BODY_BYTES_PER_S):
+                body = await self._read(receive)
+        except TimeoutError:
+            raise RequestTimeout("The body did not arrive in time.") from None
+        if len(body) < LARGE_BODY_BYTES:
+            check_json(body)
+        else:
+            await asyncio.to_thread(check_json, body)
+        return body
+
+    async def _read(self, receive: Receive) -> bytes:
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientDisconnect()
+            body += message.get("body", b"")
+            if len(body) > self.max_bytes:
+                raise BodyTooLarge(self.max_bytes)
+            if not message.get("more_body", False):
+                return bytes(body)
+
+    async def _refuse(self, error: SluiceError, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer; where the client may still be sending, hang up only when it had time to read the answer."""
+        record: RequestRecord = scope["state"]["record"]
+        if not isinstance(error, BodyTooLarge | RequestTimeout | UnsupportedMediaType):
+            await error_reply(error, record)(scope, receive, send)
+            return
+        headers = {"Connection": "close"}
+        if isinstance(error, UnsupportedEncoding):
+            headers["Accept-Encoding"] = "identity"
+        reply = error_reply(error, record, headers)
+        await send({"type": "http.response.start", "status": reply.status_code, "headers": reply.raw_headers})
+        await send({"type": "http.response.body", "body": reply.body, "more_body": True})
+        # A connection closed with unread bytes is reset, and the reset can overtake the answer.
+        await _discard(receive)
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _check_type(headers: Headers) -> None:
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise UnsupportedEncoding("The body is compressed. Send it as it is, without Content-Encoding.")
+    media_type, _, parameters = headers.get("content-type", "").partition(";")
+    if media_type.strip().lower() != "application/json":
+        raise UnsupportedMediaType("The body must be JSON and say so: Content-Type: application/json.")
+    charset = parameters.replace(" ", "").replace('"', "").lower()
+    if charset not in ("", "charset=utf-8", "charset=utf8"):
+        raise UnsupportedMediaType("JSON is sent as UTF-8: leave the charset out of Content-Type.")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body as one message; after it, what the client does next."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay
+
+
+async def _discard(receive: Receive) -> None:
+    """Read on for a moment and forget what comes."""
+    num_bytes = 0
+    try:
+        async with asyncio.timeout(LINGER_S):
+            while num_bytes < LINGER_BYTES:
+                message = await receive()
+                num_bytes += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+    except TimeoutError:
+        return

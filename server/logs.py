@@ -1,0 +1,114 @@
+"""Log lines, JSON or text, written to stderr by a thread of their own so that no request waits for the sink."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
+
+MAX_FIELD_CHARACTERS = 1024
+MAX_TRACEBACK_CHARACTERS = 16_384
+MAX_QUEUED_LINES = 10_000
+
+
+def printable(text: str, limit: int = MAX_FIELD_CHARACTERS) -> str:
+    r"""``text`` cut to ``limit`` and without characters that could start a line, move a cursor or reverse the writing.
+
+    >>> printable("a\n\x1b[31mb\u202e")
+    'a\\n\\x1b[31mb\\u202e'
+    """
+    cut = text if len(text) <= limit else text[: limit - 3] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    fields: dict[str, Any] = getattr(record, "fields", {})
+    return {name: printable(value) if isinstance(value, str) else value for name, value in fields.items()}
+
+
+class JsonFormatter(logging.Formatter):
+    """One ASCII JSON object a line; what is passed as ``extra={"fields": {...}}`` stands beside the message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": printable(record.getMessage()),
+            **_fields(record),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)[-MAX_TRACEBACK_CHARACTERS:]
+        return json.dumps(line, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """One line for a person: time, level, message, fields; a traceback stands below it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        fields = "".join(f"  {name}={value}" for name, value in _fields(record).items())
+        line = f"{time} {record.levelname.lower():7} {printable(record.getMessage())}{fields}"
+        if not record.exc_info:
+            return line
+        traceback = self.formatException(record.exc_info)[-MAX_TRACEBACK_CHARACTERS:]
+        return "\n    ".join([line, *(printable(row) for row in traceback.splitlines())])
+
+
+class BackgroundHandler(logging.Handler):
+    """Formats in the caller and writes in a thread; where the sink does not keep up, lines are dropped and counted."""
+
+    def __init__(self, sink: TextIO, on_drop: Callable[[], None]) -> None:
+        super().__init__()
+        self._sink = sink
+        self._on_drop = on_drop
+        self._lines: queue.Queue[str | None] = queue.Queue(MAX_QUEUED_LINES)
+        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.put_nowait(self.format(record) + "\n")
+        except queue.Full:
+            self._on_drop()
+
+    def close(self) -> None:
+        """Write what is left, for at most a second: a sink that is stuck must not hold the process."""
+        try:
+            self._lines.put_nowait(None)
+        except queue.Full:
+            self._on_drop()
+        self._thread.join(1.0)
+        super().close()
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                self._sink.write(line)
+                self._sink.flush()
+            except (OSError, ValueError):
+                self._on_drop()
+
+
+def set_up(
+    form: Literal["auto", "text", "json"], level: str, *, on_drop: Callable[[], None], sink: TextIO | None = None
+) -> BackgroundHandler:
+    """Send all loggers' lines to ``sink``, stderr by default. Close the handler last of all."""
+    sink = sink or sys.stderr
+    is_text = form == "text" or (form == "auto" and sink.isatty())
+    handler = BackgroundHandler(sink, on_drop)
+    handler.setFormatter(TextFormatter() if is_text else JsonFormatter())
+    root = logging.getLogger()
+    for other in list(root.handlers):
+        root.removeHandler(other)
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+    # Their lines are of no use to an operator: requests have lines of their own, and so have start and stop.
+    for name in ("uvicorn.error", "uvicorn.access", "asyncio"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return handler
