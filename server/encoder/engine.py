@@ -1,0 +1,168 @@
+"""Encoders, one step at a time: token ids in, scores out. Knows nothing of text, labels or HTTP.
+
+Dimension key: B requests in the step, T tokens of the longest.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.encoder.batching import WaitingRequests
+from server.encoder.heads import HEADS
+from server.protocol import Encode, Failed, Generate, Reply, Scores, Stats, Task
+
+
+class EncoderEngine:
+    """Runs a classifier, a tagger or a masked language model: one padded forward a step.
+
+    A request's scores do not depend on who shares its step, within float rounding. An exception from ``step`` is the
+    worker's end; a request that cannot be run is answered with `Failed` and never reaches the model.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        *,
+        task: Task,
+        max_batch_tokens: int,
+        max_model_len: int,
+        pad_token_id: int | None,
+        device: torch.device | str,
+    ) -> None:
+        self._module = module.eval()
+        self._task = task
+        self._head = HEADS[task]()
+        self._max_model_len = max_model_len
+        self._pad_token_id = pad_token_id or 0
+        self._device = torch.device(device)
+        self._vocab_size = int(module.get_input_embeddings().weight.shape[0])
+        self._num_token_types = _num_token_types(module)
+        self._waiting = WaitingRequests(max_batch_tokens, max_rows=None if _can_pad(module) else 1)
+        self._refused: dict[str, Failed] = {}
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would answer anything."""
+        return bool(self._waiting) or bool(self._refused)
+
+    def add(self, command: Generate | Encode) -> None:
+        """Queue a request; one that cannot be run is answered by the next step."""
+        problem = self._problem(command)
+        if problem is not None:
+            self._refused[command.request_id] = Failed(command.request_id, "internal_error", problem)
+        elif isinstance(command, Encode):
+            self._waiting.add(command)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; an unknown one is no error."""
+        self._waiting.abort(request_id)
+        self._refused.pop(request_id, None)
+
+    def step(self) -> list[Reply]:
+        """Encode one batch and answer all of it; the last reply is `Stats`."""
+        start = time.perf_counter()
+        replies: list[Reply] = list(self._refused.values())
+        self._refused.clear()
+        batch = self._waiting.take() if self._waiting else []
+        forward_s = 0.0
+        if batch:
+            answers, forward_s = self._encode(batch)
+            replies.extend(answers)
+        replies.append(self._stats(batch, forward_s, time.perf_counter() - start))
+        return replies
+
+    def _encode(self, batch: Sequence[Encode]) -> tuple[list[Scores | Failed], float]:
+        start = time.perf_counter()
+        with torch.inference_mode():
+            answers = self._head.replies(self._module, self._inputs(batch), batch)
+        return answers, time.perf_counter() - start
+
+    def _inputs(self, batch: Sequence[Encode]) -> dict[str, Tensor]:
+        longest = max(len(command.token_ids) for command in batch)
+        token_ids_BT = np.full((len(batch), longest), self._pad_token_id, dtype=np.int64)
+        mask_BT = np.zeros_like(token_ids_BT)
+        types_BT = np.zeros_like(token_ids_BT)
+        for row, command in enumerate(batch):
+            length = len(command.token_ids)
+            token_ids_BT[row, :length] = command.token_ids
+            mask_BT[row, :length] = 1
+            types_BT[row, :length] = command.token_type_ids or 0
+        arrays = {"input_ids": token_ids_BT, "attention_mask": mask_BT}
+        if self._num_token_types:
+            arrays["token_type_ids"] = types_BT
+        return {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
+
+    def _stats(self, batch: Sequence[Encode], forward_s: float, step_s: float) -> Stats:
+        lengths = [len(command.token_ids) for command in batch]
+        num_tokens = sum(lengths)
+        return Stats(
+            num_waiting=len(self._waiting),
+            batch_size=len(batch),
+            batch_tokens=num_tokens,
+            padded_tokens=max(lengths, default=0) * len(batch) - num_tokens,
+            prompt_tokens=num_tokens,
+            step_s=step_s,
+            forward_s=forward_s,
+            started=[command.request_id for command in batch],
+        )
+
+    def _problem(self, command: Generate | Encode) -> str | None:
+        """Why the command cannot be run. The front has checked all of this: a problem is a fault of ours."""
+        if not isinstance(command, Encode):
+            return "This model encodes and does not generate."
+        if command.request_id in self._waiting:
+            return "A request of this id waits already."
+        if not 0 < len(command.token_ids) <= self._max_model_len:
+            return f"The input has {len(command.token_ids)} tokens; the model takes 1 to {self._max_model_len}."
+        if not _all_below(command.token_ids, self._vocab_size):
+            return f"A token id is not below {self._vocab_size}."
+        return self._type_problem(command) or self._mask_problem(command)
+
+    def _type_problem(self, command: Encode) -> str | None:
+        types = command.token_type_ids
+        if types is None:
+            return None
+        if len(types) != len(command.token_ids):
+            return "There are not as many token types as tokens."
+        if self._num_token_types and not _all_below(types, self._num_token_types):
+            return f"A token type is not below {self._num_token_types}."
+        return None
+
+    def _mask_problem(self, command: Encode) -> str | None:
+        query = command.mask
+        if (query is not None) != (self._task == "fill-mask"):
+            return "A mask query is for a masked language model, which answers nothing else."
+        if query is None:
+            return None
+        if not query.positions or not _all_below(query.positions, len(command.token_ids)):
+            return "A mask position is outside of the input, or there is none."
+        if not 0 < query.top_k <= self._vocab_size:
+            return f"top_k is {query.top_k}; it must be 1 to {self._vocab_size}."
+        if query.target_ids is not None and not (query.target_ids and _all_below(query.target_ids, self._vocab_size)):
+            return f"A target is not below {self._vocab_size}, or there is none."
+        return None
+
+
+def _all_below(values: Sequence[int], limit: int) -> bool:
+    return min(values) >= 0 and max(values) < limit
+
+
+def _num_token_types(module: Any) -> int:
+    """How many token types the model tells apart; 0 where it takes none."""
+    takes_types = "token_type_ids" in inspect.signature(module.forward).parameters
+    num_types = int(getattr(module.config, "type_vocab_size", 0) or 0)
+    # With one type, or none, what a pair's template says of types means nothing to the model.
+    return num_types if takes_types and num_types > 1 else 0
+
+
+def _can_pad(module: Any) -> bool:
+    """Whether rows of several lengths can share a step: a decoder with a pooled head finds a text's end by its pads."""
+    text_config = module.config.get_text_config()
+    return getattr(text_config, "pad_token_id", None) is not None
