@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import textwrap
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -84,7 +85,8 @@ def _models(ready: Mapping[str, Ready]) -> list[str]:
         ]
         lines.append(f"{'/' + model.task:<10} {name:<{width}}  {', '.join(facts)}")
         if model.attribution:
-            lines.append(f"{'':<10} {'':<{width}}  {model.attribution}")
+            indent = " " * (width + 13)
+            lines += textwrap.wrap(model.attribution, WIDTH, initial_indent=indent, subsequent_indent=indent)
     return lines
 
 
@@ -104,10 +106,10 @@ def _warning(host: str) -> list[str]:
 
 
 def _curl(url: str, ready: Mapping[str, Ready]) -> list[str]:
-    tasks = {model.task for model in ready.values()}
-    task = next((task for task in _EXAMPLES if task in tasks), None)
+    models = {model.task: model for model in ready.values()}
+    task = next((task for task in _EXAMPLES if task in models), None)
     if task is None:
         return []
-    body = json.dumps(_EXAMPLES[task])
+    body = json.dumps(_EXAMPLES[task]).replace("[MASK]", models[task].tokenizer.mask_token or "[MASK]")
     unbuffered = "-N " if task == "generate" else ""
     return [f"curl {unbuffered}{url}/{task} -H 'Content-Type: application/json' \\", f"     -d '{body}'"]
