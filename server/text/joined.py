@@ -82,6 +82,15 @@ def joined_entities(tagged: TaggedText) -> list[Entity]:
     return [_entity(span, tagset.types[span.type_id], tagged.text) for span in spans]
 
 
+def types_of(labels: Sequence[str]) -> list[str]:
+    """The labels without their prefix, in the order of their first label.
+
+    >>> types_of(["O", "B-PER", "I-PER"])
+    ['O', 'PER']
+    """
+    return list(_tagset(labels).types)
+
+
 def _entity(span: _Span, label: str, text: str) -> Entity:
     # A sum of float32 probabilities can pass 1 by a rounding.
     score = min(float(np.mean(span.scores)), 1.0)

@@ -1,0 +1,81 @@
+"""What the encoder tasks share: text to token ids in a thread, admission, and the way to the worker and back."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.client.worker_client import WorkerClient
+from server.config import ModelConfig, ServeConfig
+from server.errors import BatchTooLarge, InvalidParameter
+from server.protocol import Encode, Ready, Scores
+from server.serving.admission import Admission
+from server.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Encoded(Generic[R]):
+    """Results in the order of the inputs, and what they cost."""
+
+    results: list[R]
+    num_tokens: int
+    """With special tokens, and with those that windows share counted twice."""
+
+
+class ServedEncoder(ABC):
+    """One served encoder: several inputs run side by side, and the failure of one ends the others."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        model: ModelConfig,
+        ready: Ready,
+        worker: WorkerClient,
+        admission: Admission,
+    ) -> None:
+        self.name = model.name
+        self.ready = ready
+        self.tokenizer = Tokenizer(ready.tokenizer)
+        self._max_inputs = config.max_encode_inputs
+        self._worker = worker
+        self._admission = admission
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """This model's part of ``/info``."""
+
+    async def _tokenize(self, tokenize: Callable[[T], R], inputs: Sequence[T]) -> list[R]:
+        """Refuses before it works; then every input in one go, off the event loop."""
+        if not inputs:
+            raise InvalidParameter("inputs", [], "must hold at least one text")
+        if len(inputs) > self._max_inputs:
+            raise BatchTooLarge(len(inputs), self._max_inputs)
+        self._admission.check()
+        return await asyncio.to_thread(lambda: [tokenize(input_) for input_ in inputs])
+
+    async def _encode(self, commands: Sequence[Encode]) -> list[Scores]:
+        """Scores in the order of the commands. One HTTP request holds one place in the queue, and all its tokens."""
+        if not all(command.token_ids for command in commands):
+            raise InvalidParameter("inputs", "", "must have at least one token")
+        with self._admission.admit(sum(len(command.token_ids) for command in commands)):
+            tasks = [asyncio.ensure_future(self._worker.encode(command)) for command in commands]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def rows(scores: Scores) -> NDArray[np.float32]:
+    """The worker's numbers, in the shape it names."""
+    return np.frombuffer(scores.data, dtype="<f4").reshape(scores.shape)

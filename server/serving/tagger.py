@@ -1,0 +1,150 @@
+"""Texts to entities; a document longer than the model goes through overlapping windows and comes back as one list."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding
+
+from server.client.worker_client import WorkerClient
+from server.config import ModelConfig, ServeConfig
+from server.errors import InvalidParameter
+from server.protocol import Encode, Ready
+from server.serving.admission import Admission
+from server.serving.encoder_client import Encoded, ServedEncoder, rows
+from server.text.entities import Entity, Strategy, TaggedText, TokenRules, pipeline_entities, softmax
+from server.text.joined import joined_entities, types_of
+from server.text.windows import merge_rows, plan_windows
+
+OUTSIDE = "O"
+"""The label of tokens that are in no entity."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TagOptions:
+    """What the client asked for."""
+
+    strategy: Strategy = "joined"
+    ignore_labels: frozenset[str] = frozenset({OUTSIDE})
+    stride: int | None = None
+    """Tokens that neighbouring windows share; None for a quarter of a window."""
+    threshold: float | None = None
+    """Entities with a lower score are left out."""
+
+
+@dataclass(frozen=True)
+class _Document:
+    text: str
+    encoding: Encoding
+    content: range
+    """Positions of the text's own tokens, between the special tokens before and after it."""
+    windows: list[range] = field(default_factory=list)
+    """Of the text's own tokens, counted from the first of them."""
+
+
+class ServedTagger(ServedEncoder):
+    """A token classifier."""
+
+    def __init__(
+        self, config: ServeConfig, model: ModelConfig, ready: Ready, worker: WorkerClient, admission: Admission
+    ) -> None:
+        super().__init__(config, model, ready, worker, admission)
+        self._capacity = ready.max_model_len - ready.tokenizer.num_special_tokens
+        self._default_stride = self._capacity // 4
+        self._known_labels = {OUTSIDE, *ready.labels, *types_of(ready.labels)}
+        self._rules = self._token_rules()
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "labels": self.ready.labels,
+            "window_tokens": self.ready.max_model_len,
+            "default_stride": self._default_stride,
+            "max_inputs": self._max_inputs,
+        }
+
+    async def tag(self, texts: Sequence[str], options: TagOptions, request_id: str) -> Encoded[list[Entity]]:
+        """For each text its entities in order."""
+        self._check(options)
+        stride = self._default_stride if options.stride is None else options.stride
+        documents = await self._tokenize(lambda text: self._document(text, stride), texts)
+        commands = [command for document in documents for command in self._commands(document, request_id)]
+        scores = iter(await self._encode(commands))
+        logits = [[rows(next(scores)) for _ in document.windows] for document in documents]
+        results = await asyncio.to_thread(
+            lambda: [self._entities(*pair, options) for pair in zip(documents, logits, strict=True)]
+        )
+        return Encoded(results, sum(len(command.token_ids) for command in commands))
+
+    def _check(self, options: TagOptions) -> None:
+        for label in sorted(options.ignore_labels - self._known_labels):
+            raise InvalidParameter("ignore_labels", label, f"is not a label of this model: {self._label_list()}")
+        if options.stride is not None and not 0 <= options.stride < self._capacity:
+            raise InvalidParameter(
+                "stride", options.stride, f"must be 0 to {self._capacity - 1}, less than the {self._capacity} tokens "
+                "of a window"
+            )  # fmt: skip
+
+    def _label_list(self) -> str:
+        return ", ".join(self.ready.labels)
+
+    def _document(self, text: str, stride: int) -> _Document:
+        encoding = self.tokenizer.encode(text)
+        specials = encoding.special_tokens_mask
+        before = next((i for i, is_special in enumerate(specials) if not is_special), len(specials))
+        after = next((i for i, is_special in enumerate(reversed(specials)) if not is_special), 0)
+        content = range(before, max(before, len(specials) - after))
+        return _Document(text, encoding, content, plan_windows(len(content), self._capacity, stride))
+
+    def _commands(self, document: _Document, request_id: str) -> list[Encode]:
+        """Every window between the special tokens of the whole."""
+        content, ids, types = document.content, document.encoding.ids, document.encoding.type_ids
+
+        def cut(values: list[int], window: range) -> list[int]:
+            middle = values[content.start + window.start : content.start + window.stop]
+            return values[: content.start] + middle + values[content.stop :]
+
+        return [Encode(request_id, cut(ids, window), cut(types, window)) for window in document.windows]
+
+    def _entities(
+        self, document: _Document, logits: Sequence[NDArray[np.float32]], options: TagOptions
+    ) -> list[Entity]:
+        lead = document.content.start
+        window_rows = [row[lead : lead + len(window)] for row, window in zip(logits, document.windows, strict=True)]
+        tagged = self._tagged(document, softmax(merge_rows(document.windows, window_rows)))
+        if options.strategy == "joined":
+            entities = joined_entities(tagged)
+        else:
+            entities = pipeline_entities(tagged, options.strategy, self._rules)
+        return [entity for entity in entities if _is_wanted(entity, options)]
+
+    def _tagged(self, document: _Document, probabilities_TL: NDArray[np.float32]) -> TaggedText:
+        encoding, kept = document.encoding, slice(document.content.start, document.content.stop)
+        return TaggedText(
+            text=document.text,
+            token_ids=encoding.ids[kept],
+            tokens=encoding.tokens[kept],
+            offsets=encoding.offsets[kept],
+            word_ids=encoding.word_ids[kept],
+            positions=document.content,
+            labels=self.ready.labels,
+            probabilities_TL=probabilities_TL,
+        )
+
+    def _token_rules(self) -> TokenRules:
+        backend, unk = self.tokenizer.backend, self.tokenizer.files.unk_token
+        model = json.loads(self.tokenizer.files.tokenizer_json)["model"]
+        return TokenRules(
+            joins=backend.decoder.decode if backend.decoder is not None else " ".join,
+            unk_id=None if unk is None else backend.token_to_id(unk),
+            marks_continuation=bool(model.get("continuing_subword_prefix")),
+        )
+
+
+def _is_wanted(entity: Entity, options: TagOptions) -> bool:
+    return entity.label not in options.ignore_labels and entity.score >= (options.threshold or 0.0)
