@@ -49,3 +49,10 @@ class ModelRunner(ABC):
     @abstractmethod
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, ``(source, destination)``, in every layer: copy-on-write of a shared block."""
+
+    @abstractmethod
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        """Set whole blocks to zero in every layer: what a failed sequence left in them is not finite.
+
+        A masked position still multiplies its value by zero, and zero times NaN is NaN.
+        """

@@ -1,0 +1,184 @@
+"""Blocks of the KV cache: who holds which, and which can serve another sequence. Knows no tensors.
+
+A block is free, held (reference count above 0) or *cached*: held by nobody, still addressed by its hash, and taken
+for new use from the least recently used end when no free block is left. A hash covers a block's tokens and all before
+them, from the sequence's ``cache_seed`` on. It is published only after the block's last token has been computed.
+
+A sequence that forks (beams, several samples) will raise the reference counts of its parent's blocks and
+copy a shared block, through `ModelRunner.copy_blocks`, when it is about to write into it. Until then only full,
+computed blocks are shared, and those are never written again.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from hashlib import blake2b
+
+from server.engine.batch_inputs import IntArray
+from server.engine.sequence import Sequence
+
+
+def block_hash(previous: bytes, token_ids: IntArray) -> bytes:
+    """Hash of a block's tokens and, through ``previous``, of all before them."""
+    return blake2b(previous + token_ids.tobytes(), digest_size=16).digest()
+
+
+class BlockManager:
+    """The only one who changes reference counts, block tables and hashes."""
+
+    def __init__(self, num_blocks: int, block_size: int, *, prefix_cache: bool) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.prefix_cache = prefix_cache
+        self._ref_counts = [0] * num_blocks
+        self._hashes: list[bytes | None] = [None] * num_blocks
+        self._by_hash: dict[bytes, int] = {}
+        self._free = list(range(num_blocks - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        """Blocks of reference count 0 that have a hash, least recently used first."""
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that can be given out: free or only cached."""
+        return len(self._free) + len(self._cached)
+
+    @property
+    def num_used(self) -> int:
+        return self.num_blocks - self.num_available
+
+    def blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)
+
+    def admit(self, sequence: Sequence, num_spare: int) -> bool:
+        """Give a sequence that holds nothing the blocks of its known tokens, reusing computed ones.
+
+        Sets ``num_computed_tokens`` to what was reused. False, and nothing changed, if fewer than ``num_spare``
+        blocks would remain.
+        """
+        hits = self._find(sequence)
+        num_blocks = self.blocks_for(sequence.num_tokens)
+        num_idle_hits = sum(self._ref_counts[block] == 0 for block in hits)
+        if num_blocks - len(hits) + num_idle_hits + num_spare > self.num_available:
+            return False
+        for block in hits:
+            self._cached.pop(block, None)
+            self._ref_counts[block] += 1
+        sequence.block_table[: len(hits)] = hits
+        sequence.num_blocks = sequence.num_published_blocks = len(hits)
+        sequence.num_computed_tokens = len(hits) * self.block_size
+        self._extend(sequence, num_blocks)
+        return True
+
+    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Make the table cover ``num_tokens``. False, and nothing changed, if there are not enough blocks."""
+        num_blocks = self.blocks_for(num_tokens)
+        if num_blocks - sequence.num_blocks > self.num_available:
+            return False
+        self._extend(sequence, num_blocks)
+        return True
+
+    def publish(self, sequence: Sequence) -> None:
+        """Let full blocks whose tokens are computed by now serve other sequences."""
+        num_full = sequence.num_computed_tokens // self.block_size
+        if not self.prefix_cache or num_full <= sequence.num_published_blocks:
+            return
+        self._hash_up_to(sequence, num_full)
+        for i in range(sequence.num_published_blocks, num_full):
+            # Another sequence may have computed the same tokens meanwhile: its block serves, this one stays private.
+            if sequence.block_hashes[i] not in self._by_hash:
+                block = int(sequence.block_table[i])
+                self._hashes[block] = sequence.block_hashes[i]
+                self._by_hash[sequence.block_hashes[i]] = block
+        sequence.num_published_blocks = num_full
+
+    def free(self, sequence: Sequence) -> None:
+        """Take all blocks back. Those with a hash stay addressable until they are needed."""
+        # From the end: the beginning of a prompt is what others share, so it is evicted last.
+        for block in sequence.block_table[: sequence.num_blocks][::-1].tolist():
+            self._ref_counts[block] -= 1
+            if self._ref_counts[block] == 0:
+                if self._hashes[block] is None:
+                    self._free.append(block)
+                else:
+                    self._cached[block] = None
+        sequence.num_blocks = sequence.num_published_blocks = sequence.num_computed_tokens = 0
+
+    def discard(self, sequence: Sequence) -> list[int]:
+        """Take all blocks back and forget their content. Returns those that nobody else holds."""
+        blocks: list[int] = sequence.block_table[: sequence.num_blocks].tolist()
+        for block in blocks:
+            self._forget(block)
+        self.free(sequence)
+        return [block for block in blocks if self._ref_counts[block] == 0]
+
+    def check(self, sequences: Iterable[Sequence]) -> None:
+        """Raise unless counts, tables and hashes agree; ``sequences`` are all that hold blocks. For tests."""
+        counts = [0] * self.num_blocks
+        unfinished: set[int] = set()
+        for sequence in sequences:
+            table = sequence.block_table[: sequence.num_blocks].tolist()
+            _require(len(set(table)) == len(table), f"{sequence.request_id} holds a block twice")
+            _require(
+                sequence.num_computed_tokens <= sequence.num_blocks * self.block_size,
+                f"{sequence.request_id} has computed tokens outside its blocks",
+            )
+            for i, block in enumerate(table):
+                counts[block] += 1
+                if (i + 1) * self.block_size > sequence.num_computed_tokens:
+                    unfinished.add(block)
+        _require(all(counts[block] == 1 for block in unfinished), "a block that is still written is shared")
+        _require(all(self._hashes[block] is None for block in unfinished), "a block was published too early")
+        _require(counts == self._ref_counts, "reference counts differ from the block tables")
+        idle = [block for block, count in enumerate(counts) if count == 0]
+        _require(sorted([*self._free, *self._cached]) == idle, "free and cached blocks are not the idle ones")
+        hashed = {digest: block for block, digest in enumerate(self._hashes) if digest is not None}
+        _require(hashed == self._by_hash, "two records of the hashes differ")
+        _require(all(self._hashes[block] is not None for block in self._cached), "a cached block has no hash")
+        _require(all(self._hashes[block] is None for block in self._free), "a free block has a hash")
+
+    def _find(self, sequence: Sequence) -> list[int]:
+        """Computed blocks that hold the sequence's beginning."""
+        if not self.prefix_cache:
+            return []
+        # The last known token is recomputed even when all of it is cached: its logits choose the next token.
+        num_full = (sequence.num_tokens - 1) // self.block_size
+        hits: list[int] = []
+        for i in range(num_full):
+            self._hash_up_to(sequence, i + 1)
+            block = self._by_hash.get(sequence.block_hashes[i])
+            if block is None:
+                break
+            hits.append(block)
+        return hits
+
+    def _hash_up_to(self, sequence: Sequence, num_blocks: int) -> None:
+        hashes, size = sequence.block_hashes, self.block_size
+        for i in range(len(hashes), num_blocks):
+            previous = hashes[-1] if hashes else sequence.cache_seed
+            hashes.append(block_hash(previous, sequence.token_ids[i * size : (i + 1) * size]))
+
+    def _extend(self, sequence: Sequence, num_blocks: int) -> None:
+        for i in range(sequence.num_blocks, num_blocks):
+            sequence.block_table[i] = self._take()
+        sequence.num_blocks = max(sequence.num_blocks, num_blocks)
+
+    def _take(self) -> int:
+        if self._free:
+            block = self._free.pop()
+        else:
+            block, _ = self._cached.popitem(last=False)
+            self._forget(block)
+        self._ref_counts[block] = 1
+        return block
+
+    def _forget(self, block: int) -> None:
+        digest = self._hashes[block]
+        if digest is not None:
+            del self._by_hash[digest]
+            self._hashes[block] = None
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)

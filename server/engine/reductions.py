@@ -1,0 +1,98 @@
+"""Exact reductions over rows as wide as a vocabulary, in two levels: blocks first, then inside the few that matter.
+
+torch's argmax, topk and sort over a whole row do not vectorise on the CPU and take most of a step's overhead; a
+maximum or a sum over blocks does. Works on any device and any width; a row's result depends on that row alone.
+
+Dimension key
+    R  rows
+    V  width of a row
+    N  blocks of a row
+    W  candidates of a row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+BLOCK = 64
+STRIDE = 16
+
+
+def argmax(values_RV: Tensor) -> Tensor:
+    """Index of each row's greatest value, the lowest of equal ones."""
+    maxima_RN = _reduce_blocks(values_RV, torch.amax)
+    columns, inside = _block_columns(maxima_RN.argmax(-1), values_RV)
+    block = values_RV.gather(1, columns).masked_fill_(~inside, -torch.inf)
+    return columns.gather(1, block.argmax(-1, keepdim=True))[:, 0]
+
+
+def largest(values_RV: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
+    """The ``num_candidates`` greatest values of each row and their columns, in the order of columns.
+
+    Which of equal values at the lower edge are among them is left open.
+    """
+    num_columns = values_RV.shape[1]
+    num_groups = num_columns // STRIDE
+    if num_groups <= 2 * num_candidates:
+        values_RW, columns_RW = values_RV.topk(num_candidates, dim=-1, sorted=False)
+    else:
+        # Group g holds columns g, g + num_groups, ...: the winners lie in the groups with the greatest maxima.
+        main = num_groups * STRIDE
+        maxima = values_RV[:, :main].view(-1, STRIDE, num_groups).amax(1)
+        groups = maxima.topk(num_candidates, dim=-1, sorted=False).indices
+        offsets = torch.arange(0, main, num_groups, device=values_RV.device)
+        rest = torch.arange(main, num_columns, device=values_RV.device).expand(len(values_RV), -1)
+        columns = torch.cat([(groups[:, :, None] + offsets).flatten(1), rest], dim=1)
+        values_RW, picked = values_RV.gather(1, columns).topk(num_candidates, dim=-1, sorted=False)
+        columns_RW = columns.gather(1, picked)
+    columns_RW, order = columns_RW.sort(dim=-1)
+    return values_RW.gather(1, order), columns_RW
+
+
+def invert_cdf(weights_RV: Tensor, uniform_R: Tensor) -> Tensor:
+    """The first column of each row whose cumulated weight is above ``uniform`` of the row's total.
+
+    Weights need not add to 1. ``uniform_R`` is float64 in [0, 1).
+    """
+    num_columns = weights_RV.shape[1]
+    if num_columns <= 2 * BLOCK:
+        cumulated = weights_RV.double().cumsum(-1)
+        return _first_above(cumulated, uniform_R * cumulated[:, -1], weights_RV)
+    sums_RN = _reduce_blocks(weights_RV, torch.sum).double()
+    cumulated_RN = sums_RN.cumsum(-1)
+    target_R = uniform_R * cumulated_RN[:, -1]
+    block_R = _first_above(cumulated_RN, target_R, sums_RN)
+    before_R = (cumulated_RN - sums_RN).gather(1, block_R[:, None])[:, 0]
+    columns, inside = _block_columns(block_R, weights_RV)
+    weights = weights_RV.gather(1, columns).masked_fill_(~inside, 0.0)
+    first_R = _first_above(weights.double().cumsum(-1), target_R - before_R, weights)
+    return columns.gather(1, first_R[:, None])[:, 0]
+
+
+def _first_above(cumulated: Tensor, target_R: Tensor, weights: Tensor) -> Tensor:
+    """First index with ``cumulated > target``; the last of positive weight where rounding leaves none."""
+    first_R = (cumulated <= target_R[:, None]).sum(-1)
+    indices = torch.arange(weights.shape[1], device=weights.device)
+    return torch.minimum(first_R, ((weights > 0) * indices).amax(-1))
+
+
+def _reduce_blocks(values_RV: Tensor, reduce: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """``reduce`` over each block of a row; the last block may be short."""
+    num_blocks, num_rest = divmod(values_RV.shape[1], BLOCK)
+    parts = []
+    if num_blocks:
+        main = values_RV[:, : num_blocks * BLOCK].view(-1, num_blocks, BLOCK)
+        parts.append(reduce(main, -1))
+    if num_rest:
+        parts.append(reduce(values_RV[:, num_blocks * BLOCK :], -1)[:, None])
+    return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
+def _block_columns(block_R: Tensor, values_RV: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns of one block a row, and which of them exist; those that do not name the last column."""
+    columns = block_R[:, None] * BLOCK + torch.arange(BLOCK, device=values_RV.device)
+    last = values_RV.shape[1] - 1
+    return columns.clamp(max=last), columns <= last
