@@ -1,0 +1,3 @@
+from server.engine.executors.build import build_runner
+
+__all__ = ["build_runner"]

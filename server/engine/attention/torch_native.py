@@ -1,0 +1,302 @@
+"""Paged attention out of torch's own operations: gather the blocks, then ordinary dense attention.
+
+Works on any device and is the oracle for faster back ends. Rows with one new token are attended together, in groups
+of similar length; rows with more, one by one.
+
+Dimension key
+    T  new tokens in the step
+    B  sequences of a group
+    C  places of a gathered context, a whole number of blocks
+    Q  new tokens of one sequence
+    H  key/value heads
+    G  query heads per key/value head
+    D  width of keys or values
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from server.engine.attention.backend import AttentionBackend
+from server.engine.batch_inputs import BatchInputs, on_device
+from server.engine.kv_cache import KvCache, LayerSpec
+
+MAX_GATHER_BYTES = 64 * 1024 * 1024
+"""A group's keys and values of one layer lie in one scratch buffer of about this size."""
+
+MIN_SAVED_BLOCKS = 16
+"""Starting another group costs as much as gathering and attending about this many blocks of padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Span:
+    """One row of the step and the part of its block table that a layer looks at."""
+
+    start: int
+    """Index of its first new token in T."""
+    num_new: int
+    num_computed: int
+    first_block: int
+    """Blocks before this one lie outside the window of every new token."""
+    blocks: np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Sequences attended together, each with ``Q`` new tokens."""
+
+    tokens: Tensor | None
+    """Indices into T; None where the group is the whole step, in order."""
+    span: _Span | None
+    """Set for a single sequence with several new tokens."""
+    gather_rows: Tensor | None
+    """None where nothing is cached yet: the new keys and values are the whole context."""
+    num_sequences: int
+    num_places: int
+    bias_BQC: Tensor | None
+    """0 where a new token may look, -inf elsewhere, in the model's dtype. None is plain causal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    write_rows: Tensor
+    groups: list[_Group]
+
+
+class TorchNativeAttention(AttentionBackend):
+    """Index-select of blocks, then matrix products or torch's scaled_dot_product_attention."""
+
+    name = "torch"
+
+    def __init__(
+        self, specs: Sequence[LayerSpec], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._specs = tuple(specs)
+        self._cache = KvCache(specs, num_blocks, block_size, dtype, device)
+        self._block_size = block_size
+        self._dtype = dtype
+        self._device = device
+        self._scratch = torch.empty(0, dtype=dtype, device=device)
+        self._inputs: BatchInputs | None = None
+        self._plans: dict[tuple[int, int | None], _Plan] = {}
+        self.kv_cache_bytes = self._cache.num_bytes
+
+    def begin(self, inputs: BatchInputs) -> None:
+        self._inputs = inputs
+        self._plans = {}
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self._cache.copy_blocks(pairs)
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        self._cache.clear_blocks(blocks)
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        self._cache.clear_blocks(blocks)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
+        spec = self._specs[layer]
+        plan = self._plans.get((spec.num_kv_heads, spec.window))
+        if plan is None:
+            plan = self._plans[spec.num_kv_heads, spec.window] = self._plan(spec)
+        self._cache.write(layer, key[0], value[0], plan.write_rows)
+        query_THD = query[0].transpose(0, 1)
+        if len(plan.groups) == 1:
+            return self._attend_group(layer, plan.groups[0], query_THD, key, value, sinks)[None]
+        out_THD = query.new_empty(query.shape[2], spec.num_heads, spec.value_dim)
+        for group in plan.groups:
+            out = self._attend_group(layer, group, query_THD, key, value, sinks)
+            if group.span is not None:
+                out_THD[group.span.start : group.span.start + group.span.num_new] = out
+            else:
+                assert group.tokens is not None
+                out_THD.index_copy_(0, group.tokens, out)
+        return out_THD[None]
+
+    def _attend_group(
+        self, layer: int, group: _Group, query_THD: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None
+    ) -> Tensor:
+        """Returns the group's ``[tokens, query heads, value_dim]``."""
+        spec = self._specs[layer]
+        if group.span is not None:
+            part = slice(group.span.start, group.span.start + group.span.num_new)
+            query_THD, key, value = query_THD[part], key[:, :, part], value[:, :, part]
+        elif group.tokens is not None:
+            query_THD = query_THD[group.tokens]
+        if group.gather_rows is not None:
+            key, value = self._gather(layer, group)
+        B, Q = group.num_sequences, query_THD.shape[0] // group.num_sequences
+        query_BHQD = query_THD.view(B, Q, spec.num_heads, spec.key_dim).transpose(1, 2)
+        if spec.softcap is not None or sinks is not None:
+            out_BHQD = _attend_in_steps(spec, query_BHQD, key, value, self._bias(group, Q), sinks)
+        elif Q == 1 and group.bias_BQC is not None:
+            return self._decode(spec, query_BHQD, key, value, group.bias_BQC)
+        else:
+            out_BHQD = scaled_dot_product_attention(
+                query_BHQD,
+                key,
+                value,
+                attn_mask=None if group.bias_BQC is None else group.bias_BQC[:, None],
+                is_causal=group.bias_BQC is None,
+                scale=spec.scaling,
+                enable_gqa=spec.num_heads != spec.num_kv_heads,
+            )
+        return out_BHQD.transpose(1, 2).reshape(B * Q, spec.num_heads, spec.value_dim)
+
+    def _gather(self, layer: int, group: _Group) -> tuple[Tensor, Tensor]:
+        """Cached keys and values ``[B, H, C, D]`` of a group; valid until the next gather."""
+        spec = self._specs[layer]
+        assert group.gather_rows is not None
+        shape = (group.gather_rows.shape[0], self._block_size * spec.width)
+        if self._scratch.numel() < math.prod(shape):
+            self._scratch = torch.empty(math.prod(shape), dtype=self._dtype, device=self._device)
+        kv = self._cache.gather(layer, group.gather_rows, out=self._scratch[: math.prod(shape)].view(shape))
+        keys, values = kv.view(2, group.num_sequences, spec.num_kv_heads, group.num_places, spec.width)
+        return keys[..., : spec.key_dim], values[..., : spec.value_dim]
+
+    def _decode(self, spec: LayerSpec, query_BHQD: Tensor, key: Tensor, value: Tensor, bias_BQC: Tensor) -> Tensor:
+        """One new token a sequence: the query heads of a key/value head are its rows, so keys are read once."""
+        B, H, C = key.shape[0], spec.num_kv_heads, key.shape[2]
+        G = spec.num_heads // H
+        if self._device.type != "cpu":
+            grouped = query_BHQD.reshape(B, H, G, spec.key_dim)
+            out = scaled_dot_product_attention(
+                grouped, key, value, attn_mask=bias_BQC[:, None].expand(B, 1, G, C), scale=spec.scaling
+            )
+            return out.reshape(B, spec.num_heads, spec.value_dim)
+        # Two to three times as fast as torch's CPU flash kernel, which is made for long queries.
+        query = query_BHQD.reshape(B * H, G, spec.key_dim)
+        bias = bias_BQC.expand(B, H, C).reshape(B * H, 1, C)
+        scores = torch.baddbmm(bias, query, key.flatten(0, 1).transpose(1, 2), alpha=spec.scaling)
+        out = torch.bmm(scores.softmax(-1), value.flatten(0, 1))
+        return out.view(B, spec.num_heads, spec.value_dim)
+
+    def _bias(self, group: _Group, num_new: int) -> Tensor:
+        if group.bias_BQC is not None:
+            return group.bias_BQC
+        return _causal_bias(num_new, num_new, 0, None, self._dtype, self._device)
+
+    def _plan(self, spec: LayerSpec) -> _Plan:
+        assert self._inputs is not None
+        spans = _spans(self._inputs, spec.window, self._block_size)
+        most_blocks = max(1, MAX_GATHER_BYTES // spec.block_bytes(self._block_size, self._dtype))
+        groups = [
+            self._decode_group(spec, chosen, len(spans))
+            for chosen in _group([span for span in spans if span.num_new == 1], most_blocks)
+        ]
+        groups += [self._prefill_group(spec, span) for span in spans if span.num_new > 1]
+        return _Plan(write_rows=self._cache.write_rows(self._inputs.slots_T, spec.num_kv_heads), groups=groups)
+
+    def _decode_group(self, spec: LayerSpec, spans: list[_Span], num_rows: int) -> _Group:
+        num_blocks = max(len(span.blocks) for span in spans)
+        tables = np.empty((len(spans), num_blocks), dtype=np.int64)
+        for row, span in zip(tables, spans, strict=True):
+            row[: len(span.blocks)] = span.blocks
+            # Padding repeats a block of the sequence's own: whatever another one wrote cannot reach it.
+            row[len(span.blocks) :] = span.blocks[-1]
+        limits = np.array([(span.num_computed, span.first_block * self._block_size) for span in spans])
+        last_B, offset_B = on_device(limits, self._device).unbind(1)
+        positions_BC = torch.arange(num_blocks * self._block_size, device=self._device) + offset_B[:, None]
+        hidden = positions_BC > last_B[:, None]
+        if spec.window is not None:
+            hidden |= positions_BC <= (last_B - spec.window)[:, None]
+        bias = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device).masked_fill_(hidden, -math.inf)
+        starts = [span.start for span in spans]
+        whole = len(spans) == num_rows and starts == list(range(num_rows))
+        return _Group(
+            tokens=None if whole else on_device(np.array(starts), self._device),
+            span=None,
+            gather_rows=self._cache.gather_rows(on_device(tables, self._device), spec.num_kv_heads),
+            num_sequences=len(spans),
+            num_places=num_blocks * self._block_size,
+            bias_BQC=bias[:, None],
+        )
+
+    def _prefill_group(self, spec: LayerSpec, span: _Span) -> _Group:
+        if span.num_computed == 0:
+            windowed = spec.window is not None and span.num_new > spec.window
+            bias = (
+                _causal_bias(span.num_new, span.num_new, 0, spec.window, self._dtype, self._device)
+                if windowed
+                else None
+            )
+            return _Group(
+                tokens=None, span=span, gather_rows=None, num_sequences=1, num_places=span.num_new, bias_BQC=bias
+            )
+        num_places = len(span.blocks) * self._block_size
+        offset = span.num_computed - span.first_block * self._block_size
+        return _Group(
+            tokens=None,
+            span=span,
+            gather_rows=self._cache.gather_rows(on_device(span.blocks[None], self._device), spec.num_kv_heads),
+            num_sequences=1,
+            num_places=num_places,
+            bias_BQC=_causal_bias(span.num_new, num_places, offset, spec.window, self._dtype, self._device),
+        )
+
+
+def _spans(inputs: BatchInputs, window: int | None, block_size: int) -> list[_Span]:
+    spans: list[_Span] = []
+    start = 0
+    for row in inputs.rows:
+        num_new = len(row.token_ids)
+        first = 0 if window is None else max(0, row.num_computed - window + 1) // block_size
+        stop = (row.num_computed + num_new - 1) // block_size + 1
+        blocks = np.asarray(row.block_table[first:stop], dtype=np.int64)
+        spans.append(
+            _Span(start=start, num_new=num_new, num_computed=row.num_computed, first_block=first, blocks=blocks)
+        )
+        start += num_new
+    return spans
+
+
+def _group(spans: list[_Span], most_blocks: int) -> list[list[_Span]]:
+    """Split by length where that saves more padding than another group costs; keep the order where it does not."""
+    by_length = sorted(spans, key=lambda span: len(span.blocks), reverse=True)
+    groups: list[list[_Span]] = []
+    for i, span in enumerate(by_length):
+        longest = len(groups[-1][0].blocks) if groups else 0
+        saved = (longest - len(span.blocks)) * (len(by_length) - i)
+        if not groups or saved >= MIN_SAVED_BLOCKS or longest * (len(groups[-1]) + 1) > most_blocks:
+            groups.append([])
+        groups[-1].append(span)
+    return [sorted(group, key=lambda span: span.start) for group in groups]
+
+
+def _causal_bias(
+    num_new: int, num_places: int, offset: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """``[1, Q, C]`` for new tokens at places ``offset``, ``offset + 1``, ..."""
+    new_Q1 = torch.arange(offset, offset + num_new, device=device)[:, None]
+    place_C = torch.arange(num_places, device=device)
+    hidden = place_C > new_Q1
+    if window is not None:
+        hidden |= place_C <= new_Q1 - window
+    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -math.inf)[None]
+
+
+def _attend_in_steps(
+    spec: LayerSpec, query_BHQD: Tensor, key: Tensor, value: Tensor, bias_BQC: Tensor, sinks: Tensor | None
+) -> Tensor:
+    """Attention with a softcap or sinks, scores in float32: what torch's fused kernels cannot do."""
+    B, _, Q, D = query_BHQD.shape
+    H, G, C = spec.num_kv_heads, spec.num_heads // spec.num_kv_heads, key.shape[2]
+    rows = query_BHQD.reshape(B, H, G * Q, D)
+    scores = (rows @ key.transpose(2, 3)).float().view(B, H, G, Q, C) * spec.scaling
+    if spec.softcap is not None:
+        scores = torch.tanh(scores / spec.softcap) * spec.softcap
+    scores = scores + bias_BQC[:, None, None]
+    if sinks is not None:
+        # A sink is one more place to look at, without a value.
+        places = sinks.float().view(1, H, G, 1, 1).expand(B, H, G, Q, 1)
+        scores = torch.cat((scores, places), dim=-1)
+    weights = scores.softmax(-1)[..., :C].to(value.dtype)
+    out = weights.reshape(B, H, G * Q, C) @ value
+    return out.view(B, spec.num_heads, Q, spec.value_dim)

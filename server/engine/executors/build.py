@@ -1,0 +1,121 @@
+"""From a loaded module to a runner: which executor serves it, checked with numbers, and how large its cache is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from server.config import ModelConfig
+from server.engine import memory, selfcheck
+from server.engine.attention.torch_native import TorchNativeAttention
+from server.engine.batch_inputs import Row
+from server.engine.executors.compat import CompatRunner
+from server.engine.executors.generic import ATTENTION, GenericRunner, Unsupported, probe, set_attention
+from server.engine.kv_cache import LayerSpec
+from server.engine.model_runner import ModelRunner
+from server.engine.selfcheck import Reference
+from server.errors import EXIT_MODEL, ConfigurationError
+
+log = logging.getLogger("sluice.engine")
+
+
+def build_runner(
+    module: PreTrainedModel,
+    config: ModelConfig,
+    max_model_len: int,
+    *,
+    pack: Callable[[PreTrainedModel], Any] | None = None,
+) -> ModelRunner:
+    """Choose the executor that the numbers allow and size its cache.
+
+    ``pack`` may replace the module's linears by faster ones; it is called once the plain module has shown what its
+    logits are, so that the check covers the replacement too.
+    """
+    module.requires_grad_(False)
+    plain = module.config._attn_implementation
+    set_attention(module, "eager")
+    expected = selfcheck.reference(module, max_model_len)
+    if pack is not None:
+        pack(module)
+    if config.executor != "compat":
+        try:
+            return _generic(module, config, max_model_len, expected)
+        except Unsupported as error:
+            reason = str(error)
+        if config.executor == "generic":
+            raise ConfigurationError(
+                f"Model {config.name} cannot run in the generic executor: {reason}. Set executor to auto.",
+                exit_code=EXIT_MODEL,
+            )
+        log.warning("model %s runs in the compat executor: %s", config.name, reason)
+    set_attention(module, plain)
+    return _compat(module, config, max_model_len, expected)
+
+
+def _generic(module: PreTrainedModel, config: ModelConfig, max_model_len: int, expected: Reference) -> GenericRunner:
+    """Raises `Unsupported` where the module does not fit or its logits come out different."""
+    set_attention(module, ATTENTION)
+    try:
+        specs = probe(module)
+        # A pool of its own, so that the check leaves nothing behind in the one that serves.
+        checked = _generic_runner(module, config, specs, expected.num_blocks(config.block_size), expected)
+        problem = selfcheck.difference(checked, expected)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as error:
+        raise Unsupported(f"its forward pass fails there ({type(error).__name__}: {error})") from error
+    if problem:
+        raise Unsupported(problem)
+    block_bytes = sum(spec.block_bytes(config.block_size, module.dtype) for spec in specs)
+    num_blocks = memory.num_blocks(config, block_bytes, max_model_len, module.device)
+    return _generic_runner(module, config, specs, num_blocks, expected)
+
+
+def _generic_runner(
+    module: PreTrainedModel, config: ModelConfig, specs: list[LayerSpec], num_blocks: int, expected: Reference
+) -> GenericRunner:
+    backend = TorchNativeAttention(specs, num_blocks, config.block_size, module.dtype, module.device)
+    return GenericRunner(
+        module,
+        specs,
+        backend,
+        num_blocks=num_blocks,
+        block_size=config.block_size,
+        vocab_size=expected.vocab_size,
+    )
+
+
+def _compat(module: PreTrainedModel, config: ModelConfig, max_model_len: int, expected: Reference) -> CompatRunner:
+    try:
+        checked = CompatRunner(
+            module, num_blocks=0, block_size=config.block_size, block_bytes=0, vocab_size=expected.vocab_size
+        )
+        problem = selfcheck.difference(checked, expected)
+        block_bytes = _cache_bytes_per_block(checked, config.block_size)
+    except Unsupported as error:
+        problem = str(error)
+    if problem:
+        raise ConfigurationError(
+            f"Model {config.name} cannot be served: step by step it does not give its own logits ({problem}). "
+            "Check that its architecture is a decoder that transformers can generate with.",
+            exit_code=EXIT_MODEL,
+        )
+    return CompatRunner(
+        module,
+        num_blocks=memory.num_blocks(config, block_bytes, max_model_len, module.device),
+        block_size=config.block_size,
+        block_bytes=block_bytes,
+        vocab_size=expected.vocab_size,
+    )
+
+
+@torch.inference_mode()
+def _cache_bytes_per_block(runner: CompatRunner, block_size: int) -> int:
+    """What a sequence of one block holds in the model's own cache."""
+    ids = [1] * block_size
+    runner.forward([Row(key=0, token_ids=ids, num_computed=0, block_table=[0], samples=False)])
+    size = runner.cache_bytes()
+    runner.release(0)
+    return max(1, size)

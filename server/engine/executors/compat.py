@@ -1,0 +1,89 @@
+"""transformers' own forward pass and caches, one sequence after the other: slow, and right where nothing else is."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from server.engine.batch_inputs import Row
+from server.engine.executors.generic import Unsupported
+from server.engine.model_runner import ModelRunner
+
+
+class CompatRunner(ModelRunner):
+    """Holds one `DynamicCache` per sequence. Blocks only count memory: their content cannot be shared or copied."""
+
+    name = "compat"
+    can_reuse_blocks = False
+
+    def __init__(
+        self, module: PreTrainedModel, *, num_blocks: int, block_size: int, block_bytes: int, vocab_size: int
+    ) -> None:
+        self._module = module
+        self._caches: dict[int, DynamicCache] = {}
+        self._lengths: dict[int, int] = {}
+        self._parameters = inspect.signature(module.forward).parameters
+        if "past_key_values" not in self._parameters and "cache_params" not in self._parameters:
+            raise Unsupported("its forward takes no cache")
+        self.attention = str(module.config._attn_implementation)
+        self.device = module.device
+        self.dtype = module.dtype
+        self.vocab_size = vocab_size
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.kv_cache_bytes = num_blocks * block_bytes
+
+    @property
+    def num_held(self) -> int:
+        """Sequences with a cache."""
+        return len(self._caches)
+
+    def cache_bytes(self) -> int:
+        """Bytes of all tensors that the caches hold now."""
+        return sum(_tensor_bytes(layer) for cache in self._caches.values() for layer in cache.layers)
+
+    def forward(self, rows: Sequence[Row]) -> Tensor:
+        logits = [self._advance(row) for row in rows]
+        sampled = [last for row, last in zip(rows, logits, strict=True) if row.samples]
+        return torch.cat(sampled) if sampled else torch.zeros(0, self.vocab_size, device=self.device)
+
+    def release(self, key: int) -> None:
+        self._caches.pop(key, None)
+        self._lengths.pop(key, None)
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:  # noqa: ARG002
+        raise AssertionError("blocks of this executor are never shared")
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        """Nothing lies in blocks: a failed sequence's cache goes with `release`."""
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        """Blocks hold nothing here; a sequence's cache goes with `release`."""
+
+    def _advance(self, row: Row) -> Tensor:
+        """Compute one row's tokens; float32 logits ``[1, V]`` of the last."""
+        if row.num_computed == 0:
+            self._caches[row.key] = DynamicCache(config=self._module.config)
+        assert row.num_computed == (self._lengths.get(row.key, 0) if row.num_computed else 0)
+        stop = row.num_computed + len(row.token_ids)
+        self._lengths[row.key] = stop
+        ids = torch.tensor([[int(token) for token in row.token_ids]], device=self.device)
+        inputs: dict[str, Any] = {
+            "attention_mask": torch.ones(1, stop, dtype=torch.int64, device=self.device),
+            "position_ids": torch.arange(row.num_computed, stop, device=self.device)[None],
+            "past_key_values": self._caches[row.key],
+            "cache_params": self._caches[row.key],
+            "logits_to_keep": 1,
+        }
+        known = {name: value for name, value in inputs.items() if name in self._parameters}
+        logits: Tensor = self._module(input_ids=ids, use_cache=True, **known).logits
+        return logits[:, -1].float()
+
+
+def _tensor_bytes(layer: Any) -> int:
+    return sum(value.numel() * value.itemsize for value in vars(layer).values() if isinstance(value, Tensor))

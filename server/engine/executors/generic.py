@@ -1,0 +1,183 @@
+"""transformers' own module over our paged cache: any decoder that calls the attention interface with plain masks.
+
+The batch goes in as one flat row without padding; which token belongs to which sequence is known to the attention
+function alone.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+
+from server.engine import batch_inputs
+from server.engine.attention.backend import AttentionBackend
+from server.engine.batch_inputs import Row
+from server.engine.kv_cache import LayerSpec
+from server.engine.model_runner import ModelRunner
+
+ATTENTION = "sluice"
+"""No mask function is registered under this name, so transformers builds no masks."""
+
+PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+
+Call = Callable[..., Tensor]
+
+
+class Unsupported(Exception):
+    """The module cannot run in this executor; the message says why, as the end of a sentence."""
+
+
+class _Step:
+    """Who answers the attention calls of the forward pass that is running.
+
+    A module attribute and not a keyword of the forward: some models do not hand keywords on to their attention.
+    """
+
+    answer: Call | None = None
+
+
+def _attention(
+    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    assert _Step.answer is not None
+    return _Step.answer(query, key, value, attention_mask, options), None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+
+
+@contextmanager
+def _answering(call: Call) -> Iterator[None]:
+    _Step.answer = call
+    try:
+        yield
+    finally:
+        _Step.answer = None
+
+
+def configs(module: PreTrainedModel) -> list[PreTrainedConfig]:
+    """Every config object that a part of the module reads its attention implementation from."""
+    parts = {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}
+    return list(parts.values())
+
+
+def set_attention(module: PreTrainedModel, name: str) -> None:
+    for config in configs(module):
+        config._attn_implementation = name
+
+
+def probe(module: PreTrainedModel) -> list[LayerSpec]:
+    """What each attention call looks like, in order. Raises `Unsupported` where one cannot be answered."""
+    for config in configs(module):
+        _check_config(config)
+    if "position_ids" not in inspect.signature(module.forward).parameters:
+        raise Unsupported("its forward takes no position_ids")
+    specs: list[LayerSpec] = []
+
+    def record(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
+        if mask is not None:
+            raise Unsupported("it builds attention masks of its own")
+        for name in ("position_bias", "indices", "block_indices", "cache"):
+            if options.get(name) is not None:
+                raise Unsupported(f"its attention uses {name}")
+        scaling = options.get("scaling")
+        specs.append(
+            LayerSpec(
+                num_heads=query.shape[1],
+                num_kv_heads=key.shape[1],
+                key_dim=key.shape[3],
+                value_dim=value.shape[3],
+                scaling=query.shape[3] ** -0.5 if scaling is None else float(scaling),
+                window=options.get("sliding_window"),
+                softcap=options.get("softcap"),
+                has_sinks=options.get("s_aux") is not None,
+            )
+        )
+        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
+
+    ids = torch.arange(3, device=module.device)[None]
+    with torch.inference_mode(), _answering(record):
+        module(input_ids=ids, position_ids=ids, use_cache=False)
+    if not specs:
+        raise Unsupported("it does not call the attention interface")
+    return specs
+
+
+def _check_config(config: PreTrainedConfig) -> None:
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    if not layer_types <= PLAIN_LAYERS:
+        raise Unsupported(f"it has layers of type {', '.join(sorted(layer_types - PLAIN_LAYERS))}")
+    parameters = getattr(config, "rope_parameters", None) or {}
+    by_layer = [value for value in parameters.values() if isinstance(value, dict)]
+    for rope in (parameters, *by_layer):
+        # The rotation would depend on the longest sequence of the batch.
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            raise Unsupported(f"its rotary positions are {rope['rope_type']}")
+
+
+class GenericRunner(ModelRunner):
+    """Runs ``module`` with ``backend`` answering its attention calls."""
+
+    name = "generic"
+    can_reuse_blocks = True
+
+    def __init__(
+        self,
+        module: PreTrainedModel,
+        specs: Sequence[LayerSpec],
+        backend: AttentionBackend,
+        *,
+        num_blocks: int,
+        block_size: int,
+        vocab_size: int,
+    ) -> None:
+        self._module = module
+        self._backend = backend
+        self._sinks = [spec.has_sinks for spec in specs]
+        self._selects_rows = "logits_to_keep" in inspect.signature(module.forward).parameters
+        self._layer = 0
+        self.attention = backend.name
+        self.device = module.device
+        self.dtype = module.dtype
+        self.vocab_size = vocab_size
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.kv_cache_bytes = backend.kv_cache_bytes
+
+    def forward(self, rows: Sequence[Row]) -> Tensor:
+        inputs = batch_inputs.build(rows, self.block_size, self.device)
+        self._backend.begin(inputs)
+        self._layer = 0
+        keep = {"logits_to_keep": inputs.sample_rows_S} if self._selects_rows else {}
+        with _answering(self._attend):
+            output = self._module(
+                input_ids=inputs.token_ids_T[None], position_ids=inputs.position_ids_T[None], use_cache=False, **keep
+            )
+        assert self._layer == len(self._sinks), "the model's attention calls are not those of the probe"
+        logits: Tensor = output.logits[0]
+        return (logits if self._selects_rows else logits[inputs.sample_rows_S]).float()
+
+    def release(self, key: int) -> None:
+        """Nothing is held outside blocks."""
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self._backend.copy_blocks(pairs)
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        self._backend.clear_blocks(blocks)
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        self._backend.clear_blocks(blocks)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, options: dict[str, Any]
+    ) -> Tensor:
+        layer = self._layer
+        self._layer += 1
+        return self._backend.attend(layer, query, key, value, options.get("s_aux") if self._sinks[layer] else None)
