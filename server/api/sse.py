@@ -1,0 +1,131 @@
+"""Server-sent events: the one place that knows how a stream begins, stays alive, ends and breaks.
+
+Events come in as bytes, rendered by the routes; nothing here knows what is in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+
+from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
+
+from server.api.disconnect import until_disconnect
+from server.api.error_replies import error_body
+from server.errors import SluiceError
+from server.serving.record import RequestRecord
+
+log = logging.getLogger("sluice.api")
+
+HEAD_WAIT_S = 5.0
+"""The head waits so long for the first event, so that an early failure still has its own HTTP status."""
+SEND_TIMEOUT_S = 30.0
+"""A client that takes nothing for so long is cut off and its blocks are freed."""
+KEEP_ALIVE = b": keep-alive\n\n"
+
+# By default the library ends every stream half a second after SIGTERM; ours are finished in the drain time.
+AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+
+Events = AsyncGenerator[bytes, None]
+
+
+def data_event(data: bytes) -> bytes:
+    return b"data: " + data + b"\n\n"
+
+
+def error_event(data: bytes) -> bytes:
+    return b"event: error\ndata: " + data + b"\n\n"
+
+
+async def event_stream(request: Request, events: Events, keep_alive_s: float) -> EventStream:
+    """The answer that sends ``events``; what fails before the first event is raised here and becomes a plain answer."""
+    first = asyncio.ensure_future(anext(events))
+    try:
+        await until_disconnect(request, asyncio.wait({first}, timeout=HEAD_WAIT_S))
+        if first.done():
+            first.result()
+    except BaseException:
+        await _close(first, events)
+        raise
+    return EventStream(first, events, request.state.record, keep_alive_s=keep_alive_s)
+
+
+async def _close(first: asyncio.Future[bytes], events: Events) -> None:
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await events.aclose()
+
+
+class EventStream(EventSourceResponse):
+    """A stream whose last event is either the events' own last one or one error event, never both.
+
+    However it ends, the events' generator has been closed when the call returns.
+    """
+
+    def __init__(
+        self,
+        first: asyncio.Future[bytes],
+        events: Events,
+        record: RequestRecord,
+        *,
+        keep_alive_s: float,
+        send_timeout_s: float = SEND_TIMEOUT_S,
+    ) -> None:
+        # The library's own ping comes at fixed times, also while events flow.
+        super().__init__(self._body(), ping=0, sep="\n", send_timeout=send_timeout_s)
+        self._first = first
+        self._events = events
+        self._record = record
+        self._keep_alive_s = keep_alive_s
+        self._is_open = False
+        self._last_sent_s = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        clock = asyncio.get_running_loop().time
+
+        async def timed_send(message: Message) -> None:
+            self._is_open = message.get("more_body", True)
+            self._last_sent_s = clock()
+            await send(message)
+
+        keep_alive = asyncio.ensure_future(self._keep_alive(send))
+        try:
+            await super().__call__(scope, receive, timed_send)
+        except SendTimeoutError:
+            self._record.error_code = "slow_client"
+        finally:
+            keep_alive.cancel()
+            await asyncio.gather(keep_alive, return_exceptions=True)
+            await _close(self._first, self._events)
+
+    async def _body(self) -> AsyncGenerator[bytes, None]:
+        try:
+            yield await self._first
+            async for event in self._events:
+                yield event
+        except SluiceError as error:
+            yield self._error(error)
+        except Exception:
+            # The API's last handler cannot answer any more: the head has been sent.
+            log.exception("stream failed", extra={"fields": {"request_id": self._record.request_id}})
+            yield self._error(SluiceError("The server made a mistake. It has been logged."))
+
+    def _error(self, error: SluiceError) -> bytes:
+        self._record.error_code = error.code
+        return error_event(error_body(error, self._record.public_id))
+
+    async def _keep_alive(self, send: Send) -> None:
+        """A comment after each ``keep_alive_s`` in which nothing was sent."""
+        clock = asyncio.get_running_loop().time
+        self._last_sent_s = clock()
+        while True:
+            silent_s = clock() - self._last_sent_s
+            if silent_s < self._keep_alive_s:
+                await asyncio.sleep(self._keep_alive_s - silent_s)
+                continue
+            self._last_sent_s = clock()
+            if self._is_open:
+                await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
