@@ -49,7 +49,9 @@ def from_pydantic(errors: Sequence[Mapping[str, Any]], body: type[BaseModel] | N
         return InvalidRequest(f"{what}: it is required.", param=name or None)
     rules = [_rule(error) for error in errors if _locate(error["loc"], body)[0] == path]
     rule = " or ".join(dict.fromkeys(rules)).replace(" or must ", " or ")
-    return InvalidParameter(name or "The body", first.get("input"), rule)
+    if not name:
+        return InvalidRequest(f"The body {rule}.")
+    return InvalidParameter(name, first.get("input"), rule)
 
 
 def _rule(error: Mapping[str, Any]) -> str:

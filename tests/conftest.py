@@ -1,0 +1,53 @@
+"""Tiny models on disk and one real server over them, made once for all tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server_process import ServerProcess, running_server
+
+TINY_SETTINGS = ("--dtype", "float32", "--threads", "1", "--kv-cache-gib", "0.02", "--drain-timeout-s", "20")
+"""float32, so that tokens do not depend on who shares the batch; one thread a worker, for two cores are few."""
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random decoder."""
+    from tests.tiny_models import write_tiny_decoder
+
+    return write_tiny_decoder(tmp_path_factory.mktemp("models") / "llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random sequence classifier."""
+    from tests.tiny_encoders import write_encoder
+
+    labels = ("negative", "neutral", "positive")
+    return write_encoder(tmp_path_factory.mktemp("models") / "classifier", "bert", "classify", labels=labels)
+
+
+@pytest.fixture(scope="session")
+def tiny_tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny random token classifier."""
+    from tests.tiny_encoders import write_encoder
+
+    return write_encoder(tmp_path_factory.mktemp("models") / "tagger", "bert", "ner")
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tiny_llama: Path, tiny_classifier: Path, tiny_tagger: Path) -> tuple[str, ...]:
+    """The command line that serves one model of each of three tasks: ``chat``, ``mood`` and ``names``."""
+    folders = {"chat": tiny_llama, "mood": tiny_classifier, "names": tiny_tagger}
+    flags = [flag for name, folder in folders.items() for flag in ("--model", f"{name}={folder}")]
+    return (*flags, *TINY_SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def tiny_server(tiny_models: tuple[str, ...]) -> Iterator[ServerProcess]:
+    """A ready server over `tiny_models`, shared: leave it as it was."""
+    with running_server(*tiny_models) as server:
+        yield server
