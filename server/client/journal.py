@@ -1,0 +1,182 @@
+"""The running requests of one worker: what was asked, what has been delivered, and who is suspected of killing it.
+
+Plain state without waiting: the asyncio half is in `worker_client`, processes are in `supervisor`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import msgspec
+
+from server.errors import SluiceError
+from server.protocol import Encode, FinishReason, Generate, Scores, Tokens
+
+SUSPICIOUS_DEATHS = 2
+"""From so many deaths of the worker on, without a sign of life from the request in between, it is sent in trials."""
+
+
+@dataclass(eq=False, slots=True)
+class Entry:
+    """One request until it is finished or forgotten."""
+
+    wire_id: str
+    """Its id between front and worker, never used twice: clients may choose alike, and replies may come late."""
+    command: Generate | Encode
+    output_ids: list[int] = field(default_factory=list)
+    """All new tokens so far. A token that is here has been delivered: its consumer takes them from this list."""
+    logprobs: list[float] = field(default_factory=list)
+    num_cached_tokens: int | None = None
+    finish_reason: FinishReason | None = None
+    scores: Scores | None = None
+    error: SluiceError | None = None
+    num_taken: int = 0
+    """Of ``output_ids``, those that the consumer has."""
+    unread_since_s: float | None = None
+    """Monotonic time of the oldest token that the consumer does not have."""
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    sent: bool = False
+    """The worker that runs now has it."""
+    was_sent: bool = False
+    """Some worker has had it."""
+    progressed: bool = False
+    """The worker that runs now has answered something for it."""
+    deaths: int = 0
+    """Workers in a row that died with it and without any answer for it."""
+
+    def resumed(self) -> Generate | Encode:
+        """The command as the next worker must get it."""
+        if isinstance(self.command, Encode):
+            return msgspec.structs.replace(self.command, request_id=self.wire_id)
+        output_ids = self.command.output_ids + self.output_ids
+        return msgspec.structs.replace(self.command, request_id=self.wire_id, output_ids=output_ids)
+
+    @property
+    def has_all_tokens(self) -> bool:
+        """No token is left to compute: only the message that says so was lost."""
+        if isinstance(self.command, Encode):
+            return False
+        return len(self.command.output_ids) + len(self.output_ids) >= self.command.params.max_new_tokens
+
+    def append(self, tokens: Tokens) -> None:
+        """Deliver what the worker computed."""
+        self.output_ids += tokens.token_ids
+        self.logprobs += tokens.logprobs or []
+        if self.num_cached_tokens is None:
+            self.num_cached_tokens = tokens.num_cached_tokens
+        self.finish_reason = tokens.finish_reason
+        if self.unread_since_s is None:
+            self.unread_since_s = time.monotonic()
+        self.news.set()
+
+    @property
+    def all_taken(self) -> bool:
+        return self.num_taken == len(self.output_ids)
+
+    def unread_s(self) -> float:
+        """For how long the consumer has taken nothing of what is there."""
+        return 0.0 if self.unread_since_s is None else time.monotonic() - self.unread_since_s
+
+    def take(self) -> Tokens:
+        """All that the consumer has not had yet, as one message."""
+        start, self.num_taken = self.num_taken, len(self.output_ids)
+        self.unread_since_s = None
+        if self.error is None:
+            self.news.clear()
+        return Tokens(
+            request_id=self.command.request_id,
+            token_ids=self.output_ids[start:],
+            finish_reason=self.finish_reason,
+            logprobs=self.logprobs[start:] if self.logprobs else None,
+            num_cached_tokens=self.num_cached_tokens if start == 0 else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Death:
+    """What the journal makes of a worker's death."""
+
+    culprit: Entry | None
+    """The request that is proven to kill workers, already removed."""
+    was_trial: bool
+    """A suspect was in the worker, so that the death tells more about the request than about the worker."""
+
+
+class Journal:
+    """Keeps the order of arrival, and decides which requests the worker may have.
+
+    After one death all go back to the next worker. A request that is twice in a row in a worker that dies, and never
+    answers in between, is a suspect: it goes back only after all others have shown life, half of the most suspicious
+    at a time. Whoever answers is cleared. The last suspect gets a worker of its own, and if that dies too, it is
+    the culprit.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._numbers = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(list(self._entries.values()))
+
+    @property
+    def worker_has_work(self) -> bool:
+        return any(entry.sent for entry in self._entries.values())
+
+    def add(self, command: Generate | Encode) -> Entry:
+        entry = Entry(f"{command.request_id}#{next(self._numbers)}", command)
+        self._entries[entry.wire_id] = entry
+        return entry
+
+    def get(self, wire_id: str) -> Entry | None:
+        return self._entries.get(wire_id)
+
+    def remove(self, entry: Entry) -> bool:
+        """Whether it was there."""
+        return self._entries.pop(entry.wire_id, None) is not None
+
+    def sendable(self) -> list[Entry]:
+        """What the worker may be sent now, in order. Ask again when a request has answered, ended or arrived."""
+        unsent = [entry for entry in self._entries.values() if not entry.sent]
+        suspects = [entry for entry in self._entries.values() if entry.deaths >= SUSPICIOUS_DEATHS]
+        if not suspects:
+            return unsent
+        most = max(entry.deaths for entry in suspects)
+        prime = [entry for entry in suspects if entry.deaths == most]
+        if len(prime) == 1 and (prime[0].sent or not self.worker_has_work):
+            return [entry for entry in prime if not entry.sent]
+        innocents = [entry for entry in unsent if entry.deaths < SUSPICIOUS_DEATHS]
+        if innocents or any(entry.sent and entry.deaths for entry in self._entries.values()):
+            return innocents
+        return prime[: (len(prime) + 1) // 2]
+
+    def mark_sent(self, entry: Entry) -> None:
+        entry.sent = entry.was_sent = True
+
+    def mark_alive(self, entry: Entry) -> bool:
+        """The worker answered for it. Whether that cleared it of a suspicion."""
+        cleared = entry.deaths > 0
+        entry.progressed = True
+        entry.deaths = 0
+        return cleared
+
+    def worker_died(self) -> Death:
+        """Count the death against those that were in the worker in silence; all may be sent again."""
+        inside = [entry for entry in self._entries.values() if entry.sent]
+        silent = [entry for entry in inside if not entry.progressed]
+        was_trial = any(entry.deaths >= SUSPICIOUS_DEATHS for entry in silent)
+        for entry in silent:
+            entry.deaths += 1
+        for entry in inside:
+            entry.sent = entry.progressed = False
+        culprit = None
+        if inside == silent and len(inside) == 1 and inside[0].deaths >= SUSPICIOUS_DEATHS:
+            culprit = inside[0]
+            self.remove(culprit)
+        return Death(culprit=culprit, was_trial=was_trial)

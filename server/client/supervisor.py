@@ -1,0 +1,211 @@
+"""Keeps one worker alive for every model: starts it, watches it, replaces it, and ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from server import metrics
+from server.client.journal import Death
+from server.client.worker_client import WorkerClient
+from server.client.worker_process import WorkerProcess, describe_exit
+from server.config import ServeConfig
+from server.errors import EXIT_CRASH_LOOP, EXIT_INTERNAL, EXIT_MODEL, ConfigurationError, ServerShutdown
+
+WORKER_COMMAND = (sys.executable, "-m", "server.worker")
+MAX_BACKOFF_S = 10.0
+CRASH_WINDOW_S = 300.0
+STALL_LOOKS = 10
+"""A worker is looked at so many times in ``stall_timeout_s``."""
+
+log = logging.getLogger("sluice.supervisor")
+
+
+class CrashHistory:
+    """Deaths of one worker that tell of a worker that cannot work, within the last five minutes.
+
+    A finished request clears it. The deaths by which a suspect is found do not count, but each culprit found does:
+    one request may kill workers, and not every request does.
+    """
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._max_restarts = config.max_restarts
+        self._backoff_s = config.restart_backoff_s
+        self._deaths_s: deque[float] = deque()
+        self._num_finished = 0
+
+    def record(self, *, num_finished: int, counts: bool) -> None:
+        """A worker has died; ``num_finished`` requests had been finished until then."""
+        now_s = time.monotonic()
+        if num_finished != self._num_finished:
+            self._deaths_s.clear()
+            self._num_finished = num_finished
+        if counts:
+            self._deaths_s.append(now_s)
+        while self._deaths_s and now_s - self._deaths_s[0] > CRASH_WINDOW_S:
+            self._deaths_s.popleft()
+
+    @property
+    def num_deaths(self) -> int:
+        return len(self._deaths_s)
+
+    @property
+    def is_crash_loop(self) -> bool:
+        return self.num_deaths >= self._max_restarts
+
+    @property
+    def backoff_s(self) -> float:
+        """Pause before the next start."""
+        return min(self._backoff_s * 2.0 ** max(self.num_deaths - 1, 0), MAX_BACKOFF_S)
+
+
+class Supervisor:
+    """All workers of the server. ``command`` starts one; it is given ``--fd N``."""
+
+    def __init__(self, config: ServeConfig, *, command: Sequence[str] = WORKER_COMMAND) -> None:
+        self.config = config
+        self.clients = {model.name: WorkerClient(model) for model in config.models}
+        self._command = command
+        self._workers: set[WorkerProcess] = set()
+        self._keepers: list[asyncio.Task[None]] = []
+
+    def is_live(self) -> bool:
+        """Whether every model's worker is kept: the server can come back from whatever happens to one."""
+        return not any(keeper.done() for keeper in self._keepers)
+
+    def is_ready(self) -> bool:
+        """Whether every model can compute now."""
+        return self.is_live() and all(client.state == "ready" for client in self.clients.values())
+
+    async def start(self) -> None:
+        """Start all workers at once and return when all are ready.
+
+        Raises ConfigurationError if one cannot become ready; then none is left.
+        """
+        self._keepers = [asyncio.create_task(self._keep(client)) for client in self.clients.values()]
+        all_loaded = asyncio.create_task(self._all_loaded())
+        try:
+            await asyncio.wait([all_loaded, *self._keepers], return_when=asyncio.FIRST_COMPLETED)
+            self._raise_what_a_keeper_raised()
+        except BaseException:
+            await self.stop()
+            raise
+        finally:
+            all_loaded.cancel()
+
+    async def _all_loaded(self) -> None:
+        for client in self.clients.values():
+            await client.loaded.wait()
+
+    async def run(self) -> None:
+        """Return after `stop`. Raises ConfigurationError when a worker cannot be kept alive."""
+        await asyncio.wait(self._keepers, return_when=asyncio.FIRST_COMPLETED)
+        self._raise_what_a_keeper_raised()
+
+    def _raise_what_a_keeper_raised(self) -> None:
+        for keeper in self._keepers:
+            if keeper.done() and not keeper.cancelled() and (error := keeper.exception()) is not None:
+                raise error
+
+    async def stop(self) -> None:
+        """End every worker. Requests that still run end with ServerShutdown."""
+        for client in self.clients.values():
+            client.stop(ServerShutdown("The server stopped before the answer was complete."))
+        for keeper in self._keepers:
+            keeper.cancel()
+        try:
+            if self._keepers:
+                await asyncio.wait(self._keepers)
+        finally:
+            for worker in self._workers:
+                worker.kill()
+
+    async def _keep(self, client: WorkerClient) -> None:
+        """One worker after another, until cancelled or until there is no hope."""
+        history = CrashHistory(self.config)
+        while True:
+            exit_code, death = await self._run_one_worker(client)
+            if client.ready is None:
+                raise _start_failure(client, exit_code)
+            history.record(num_finished=client.num_finished, counts=not death.was_trial or death.culprit is not None)
+            _report_death(client, exit_code, death)
+            if history.is_crash_loop:
+                raise _crash_loop(client, history.num_deaths)
+            await asyncio.sleep(history.backoff_s)
+
+    async def _run_one_worker(self, client: WorkerClient) -> tuple[int, Death]:
+        """How it ended, once nothing is left of it."""
+        try:
+            worker = await WorkerProcess.start(self._command, client)
+        except OSError as error:
+            log.error("a worker could not be started", extra={"fields": {"model": client.model.name, "error": error}})
+            return EXIT_INTERNAL, client.detach()
+        self._workers.add(worker)
+        log.info("worker started", extra={"fields": {"model": client.model.name, "pid": worker.process.pid}})
+        try:
+            await self._watch(client, worker)
+        finally:
+            death = client.detach()
+            exit_code = await worker.end()
+            self._workers.discard(worker)
+        return exit_code, death
+
+    async def _watch(self, client: WorkerClient, worker: WorkerProcess) -> None:
+        """Return when the worker is gone: by itself, or killed for want of a sign of life.
+
+        Silence is counted in looks, not by the clock: a front that was itself stopped for a while sees one more look,
+        then reads what the worker had sent meanwhile.
+        """
+        deadline_s = time.monotonic() + self.config.start_timeout_s
+        num_silent_looks = 0
+        num_frames = client.num_frames
+        while not await worker.connection.closed_within(self.config.stall_timeout_s / STALL_LOOKS):
+            is_silent = client.expects_frame and client.num_frames == num_frames
+            num_silent_looks = num_silent_looks + 1 if is_silent else 0
+            num_frames = client.num_frames
+            if client.state != "ready":
+                if time.monotonic() > deadline_s:
+                    await self._kill(client, worker, "not ready in time")
+            elif num_silent_looks > STALL_LOOKS:
+                await self._kill(client, worker, "no sign of life")
+            elif not client.expects_frame:
+                client.ping()
+
+    async def _kill(self, client: WorkerClient, worker: WorkerProcess, reason: str) -> None:
+        fields = {"model": client.model.name, "pid": worker.process.pid, "reason": reason}
+        log.error("worker stalled and is killed", extra={"fields": fields})
+        await worker.kill_with_stacks()
+
+
+def _start_failure(client: WorkerClient, exit_code: int) -> ConfigurationError:
+    if client.refused is not None:
+        return ConfigurationError(client.refused.message, exit_code=client.refused.exit_code)
+    return ConfigurationError(
+        f"Model {client.model.name}: its worker ended with {describe_exit(exit_code)} before it was ready. "
+        "See its output above.",
+        exit_code=EXIT_MODEL,
+    )
+
+
+def _report_death(client: WorkerClient, exit_code: int, death: Death) -> None:
+    metrics.record_restart(client.model.name)
+    fields = {
+        "model": client.model.name,
+        "cause": client.refused.message if client.refused else describe_exit(exit_code),
+        "num_running": client.num_running,
+        "quarantined": death.culprit.command.request_id if death.culprit else None,
+    }
+    log.error("worker died", extra={"fields": {name: value for name, value in fields.items() if value is not None}})
+
+
+def _crash_loop(client: WorkerClient, num_deaths: int) -> ConfigurationError:
+    client.stop(ServerShutdown("The model's process keeps failing and the server ends."))
+    return ConfigurationError(
+        f"Model {client.model.name}: its worker died {num_deaths} times without finishing a request. "
+        "See the log for the cause of each death.",
+        exit_code=EXIT_CRASH_LOOP,
+    )

@@ -1,0 +1,215 @@
+"""One model as the serving classes see it: a request in, its tokens or scores out, whatever happens to the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import msgspec
+
+from server import metrics
+from server.client.connection import Connection
+from server.client.journal import Death, Entry, Journal
+from server.config import ModelConfig
+from server.errors import FAILURES, EngineRestarting, RequestQuarantined, ServerShutdown, SluiceError
+from server.protocol import Abort, Encode, Failed, Generate, Ping, Ready, Refused, Reply, Scores, Stats, Tokens
+
+MAX_WAIT_S = 60.0
+"""How long a request that no worker has had yet waits for one."""
+MAX_UNREAD_S = 30.0
+"""A consumer that takes none of its tokens for so long is gone: its request is aborted."""
+
+log = logging.getLogger("sluice.client")
+
+
+class WorkerClient:
+    """Handle of one model's worker, the same through all its restarts.
+
+    A request that a worker has had is never given up because of the worker's death: the next one gets it again,
+    with the tokens that were delivered as part of it, and the consumer sees only a pause.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        self.model = model
+        self.ready: Ready | None = None
+        """Set once loaded, and kept during restarts."""
+        self.refused: Refused | None = None
+        """Why the last worker did not become ready, if it said so."""
+        self.state: Literal["starting", "ready", "restarting", "stopped"] = "starting"
+        self.loaded = asyncio.Event()
+        """The first worker has become ready."""
+        self.num_frames = 0
+        """Frames read from this worker and all before it."""
+        self.num_finished = 0
+        """Requests answered in full."""
+        self._journal = Journal()
+        self._connection: Connection | None = None
+        self._pinged = False
+
+    @property
+    def num_running(self) -> int:
+        """Requests that are not finished."""
+        return len(self._journal)
+
+    @property
+    def expects_frame(self) -> bool:
+        """Whether a live worker would send something within one step."""
+        return self._pinged or self._journal.worker_has_work
+
+    async def stream(self, command: Generate) -> AsyncGenerator[Tokens, None]:
+        """Tokens in order, each once, until the message with the finish reason.
+
+        A slow consumer gets several steps' tokens in one message. Closing the generator early aborts the request.
+        """
+        with self._running(command) as entry:
+            while True:
+                await entry.news.wait()
+                if entry.error is not None and entry.all_taken:
+                    raise entry.error
+                tokens = entry.take()
+                yield tokens
+                if tokens.finish_reason is not None:
+                    return
+
+    async def encode(self, command: Encode) -> Scores:
+        """The encoder's answer. Cancellation aborts the request."""
+        with self._running(command) as entry:
+            await entry.news.wait()
+            if entry.scores is None:
+                raise entry.error or SluiceError("The model's answer to this request was lost.")
+            return msgspec.structs.replace(entry.scores, request_id=command.request_id)
+
+    @contextmanager
+    def _running(self, command: Generate | Encode) -> Iterator[Entry]:
+        if self.state == "stopped":
+            raise ServerShutdown("The server has stopped.")
+        entry = self._journal.add(command)
+        timer = asyncio.get_running_loop().call_later(MAX_WAIT_S, self._give_up, entry)
+        try:
+            self._send_what_may_go()
+            yield entry
+        finally:
+            timer.cancel()
+            self._forget(entry)
+
+    def _give_up(self, entry: Entry) -> None:
+        if not entry.was_sent:
+            message = f"The model is being restarted and did not come back within {MAX_WAIT_S:g} s. Try again."
+            self._fail(entry, EngineRestarting(message, retry_after_s=10))
+
+    def _fail(self, entry: Entry, error: SluiceError) -> None:
+        entry.error = error
+        entry.news.set()
+        self._forget(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        """Nothing more is delivered to it, and the worker frees what it holds."""
+        if not self._journal.remove(entry):
+            return
+        if entry.sent and self._connection is not None:
+            self._connection.send([Abort(entry.wire_id)])
+        self._send_what_may_go()
+
+    def _send_what_may_go(self) -> None:
+        if self._connection is None or self.state != "ready" or not self._connection.is_writable:
+            return
+        commands = []
+        for entry in self._journal.sendable():
+            if entry.has_all_tokens:
+                self._finish(entry, Tokens(entry.wire_id, [], finish_reason="length"))
+                continue
+            self._journal.mark_sent(entry)
+            commands.append(entry.resumed())
+        if commands:
+            self._connection.send(commands)
+
+    def attach(self, connection: Connection) -> None:
+        """A new worker was started; it loads the model."""
+        self._connection = connection
+        self._pinged = False
+        self.refused = None
+
+    def detach(self) -> Death:
+        """The worker is dead. Its requests wait for the next one, but for a proven culprit."""
+        self._connection = None
+        if self.state == "ready":
+            self.state = "restarting"
+        death = self._journal.worker_died()
+        if death.culprit is not None:
+            death.culprit.error = RequestQuarantined("The model's process ended each time it computed this request.")
+            death.culprit.news.set()
+        return death
+
+    def stop(self, error: SluiceError) -> None:
+        """No worker will come any more: every request ends with ``error``."""
+        self.state = "stopped"
+        for entry in self._journal:
+            self._fail(entry, error)
+
+    def ping(self) -> None:
+        """Ask an idle worker for a sign of life."""
+        if self._connection is not None and self.state == "ready":
+            self._pinged = True
+            self._connection.send([Ping()])
+
+    def on_writable(self) -> None:
+        """The worker reads again."""
+        self._send_what_may_go()
+
+    def on_replies(self, replies: list[Reply]) -> None:
+        """What the worker sent, in order."""
+        self.num_frames += 1
+        self._pinged = False
+        something_ended = False
+        for reply in replies:
+            match reply:
+                case Tokens() | Scores() | Failed():
+                    something_ended |= self._deliver(reply)
+                case Stats():
+                    metrics.record_step(self.model.name, reply)
+                case Ready():
+                    self._on_ready(reply)
+                case Refused():
+                    self.refused = reply
+        if something_ended:
+            self._send_what_may_go()
+
+    def _on_ready(self, ready: Ready) -> None:
+        if self.state == "stopped":
+            return
+        self.ready = ready
+        self.state = "ready"
+        metrics.set_model_info(self.model.name, ready)
+        self.loaded.set()
+        self._send_what_may_go()
+
+    def _deliver(self, reply: Tokens | Scores | Failed) -> bool:
+        """Whether more may be sent now. Replies to a request that has been forgotten are dropped."""
+        entry = self._journal.get(reply.request_id)
+        if entry is None:
+            return False
+        match reply:
+            case Tokens(finish_reason=None):
+                entry.append(reply)
+                if entry.unread_s() > MAX_UNREAD_S:
+                    entry.finish_reason = "abort"
+                    self._forget(entry)
+                return self._journal.mark_alive(entry)
+            case Tokens() | Scores():
+                self._finish(entry, reply)
+            case Failed():
+                self._journal.remove(entry)
+                self._fail(entry, FAILURES.get(reply.code, SluiceError)(reply.message))
+        return True
+
+    def _finish(self, entry: Entry, reply: Tokens | Scores) -> None:
+        self._journal.remove(entry)
+        self.num_finished += 1
+        if isinstance(reply, Tokens):
+            entry.append(reply)
+        else:
+            entry.scores = reply
+            entry.news.set()
