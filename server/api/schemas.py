@@ -50,7 +50,7 @@ def has_lone_surrogate(value: Any) -> bool:
     return False
 
 
-def _one_error(rule: str) -> WrapValidator:
+def one_error(rule: str) -> WrapValidator:
     """One message for a union, instead of one for each of its arms."""
 
     def validate(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
@@ -62,7 +62,7 @@ def _one_error(rule: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
-TextOrTexts = Annotated[str | list[str], _one_error("a string or a list of strings")]
+TextOrTexts = Annotated[str | list[str], one_error("a string or a list of strings")]
 
 
 class GenerateParameters(StrictModel):
