@@ -1,0 +1,51 @@
+"""``POST /classify``: labels and scores of texts and pairs."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from server.api import encoder_route
+from server.api.encoder_schemas import (
+    ClassifyInput,
+    ClassifyParameters,
+    ClassifyReply,
+    ClassifyRequest,
+    LabelReply,
+    TextPairBody,
+)
+from server.serving.classifier import ClassifyOptions, LabelScore, ServedClassifier, TextPair
+
+router = APIRouter()
+
+
+@router.post("/classify", response_model=ClassifyReply)
+async def classify(body: ClassifyRequest, request: Request) -> Response:
+    """Label ``inputs``: a text, a pair ``{"text", "text_pair"}``, or a list of these.
+
+    The answer holds one list for each input, also where there is but one: its labels, the highest score first, all of
+    them unless ``top_k`` or ``threshold`` says otherwise.
+    """
+    served: ServedClassifier = request.app.state.registry.get("classify", body.model)
+    inputs = [_pair(item) for item in (body.inputs if isinstance(body.inputs, list) else [body.inputs])]
+    options = _options(body.parameters or ClassifyParameters())
+    results = await encoder_route.run(request, served, inputs, lambda id_: served.classify(inputs, options, id_))
+    return encoder_route.reply([[_label(score) for score in scores] for scores in results])
+
+
+def _pair(item: ClassifyInput) -> TextPair:
+    if isinstance(item, TextPairBody):
+        return TextPair(item.text, item.text_pair)
+    return TextPair(item) if isinstance(item, str) else TextPair(*item)
+
+
+def _options(parameters: ClassifyParameters) -> ClassifyOptions:
+    return ClassifyOptions(
+        function=parameters.function_to_apply,
+        top_k=parameters.top_k,
+        threshold=parameters.threshold,
+        truncate=bool(parameters.truncate),
+    )
+
+
+def _label(score: LabelScore) -> LabelReply:
+    return {"label": score.label, "score": score.score}
