@@ -95,10 +95,6 @@ class KvCache:
             blocks[:, destinations] = blocks[:, sources]
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
-        for spec, pool in zip(self.specs, self._pools, strict=True):
-            pool.view(2 * spec.num_kv_heads, self.num_blocks, -1)[:, list(blocks)] = 0
-
-    def clear_blocks(self, blocks: Sequence[int]) -> None:
         cleared = on_device(np.array(blocks, dtype=np.int64), self._device)
         for planes in self._planes():
             planes.index_fill_(1, cleared, 0.0)

@@ -41,7 +41,3 @@ class AttentionBackend(ABC):
     @abstractmethod
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         """Set whole blocks to zero in every layer."""
-
-    @abstractmethod
-    def clear_blocks(self, blocks: Sequence[int]) -> None:
-        """Set whole blocks to zero in every layer."""

@@ -98,9 +98,6 @@ class TorchNativeAttention(AttentionBackend):
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         self._cache.clear_blocks(blocks)
 
-    def clear_blocks(self, blocks: Sequence[int]) -> None:
-        self._cache.clear_blocks(blocks)
-
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
         spec = self._specs[layer]
         plan = self._plans.get((spec.num_kv_heads, spec.window))

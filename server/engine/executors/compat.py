@@ -60,9 +60,6 @@ class CompatRunner(ModelRunner):
         raise AssertionError("blocks of this executor are never shared")
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
-        """Nothing lies in blocks: a failed sequence's cache goes with `release`."""
-
-    def clear_blocks(self, blocks: Sequence[int]) -> None:
         """Blocks hold nothing here; a sequence's cache goes with `release`."""
 
     def _advance(self, row: Row) -> Tensor:

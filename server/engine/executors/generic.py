@@ -172,9 +172,6 @@ class GenericRunner(ModelRunner):
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         self._backend.clear_blocks(blocks)
 
-    def clear_blocks(self, blocks: Sequence[int]) -> None:
-        self._backend.clear_blocks(blocks)
-
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, options: dict[str, Any]
     ) -> Tensor:
