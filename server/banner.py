@@ -16,8 +16,8 @@ WIDTH = 100
 
 _EXAMPLES = {
     "generate": {
-        "inputs": "What is the capital of France?",
-        "parameters": {"max_new_tokens": 40},
+        "inputs": "Once upon a time, a lighthouse keeper",
+        "parameters": {"max_new_tokens": 60},
         "stream": True,
     },
     "classify": {"inputs": "I love this"},
