@@ -1,0 +1,64 @@
+"""The web application: routes, middleware and error replies put together."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+
+from server import __version__
+from server.api import classify, error_replies, fill_mask, generate, ner
+from server.api.middleware import BodyGate, RequestContext
+from server.api.status import ENDPOINTS, status_router
+from server.client.supervisor import Supervisor
+from server.config import ServeConfig
+from server.protocol import Task
+from server.serving.lifecycle import Lifecycle
+from server.serving.registry import Registry
+
+TASK_ROUTERS: dict[Task, APIRouter] = {
+    "generate": generate.router,
+    "classify": classify.router,
+    "ner": ner.router,
+    "fill-mask": fill_mask.router,
+}
+DOCS = ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")
+
+
+def build_app(config: ServeConfig, supervisor: Supervisor) -> FastAPI:
+    """The application; `Registry.load` and `Lifecycle.is_loaded` make it serve once the workers are ready."""
+    app = FastAPI(
+        title="Sluice",
+        version=__version__,
+        description="One server for fine-tuned language models.",
+        redirect_slashes=False,
+    )
+    app.state.config = config
+    app.state.supervisor = supervisor
+    app.state.registry = Registry(config, supervisor)
+    app.state.lifecycle = Lifecycle()
+    tasks = _task_routes()
+    for router in TASK_ROUTERS.values():
+        app.include_router(router)
+    app.include_router(status_router(list(tasks)))
+    error_replies.install(app)
+    # The last one added is the outermost.
+    app.add_middleware(BodyGate, paths=frozenset(tasks), max_bytes=config.max_body_bytes)
+    app.add_middleware(
+        RequestContext, lifecycle=app.state.lifecycle, task_routes=tasks, quiet_routes=_quiet_routes(list(tasks))
+    )
+    return app
+
+
+def _task_routes() -> dict[str, Task]:
+    """The paths that take work, and whose they are."""
+    return {
+        route.path: task
+        for task, router in TASK_ROUTERS.items()
+        for route in router.routes
+        if isinstance(route, APIRoute) and "POST" in (route.methods or ())
+    }
+
+
+def _quiet_routes(task_paths: list[str]) -> frozenset[str]:
+    below_tasks = (path + suffix for path in task_paths for suffix in ("/health", "/info"))
+    return frozenset((*ENDPOINTS, *DOCS, *below_tasks))

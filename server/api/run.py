@@ -1,0 +1,194 @@
+"""The life of the front process: bind, answer probes, load, serve, drain, exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Coroutine, Iterator
+from dataclasses import replace
+from typing import Any
+
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+
+from server import logs, metrics
+from server.api.app import build_app
+from server.api.http_protocol import HttpProtocol
+from server.banner import banner
+from server.client.supervisor import Supervisor
+from server.config import ServeConfig
+from server.errors import EXIT_INTERNAL, EXIT_PORT, ConfigurationError
+
+log = logging.getLogger("sluice.server")
+
+BACKLOG = 2048
+KEEP_ALIVE_S = 75
+"""Longer than the 60 s of common load balancers, so that they close an idle connection and not we."""
+LAST_WORDS_S = 1.0
+"""For streams to send their last event once the workers are gone, and for connections to close."""
+
+
+def serve(config: ServeConfig) -> int:
+    """Serve until a signal or a failure; the process's exit code."""
+    handler = logs.set_up(config.log_format, config.log_level, on_drop=metrics.LOG_LINES_DROPPED.inc)
+    code = 0
+    message = ""
+    try:
+        listener = bind(config.host, config.port)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(config, listener))
+    except ConfigurationError as error:
+        code, message = error.exit_code, str(error)
+    except Exception:
+        log.exception("the server failed")
+        code, message = EXIT_INTERNAL, "The server failed by its own mistake. The log above says where."
+    finally:
+        handler.close()
+    if message:
+        sys.stderr.write(f"sluice: {logs.printable(message)}\n")
+    return code
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket, or a `ConfigurationError` that says why not."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        # Only for addresses that are still in TIME_WAIT. Never SO_REUSEPORT: two servers would share the port unseen.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{host} port {port} cannot be used: {_bind_problem(error)}. Choose another with --host or --port.",
+            exit_code=EXIT_PORT,
+        ) from None
+    return listener
+
+
+def _bind_problem(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "another program listens there"
+    if error.errno == errno.EACCES:
+        return "this user may not listen there"
+    return (error.strerror or str(error)).lower()
+
+
+class Signals:
+    """SIGTERM and SIGINT: the first asks for the end, the second for a quick one."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+
+    def install(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def _on_signal(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn without its signal handling: it would close running streams, and ignore a second SIGTERM."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def http_server(app: FastAPI) -> HttpServer:
+    return HttpServer(
+        uvicorn.Config(
+            app,
+            http=HttpProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=1,
+        )
+    )
+
+
+async def _run(config: ServeConfig, listener: socket.socket) -> None:
+    """Returns after a stop that was asked for; raises what ended the server otherwise."""
+    signals = Signals()
+    signals.install()
+    supervisor = Supervisor(config)
+    app = build_app(config, supervisor)
+    http = http_server(app)
+    host, port = listener.getsockname()[:2]
+    log.info("listening", extra={"fields": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
+    http_task = asyncio.create_task(http.serve(sockets=[listener]))
+    work = asyncio.create_task(_work(replace(config, port=port), app, supervisor))
+    first_signal = asyncio.create_task(signals.first.wait())
+    try:
+        await asyncio.wait({http_task, work, first_signal}, return_when=asyncio.FIRST_COMPLETED)
+        if first_signal.done():
+            await _drain(config, app, signals)
+        if work.done():
+            work.result()
+    finally:
+        first_signal.cancel()
+        await _end(app, supervisor, http, work)
+        await http_task
+    log.info("stopped")
+
+
+async def _work(config: ServeConfig, app: FastAPI, supervisor: Supervisor) -> None:
+    """Load the models, say so, and watch the workers for as long as there are any."""
+    await supervisor.start()
+    await asyncio.to_thread(app.state.registry.load)
+    app.state.lifecycle.is_loaded = True
+    log.info("ready", extra={"fields": {"models": ", ".join(supervisor.clients)}})
+    if not app.state.lifecycle.is_draining:
+        sys.stdout.write(banner(config, supervisor.clients) + "\n")
+        sys.stdout.flush()
+    await supervisor.run()
+
+
+async def _drain(config: ServeConfig, app: FastAPI, signals: Signals) -> None:
+    """Not ready at once; then no new work; then wait for what runs, all of it cut short by a second signal."""
+    lifecycle = app.state.lifecycle
+    lifecycle.is_draining = True
+    log.info("draining", extra={"fields": {"active_requests": lifecycle.num_active}})
+    if lifecycle.is_loaded:
+        await _unless(signals.second, asyncio.sleep(config.drain_delay_s))
+    app.state.registry.refuse_new_work()
+    await _unless(signals.second, lifecycle.wait_idle(config.drain_timeout_s))
+
+
+async def _unless(event: asyncio.Event, wait: Coroutine[Any, Any, Any]) -> None:
+    """Wait, but not beyond the event."""
+    tasks = {asyncio.create_task(wait), asyncio.create_task(event.wait())}
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _end(app: FastAPI, supervisor: Supervisor, http: HttpServer, work: asyncio.Task[None]) -> None:
+    """Stop the workers, which ends what still runs with an error; let the errors out; close the connections."""
+    app.state.lifecycle.is_draining = True
+    app.state.registry.refuse_new_work()
+    if app.state.lifecycle.num_active:
+        log.warning("requests cut short", extra={"fields": {"active_requests": app.state.lifecycle.num_active}})
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+    await supervisor.stop()
+    await app.state.lifecycle.wait_idle(LAST_WORDS_S)
+    http.should_exit = True

@@ -1,0 +1,148 @@
+"""What probes, dashboards and clients ask about the server itself."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from server import __version__, metrics
+from server.config import ServeConfig
+from server.errors import Draining, EngineRestarting, SluiceError, Starting
+from server.protocol import Ready
+from server.serving.lifecycle import Lifecycle
+from server.serving.registry import Registry
+
+RETRY_S = 1.0
+
+
+def check_started(lifecycle: Lifecycle) -> None:
+    """Raise unless every model has been ready once."""
+    if not lifecycle.is_loaded:
+        raise Starting("The models are being loaded.", retry_after_s=RETRY_S)
+
+
+def check_engines(request: Request) -> None:
+    """Raise unless every worker can take work now."""
+    check_started(request.app.state.lifecycle)
+    if not request.app.state.supervisor.is_ready():
+        raise EngineRestarting("A worker is being replaced.", retry_after_s=RETRY_S)
+
+
+def check_ready(request: Request) -> None:
+    """Raise unless new work should be sent here."""
+    if request.app.state.lifecycle.is_draining:
+        raise Draining("The server is about to stop.", retry_after_s=RETRY_S)
+    check_engines(request)
+
+
+async def livez(request: Request) -> dict[str, str]:
+    """200 as long as the process can do its work or restore it: restart the server where this fails."""
+    if not request.app.state.supervisor.is_live():
+        raise SluiceError("The workers cannot be restarted.")
+    return {"status": "live"}
+
+
+async def readyz(request: Request) -> dict[str, str]:
+    """200 if new requests should be sent here: not while starting, restarting a worker or draining."""
+    check_ready(request)
+    return {"status": "ready"}
+
+
+async def startupz(request: Request) -> dict[str, str]:
+    """200 once every model has been loaded."""
+    check_started(request.app.state.lifecycle)
+    return {"status": "started"}
+
+
+async def health(request: Request) -> dict[str, str]:
+    """200 if every model's worker is up; while draining too."""
+    check_engines(request)
+    return {"status": "healthy"}
+
+
+async def info(request: Request) -> dict[str, Any]:
+    """The models by task, their limits, and the server's."""
+    registry: Registry = request.app.state.registry
+    config: ServeConfig = request.app.state.config
+    models = [_describe(model.name, registry) for model in config.models]
+    first = registry.ready_models.get(config.models[0].name)
+    return {
+        "model_id": config.models[0].name,
+        "max_input_tokens": first.max_model_len if first else None,
+        "version": __version__,
+        "models": models,
+        "tasks": registry.names_by_task(),
+        "limits": {
+            "max_body_bytes": config.max_body_bytes,
+            "max_batch_inputs": config.max_batch_inputs,
+            "max_encode_inputs": config.max_encode_inputs,
+            "max_queued_requests": config.max_queued_requests,
+            "max_queued_tokens": config.max_queued_tokens,
+            "default_max_new_tokens": config.default_max_new_tokens,
+        },
+        "attribution": [model.attribution for model in registry.ready_models.values() if model.attribution],
+    }
+
+
+def _describe(name: str, registry: Registry) -> dict[str, Any]:
+    ready = registry.ready_models.get(name)
+    state = registry.states()[name]
+    if ready is None:
+        return {"name": name, "state": state}
+    return {"name": name, "state": state, **_facts(ready), **registry.describe(name)}
+
+
+def _facts(ready: Ready) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "task": ready.task,
+        "architecture": ready.architecture,
+        "device": ready.device,
+        "dtype": ready.dtype,
+        "executor": ready.executor,
+        "attention": ready.attention,
+        "max_input_tokens": ready.max_model_len,
+        "max_running": ready.max_running,
+        "max_batch_tokens": ready.max_batch_tokens,
+        "num_parameters": ready.num_parameters,
+        "weight_bytes": ready.weight_bytes,
+        "kv_cache_bytes": ready.kv_cache_bytes,
+        "labels": ready.labels,
+        "attribution": ready.attribution,
+    }
+    return {name: value for name, value in facts.items() if value not in (None, [], 0)}
+
+
+async def render_metrics(request: Request) -> Response:
+    """The metrics in Prometheus' text format, or OpenMetrics where the client asks for it."""
+    content, content_type = await asyncio.to_thread(metrics.render, request.headers.get("accept", ""))
+    return Response(content, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
+
+
+ENDPOINTS = {
+    "/livez": livez,
+    "/readyz": readyz,
+    "/startupz": startupz,
+    "/health": health,
+    "/info": info,
+    "/metrics": render_metrics,
+}
+
+
+def status_router(task_paths: list[str]) -> APIRouter:
+    """The routes, each for HEAD too; /health and /info also below each task's, where Hugging Face's client looks."""
+    router = APIRouter(tags=["status"])
+    for path, endpoint in ENDPOINTS.items():
+        router.add_api_route(path, endpoint, methods=["GET"], response_model=None)
+        router.add_api_route(path, endpoint, methods=["HEAD"], response_model=None, include_in_schema=False)
+    for path in task_paths:
+        for suffix in ("/health", "/info"):
+            router.add_api_route(
+                path + suffix,
+                ENDPOINTS[suffix],
+                methods=["GET", "HEAD"],
+                response_model=None,
+                include_in_schema=False,
+            )
+    return router

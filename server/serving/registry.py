@@ -1,0 +1,90 @@
+"""Which model serves which task under which name."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, overload
+
+from server.client.supervisor import Supervisor
+from server.config import ServeConfig
+from server.errors import ModelNotFound, Starting
+from server.protocol import Ready, Task
+from server.serving.admission import Admission
+from server.serving.classifier import ServedClassifier
+from server.serving.generator import ServedGenerator
+from server.serving.mask_filler import ServedMaskFiller
+from server.serving.tagger import ServedTagger
+
+Served = ServedGenerator | ServedClassifier | ServedTagger | ServedMaskFiller
+
+SERVED_CLASSES: dict[Task, type[Served]] = {
+    "generate": ServedGenerator,
+    "classify": ServedClassifier,
+    "ner": ServedTagger,
+    "fill-mask": ServedMaskFiller,
+}
+
+
+class Registry:
+    """The served models by task and name; the first of a task, in the order of the settings, is its default."""
+
+    def __init__(self, config: ServeConfig, supervisor: Supervisor) -> None:
+        self.config = config
+        self.clients = supervisor.clients
+        self.admissions = {
+            model.name: Admission(model.name, config.max_queued_requests, config.max_queued_tokens)
+            for model in config.models
+        }
+        self._served: dict[str, Served] = {}
+        self._names: dict[Task, list[str]] = {}
+
+    @property
+    def ready_models(self) -> dict[str, Ready]:
+        """What the models that have been loaded said of themselves, in the order of the settings."""
+        clients = (self.clients[model.name] for model in self.config.models)
+        return {client.model.name: client.ready for client in clients if client.ready is not None}
+
+    def load(self) -> None:
+        """Make every model servable; all workers are ready. Slow, for it parses tokenizers: not for the event loop."""
+        for model in self.config.models:
+            client = self.clients[model.name]
+            ready = client.ready
+            assert ready is not None
+            served = SERVED_CLASSES[ready.task](self.config, model, ready, client, self.admissions[model.name])
+            self._served[model.name] = served
+            self._names.setdefault(ready.task, []).append(model.name)
+
+    @overload
+    def get(self, task: Literal["generate"], name: str | None) -> ServedGenerator: ...
+    @overload
+    def get(self, task: Literal["classify"], name: str | None) -> ServedClassifier: ...
+    @overload
+    def get(self, task: Literal["ner"], name: str | None) -> ServedTagger: ...
+    @overload
+    def get(self, task: Literal["fill-mask"], name: str | None) -> ServedMaskFiller: ...
+    def get(self, task: Task, name: str | None) -> Served:
+        """The model of that name for that task; without a name the task's default."""
+        if len(self._served) < len(self.config.models):
+            raise Starting("The models are being loaded. Try again in a moment.", retry_after_s=1.0)
+        names = self._names.get(task, [])
+        if name is None and names:
+            return self._served[names[0]]
+        if name is None or name not in names:
+            raise ModelNotFound(name or "default", task, names)
+        return self._served[name]
+
+    def names_by_task(self) -> dict[Task, list[str]]:
+        """Names of the servable models; the first of each task is its default."""
+        return {task: list(names) for task, names in self._names.items()}
+
+    def states(self) -> dict[str, str]:
+        return {name: client.state for name, client in self.clients.items()}
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What a served model says of itself, once it is servable."""
+        served = self._served.get(name)
+        return served.describe() if served is not None else {}
+
+    def refuse_new_work(self) -> None:
+        """From now on every admission is refused as draining."""
+        for admission in self.admissions.values():
+            admission.draining = True

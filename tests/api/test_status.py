@@ -1,0 +1,93 @@
+"""What probes see in each state of the server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from server import metrics
+from server.protocol import Stats
+from tests.api.shell import client_of, shell
+
+UP, DOWN = 200, 503
+STATES = {
+    # is_loaded, is_draining, workers up, live: /livez, /startupz, /readyz, /health
+    "starting": ((False, False, False, True), (UP, DOWN, DOWN, DOWN)),
+    "workers up, tokenizers not parsed": ((False, False, True, True), (UP, DOWN, DOWN, DOWN)),
+    "ready": ((True, False, True, True), (UP, UP, UP, UP)),
+    "restarting a worker": ((True, False, False, True), (UP, UP, DOWN, DOWN)),
+    "draining": ((True, True, True, True), (UP, UP, DOWN, UP)),
+    "draining while starting": ((False, True, False, True), (UP, DOWN, DOWN, DOWN)),
+    "draining while restarting": ((True, True, False, True), (UP, UP, DOWN, DOWN)),
+    "beyond repair": ((True, False, False, False), (500, UP, DOWN, DOWN)),
+}
+CODES = {
+    "starting": "starting",
+    "restarting a worker": "engine_restarting",
+    "draining": "draining",
+}
+
+
+def app_in(state: tuple[bool, bool, bool, bool]) -> Any:
+    app = shell()
+    app.state.lifecycle.is_loaded, app.state.lifecycle.is_draining = state[:2]
+    app.state.supervisor.is_up, app.state.supervisor.live = state[2:]
+    return app
+
+
+@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_probes_tell_the_truth(name, method):
+    state, expected = STATES[name]
+    client = client_of(app_in(state))
+    paths = ("/livez", "/startupz", "/readyz", "/health")
+    assert tuple(client.request(method, path).status_code for path in paths) == expected
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_an_unready_server_says_why_and_when_to_ask_again(name):
+    response = client_of(app_in(STATES[name][0])).get("/readyz")
+    assert response.json()["error"]["code"] == CODES[name]
+    assert int(response.headers["retry-after"]) >= 1
+
+
+def test_a_draining_server_closes_its_connections():
+    response = client_of(app_in(STATES["draining"][0])).get("/livez")
+    assert response.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("task", ["/generate", "/classify", "/ner", "/fill-mask"])
+def test_health_and_info_are_found_below_each_tasks_address_too(task):
+    client = client_of(app_in(STATES["ready"][0]))
+    assert client.get(f"{task}/health").status_code == 200
+    assert client.get(f"{task}/info").json() == client.get("/info").json()
+
+
+def test_info_names_the_models_and_the_limits_before_they_are_loaded():
+    info = client_of(shell(max_batch_inputs=7)).get("/info").json()
+    assert info["model_id"] == "tiny"
+    assert info["models"] == [{"name": "tiny", "state": "starting"}]
+    assert info["limits"]["max_batch_inputs"] == 7
+    assert info["version"]
+
+
+def test_metrics_are_served_to_get_and_head():
+    metrics.record_step("tiny", Stats(batch_size=2, batch_tokens=5, step_s=0.01))
+    client = client_of(shell())
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    assert 'sluice_batch_requests_count{model="tiny"} 1.0' in response.text
+    assert "_created" not in response.text
+    head = client.head("/metrics")
+    assert head.status_code == 200
+    assert head.text == ""
+    openmetrics = client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert openmetrics.text.endswith("# EOF\n")
+
+
+def test_the_documentation_names_every_route():
+    client = client_of(shell())
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/generate", "/classify", "/ner", "/livez", "/metrics"} <= set(paths)
+    assert client.get("/docs").status_code == 200
