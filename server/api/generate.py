@@ -117,7 +117,7 @@ class Unsupported(InvalidRequest):
 
 
 def _options(parameters: GenerateParameters) -> GenerateOptions:
-    stop = parameters.stop or ()
+    stop = () if parameters.stop is None else parameters.stop
     return GenerateOptions(
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
         stop_token_ids=tuple(parameters.stop_token_ids or ()),
