@@ -1,0 +1,112 @@
+"""The web application over encoder engines in this process: everything real but the process boundary."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from starlette.testclient import TestClient
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from server.api.app import build_app
+from server.config import ModelConfig, ServeConfig
+from server.encoder.engine import EncoderEngine
+from server.errors import FAILURES
+from server.protocol import Encode, Failed, Ready, Scores, Task
+from tests.tiny_encoders import FAMILIES, MAX_MODEL_LEN, tiny_encoder, tiny_tokenizer, tokenizer_files
+
+
+def engine_of(module: PreTrainedModel, task: Task, **limits: int) -> EncoderEngine:
+    limits = {"max_batch_tokens": 512, "max_model_len": MAX_MODEL_LEN, **limits}
+    return EncoderEngine(module, task=task, pad_token_id=module.config.pad_token_id, device="cpu", **limits)
+
+
+class EngineWorker:
+    """A `WorkerClient` whose engine steps in the event loop, between the handlers."""
+
+    def __init__(self, name: str, task: Task, module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.model = ModelConfig(name=name, path="nowhere")
+        self.state = "ready"
+        self.num_running = 0
+        self.ready = ready_of(task, module, tokenizer)
+        self.engine = engine_of(module, task)
+        self.batch_sizes: list[int] = []
+        self.aborted: list[str] = []
+        self._ids = itertools.count()
+        self._waiting: dict[str, asyncio.Future[Scores]] = {}
+        self._stepping: asyncio.Task[None] | None = None
+
+    async def encode(self, command: Encode) -> Scores:
+        wire_id = str(next(self._ids))
+        future = self._waiting[wire_id] = asyncio.get_running_loop().create_future()
+        self.engine.add(msgspec.structs.replace(command, request_id=wire_id))
+        if self._stepping is None or self._stepping.done():
+            self._stepping = asyncio.ensure_future(self._step_while_needed())
+        try:
+            return await future
+        finally:
+            del self._waiting[wire_id]
+            if future.cancelled():
+                self.aborted.append(wire_id)
+                self.engine.abort(wire_id)
+
+    async def _step_while_needed(self) -> None:
+        while self.engine.has_work:
+            await asyncio.sleep(0)
+            *replies, stats = self.engine.step()
+            self.batch_sizes.append(stats.batch_size)
+            for reply in replies:
+                future = self._waiting[reply.request_id]
+                if isinstance(reply, Failed):
+                    future.set_exception(FAILURES[reply.code](reply.message))
+                else:
+                    future.set_result(reply)
+
+
+def ready_of(task: Task, module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Ready:
+    """What a worker says of such a model."""
+    config = module.config
+    return Ready(
+        task=task,
+        architecture=type(module).__name__,
+        tokenizer=tokenizer_files(tokenizer),
+        vocab_size=config.vocab_size,
+        max_model_len=MAX_MODEL_LEN,
+        device="cpu",
+        dtype="float32",
+        executor="encoder",
+        attention="sdpa",
+        num_parameters=module.num_parameters(),
+        weight_bytes=0,
+        labels=[] if task == "fill-mask" else [config.id2label[i] for i in range(config.num_labels)],
+        problem_type=None if task == "fill-mask" else config.problem_type,
+    )
+
+
+@dataclass
+class LoadedSupervisor:
+    """All workers are up."""
+
+    clients: dict[str, Any] = field(default_factory=dict)
+
+    def is_live(self) -> bool:
+        return True
+
+    def is_ready(self) -> bool:
+        return True
+
+
+def tiny_worker(name: str, family: str, task: Task, **options: Any) -> EngineWorker:
+    return EngineWorker(name, task, tiny_encoder(family, task, **options), tiny_tokenizer(FAMILIES[family][0]))
+
+
+def client_of(*workers: EngineWorker, **settings: Any) -> TestClient:
+    """A client of an application that serves these models."""
+    config = ServeConfig(models=tuple(worker.model for worker in workers), **settings)
+    app = build_app(config, LoadedSupervisor({worker.model.name: worker for worker in workers}))  # type: ignore[arg-type]
+    app.state.registry.load()
+    app.state.lifecycle.is_loaded = True
+    return TestClient(app)
