@@ -27,6 +27,9 @@ from server.protocol import SamplingParams
 class LogitsProcessor(ABC):
     """One rule and what it remembers of one sequence."""
 
+    is_spent = False
+    """Whether it will change nothing any more."""
+
     @classmethod
     @abstractmethod
     def for_sequence(
@@ -176,6 +179,7 @@ class MinNewTokens(LogitsProcessor):
 
     def accept(self, token_id: int) -> None:  # noqa: ARG002
         self.num_missing -= 1
+        self.is_spent = self.num_missing == 0
 
     @classmethod
     def apply(cls, logits_SV: Tensor, rows: list[int], processors: list[Self]) -> None:

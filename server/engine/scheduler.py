@@ -26,13 +26,20 @@ class Share(NamedTuple):
     sequence: Sequence
     num_new_tokens: int
 
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of the new tokens, those of the prompt. Asked before they are computed."""
+        missing = self.sequence.num_prompt_tokens - self.sequence.num_computed_tokens
+        return max(0, min(self.num_new_tokens, missing))
+
 
 @dataclass(slots=True)
 class Batch:
     """One step's decision."""
 
     shares: list[Share] = field(default_factory=list)
-    admitted: list[Sequence] = field(default_factory=list)
+    started: list[Sequence] = field(default_factory=list)
+    """Sequences admitted for the first time."""
     num_preemptions: int = 0
 
 
@@ -137,7 +144,9 @@ class Scheduler:
             self._running[sequence.request_id] = sequence
             sequence.key = self._next_key
             self._next_key += 1
-            batch.admitted.append(sequence)
+            if sequence.num_cached_tokens is None:
+                sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
+                batch.started.append(sequence)
             budget -= self._share(batch, sequence, budget)
 
     def _share(self, batch: Batch, sequence: Sequence, budget: int) -> int:

@@ -20,6 +20,7 @@ class Sequence:
         "block_hashes",
         "block_table",
         "cache_seed",
+        "has_replied",
         "key",
         "num_blocks",
         "num_cached_tokens",
@@ -67,7 +68,8 @@ class Sequence:
         self.key: int | None = None
         """Given with the first blocks, taken with the last."""
         self.num_cached_tokens: int | None = None
-        """Prompt tokens found in the prefix cache at first admission, until the client has been told."""
+        """Prompt tokens found in the prefix cache at first admission; None before."""
+        self.has_replied = False
 
     @property
     def num_output_tokens(self) -> int:
@@ -87,5 +89,7 @@ class Sequence:
         """Take a chosen token into the output."""
         self.token_ids[self.num_tokens] = token_id
         self.num_tokens += 1
-        for processor in self.processors:
-            processor.accept(token_id)
+        if self.processors:
+            for processor in self.processors:
+                processor.accept(token_id)
+            self.processors = tuple(processor for processor in self.processors if not processor.is_spent)

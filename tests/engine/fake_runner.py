@@ -1,0 +1,88 @@
+"""A runner whose logits are a hash of the tokens that it finds in the cache, so that every mix-up changes tokens.
+
+It stores each new token and its position in the slots that it is given, as a model stores keys and values, and reads
+the whole prefix back through the block table. A wrong slot, a stale block, a wrong position or a block that is shared
+and overwritten gives other logits than a lone run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+import torch
+
+from server.engine import batch_inputs
+from server.engine.batch_inputs import Row
+from server.engine.model_runner import ModelRunner
+
+VOCAB_SIZE = 61
+POISON = 60
+"""A prefix with this token in it gives NaN."""
+
+
+class FakeRunner(ModelRunner):
+    name = "fake"
+    attention = "none"
+    device = torch.device("cpu")
+    dtype = torch.float32
+    vocab_size = VOCAB_SIZE
+    kv_cache_bytes = 0
+
+    def __init__(self, num_blocks: int = 64, block_size: int = 4, *, can_reuse_blocks: bool = True) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.can_reuse_blocks = can_reuse_blocks
+        self.slots = np.full((num_blocks * block_size, 2), -1, dtype=np.int64)
+        self.live: dict[int, int] = {}
+        self.num_computed = 0
+        self.batches: list[list[Row]] = []
+
+    def forward(self, rows: Sequence[Row]) -> torch.Tensor:
+        inputs = batch_inputs.build(rows, self.block_size, self.device)
+        slots = inputs.slots_T.numpy()
+        assert len(set(slots.tolist())) == len(slots), "two tokens share a slot"
+        self.slots[slots, 0] = inputs.token_ids_T.numpy()
+        self.slots[slots, 1] = inputs.position_ids_T.numpy()
+        self.num_computed += len(slots)
+        self.batches.append(list(rows))
+        logits = []
+        for row in rows:
+            stop = row.num_computed + len(row.token_ids)
+            # A key that comes back after its blocks were given up would find another sequence's state.
+            assert row.key not in self.live or self.live[row.key] == row.num_computed
+            self.live[row.key] = stop
+            if row.samples:
+                logits.append(self.logits_of(self._prefix(row, stop)))
+        assert [int(i) for i in inputs.sample_rows_S] == self._last_of_sampling(rows)
+        return torch.stack(logits) if logits else torch.empty((0, VOCAB_SIZE))
+
+    def release(self, key: int) -> None:
+        del self.live[key]
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        raise AssertionError("nothing forks yet")
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        for block in blocks:
+            self.slots[block * self.block_size : (block + 1) * self.block_size] = -1
+
+    @staticmethod
+    def logits_of(prefix: np.ndarray) -> torch.Tensor:
+        """Logits after ``prefix``, rows of (token, position)."""
+        if (prefix[:, 0] == POISON).any():
+            return torch.full((VOCAB_SIZE,), torch.nan)
+        seed = int.from_bytes(blake2b(prefix.tobytes(), digest_size=8).digest(), "little")
+        logits = np.random.default_rng(seed).normal(scale=2.0, size=VOCAB_SIZE)
+        logits[POISON] = -1e9
+        return torch.from_numpy(logits).float()
+
+    def _prefix(self, row: Row, stop: int) -> np.ndarray:
+        slots = [row.block_table[i // self.block_size] * self.block_size + i % self.block_size for i in range(stop)]
+        return self.slots[slots]
+
+    @staticmethod
+    def _last_of_sampling(rows: Sequence[Row]) -> list[int]:
+        ends = np.cumsum([len(row.token_ids) for row in rows]) - 1
+        return [int(end) for end, row in zip(ends, rows, strict=True) if row.samples]
