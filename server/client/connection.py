@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from server import framing
 from server.protocol import Command, Reply
@@ -57,8 +58,8 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if not isinstance(transport, asyncio.Transport):
-            raise TypeError("a stream socket has a two-way transport")
+        # A stream socket's transport goes both ways, but uvloop's is not a subclass of asyncio's.
+        transport = cast(asyncio.Transport, transport)
         transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
         self._transport = transport
 
