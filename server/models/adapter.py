@@ -1,0 +1,132 @@
+"""A PEFT LoRA folder: where its base lies, which head it brings, and the merge into the base's weights."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+from server.models.describe import read_json, refuse
+from server.protocol import Task
+
+WEIGHTS = "adapter_model.safetensors"
+
+TASKS: dict[str, Task] = {"CAUSAL_LM": "generate", "SEQ_CLS": "classify", "TOKEN_CLS": "ner"}
+"""PEFT's task_type -> task."""
+
+HEADS = ("classifier", "score")
+"""Modules that PEFT trains as heads of classifiers and taggers."""
+
+LABEL_FIELDS = ("id2label", "label2id", "num_labels", "problem_type")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A LoRA adapter's folder, read and checked; its weights are not loaded yet."""
+
+    folder: Path
+    base: Path
+    task: Task | None
+    """None where PEFT's task_type does not say; the base's architecture then does."""
+    labels: dict[str, Any]
+    """Fields of the base's config that the adapter's head replaces."""
+    modules_to_save: tuple[str, ...]
+    """Whole modules that the adapter brings in place of the base's."""
+
+    def brings(self, weight: str) -> bool:
+        """Whether the adapter holds the weight that the base lacks."""
+        return any(part in self.modules_to_save for part in weight.split("."))
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def read_adapter(folder: Path, base: str | None) -> Adapter:
+    """``base`` is the operator's word on where the base model lies; else the adapter's own config names it."""
+    config = read_json(folder, "adapter_config.json")
+    if config.get("peft_type") != "LORA":
+        raise refuse(
+            f"{folder} holds a {config.get('peft_type')} adapter. Only LoRA adapters can be merged and served."
+        )
+    if not (folder / WEIGHTS).is_file():
+        raise refuse(f"{folder} has no {WEIGHTS}. Save the adapter again with save_pretrained.")
+    task = TASKS.get(config.get("task_type") or "")
+    modules = set(config.get("modules_to_save") or ())
+    if task in ("classify", "ner"):
+        modules.update(HEADS)
+    return Adapter(
+        folder=folder,
+        base=_base_folder(folder, base or config.get("base_model_name_or_path") or ""),
+        task=task,
+        labels=_labels(folder) if task in ("classify", "ner") else {},
+        modules_to_save=tuple(sorted(modules)),
+    )
+
+
+def merge(module: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
+    """The base with the adapter's products added to its weights and the adapter's head in place of its own.
+
+    Called in float32: a product added to a weight in 16 bits would lose most of itself.
+    """
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            peft_model = PeftModel.from_pretrained(module, str(adapter.folder), local_files_only=True)
+            merged: PreTrainedModel = peft_model.merge_and_unload(safe_merge=True)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise refuse(
+            f"The adapter in {adapter.folder} does not fit its base {adapter.base} ({line}). "
+            "Check that the base is the one that it was trained on."
+        ) from error
+    for warning in caught:
+        if "missing adapter keys" in str(warning.message):
+            raise refuse(
+                f"The adapter in {adapter.folder} lacks weights that its config names. "
+                f"Save it again ({str(warning.message)[:300]})."
+            )
+    return merged
+
+
+def _base_folder(folder: Path, named: str) -> Path:
+    for candidate in (Path(named), folder / named):
+        if named and candidate.is_dir():
+            return candidate
+    raise refuse(
+        f"The base model {named!r} of the adapter in {folder} is not a folder here. "
+        "Give the base model's folder as the model's base setting."
+    )
+
+
+def _labels(folder: Path) -> dict[str, Any]:
+    """From config.json beside the adapter; without one, numbered labels for as many outputs as its head has."""
+    if (folder / "config.json").is_file():
+        config = read_json(folder, "config.json")
+        fields = {name: config[name] for name in LABEL_FIELDS if config.get(name) is not None}
+        if "id2label" in fields:
+            fields["id2label"] = {int(i): str(label) for i, label in fields["id2label"].items()}
+            fields.setdefault("label2id", {label: i for i, label in fields["id2label"].items()})
+            fields.pop("num_labels", None)
+        return fields
+    outputs = _head_outputs(folder / WEIGHTS)
+    return {} if outputs is None else {"num_labels": outputs}
+
+
+def _head_outputs(path: Path) -> int | None:
+    try:
+        with safe_open(path, framework="pt") as weights:
+            shapes = [
+                weights.get_slice(name).get_shape()
+                for name in weights.keys()  # noqa: SIM118
+                if name.endswith(".weight") and any(f".{head}." in name for head in HEADS) and ".lora_" not in name
+            ]
+    except (OSError, SafetensorError) as error:
+        raise refuse(f"{path} cannot be read ({error}). Save the adapter again.") from error
+    # Of a head with several layers, the last is the narrowest.
+    return min((shape[0] for shape in shapes), default=None)

@@ -1,0 +1,143 @@
+"""What a model folder says of itself: task, limits, labels, defaults. Reads configs, never weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from server.errors import EXIT_MODEL, ConfigurationError
+from server.protocol import Task
+
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
+
+HEADS: dict[str, Task] = {
+    "ForCausalLM": "generate",
+    "LMHeadModel": "generate",
+    "ForSequenceClassification": "classify",
+    "ForTokenClassification": "ner",
+    "ForMaskedLM": "fill-mask",
+}
+"""Ending of an architecture's class name -> task."""
+
+SAMPLING_FIELDS = (
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "max_new_tokens",
+    "min_new_tokens",
+)
+"""Fields of transformers' GenerationConfig that `SamplingParams` has too."""
+
+LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+FALLBACK_LENGTH = 2048
+"""For models without a limit of their own, such as those with ALiBi."""
+
+
+def refuse(message: str) -> ConfigurationError:
+    return ConfigurationError(message, exit_code=EXIT_MODEL)
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise refuse(f"{folder} has no {name}. Give the path of a complete Hugging Face model folder.") from None
+    except (OSError, ValueError) as error:
+        raise refuse(f"{path} cannot be read as JSON ({error}). Write the folder again.") from error
+    if not isinstance(content, dict):
+        raise refuse(f"{path} is not a JSON object. Write the folder again.")
+    return content
+
+
+def check_config(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse what transformers cannot build with code of its own."""
+    model_type = config.get("model_type")
+    if model_type in CONFIG_MAPPING:
+        return
+    if "auto_map" in config:
+        raise refuse(
+            f"{folder} brings Python code of its own (auto_map in config.json), which is never run. "
+            "Serve a model whose architecture transformers has."
+        )
+    raise refuse(
+        f"{folder} is of the type {model_type!r}, which transformers does not know. "
+        "Check model_type in config.json, or serve another model."
+    )
+
+
+def task_of(folder: Path, architectures: list[str] | None) -> Task:
+    names = architectures or []
+    for name in names:
+        for ending, task in HEADS.items():
+            if name.endswith(ending):
+                return task
+    found = ", ".join(names) if names else "no architecture"
+    raise refuse(
+        f"{folder} holds {found}, which no route serves. Serve a model with one of these heads: {', '.join(HEADS)}."
+    )
+
+
+def labels_of(config: PreTrainedConfig, task: Task) -> list[str]:
+    """Class names in the order of the logits; none for language models."""
+    if task not in ("classify", "ner"):
+        return []
+    return [str(config.id2label[i]) for i in range(config.num_labels)]
+
+
+def problem_type_of(config: PreTrainedConfig, task: Task) -> ProblemType | None:
+    return cast("ProblemType | None", getattr(config, "problem_type", None)) if task == "classify" else None
+
+
+def generation_defaults(
+    config: GenerationConfig | None, eos_token_id: int | None
+) -> dict[str, int | float | bool | list[int] | None]:
+    """The fields that are set, under the names of `SamplingParams`; ``end_token_ids`` always.
+
+    A field that the folder leaves out stays out: `GenerationConfig` has None there, not a value.
+    """
+    fields = {name: getattr(config, name, None) for name in SAMPLING_FIELDS}
+    set_fields = {name: value for name, value in fields.items() if value is not None}
+    end = getattr(config, "eos_token_id", None)
+    if end is None:
+        end = eos_token_id
+    end_ids = [] if end is None else [end] if isinstance(end, int) else [int(token) for token in end]
+    return {**set_fields, "end_token_ids": end_ids}
+
+
+def attribution_of(*folders: Path) -> str | None:
+    """The licence line of a model, and of its base where it is an adapter."""
+    lines = [
+        path.read_text(encoding="utf-8").strip() for folder in folders if (path := folder / "ATTRIBUTION").is_file()
+    ]
+    return " ".join(dict.fromkeys(lines)) or None
+
+
+def longest_input(module: PreTrainedModel, tokenizer_limit: int) -> int:
+    """Most tokens of one sequence that the model has positions for."""
+    config = module.config.get_text_config()
+    limits = [int(value) for name in LENGTH_FIELDS if (value := getattr(config, name, None))]
+    limit = limits[0] if limits else min(tokenizer_limit, FALLBACK_LENGTH)
+    for name, part in module.named_modules():
+        # RoBERTa's kind counts positions from padding_idx + 1 and sizes the table accordingly.
+        if name.endswith("embeddings.position_embeddings") and isinstance(part, nn.Embedding) and part.padding_idx:
+            limit = min(limit, part.num_embeddings - part.padding_idx - 1)
+    return limit
+
+
+def chosen_length(name: str, wanted: int, limit: int) -> int:
+    if wanted > limit:
+        raise refuse(
+            f"max_model_len of model {name} is {wanted} and the model has {limit} positions. Set it to {limit} or less."
+        )
+    return wanted or limit

@@ -1,0 +1,211 @@
+"""Weights from disk: a folder becomes a module in eval mode on its device, with its tokenizer and facts.
+
+Nothing is downloaded, no code from a folder is run, and only safetensors are read. Knows neither engine nor front.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from server.config import ModelConfig
+from server.models import describe
+from server.models.adapter import Adapter, is_adapter, merge, read_adapter
+from server.models.describe import ProblemType, refuse
+from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
+from server.protocol import Task, TokenizerFiles
+
+CLASSES: dict[Task, Any] = {
+    "generate": AutoModelForCausalLM,
+    "classify": AutoModelForSequenceClassification,
+    "ner": AutoModelForTokenClassification,
+    "fill-mask": AutoModelForMaskedLM,
+}
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model ready for an engine: merged, cast, moved; its linears not yet packed."""
+
+    module: PreTrainedModel
+    config: PreTrainedConfig
+    task: Task
+    tokenizer: TokenizerFiles
+    architecture: str
+    max_model_len: int
+    labels: list[str]
+    problem_type: ProblemType | None
+    generation_config: dict[str, int | float | bool | list[int] | None]
+    num_parameters: int
+    weight_bytes: int
+    attribution: str | None
+
+
+def load(model: ModelConfig) -> LoadedModel:
+    """Read the folder that ``model`` names. Every failure is a ConfigurationError in one sentence."""
+    folder = Path(model.path)
+    if not folder.is_dir():
+        raise refuse(f"Model {model.name} has no folder at {folder}. Check the path.")
+    adapter = read_adapter(folder, model.base) if is_adapter(folder) else None
+    weights = folder if adapter is None else adapter.base
+    raw = describe.read_json(weights, "config.json")
+    describe.check_config(weights, raw)
+    _check_weights(weights)
+    task = (adapter and adapter.task) or describe.task_of(weights, raw.get("architectures"))
+    device = choose_device(model)
+    dtype = choose_dtype(model, task, device)
+    tokenizer = load_tokenizer(folder if adapter is None or has_tokenizer(folder) else weights)
+    module = _read_module(weights, task, adapter, torch.float32 if adapter else dtype)
+    if adapter is not None:
+        _make_room(module, len(tokenizer))
+        module = merge(module, adapter)
+    module = _place(module, model, device, dtype)
+    limit = describe.longest_input(module, tokenizer.model_max_length)
+    parameters = list(module.parameters())
+    return LoadedModel(
+        module=module,
+        config=module.config,
+        task=task,
+        tokenizer=tokenizer_files(tokenizer),
+        architecture=type(module).__name__,
+        max_model_len=describe.chosen_length(model.name, model.max_model_len, limit),
+        labels=describe.labels_of(module.config, task),
+        problem_type=describe.problem_type_of(module.config, task),
+        generation_config=_generation_defaults(folder, module, tokenizer) if task == "generate" else {},
+        num_parameters=sum(parameter.numel() for parameter in parameters),
+        weight_bytes=sum(parameter.numel() * parameter.itemsize for parameter in parameters),
+        attribution=describe.attribution_of(*dict.fromkeys((folder, weights))),
+    )
+
+
+def choose_device(model: ModelConfig) -> torch.device:
+    if model.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(model.device)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise refuse(f"device of model {model.name} is {model.device!r}: it must be auto, cpu, cuda or cuda:N.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise refuse(f"Model {model.name} asks for {model.device}, which is not here. Set its device to auto or cpu.")
+    return device
+
+
+def choose_dtype(model: ModelConfig, task: Task, device: torch.device) -> torch.dtype:
+    """``auto``: 16 bits for decoders where the device computes in them, float32 for all else.
+
+    An encoder's one pass is cheap and its scores are compared with thresholds that were set in float32.
+    """
+    if model.dtype != "auto":
+        dtype: torch.dtype = getattr(torch, model.dtype)
+        return dtype
+    if task != "generate":
+        return torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether bfloat16 products run in hardware: with emulation they are slower than float32."""
+    try:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(native and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def _check_weights(folder: Path) -> None:
+    if any((folder / name).is_file() for name in WEIGHTS):
+        return
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickles:
+        raise refuse(
+            f"{folder} has its weights in {pickles[0]}, a format that can run code and is not read. "
+            "Save the model again with safetensors."
+        )
+    raise refuse(f"{folder} has no model.safetensors. Give the path of a complete Hugging Face model folder.")
+
+
+def _read_module(folder: Path, task: Task, adapter: Adapter | None, dtype: torch.dtype) -> PreTrainedModel:
+    labels = adapter.labels if adapter else {}
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **labels)
+        module, info = CLASSES[task].from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            # A base that is itself a classifier has a head for other labels: the adapter's own comes after.
+            ignore_mismatched_sizes=adapter is not None,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError) as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise refuse(
+            f"The model in {folder} cannot be loaded ({line}). Check that its files are complete, or fetch it again."
+        ) from error
+    _check_complete(folder, adapter, info)
+    loaded: PreTrainedModel = module
+    return loaded
+
+
+def _check_complete(folder: Path, adapter: Adapter | None, info: dict[str, Any]) -> None:
+    """Weights that no file brings would be random: refuse them by name."""
+    absent = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
+    absent = {name for name in absent if adapter is None or not adapter.brings(name)}
+    if absent:
+        names = sorted(absent)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        raise refuse(
+            f"The weights in {folder} lack {', '.join(names[:3])}{more}, which its architecture needs. "
+            "Check that the folder is complete and that architectures in config.json is right."
+        )
+
+
+def _make_room(module: PreTrainedModel, num_tokens: int) -> None:
+    """An adapter whose tokenizer has new tokens brings an embedding with rows for them."""
+    if num_tokens > module.get_input_embeddings().weight.shape[0]:
+        module.resize_token_embeddings(num_tokens)
+
+
+def _place(module: PreTrainedModel, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        for parameter in module.parameters():
+            # Parameters alone: buffers such as rotary frequencies are float32 in every dtype.
+            parameter.data = parameter.data.to(dtype)
+        placed: PreTrainedModel = nn.Module.to(module, device)
+    except torch.OutOfMemoryError as error:
+        raise refuse(
+            f"Model {model.name} does not fit the memory of {device}. Set another device, or dtype to bfloat16."
+        ) from error
+    return placed.requires_grad_(False).eval()
+
+
+def _generation_defaults(
+    folder: Path, module: PreTrainedModel, tokenizer: Any
+) -> dict[str, int | float | bool | list[int] | None]:
+    config = module.generation_config
+    if (folder / "generation_config.json").is_file():
+        config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return describe.generation_defaults(config, tokenizer.eos_token_id)

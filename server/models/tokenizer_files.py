@@ -1,0 +1,71 @@
+"""The tokenizer as the front needs it: one serialised string and a few names. No text is tokenised here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from transformers import AutoTokenizer
+
+from server.models.describe import refuse
+from server.protocol import TokenizerFiles
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in FILES)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """A transformers tokenizer with a fast back end."""
+    if not has_tokenizer(folder):
+        raise refuse(f"{folder} has no tokenizer. Save it there with tokenizer.save_pretrained.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        raise refuse(
+            f"The tokenizer in {folder} cannot be loaded ({_line(error)}). Save it again as tokenizer.json."
+        ) from error
+    except Exception as error:
+        # The tokenizers library raises bare Exception for a file that it cannot parse.
+        if type(error) is not Exception:
+            raise
+        raise refuse(
+            f"The tokenizer in {folder} cannot be loaded ({_line(error)}). Save it again as tokenizer.json."
+        ) from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise refuse(f"The tokenizer in {folder} has no fast form. Convert it to tokenizer.json.")
+    return tokenizer
+
+
+def tokenizer_files(tokenizer: Any) -> TokenizerFiles:
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    return TokenizerFiles(
+        tokenizer_json=_serialised(tokenizer),
+        chat_template=template,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.pad_token,
+        unk_token=tokenizer.unk_token,
+        mask_token=tokenizer.mask_token,
+        mask_token_id=None if tokenizer.mask_token is None else int(tokenizer.mask_token_id),
+        num_special_tokens=tokenizer.num_special_tokens_to_add(pair=False),
+        num_special_tokens_pair=tokenizer.num_special_tokens_to_add(pair=True),
+    )
+
+
+def _serialised(tokenizer: Any) -> str:
+    """Without truncation and padding, which belong to a call and not to a tokenizer."""
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    return json.dumps(json.loads(backend.to_str()), ensure_ascii=False)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
