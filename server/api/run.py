@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -40,6 +42,7 @@ def serve(config: ServeConfig) -> int:
     code = 0
     message = ""
     try:
+        _allow_many_connections()
         listener = bind(config.host, config.port)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(config, listener))
@@ -53,6 +56,13 @@ def serve(config: ServeConfig) -> int:
     if message:
         sys.stderr.write(f"sluice: {logs.printable(message)}\n")
     return code
+
+
+def _allow_many_connections() -> None:
+    """Every connection takes a file descriptor, and the usual soft limit of 1024 is soon reached."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -153,6 +163,8 @@ async def _work(config: ServeConfig, app: FastAPI, supervisor: Supervisor) -> No
     """Load the models, say so, and watch the workers for as long as there are any."""
     await supervisor.start()
     await asyncio.to_thread(app.state.registry.load)
+    # Modules and tokenizers stay for good: the collector need not stop the streams to look at them again and again.
+    gc.freeze()
     app.state.lifecycle.is_loaded = True
     log.info("ready", extra={"fields": {"models": ", ".join(supervisor.clients)}})
     if not app.state.lifecycle.is_draining:
