@@ -56,6 +56,7 @@ class Connection(asyncio.Protocol):
         """Drop what is unsent; the worker reads end-of-file and exits."""
         if self._transport is not None:
             self._transport.abort()
+        self.closed.set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # A stream socket's transport goes both ways, but uvloop's is not a subclass of asyncio's.
@@ -72,6 +73,10 @@ class Connection(asyncio.Protocol):
             return
         if replies:
             self._on_replies(replies)
+
+    def eof_received(self) -> None:
+        # Left to itself, a transport first waits for unsent data to go, which under uvloop may be for ever.
+        self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None:

@@ -14,7 +14,7 @@ from server.client.journal import Death
 from server.client.worker_client import WorkerClient
 from server.client.worker_process import WorkerProcess, describe_exit
 from server.config import ServeConfig
-from server.errors import EXIT_CRASH_LOOP, EXIT_INTERNAL, EXIT_MODEL, ConfigurationError, ServerShutdown
+from server.errors import EXIT_CRASH_LOOP, EXIT_MODEL, ConfigurationError, ServerShutdown
 
 WORKER_COMMAND = (sys.executable, "-m", "server.worker")
 MAX_BACKOFF_S = 10.0
@@ -128,34 +128,34 @@ class Supervisor:
         """One worker after another, until cancelled or until there is no hope."""
         history = CrashHistory(self.config)
         while True:
-            exit_code, death = await self._run_one_worker(client)
+            end, death = await self._run_one_worker(client)
             if client.ready is None:
-                raise _start_failure(client, exit_code)
+                raise _start_failure(client, end)
             history.record(num_finished=client.num_finished, counts=not death.was_trial or death.culprit is not None)
-            _report_death(client, exit_code, death)
+            _report_death(client, end, death)
             if history.is_crash_loop:
                 raise _crash_loop(client, history.num_deaths)
             await asyncio.sleep(history.backoff_s)
 
-    async def _run_one_worker(self, client: WorkerClient) -> tuple[int, Death]:
-        """How it ended, once nothing is left of it."""
+    async def _run_one_worker(self, client: WorkerClient) -> tuple[str, Death]:
+        """How it ended, in words, and who was in it; nothing is left of it then."""
         try:
             worker = await WorkerProcess.start(self._command, client)
         except OSError as error:
-            log.error("a worker could not be started", extra={"fields": {"model": client.model.name, "error": error}})
-            return EXIT_INTERNAL, client.detach()
+            return f"could not be started: {error}", client.detach()
         self._workers.add(worker)
         log.info("worker started", extra={"fields": {"model": client.model.name, "pid": worker.process.pid}})
+        stall = None
         try:
-            await self._watch(client, worker)
+            stall = await self._watch(client, worker)
         finally:
             death = client.detach()
             exit_code = await worker.end()
             self._workers.discard(worker)
-        return exit_code, death
+        return stall or f"ended with {describe_exit(exit_code)}", death
 
-    async def _watch(self, client: WorkerClient, worker: WorkerProcess) -> None:
-        """Return when the worker is gone: by itself, or killed for want of a sign of life.
+    async def _watch(self, client: WorkerClient, worker: WorkerProcess) -> str | None:
+        """Return when the worker is gone, or when it has been killed because of what is returned.
 
         Silence is counted in looks, not by the clock: a front that was itself stopped for a while sees one more look,
         then reads what the worker had sent meanwhile.
@@ -167,39 +167,32 @@ class Supervisor:
             is_silent = client.expects_frame and client.num_frames == num_frames
             num_silent_looks = num_silent_looks + 1 if is_silent else 0
             num_frames = client.num_frames
-            if client.state != "ready":
-                if time.monotonic() > deadline_s:
-                    await self._kill(client, worker, "not ready in time")
-            elif num_silent_looks > STALL_LOOKS:
-                await self._kill(client, worker, "no sign of life")
-            elif not client.expects_frame:
+            if client.state != "ready" and time.monotonic() > deadline_s:
+                await worker.kill_with_stacks()
+                return f"was not ready within {self.config.start_timeout_s:g} s"
+            if num_silent_looks > STALL_LOOKS:
+                await worker.kill_with_stacks()
+                return f"gave no sign of life for {self.config.stall_timeout_s:g} s"
+            if not client.expects_frame:
                 client.ping()
-
-    async def _kill(self, client: WorkerClient, worker: WorkerProcess, reason: str) -> None:
-        fields = {"model": client.model.name, "pid": worker.process.pid, "reason": reason}
-        log.error("worker stalled and is killed", extra={"fields": fields})
-        await worker.kill_with_stacks()
+        return None
 
 
-def _start_failure(client: WorkerClient, exit_code: int) -> ConfigurationError:
+def _start_failure(client: WorkerClient, end: str) -> ConfigurationError:
     if client.refused is not None:
         return ConfigurationError(client.refused.message, exit_code=client.refused.exit_code)
-    return ConfigurationError(
-        f"Model {client.model.name}: its worker ended with {describe_exit(exit_code)} before it was ready. "
-        "See its output above.",
-        exit_code=EXIT_MODEL,
-    )
+    message = f"Model {client.model.name} was not loaded: its worker {end}. See the worker's output above."
+    return ConfigurationError(message, exit_code=EXIT_MODEL)
 
 
-def _report_death(client: WorkerClient, exit_code: int, death: Death) -> None:
+def _report_death(client: WorkerClient, end: str, death: Death) -> None:
     metrics.record_restart(client.model.name)
-    fields = {
-        "model": client.model.name,
-        "cause": client.refused.message if client.refused else describe_exit(exit_code),
-        "num_running": client.num_running,
-        "quarantined": death.culprit.command.request_id if death.culprit else None,
-    }
-    log.error("worker died", extra={"fields": {name: value for name, value in fields.items() if value is not None}})
+    fields = {"model": client.model.name, "cause": end, "num_running": client.num_running}
+    if client.refused is not None:
+        fields["refused"] = client.refused.message
+    if death.culprit is not None:
+        fields["quarantined"] = death.culprit.command.request_id
+    log.error("worker died", extra={"fields": fields})
 
 
 def _crash_loop(client: WorkerClient, num_deaths: int) -> ConfigurationError:
