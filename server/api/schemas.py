@@ -10,44 +10,14 @@ from pydantic import (
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
-    field_validator,
 )
 from pydantic_core import PydanticCustomError
 
 
 class StrictModel(BaseModel):
-    """Base of all bodies: no unknown field, no type conversion, no NaN, infinity or lone surrogate.
-
-    A null is an absent field.
-    """
+    """Base of all bodies: no unknown field, no type conversion, no NaN or infinity. A null is an absent field."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _is_unicode(cls, value: Any) -> Any:
-        if has_lone_surrogate(value):
-            raise PydanticCustomError("lone_surrogate", "must hold whole Unicode characters: a surrogate stands alone")
-        return value
-
-
-def has_lone_surrogate(value: Any) -> bool:
-    r"""Whether some string in a JSON value cannot be written as UTF-8.
-
-    >>> has_lone_surrogate({"a": ["\ud83d"]}), has_lone_surrogate("\N{GRINNING FACE}")
-    (True, False)
-    """
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return True
-        return False
-    if isinstance(value, dict):
-        return any(has_lone_surrogate(part) for pair in value.items() for part in pair)
-    if isinstance(value, list):
-        return any(has_lone_surrogate(part) for part in value)
-    return False
 
 
 def one_error(rule: str) -> WrapValidator:
