@@ -9,7 +9,7 @@ import pytest
 
 from tests.server_process import ServerProcess, running_server
 
-TINY_SETTINGS = ("--dtype", "float32", "--threads", "1", "--kv-cache-gib", "0.02", "--drain-timeout-s", "20")
+TINY_SETTINGS = ("--dtype", "float32", "--threads", "1", "--kv-cache-gib", "0.02", "--drain-timeout-s", "60")
 """float32, so that tokens do not depend on who shares the batch; one thread a worker, for two cores are few."""
 
 

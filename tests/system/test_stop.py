@@ -1,0 +1,164 @@
+"""How the server ends: asked once, asked twice, unable to start, and killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from server.errors import EXIT_CONFIG, EXIT_MODEL, EXIT_PORT
+from tests.conftest import TINY_SETTINGS
+from tests.server_process import ServerProcess, running_server, started_server
+from tests.system.clients import Outcome, body, eventually, generate_all
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Clients:
+    """Requests that run in a thread; ``started`` is set by their first token."""
+
+    def __init__(self, server: ServerProcess, requests: list[dict[str, Any]]) -> None:
+        self.started = threading.Event()
+        self.outcomes: list[Outcome] = []
+        self._thread = threading.Thread(target=self._run, args=(server.url, requests), daemon=True)
+        self._thread.start()
+        assert self.started.wait(60)
+
+    def _run(self, url: str, requests: list[dict[str, Any]]) -> None:
+        self.outcomes = asyncio.run(generate_all(url, requests, self.started.set))
+
+    def finish(self) -> list[Outcome]:
+        self._thread.join(90)
+        assert not self._thread.is_alive()
+        return self.outcomes
+
+
+@pytest.fixture
+def one_model(tiny_llama: Path) -> tuple[str, ...]:
+    return ("--model", f"chat={tiny_llama}", *TINY_SETTINGS)
+
+
+def plain_lines(server: ServerProcess) -> list[str]:
+    """What stands on stderr besides the log's JSON lines."""
+    return [line for line in server.logs().splitlines() if line and not line.startswith("{")]
+
+
+def test_sigterm_lets_running_requests_finish_and_takes_no_new_ones(one_model):
+    with running_server(*one_model, "--max-running", "2") as server:
+        requests = [body(f"Number {i}", stream=i % 2 == 0, max_new_tokens=200) for i in range(12)]
+        clients = Clients(server, requests)
+        workers = server.worker_pids()
+        server.signal(signal.SIGTERM)
+        assert eventually(lambda: server.get("/readyz")[0] == 503, within_s=5)
+        assert server.get("/livez")[0] == 200
+        [refused] = asyncio.run(generate_all(server.url, [body("late", stream=True, max_new_tokens=5)]))
+        assert (refused.status, refused.error_code) == (503, "draining")
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert refused.headers["x-should-retry"] == "true"
+        assert refused.headers["connection"] == "close"
+        outcomes = clients.finish()
+        assert [len(outcome.token_ids) for outcome in outcomes if outcome.is_whole] == [200] * 12
+        assert server.wait() == 0
+        assert not any(psutil.pid_exists(pid) for pid in workers)
+        assert plain_lines(server) == []
+        assert "is ready" in server.output()
+
+
+def test_a_second_sigterm_ends_every_request_with_an_error_and_exits_0(one_model):
+    with running_server(*one_model, "--max-running", "1") as server:
+        requests = [body(f"Number {i}", stream=True, max_new_tokens=450) for i in range(40)]
+        requests += [body(f"Number {i}", stream=False, max_new_tokens=450) for i in range(40)]
+        clients = Clients(server, requests)
+        server.signal(signal.SIGTERM)
+        assert eventually(lambda: server.get("/readyz")[0] == 503, within_s=5)
+        server.signal(signal.SIGTERM)
+        assert server.wait(10) == 0
+        outcomes = clients.finish()
+        cut = [outcome for outcome in outcomes if not outcome.is_whole]
+        assert len(cut) > 40
+        assert {outcome.error_code for outcome in cut} == {"server_shutdown"}
+        assert {outcome.status for outcome in cut if outcome.token_ids} == {200}
+        assert {outcome.status for outcome in cut if not outcome.token_ids} == {503}
+
+
+def test_sigterm_while_the_models_load_ends_the_server_at_once(one_model):
+    with started_server(*one_model) as server:
+        server.wait_until_listening()
+        assert eventually(lambda: server.get("/livez")[0] == 200)
+        assert server.get("/startupz")[0] == 503
+        assert eventually(lambda: bool(server.worker_pids()))
+        workers = server.worker_pids()
+        server.signal(signal.SIGTERM)
+        assert server.wait(10) == 0
+        assert eventually(lambda: not any(psutil.pid_exists(pid) for pid in workers), within_s=5)
+
+
+def test_a_port_in_use_is_one_line_and_an_exit_code_before_any_model_loads(one_model):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with started_server(*one_model, "--port", str(port)) as server:
+            assert server.wait(10) == EXIT_PORT
+            [line] = plain_lines(server)
+            assert f"port {port}" in line
+            assert "--port" in line
+            assert "worker started" not in server.logs()
+
+
+@pytest.mark.parametrize("damage", ["truncated weights", "no weights", "not a config"])
+def test_a_broken_model_folder_is_one_line_and_an_exit_code_and_never_ready(tmp_path, tiny_llama, damage):
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for file in tiny_llama.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    weights = folder / "model.safetensors"
+    if damage == "truncated weights":
+        weights.write_bytes(weights.read_bytes()[:5000])
+    elif damage == "no weights":
+        weights.unlink()
+    else:
+        (folder / "config.json").write_text("[")
+    with started_server("--model", f"chat={folder}", *TINY_SETTINGS) as server:
+        assert server.wait(60) == EXIT_MODEL
+        [line] = plain_lines(server)
+        assert "chat" in line or str(folder) in line
+        assert "Traceback" not in server.logs()
+        assert '"ready"' not in server.logs()
+        assert server.output() == ""
+
+
+def test_a_wrong_setting_is_one_line_and_an_exit_code(one_model):
+    with started_server(*one_model, "--max-running", "0") as server:
+        assert server.wait(10) == EXIT_CONFIG
+        [line] = plain_lines(server)
+        assert "max_running" in line or "--max-running" in line
+
+
+def test_a_killed_front_leaves_no_process(one_model):
+    with running_server(*one_model) as server:
+        tree = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
+        assert len(tree) >= 2
+        server.process.kill()
+        server.wait()
+        assert psutil.wait_procs(tree, timeout=5)[1] == []
+
+
+def test_the_front_never_loads_torch(tiny_server):
+    """Seen in what the running processes have mapped; the workers show that the test can see it."""
+
+    def libraries(pid: int) -> str:
+        return Path(f"/proc/{pid}/maps").read_text()
+
+    assert all("libtorch" in libraries(pid) for pid in tiny_server.worker_pids())
+    assert "libtorch" not in libraries(tiny_server.process.pid)
+    script = "import sys, server.api.run; print(sorted({name.split('.')[0] for name in sys.modules}))"
+    modules = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert not {"torch", "transformers", "peft", "safetensors"} & set(json.loads(modules.replace("'", '"')))
