@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+import torch
 from starlette.testclient import TestClient
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -17,6 +18,9 @@ from server.encoder.engine import EncoderEngine
 from server.errors import FAILURES
 from server.protocol import Encode, Failed, Ready, Scores, Task
 from tests.tiny_encoders import FAMILIES, MAX_MODEL_LEN, tiny_encoder, tiny_tokenizer, tokenizer_files
+
+# Tiny models: a second thread only waits for the first.
+torch.set_num_threads(1)
 
 
 def engine_of(module: PreTrainedModel, task: Task, **limits: int) -> EncoderEngine:
