@@ -28,6 +28,8 @@ KEEP_ALIVE = b": keep-alive\n\n"
 
 # By default the library ends every stream half a second after SIGTERM; ours are finished in the drain time.
 AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
+# At debug level it logs every chunk: the client's text.
+logging.getLogger("sse_starlette").setLevel(logging.INFO)
 
 Events = AsyncGenerator[bytes, None]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from server import metrics
 from server.protocol import Tokens
 from tests.api.scripted import END_ID, MAX_MODEL_LEN, TOKENIZER, Script, front, says
 
@@ -242,3 +244,66 @@ def test_a_served_generator_describes_its_limits() -> None:
     described = client_of().app.state.registry.get("generate", None).describe()
     assert described["max_total_tokens"] == MAX_MODEL_LEN
     json.dumps(described)
+
+
+def test_tokens_after_a_stop_string_are_neither_sent_nor_counted() -> None:
+    ids = TOKENIZER.encode("one two three four").ids
+
+    def script(command):
+        yield Tokens(command.request_id, [*ids, END_ID], "stop")
+
+    events = stream(client_of(script), stop=["two"])
+    assert events[-1]["generated_text"] == "one "
+    assert events[-1]["details"]["finish_reason"] == "stop_sequence"
+    assert events[-1]["details"]["generated_tokens"] == len(events) < len(ids)
+    assert TOKENIZER.decode(ids[: len(events)]).endswith("two")
+
+
+def test_an_end_token_that_is_not_special_has_no_text_either() -> None:
+    mill = TOKENIZER.encode("mill").ids
+
+    def script(command):
+        yield Tokens(command.request_id, [*TOKENIZER.encode("The ").ids, mill[-1]], "stop")
+
+    client = client_of(script, generation_config={"end_token_ids": [mill[-1]]})
+    assert post(client, details=True)["generated_text"] == "The "
+    assert post(client, details=True)["details"]["finish_reason"] == "eos_token"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_record_of_a_request_is_complete_and_holds_no_text(
+    streamed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = client_of(says("The secret mill runs", pause_s=0.001))
+    num_tokens = len(TOKENIZER.encode("The secret mill runs").ids) + 1
+    with caplog.at_level(logging.DEBUG, logger="sluice"):
+        client.post(
+            "/generate", json={"inputs": "Hello secret", "stream": streamed, "parameters": {"stop": ["secrets"]}}
+        )
+    fields = next(record.fields for record in caplog.records if record.message == "request finished")
+    expected = {
+        "model": "tiny",
+        "status": 200,
+        "finish_reason": "stop",
+        "prompt_tokens": len(TOKENIZER.encode("Hello secret").ids),
+        "cached_tokens": 3,
+        "output_tokens": num_tokens,
+        "num_inputs": 1,
+        "streamed": streamed,
+    }
+    assert {name: fields[name] for name in expected} == expected
+    assert fields["ttft_ms"] > 0
+    assert "secret" not in str([record.__dict__ for record in caplog.records])
+
+
+def test_first_tokens_and_gaps_are_measured() -> None:
+    def count(name: str) -> float:
+        return metrics.REGISTRY.get_sample_value(name, {"model": "tiny"}) or 0.0
+
+    names = ("sluice_time_to_first_token_seconds_count", "sluice_inter_token_seconds_count")
+    before = [count(name) for name in names]
+    post(client_of())
+    assert [count(name) - old for name, old in zip(names, before, strict=True)] == [
+        1,
+        len(TOKENIZER.encode(TEXT).ids),
+    ]
