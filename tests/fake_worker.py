@@ -78,6 +78,9 @@ class FakeEngine:
             self.replies.append(Failed(command.request_id, "numerical_error", "The output is not finite."))
             return
         output_ids = list(command.output_ids) if isinstance(command, Generate) else []
+        if isinstance(command, Generate) and len(output_ids) >= command.params.max_new_tokens:
+            self.replies.append(Tokens(command.request_id, [], "length"))
+            return
         self.requests[command.request_id] = Running(command, output_ids)
 
     def abort(self, request_id: str) -> None:

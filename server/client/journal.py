@@ -55,13 +55,6 @@ class Entry:
         output_ids = self.command.output_ids + self.output_ids
         return msgspec.structs.replace(self.command, request_id=self.wire_id, output_ids=output_ids)
 
-    @property
-    def has_all_tokens(self) -> bool:
-        """No token is left to compute: only the message that says so was lost."""
-        if isinstance(self.command, Encode):
-            return False
-        return len(self.command.output_ids) + len(self.output_ids) >= self.command.params.max_new_tokens
-
     def append(self, tokens: Tokens) -> None:
         """Deliver what the worker computed."""
         self.output_ids += tokens.token_ids

@@ -116,15 +116,11 @@ class WorkerClient:
     def _send_what_may_go(self) -> None:
         if self._connection is None or self.state != "ready" or not self._connection.is_writable:
             return
-        commands = []
-        for entry in self._journal.sendable():
-            if entry.has_all_tokens:
-                self._finish(entry, Tokens(entry.wire_id, [], finish_reason="length"))
-                continue
+        entries = self._journal.sendable()
+        for entry in entries:
             self._journal.mark_sent(entry)
-            commands.append(entry.resumed())
-        if commands:
-            self._connection.send(commands)
+        if entries:
+            self._connection.send([entry.resumed() for entry in entries])
 
     def attach(self, connection: Connection) -> None:
         """A new worker was started; it loads the model."""

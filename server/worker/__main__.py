@@ -1,0 +1,110 @@
+"""`python -m server.worker`: loads one model and runs its engine. The only place where loading and engines meet."""
+
+from __future__ import annotations
+
+import gc
+from typing import TYPE_CHECKING, Any
+
+from server.config import ModelConfig
+from server.protocol import Ready
+from server.worker import loop, process
+
+if TYPE_CHECKING:
+    import torch
+
+    from server.models.loader import LoadedModel
+
+ENCODER_BATCH_TOKENS = {"cpu": 2048, "cuda": 16_384}
+"""Token places of one encoder step where the settings name none."""
+
+
+def build(model: ModelConfig) -> tuple[loop.Engine, Ready]:
+    """The engine for the model's task, and what the front must know of it."""
+    # Imported here: these take seconds, and the process must notice meanwhile that the front is gone.
+    from server.models import loader
+
+    loaded = loader.load(model)
+    engine, ready = _decoder(model, loaded) if loaded.task == "generate" else _encoder(model, loaded)
+    # What lives as long as the process is not looked through again by every garbage collection between steps.
+    gc.collect()
+    gc.freeze()
+    return engine, ready
+
+
+def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Ready]:
+    from server.engine.engine import DecoderEngine, default_max_batch_tokens
+    from server.engine.executors.build import build_runner
+    from server.models.packed_linear import pack_linears
+
+    runner = build_runner(loaded.module, model, loaded.max_model_len, pack=pack_linears)
+    max_batch_tokens = model.max_batch_tokens or default_max_batch_tokens(runner.device, model.max_running)
+    engine = DecoderEngine(
+        runner,
+        max_model_len=loaded.max_model_len,
+        max_batch_tokens=max_batch_tokens,
+        max_running=model.max_running,
+        prefix_cache=model.prefix_cache,
+    )
+    ready = _ready(
+        loaded,
+        vocab_size=runner.vocab_size,
+        device=runner.device,
+        dtype=runner.dtype,
+        executor=runner.name,
+        attention=runner.attention,
+        kv_cache_bytes=runner.kv_cache_bytes,
+        num_blocks=runner.num_blocks,
+        block_size=runner.block_size,
+        max_running=model.max_running,
+        max_batch_tokens=max_batch_tokens,
+    )
+    return engine, ready
+
+
+def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Ready]:
+    from server.encoder.engine import EncoderEngine
+    from server.models.packed_linear import pack_linears
+
+    module = loaded.module
+    pack_linears(module)
+    max_batch_tokens = model.max_batch_tokens or ENCODER_BATCH_TOKENS[module.device.type]
+    engine = EncoderEngine(
+        module,
+        task=loaded.task,
+        max_batch_tokens=max_batch_tokens,
+        max_model_len=loaded.max_model_len,
+        pad_token_id=getattr(module.config.get_text_config(), "pad_token_id", None),
+        device=module.device,
+    )
+    ready = _ready(
+        loaded,
+        vocab_size=module.get_input_embeddings().weight.shape[0],
+        device=module.device,
+        dtype=module.dtype,
+        executor="encoder",
+        attention=module.config._attn_implementation,
+        max_batch_tokens=max_batch_tokens,
+    )
+    return engine, ready
+
+
+def _ready(loaded: LoadedModel, *, device: torch.device, dtype: torch.dtype, **of_engine: Any) -> Ready:
+    return Ready(
+        task=loaded.task,
+        architecture=loaded.architecture,
+        tokenizer=loaded.tokenizer,
+        max_model_len=loaded.max_model_len,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        num_parameters=loaded.num_parameters,
+        weight_bytes=loaded.weight_bytes,
+        generation_config=loaded.generation_config,
+        labels=loaded.labels,
+        problem_type=loaded.problem_type,
+        attribution=loaded.attribution,
+        **of_engine,
+    )
+
+
+if __name__ == "__main__":
+    process.main(build)
