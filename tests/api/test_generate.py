@@ -293,7 +293,8 @@ def test_the_record_of_a_request_is_complete_and_holds_no_text(
     }
     assert {name: fields[name] for name in expected} == expected
     assert fields["ttft_ms"] > 0
-    assert "secret" not in str([record.__dict__ for record in caplog.records])
+    logged = str([record.__dict__ for record in caplog.records])
+    assert "secret" not in logged and "generated_text" not in logged
 
 
 def test_first_tokens_and_gaps_are_measured() -> None:
