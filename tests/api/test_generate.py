@@ -276,10 +276,9 @@ def test_the_record_of_a_request_is_complete_and_holds_no_text(
 ) -> None:
     client = client_of(says("The secret mill runs", pause_s=0.001))
     num_tokens = len(TOKENIZER.encode("The secret mill runs").ids) + 1
-    with caplog.at_level(logging.DEBUG, logger="sluice"):
-        client.post(
-            "/generate", json={"inputs": "Hello secret", "stream": streamed, "parameters": {"stop": ["secrets"]}}
-        )
+    body = {"inputs": "Hello secret", "stream": streamed, "parameters": {"stop": ["secrets"]}}
+    with caplog.at_level(logging.DEBUG):
+        client.post("/generate", json=body)
     fields = next(record.fields for record in caplog.records if record.message == "request finished")
     expected = {
         "model": "tiny",
