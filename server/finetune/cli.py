@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from server.errors import ConfigurationError
 from server.finetune import options
@@ -31,16 +30,12 @@ def add_parsers(subparsers: _SubParsersAction[ArgumentParser]) -> None:
 
 
 def run(args: Namespace) -> int:
-    """Train as ``args`` say. A mistake in data or options is one sentence on stderr and exit code 2."""
-    try:
-        if find_spec("accelerate") is None:
-            raise ConfigurationError(
-                "Fine-tuning needs the package accelerate. Install it: pip install 'sluice-server[finetune]'."
-            )
-        chosen = options.Options.from_arguments(args)
-        train: Any = __import__("server.finetune.train", fromlist=["train"])
-        train.finetune(chosen)
-    except ConfigurationError as error:
-        sys.stderr.write(f"sluice finetune: {error}\n")
-        return error.exit_code
+    """Train as ``args`` say. A mistake in data or options is a `ConfigurationError` of one sentence."""
+    if find_spec("accelerate") is None:
+        raise ConfigurationError(
+            "Fine-tuning needs the package accelerate. Install it: pip install 'sluice-server[finetune]'."
+        )
+    from server.finetune.train import finetune
+
+    finetune(options.Options.from_arguments(args))
     return 0

@@ -22,7 +22,7 @@ class Options:
     """One training run. Paths stay as the user wrote them, so that the recorded command can be repeated."""
 
     task: TaskName
-    model: str = field(metadata={"help": "base: a Hugging Face model folder with safetensors, or a model id"})
+    model: str = field(metadata={"help": "base: a Hugging Face model folder with safetensors"})
     data: str = field(metadata={"help": "training data"})
     out: str = field(metadata={"help": "folder to write; it must be new or empty"})
     eval_data: str | None = _option(None, "held-out data; without it a share of --data is held out")

@@ -78,6 +78,12 @@ def _read(task: Task, options: Options) -> Split:
 
 def _load_base(task: Task, options: Options) -> tuple[Any, Any]:
     """Tokenizer and float32 model with a head for the task's labels; a head with the same labels is kept."""
+    if not Path(options.model).is_dir():
+        raise ConfigurationError(
+            f"There is no folder {options.model}. Give --model a Hugging Face model folder "
+            "(from a hub: hf download NAME --local-dir FOLDER).",
+            exit_code=EXIT_MODEL,
+        )
     if (Path(options.model) / "adapter_config.json").exists():
         raise ConfigurationError(f"{options.model} is an adapter. Give --model the folder of its base.")
     labels = dict(enumerate(task.labels))
@@ -247,9 +253,8 @@ def _save(out: Path, options: Options, task: Task, model: Any, tokenizer: Any, m
     task_model = model
     if options.method == "lora":
         task_model = model.get_base_model()
-        base = Path(options.model)
         # Relative to the adapter's folder, so that both can be moved and committed together.
-        relative = Path(os.path.relpath(base.resolve(), out.resolve())).as_posix() if base.is_dir() else options.model
+        relative = Path(os.path.relpath(Path(options.model).resolve(), out.resolve())).as_posix()
         config = model.peft_config["default"]
         config.base_model_name_or_path = relative
         config.modules_to_save = sorted(set(config.modules_to_save) & {name for name, _ in task_model.named_children()})

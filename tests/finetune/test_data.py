@@ -1,0 +1,142 @@
+"""Data files: what is read, how it is split, and what is said of mistakes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.errors import ConfigurationError
+from server.finetune.data import TagExample, TextExample, read_tags, read_texts, split
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+def test_csv_texts_may_hold_commas_quotes_and_line_breaks(write):
+    path = write("a.csv", '\ufefftext,label\n"one, ""two""\nthree",yes\nfour,no\n')
+    assert read_texts(path).examples == [
+        TextExample('one, "two"\nthree', ("yes",)),
+        TextExample("four", ("no",)),
+    ]
+
+
+def test_columns_may_have_other_names(write):
+    path = write("a.tsv", "id\tbody\tstars\n1\thello\t5\n")
+    assert read_texts(path, "body", "stars").examples == [TextExample("hello", ("5",))]
+
+
+def test_a_list_of_labels_makes_the_data_multi_label(write):
+    rows = [{"text": "a", "label": ["x", "y", "x"]}, {"text": "b", "label": []}]
+    texts = read_texts(write("a.jsonl", "\n\n".join(json.dumps(row) for row in rows)))
+    assert texts.is_multi_label
+    assert texts.examples == [TextExample("a", ("x", "y")), TextExample("b", ())]
+
+
+def test_conll_takes_the_first_column_and_the_last(write):
+    path = write("a.conll", "-DOCSTART- -X- O\n\nAnna NNP B-PER\nsings\tVBZ\tO\n\n\nOslo NNP B-LOC")
+    assert read_tags(path) == [TagExample(("Anna", "sings"), ("B-PER", "O")), TagExample(("Oslo",), ("B-LOC",))]
+
+
+def test_jsonl_sentences_are_tokens_and_tags(write):
+    path = write("a.jsonl", '{"tokens": ["Anna", "sings"], "ner_tags": ["B-PER", "O"]}')
+    assert read_tags(path) == [TagExample(("Anna", "sings"), ("B-PER", "O"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "text,label\nx\n", "line 2: 1 columns where the first line names 2"),
+        ("a.csv", "body,label\nx,y\n", "line 2: there is no column 'text', only 'body', 'label'. Name it with --text"),
+        ("a.csv", "text,label\nx,y\n,y\n", "line 3: the text is empty"),
+        ("a.csv", "text,label\nx, \n", "line 2: the label is empty"),
+        ("a.csv", 'text,label\n"x,y\n', "it is not CSV"),
+        ("a.csv", b"text,label\nx,y\n\xff,y\n", "line 3: it is not UTF-8"),
+        ("a.csv", "text,label\n", "holds no examples"),
+        ("a.csv", "", "is empty. Its first line must name the columns"),
+        ("a.jsonl", '{"text": "x", "label": "y"}\n{"text"', "line 2: it is not JSON"),
+        ("a.jsonl", "[1]", "line 1: it is a JSON list"),
+        ("a.jsonl", '{"text": "x", "label": null}', "line 1: the label is null"),
+        ("a.jsonl", '{"text": 3, "label": "y"}', "line 1: the text is not a string"),
+        (
+            "a.jsonl",
+            '{"text": "x", "label": "y"}\n{"text": "x", "label": ["y"]}',
+            "line 2: the label is a list in some",
+        ),
+        ("a.xlsx", "", "classification data is a .csv, .tsv or .jsonl file"),
+    ],
+)
+def test_a_mistake_in_classification_data_is_named_with_its_line(write, name, content, said):
+    with pytest.raises(ConfigurationError) as caught:
+        read_texts(write(name, content))
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.conll", "Anna B-PER\nsings\n", "line 2: one column"),
+        ("a.conll", "Anna PERSON\n", "line 1: 'PERSON' is not a tag"),
+        ("a.conll", "\n\n", "holds no sentences"),
+        ("a.jsonl", '{"tokens": ["a", "b"], "ner_tags": ["O"]}', "line 1: 2 tokens but 1 ner_tags"),
+        ("a.jsonl", '{"tokens": ["a"], "ner_tags": [0]}', "line 1: ner_tags is not a list of words"),
+        ("a.jsonl", '{"tokens": ["a"]}', "there is no column 'ner_tags', only 'tokens'. Name it with --label-column"),
+    ],
+)
+def test_a_mistake_in_tagging_data_is_named_with_its_line(write, name, content, said):
+    with pytest.raises(ConfigurationError) as caught:
+        read_tags(write(name, content))
+    assert said in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"There is no data file .*gone\.csv"):
+        read_texts(tmp_path / "gone.csv")
+
+
+examples = st.lists(
+    st.builds(TextExample, st.text("abcd", min_size=1, max_size=3), st.sampled_from([("x",), ("y",), ("z",)])),
+    min_size=60,
+    max_size=120,
+).filter(lambda rows: len({row.text for row in rows}) >= 20)
+
+
+@given(examples, st.integers(0, 5))
+def test_a_split_loses_nothing_and_no_text_is_in_two_parts(rows, seed):
+    parts = split(rows, validation_share=0.1, test_share=0.2, seed=seed)
+    assert Counter(parts.train + parts.validation + parts.test) == Counter(rows)
+    train, validation, test = ({row.text for row in part} for part in (parts.train, parts.validation, parts.test))
+    assert train and validation and test
+    assert not (train & validation or train & test or validation & test)
+
+
+def test_a_split_is_decided_by_its_seed_and_keeps_the_mix_of_labels():
+    rows = [TextExample(f"text {i}", ("rare" if i % 10 == 0 else "common",)) for i in range(400)]
+    first, again, other = (split(rows, validation_share=0.1, test_share=0.1, seed=seed) for seed in (3, 3, 4))
+    assert first == again
+    assert first.test != other.test
+    for part, size in ((first.train, 320), (first.validation, 40), (first.test, 40)):
+        assert len(part) == size
+        assert sum(row.labels == ("rare",) for row in part) == size // 10
+
+
+def test_a_label_that_occurs_once_is_trained_on():
+    rows = [TextExample(f"text {i}", ("common",)) for i in range(50)] + [TextExample("odd", ("once",))]
+    parts = split(rows, validation_share=0.1, test_share=0.1, seed=0)
+    assert TextExample("odd", ("once",)) in parts.train
+
+
+def test_too_few_texts_are_refused():
+    rows = [TextExample("same", ("x",))] * 50
+    with pytest.raises(ConfigurationError, match="1 different texts are too few"):
+        split(rows, validation_share=0.1, test_share=0.1, seed=0)
