@@ -17,8 +17,9 @@ from typing import Any, Literal, cast, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-Strategy = Literal["joined", "none", "simple", "first", "average", "max"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+PipelineStrategy = Literal["none", "simple", "first", "average", "max"]
+PIPELINE_STRATEGIES: tuple[PipelineStrategy, ...] = get_args(PipelineStrategy)
+Strategy = Literal["joined", PipelineStrategy]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ class _Piece:
     continues: bool
 
 
-def pipeline_entities(tagged: TaggedText, strategy: Strategy, rules: TokenRules) -> list[Entity]:
+def pipeline_entities(tagged: TaggedText, strategy: PipelineStrategy, rules: TokenRules) -> list[Entity]:
     """What transformers' pipeline makes of every token, ``O`` included, under one of its strategies."""
     pieces = _pieces(tagged, rules)
     if strategy in ("none", "simple"):
@@ -136,7 +137,7 @@ def _word_runs(pieces: Sequence[_Piece]) -> list[list[_Piece]]:
     return runs
 
 
-def _agree(run: Sequence[_Piece], strategy: Strategy, labels: Sequence[str], rules: TokenRules) -> _Word:
+def _agree(run: Sequence[_Piece], strategy: PipelineStrategy, labels: Sequence[str], rules: TokenRules) -> _Word:
     """One label for a word's pieces: the first one's, the surest one's, or that of their mean."""
     if strategy == "first":
         probabilities_L = run[0].probabilities_L

@@ -2,7 +2,8 @@
 
 1. Tokens become *units*. In scripts that put spaces between words, the pieces of one word are one unit, so an entity
    never ends inside a word. In Chinese, Japanese, Korean, Thai and their like a unit is a token. Tokens that share a
-   character, such as the bytes of an emoji or the letters of a Hangul syllable, are one unit always.
+   character, such as the bytes of an emoji or the letters of a Hangul syllable, are one unit always; where they share
+   it in a chain, each character of a script without spaces is one.
 2. A unit's type is the one with the highest probability, B- and I- taken together, averaged over its tokens.
 3. A unit continues the entity before it if it is of the same type and nothing but spaces lies between (a blank line
    parts them), unless it begins a new one.
@@ -111,7 +112,16 @@ def _units(tagged: TaggedText) -> list[_Unit]:
         else:
             units.append(_Unit(start, end, [token]))
         last_word = word
-    return units
+    return [part for unit in units for part in _characters(tagged, unit)]
+
+
+def _characters(tagged: TaggedText, unit: _Unit) -> list[_Unit]:
+    """In a script without spaces a chain of tokens that each share a character with the next comes apart again."""
+    if len(unit.tokens) == 1 or unit.end - unit.start == 1 or not _UNSPACED.search(tagged.text, unit.start, unit.end):
+        return [unit]
+    places = [i for i in range(unit.start, unit.end) if not tagged.text[i].isspace()]
+    covering = [[t for t in unit.tokens if tagged.offsets[t][0] <= i < tagged.offsets[t][1]] for i in places]
+    return [_Unit(i, i + 1, tokens) for i, tokens in zip(places, covering, strict=True) if tokens]
 
 
 def _without_spaces(text: str, start: int, end: int) -> tuple[int, int]:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from transformers import TokenClassificationPipeline
 
-from server.text.entities import STRATEGIES
+from server.text.entities import PIPELINE_STRATEGIES
 from tests.encoder_app import EngineWorker, client_of, tiny_worker
 from tests.tiny_encoders import FAMILIES, TAGS, TEXTS, tiny_encoder, tiny_tokenizer
 
-PIPELINE_STRATEGIES = [strategy for strategy in STRATEGIES if strategy != "joined"]
+STRATEGIES = ("joined", *PIPELINE_STRATEGIES)
 DOCUMENT = " ".join(TEXTS[:6] * 4)
 
 
