@@ -19,7 +19,7 @@ from tests.conftest import TINY_SETTINGS
 from tests.server_process import ServerProcess, running_server
 from tests.system.clients import Outcome, body, eventually, generate_all
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(270)
 
 MAX_QUEUED = 20
 
