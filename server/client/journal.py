@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -38,6 +38,9 @@ class Entry:
     """Of ``output_ids``, those that the consumer has."""
     unread_since_s: float | None = None
     """Monotonic time of the oldest token that the consumer does not have."""
+    added_s: float = field(default_factory=time.monotonic)
+    queue_s: float | None = None
+    """From being added to the first step that computed any of it."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
     sent: bool = False
     """The worker that runs now has it."""
@@ -47,6 +50,14 @@ class Entry:
     """The worker that runs now has answered something for it."""
     deaths: int = 0
     """Workers in a row that died with it and without any answer for it."""
+    on_start: Callable[[], None] | None = None
+    """Called once, after the first step that computed any of it: the end of its time in the queue."""
+
+    def started(self) -> None:
+        """A step computed some of it."""
+        if self.on_start is not None:
+            self.on_start()
+            self.on_start = None
 
     def resumed(self) -> Generate | Encode:
         """The command as the next worker must get it."""
@@ -86,6 +97,7 @@ class Entry:
             finish_reason=self.finish_reason,
             logprobs=self.logprobs[start:] if self.logprobs else None,
             num_cached_tokens=self.num_cached_tokens if start == 0 else None,
+            queue_s=self.queue_s if start == 0 else None,
         )
 
 
@@ -151,6 +163,12 @@ class Journal:
 
     def mark_sent(self, entry: Entry) -> None:
         entry.sent = entry.was_sent = True
+
+    def mark_started(self, wire_id: str) -> None:
+        """A step has computed some of it."""
+        entry = self._entries.get(wire_id)
+        if entry is not None and entry.queue_s is None:
+            entry.queue_s = time.monotonic() - entry.added_s
 
     def mark_alive(self, entry: Entry) -> bool:
         """The worker answered for it. Whether that cleared it of a suspicion."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -59,12 +59,16 @@ class WorkerClient:
         """Whether a live worker would send something within one step."""
         return self._pinged or self._journal.worker_has_work
 
-    async def stream(self, command: Generate) -> AsyncGenerator[Tokens, None]:
+    async def stream(
+        self, command: Generate, on_start: Callable[[], None] | None = None
+    ) -> AsyncGenerator[Tokens, None]:
         """Tokens in order, each once, until the message with the finish reason.
 
         A slow consumer gets several steps' tokens in one message. Closing the generator early aborts the request.
+        ``on_start`` is called once, when the first step has computed any of it.
         """
         with self._running(command) as entry:
+            entry.on_start = on_start
             while True:
                 await entry.news.wait()
                 if entry.error is not None and entry.all_taken:
@@ -74,13 +78,14 @@ class WorkerClient:
                 if tokens.finish_reason is not None:
                     return
 
-    async def encode(self, command: Encode) -> Scores:
-        """The encoder's answer. Cancellation aborts the request."""
+    async def encode(self, command: Encode, on_start: Callable[[], None] | None = None) -> Scores:
+        """The encoder's answer. Cancellation aborts the request. ``on_start`` is as in `stream`."""
         with self._running(command) as entry:
+            entry.on_start = on_start
             await entry.news.wait()
             if entry.scores is None:
                 raise entry.error or SluiceError("The model's answer to this request was lost.")
-            return msgspec.structs.replace(entry.scores, request_id=command.request_id)
+            return msgspec.structs.replace(entry.scores, request_id=command.request_id, queue_s=entry.queue_s)
 
     @contextmanager
     def _running(self, command: Generate | Encode) -> Iterator[Entry]:
@@ -160,6 +165,10 @@ class WorkerClient:
         self.num_frames += 1
         self._pinged = False
         something_ended = False
+        # First of all: a request that also ends in this step is forgotten below.
+        for wire_id in (wire_id for reply in replies if isinstance(reply, Stats) for wire_id in reply.started):
+            if (entry := self._journal.get(wire_id)) is not None:
+                entry.started()
         for reply in replies:
             match reply:
                 case Tokens() | Scores() | Failed():
@@ -172,6 +181,11 @@ class WorkerClient:
                     self.refused = reply
         if something_ended:
             self._send_what_may_go()
+
+    def _on_step(self, stats: Stats) -> None:
+        metrics.record_step(self.model.name, stats)
+        for wire_id in stats.started:
+            self._journal.mark_started(wire_id)
 
     def _on_ready(self, ready: Ready) -> None:
         if self.state == "stopped":

@@ -12,7 +12,7 @@ from typing import Any
 from server import metrics
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
-from server.errors import BatchTooLarge, InvalidParameter, ServerShutdown, SluiceError
+from server.errors import BatchTooLarge, InvalidParameter, SluiceError
 from server.protocol import FinishReason, Generate, Ready, SamplingParams, Tokens
 from server.serving import sampling
 from server.serving.admission import Admission
@@ -99,7 +99,7 @@ class Generation:
 
 def _unfinished(finish_reason: FinishReason) -> SluiceError:
     if finish_reason == "abort":
-        return ServerShutdown("The server stopped before the request was finished.")
+        return SluiceError("The request was ended: its output was not read in time.")
     return SluiceError("The request could not be finished.")
 
 
@@ -197,7 +197,7 @@ class ServedGenerator:
         last_s: float | None = None
         command = Generate(request_id, prompt.ids, prompt.params)
         try:
-            async with aclosing(self.worker.stream(command)) as replies:
+            async with aclosing(self.worker.stream(command, on_start=record.note_start)) as replies:
                 async for reply in replies:
                     if reply.token_ids:
                         last_s = self._observe(record, last_s, len(reply.token_ids))

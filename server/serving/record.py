@@ -45,6 +45,11 @@ class RequestRecord:
     """Set by the middleware: the client left before its answer was complete."""
     started_s: float = field(default_factory=time.perf_counter)
 
+    def note_start(self) -> None:
+        """A step computed some of the request, for the first time: it has left the queue."""
+        if self.queue_s is None:
+            self.queue_s = time.perf_counter() - self.started_s
+
     def report(self) -> None:
         """Log the request and feed the metrics. Called once."""
         total_s = time.perf_counter() - self.started_s

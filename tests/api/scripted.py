@@ -60,12 +60,13 @@ class ScriptedWorker:
     def num_running(self) -> int:
         return len(self.running)
 
-    async def stream(self, command: Generate) -> AsyncGenerator[Tokens, None]:
+    async def stream(self, command: Generate, on_start: Callable[[], None]) -> AsyncGenerator[Tokens, None]:
         assert command.request_id not in self.running
         self.commands.append(command)
         self.running.add(command.request_id)
         try:
             for step in self.script(command):
+                on_start()
                 if isinstance(step, Exception):
                     raise step
                 if isinstance(step, float):

@@ -291,7 +291,7 @@ def test_the_record_of_a_request_is_complete_and_holds_no_text(
         "streamed": streamed,
     }
     assert {name: fields[name] for name in expected} == expected
-    assert fields["ttft_ms"] > 0
+    assert 0 < fields["queue_ms"] <= fields["ttft_ms"] <= fields["total_ms"]
     logged = str([record.__dict__ for record in caplog.records])
     assert "secret" not in logged and "generated_text" not in logged
 
