@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any
 
 import msgspec
@@ -84,12 +84,14 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     generator: ServedGenerator = request.app.state.registry.get("generate", body.model)
     record.task, record.model = "generate", generator.name
     parameters = body.parameters or GenerateParameters()
-    _refuse_unsupported(parameters)
+    with _paths_of_parameters():
+        _refuse_unsupported(parameters)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     if body.stream and not isinstance(body.inputs, str):
         raise ConflictingParameters("stream", "inputs", "a list of inputs is answered as JSON; stream one text")
     record.num_inputs, record.streamed = len(texts), bool(body.stream)
-    prompts = await until_disconnect(request, generator.prepare(texts, _options(parameters)))
+    with _paths_of_parameters():
+        prompts = await until_disconnect(request, generator.prepare(texts, _options(parameters)))
     generations = [generator.start(prompt) for prompt in prompts]
     if body.stream:
         events = _events(generator, generations[0], record, bool(parameters.return_full_text))
@@ -98,6 +100,17 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     answers = [_answer(*pair, parameters) for pair in zip(generations, tokens, strict=True)]
     content = encode(answers[0] if isinstance(body.inputs, str) else answers)
     return Response(content, media_type="application/json")
+
+
+@contextmanager
+def _paths_of_parameters() -> Iterator[None]:
+    """Errors name a parameter by its place in the body, as those of the schema do."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.param in GenerateParameters.model_fields:
+            error.param = f"parameters.{error.param}"
+        raise
 
 
 def _refuse_unsupported(parameters: GenerateParameters) -> None:
