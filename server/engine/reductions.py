@@ -1,4 +1,4 @@
-"""Exact reductions over rows as wide as a vocabulary, in two levels: blocks first, then inside the few that matter.
+"""Exact reductions over rows as wide as a vocabulary, level by level: blocks first, then inside the few that matter.
 
 torch's argmax, topk and sort over a whole row do not vectorise on the CPU and take most of a step's overhead; a
 maximum or a sum over blocks does. Works on any device and any width; a row's result depends on that row alone.
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 64
-STRIDE = 16
+STRIDE = 8
 
 
 def argmax(values_RV: Tensor) -> Tensor:
@@ -34,22 +34,27 @@ def largest(values_RV: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
 
     Which of equal values at the lower edge are among them is left open.
     """
+    values_RW, columns_RW = _largest(values_RV, num_candidates)
+    columns_RW, order = columns_RW.sort(dim=-1)
+    return values_RW.gather(1, order), columns_RW
+
+
+def _largest(values_RV: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
+    """As `largest`, in any order."""
     num_columns = values_RV.shape[1]
     num_groups = num_columns // STRIDE
     if num_groups <= 2 * num_candidates:
         values_RW, columns_RW = values_RV.topk(num_candidates, dim=-1, sorted=False)
-    else:
-        # Group g holds columns g, g + num_groups, ...: the winners lie in the groups with the greatest maxima.
-        main = num_groups * STRIDE
-        maxima = values_RV[:, :main].view(-1, STRIDE, num_groups).amax(1)
-        groups = maxima.topk(num_candidates, dim=-1, sorted=False).indices
-        offsets = torch.arange(0, main, num_groups, device=values_RV.device)
+        return values_RW, columns_RW
+    # Group g holds columns g, g + num_groups, ...: the winners lie in the groups with the greatest maxima.
+    main = num_groups * STRIDE
+    _, groups = _largest(values_RV[:, :main].view(-1, STRIDE, num_groups).amax(1), num_candidates)
+    columns = (groups[:, None, :] + torch.arange(0, main, num_groups, device=values_RV.device)[:, None]).flatten(1)
+    if main < num_columns:
         rest = torch.arange(main, num_columns, device=values_RV.device).expand(len(values_RV), -1)
-        columns = torch.cat([(groups[:, :, None] + offsets).flatten(1), rest], dim=1)
-        values_RW, picked = values_RV.gather(1, columns).topk(num_candidates, dim=-1, sorted=False)
-        columns_RW = columns.gather(1, picked)
-    columns_RW, order = columns_RW.sort(dim=-1)
-    return values_RW.gather(1, order), columns_RW
+        columns = torch.cat([columns, rest], dim=1)
+    values_RW, picked = values_RV.gather(1, columns).topk(num_candidates, dim=-1, sorted=False)
+    return values_RW, columns.gather(1, picked)
 
 
 def invert_cdf(weights_RV: Tensor, uniform_R: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ Dimension key
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
@@ -29,11 +28,12 @@ from torch import Tensor
 
 from server.engine import logits_processors, reductions
 from server.engine.batch_inputs import on_device
+from server.engine.randomness import stream_keys, uniforms_at
 from server.engine.sequence import Sequence
 from server.protocol import SamplingParams
 
-WINDOW_WIDTHS = (64, 1024)
-"""Candidates that are sorted at the first and the second try; after that, all."""
+WINDOW_WIDTHS = (64, 256, 1024)
+"""Candidates that are sorted at the first, second and third try; after that, all."""
 WINDOW_ROOM = 8
 """A window is at least so much wider than top_k, for ties with the last token kept."""
 
@@ -54,30 +54,6 @@ class Sampled:
     """Of the chosen token under the model's raw distribution; 0 where not asked for."""
 
 
-def uniforms(seeds: Iterable[int], sample_indices: Iterable[int], positions: Iterable[int]) -> npt.NDArray[np.float64]:
-    """One number in [0, 1) for each (seed, sample index, position), ``position`` counting the new tokens before it.
-
-    Each part is mixed in by SplitMix64's finaliser; the upper 52 bits are the number.
-
-    >>> uniforms([1, 1, 1], [0, 0, 1], [0, 1, 0]).round(3).tolist()
-    [0.206, 0.185, 0.696]
-    """
-    state = np.zeros((), dtype=np.uint64)
-    for part in (seeds, sample_indices, positions):
-        state = _mix(state ^ _mix(np.array(list(part), dtype=np.uint64) + _GOLDEN))
-    # 52 bits: below 1 by more than a rounding error, so that uniform * total stays below total.
-    return np.ldexp((state >> np.uint64(12)).astype(np.float64), -52)
-
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
 def method_of(params: SamplingParams, vocab_size: int) -> Method:
     """How a row's token is chosen at the first try."""
     if not params.do_sample:
@@ -96,10 +72,11 @@ def _window(num_candidates: int, vocab_size: int) -> int:
 
 
 class Sampler:
-    """Holds scratch memory, nothing else."""
+    """Holds scratch memory and the last step's controls, nothing that a token depends on."""
 
     def __init__(self) -> None:
         self._scratch = torch.empty((0, 0))
+        self._controls: dict[Method, Controls] = {}
 
     def sample(self, logits_SV: Tensor, sequences: Rows[Sequence]) -> Sampled:
         """Choose each row's next token. The logits are float32 and are changed in place."""
@@ -124,11 +101,11 @@ class Sampler:
         while rows_by_method:
             for method, rows in rows_by_method.items():
                 token_R, settled_R = self._choose(method, _take(logits_SV, rows), [sequences[i] for i in rows])
-                results[0, rows] = token_R.double()
-                results[1, rows] = settled_R.double()
+                _put(results[0], rows, token_R)
+                _put(results[1], rows, settled_R)
             if logprob_rows:
-                chosen_R = results[0, logprob_rows].long()
-                results[3, logprob_rows] = _logprob(raw_RV, chosen_R, log_top_R).double()
+                chosen_R = _take(results[0], logprob_rows).long()
+                _put(results[3], logprob_rows, _logprob(raw_RV, chosen_R, log_top_R))
             host = results.cpu().numpy()  # the one copy to the host, unless a window was too narrow
             rows_by_method = _unsettled(host, rows_by_method, vocab_size)
         return Sampled(host[0].astype(np.int64).tolist(), (host[2] == 1).tolist(), host[3].tolist())
@@ -137,15 +114,18 @@ class Sampler:
         """Tokens, and whether they stand."""
         if method == GREEDY:
             return reductions.argmax(logits_RV), logits_RV.new_ones(len(sequences))
-        controls = Controls.of(sequences, logits_RV.device)
+        controls = self._controls_of(method, sequences, logits_RV)
+        uniform_R = controls.draw(sequences)
         if method == UNRANKED:
             probs_RV = self._softmax(logits_RV, controls.temperature_R)
             if controls.any_min_p:
                 probs_RV.masked_fill_(probs_RV < controls.min_p_R[:, None] * probs_RV.amax(-1, keepdim=True), 0.0)
-            return reductions.invert_cdf(probs_RV, controls.uniform_R), logits_RV.new_ones(len(sequences))
-        return self._choose_ranked(method, logits_RV, controls)
+            return reductions.invert_cdf(probs_RV, uniform_R), logits_RV.new_ones(len(sequences))
+        return self._choose_ranked(method, logits_RV, controls, uniform_R)
 
-    def _choose_ranked(self, width: int, logits_RV: Tensor, controls: Controls) -> tuple[Tensor, Tensor]:
+    def _choose_ranked(
+        self, width: int, logits_RV: Tensor, controls: Controls, uniform_R: Tensor
+    ) -> tuple[Tensor, Tensor]:
         is_whole = width >= logits_RV.shape[1]
         if is_whole:
             values_RW = logits_RV
@@ -161,7 +141,15 @@ class Sampler:
         if controls.any_typical_p:
             weights_RW = typical_weights(sorted_RW, weights_RW, controls)
         by_id_RW = torch.empty_like(weights_RW).scatter_(1, order_RW, weights_RW)
-        return columns_RW.gather(1, reductions.invert_cdf(by_id_RW, controls.uniform_R)[:, None])[:, 0], settled_R
+        drawn_R1 = reductions.invert_cdf(by_id_RW, uniform_R)[:, None]
+        return columns_RW.gather(1, drawn_R1)[:, 0], settled_R
+
+    def _controls_of(self, method: Method, sequences: Rows[Sequence], logits_RV: Tensor) -> Controls:
+        """The rows' controls, made anew only when the rows change: a batch stays the same for many steps."""
+        known = self._controls.get(method)
+        if known is None or known.sequences != sequences:
+            known = self._controls[method] = Controls.of(sequences, logits_RV.shape[1], logits_RV.device)
+        return known
 
     def _mass(self, logits_RV: Tensor, controls: Controls) -> Tensor:
         """Weight of the whole vocabulary in rows without top_k, where the most likely token's weight is 1."""
@@ -190,8 +178,8 @@ class Sampler:
 class Controls:
     """Sampling parameters of the rows of one method, as tensors, and which rules occur at all."""
 
-    uniform_R: Tensor
-    """float64"""
+    sequences: Rows[Sequence]
+    stream_keys: npt.NDArray[np.uint64]
     temperature_R: Tensor
     top_k_R: Tensor
     """int64; 0 keeps every token"""
@@ -210,20 +198,17 @@ class Controls:
         return bool(self.unbounded_rows)
 
     @classmethod
-    def of(cls, sequences: Rows[Sequence], device: torch.device) -> Controls:
+    def of(cls, sequences: Rows[Sequence], vocab_size: int, device: torch.device) -> Controls:
         params = [sequence.params for sequence in sequences]
-        uniform = uniforms(
-            (p.seed for p in params),
-            (p.sample_index for p in params),
-            (sequence.num_output_tokens for sequence in sequences),
-        )
         rules = np.array([(p.temperature, p.top_k, p.top_p, p.min_p, p.typical_p) for p in params]).T
-        packed = on_device(np.concatenate([uniform[None], rules]), device)  # one copy to the device
-        temperature_R, _, top_p_R, min_p_R, typical_p_R = packed[1:].float()
+        rules[1, rules[1] >= vocab_size] = 0
+        packed = on_device(np.ascontiguousarray(rules), device)
+        temperature_R, _, top_p_R, min_p_R, typical_p_R = packed.float()
         return cls(
-            uniform_R=packed[0],
+            sequences=sequences,
+            stream_keys=stream_keys((p.seed for p in params), (p.sample_index for p in params)),
             temperature_R=temperature_R,
-            top_k_R=packed[2].long(),
+            top_k_R=packed[1].long(),
             top_p_R=top_p_R,
             min_p_R=min_p_R,
             typical_p_R=typical_p_R,
@@ -233,6 +218,11 @@ class Controls:
             any_typical_p=bool((rules[4] < 1).any()),
             unbounded_rows=np.flatnonzero((rules[1] == 0) & (rules[2] < 1)).tolist(),
         )
+
+    def draw(self, sequences: Rows[Sequence]) -> Tensor:
+        """Each row's uniform number for its next position, float64."""
+        uniform = uniforms_at(self.stream_keys, (sequence.num_output_tokens for sequence in sequences))
+        return on_device(uniform, self.temperature_R.device)
 
 
 def kept_weights(sorted_RW: Tensor, mass_R: Tensor | None, controls: Controls) -> Tensor:
@@ -284,6 +274,13 @@ def typical_weights(sorted_RW: Tensor, weights_RW: Tensor, controls: Controls) -
 def _take(values_SV: Tensor, rows: list[int]) -> Tensor:
     """The rows; the tensor itself where they are all."""
     return values_SV if len(rows) == len(values_SV) else values_SV[rows]
+
+
+def _put(target_S: Tensor, rows: list[int], values_R: Tensor) -> None:
+    if len(rows) == len(target_S):
+        target_S.copy_(values_R)
+    else:
+        target_S[rows] = values_R.to(target_S.dtype)
 
 
 def _logprob(raw_RV: Tensor, chosen_R: Tensor, log_top_R: Tensor) -> Tensor:

@@ -1,0 +1,135 @@
+"""What the engine adds to the model's forward pass, a step, in milliseconds: median, 95th percentile, CPU time.
+
+    python loadtest/engine_overhead.py
+
+The runner returns logits that were computed before, so all that is measured is ours: scheduling, batch inputs,
+sampling, replies. The logits have the width of a real vocabulary and are about as peaked as a language model's.
+On a busy machine the wall time measures the neighbours: read the CPU time then, with one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from collections.abc import Sequence
+from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
+import torch
+
+from server.engine import batch_inputs
+from server.engine.batch_inputs import Row
+from server.engine.engine import DecoderEngine
+from server.engine.model_runner import ModelRunner
+from server.protocol import Generate, SamplingParams, Stats
+
+SAMPLED = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 50}
+CASES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "greedy, logprobs": {"logprobs": True},
+    "top_k 50, top_p 0.95": SAMPLED,
+    "top_k 50, top_p 0.95, logprobs": {**SAMPLED, "logprobs": True},
+    "temperature only": {"do_sample": True, "temperature": 0.8},
+    "top_p 0.95 only": {"do_sample": True, "temperature": 0.8, "top_p": 0.95},
+    "greedy, repetition penalty": {"repetition_penalty": 1.1},
+}
+
+
+class RecordedRunner(ModelRunner):
+    """Builds the step's inputs as a real runner does and returns logits from a store."""
+
+    name = "recorded"
+    attention = "none"
+    device = torch.device("cpu")
+    dtype = torch.float32
+    block_size = 32
+    kv_cache_bytes = 0
+    can_reuse_blocks = True
+
+    def __init__(self, vocab_size: int, max_rows: int, num_blocks: int) -> None:
+        self.vocab_size = vocab_size
+        self.num_blocks = num_blocks
+        self._store = peaked_logits(4, max_rows, vocab_size)
+        self._logits = torch.empty(max_rows, vocab_size)
+        self._num_steps = 0
+        self.excluded_s = 0.0
+        self.excluded_cpu_s = 0.0
+
+    def forward(self, rows: Sequence[Row]) -> torch.Tensor:
+        inputs = batch_inputs.build(rows, self.block_size, self.device)
+        start, start_cpu = perf_counter(), process_time()
+        self._num_steps += 1
+        num_sampling = len(inputs.sample_rows_S)
+        # The engine may change the logits: the store stays as it is.
+        logits = self._logits[:num_sampling].copy_(self._store[self._num_steps % len(self._store), :num_sampling])
+        self.excluded_s = perf_counter() - start
+        self.excluded_cpu_s = process_time() - start_cpu
+        return logits
+
+    def release(self, key: int) -> None:
+        pass
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        pass
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        pass
+
+
+def peaked_logits(num_sets: int, num_rows: int, vocab_size: int) -> torch.Tensor:
+    """Random logits with Zipf's falling-off, shuffled over the vocabulary: a nucleus of tens of tokens."""
+    generator = np.random.default_rng(0)
+    falling = -1.3 * np.log(np.arange(1, vocab_size + 1))
+    shape = (num_sets, num_rows, vocab_size)
+    noise = generator.normal(scale=0.7, size=shape).astype(np.float32)
+    columns = generator.permuted(np.broadcast_to(falling.astype(np.float32), shape), axis=-1)
+    return torch.from_numpy(columns + noise)
+
+
+def measure(num_running: int, num_waiting: int, params: dict[str, Any], vocab_size: int, num_steps: int) -> str:
+    runner = RecordedRunner(vocab_size, num_running, num_blocks=num_running * 40)
+    engine = DecoderEngine(
+        runner, max_model_len=1024, max_batch_tokens=8192, max_running=num_running, prefix_cache=True
+    )
+    generator = np.random.default_rng(1)
+    for i in range(num_running + num_waiting):
+        prompt = generator.integers(vocab_size, size=200 if i < num_running else 4).tolist()
+        engine.add(Generate(str(i), prompt, SamplingParams(max_new_tokens=800, seed=i, **params)))
+    times, cpu_times = [], []
+    gc.collect()
+    for i in range(num_steps + 10):
+        start, start_cpu = perf_counter(), process_time()
+        stats = engine.step()[-1]
+        elapsed = perf_counter() - start - runner.excluded_s
+        elapsed_cpu = process_time() - start_cpu - runner.excluded_cpu_s
+        assert isinstance(stats, Stats)
+        assert stats.num_running == num_running, "the batch is not full"
+        if i >= 10:
+            times.append(elapsed * 1e3)
+            cpu_times.append(elapsed_cpu * 1e3)
+    median, p95 = np.percentile(times, [50, 95])
+    return f"{median:8.3f} {p95:8.3f} {np.median(cpu_times):8.3f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocab-size", type=int, default=49152)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=200)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(
+        f"vocabulary {options.vocab_size}, {options.threads} threads; ms a step over {options.steps}: median, p95, CPU"
+    )
+    for name, params in CASES.items():
+        for num_running in (1, 8, 32):
+            result = measure(num_running, 0, params, options.vocab_size, options.steps)
+            print(f"{name:32} {num_running:4} running {0:6} waiting {result}", flush=True)
+    for num_waiting in (10, 10_000):
+        result = measure(32, num_waiting, {}, options.vocab_size, options.steps)
+        print(f"{'greedy':32} {32:4} running {num_waiting:6} waiting {result}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
