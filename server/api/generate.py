@@ -84,8 +84,6 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     generator: ServedGenerator = request.app.state.registry.get("generate", body.model)
     record.task, record.model = "generate", generator.name
     parameters = body.parameters or GenerateParameters()
-    with _paths_of_parameters():
-        _refuse_unsupported(parameters)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     if body.stream and not isinstance(body.inputs, str):
         raise ConflictingParameters("stream", "inputs", "a list of inputs is answered as JSON; stream one text")
@@ -130,6 +128,7 @@ class Unsupported(InvalidRequest):
 
 
 def _options(parameters: GenerateParameters) -> GenerateOptions:
+    _refuse_unsupported(parameters)
     stop = () if parameters.stop is None else parameters.stop
     return GenerateOptions(
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
