@@ -53,6 +53,7 @@ class Running:
     command: Generate | Encode
     output_ids: list[int] = field(default_factory=list)
     num_prefilled: int = 0
+    started: bool = False
 
 
 class FakeEngine:
@@ -93,13 +94,16 @@ class FakeEngine:
         self.finished_in_last_step = False
         replies, self.replies = self.replies, []
         batch = list(self.requests.values())[: self.max_running]
+        started = [request.command.request_id for request in batch if not request.started]
         for request in batch:
             reply = self.advance(request)
             if reply is not None:
                 replies.append(reply)
-        return [*replies, Stats(num_running=len(self.requests), batch_size=len(batch), num_blocks_used=len(batch))]
+        num_running = len(self.requests)
+        return [*replies, Stats(num_running=num_running, batch_size=len(batch), started=started)]
 
     def advance(self, request: Running) -> Reply | None:
+        request.started = True
         command = request.command
         if isinstance(command, Encode):
             self.fail_if("decode")

@@ -38,9 +38,6 @@ class Entry:
     """Of ``output_ids``, those that the consumer has."""
     unread_since_s: float | None = None
     """Monotonic time of the oldest token that the consumer does not have."""
-    added_s: float = field(default_factory=time.monotonic)
-    queue_s: float | None = None
-    """From being added to the first step that computed any of it."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
     sent: bool = False
     """The worker that runs now has it."""
@@ -53,8 +50,8 @@ class Entry:
     on_start: Callable[[], None] | None = None
     """Called once, after the first step that computed any of it: the end of its time in the queue."""
 
-    def started(self) -> None:
-        """A step computed some of it."""
+    def mark_started(self) -> None:
+        """A step has computed some of it."""
         if self.on_start is not None:
             self.on_start()
             self.on_start = None
@@ -97,7 +94,6 @@ class Entry:
             finish_reason=self.finish_reason,
             logprobs=self.logprobs[start:] if self.logprobs else None,
             num_cached_tokens=self.num_cached_tokens if start == 0 else None,
-            queue_s=self.queue_s if start == 0 else None,
         )
 
 
@@ -163,12 +159,6 @@ class Journal:
 
     def mark_sent(self, entry: Entry) -> None:
         entry.sent = entry.was_sent = True
-
-    def mark_started(self, wire_id: str) -> None:
-        """A step has computed some of it."""
-        entry = self._entries.get(wire_id)
-        if entry is not None and entry.queue_s is None:
-            entry.queue_s = time.monotonic() - entry.added_s
 
     def mark_alive(self, entry: Entry) -> bool:
         """The worker answered for it. Whether that cleared it of a suspicion."""

@@ -85,7 +85,7 @@ class WorkerClient:
             await entry.news.wait()
             if entry.scores is None:
                 raise entry.error or SluiceError("The model's answer to this request was lost.")
-            return msgspec.structs.replace(entry.scores, request_id=command.request_id, queue_s=entry.queue_s)
+            return msgspec.structs.replace(entry.scores, request_id=command.request_id)
 
     @contextmanager
     def _running(self, command: Generate | Encode) -> Iterator[Entry]:
@@ -164,11 +164,10 @@ class WorkerClient:
         """What the worker sent, in order."""
         self.num_frames += 1
         self._pinged = False
+        # First, for a request that began in this step may also end in it, and is forgotten then.
+        for stats in [reply for reply in replies if isinstance(reply, Stats)]:
+            self._on_step(stats)
         something_ended = False
-        # First of all: a request that also ends in this step is forgotten below.
-        for wire_id in (wire_id for reply in replies if isinstance(reply, Stats) for wire_id in reply.started):
-            if (entry := self._journal.get(wire_id)) is not None:
-                entry.started()
         for reply in replies:
             match reply:
                 case Tokens() | Scores() | Failed():
@@ -185,7 +184,8 @@ class WorkerClient:
     def _on_step(self, stats: Stats) -> None:
         metrics.record_step(self.model.name, stats)
         for wire_id in stats.started:
-            self._journal.mark_started(wire_id)
+            if (entry := self._journal.get(wire_id)) is not None:
+                entry.mark_started()
 
     def _on_ready(self, ready: Ready) -> None:
         if self.state == "stopped":

@@ -13,7 +13,7 @@ import pytest
 from server.client import worker_client
 from server.client.worker_client import WorkerClient
 from server.errors import EngineRestarting, NumericalError, RequestQuarantined
-from server.protocol import Encode, Generate, Scores
+from server.protocol import Encode, Generate
 from tests.fake_worker import FAILS, POISON, expected_tokens, scores_of
 from tests.supervised import collect, generate, kill_worker, run, supervised, until, worker_pids
 
@@ -70,7 +70,8 @@ def test_answers_that_are_not_streams_survive_a_death_too(tmp_path: Path) -> Non
         async with supervised(tmp_path, fault={"kind": "segv", "when": "decode"}) as (_, client):
             commands = [Encode("one", [1, 2, i]) for i in range(20)]
             answers = await asyncio.gather(*(client.encode(command) for command in commands))
-            assert answers == [Scores("one", (2,), scores_of(command.token_ids)) for command in commands]
+            assert [answer.data for answer in answers] == [scores_of(command.token_ids) for command in commands]
+            assert all(answer.request_id == "one" for answer in answers)
             assert len(worker_pids(tmp_path)) == 2
 
     run(main())
@@ -182,6 +183,26 @@ def test_leaving_early_frees_the_request_in_the_engine(tmp_path: Path, monkeypat
             await asyncio.wait(tasks)
             assert client.num_running == 0
             await until(lambda: running[-1] == 0, limit_s=1.0)
+
+    run(main())
+
+
+def test_the_end_of_a_request_s_time_in_the_queue_is_told_once_and_before_its_tokens(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with supervised(tmp_path, fault={"kind": "kill", "when": "decode"}, max_running=1) as (_, client):
+
+            async def events_of(i: int) -> list[str]:
+                events: list[str] = []
+                async with aclosing(client.stream(generate(i, num_tokens=5), lambda: events.append("start"))) as stream:
+                    async for tokens in stream:
+                        events += ["token"] * len(tokens.token_ids)
+                return events
+
+            assert await asyncio.gather(events_of(1), events_of(2)) == [["start"] + ["token"] * 5] * 2
+            assert len(worker_pids(tmp_path)) == 2, "one of the two was resumed"
+            events: list[str] = []
+            await client.encode(Encode("e", [1]), lambda: events.append("start"))
+            assert events == ["start"]
 
     run(main())
 
