@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -10,7 +11,12 @@ import torch
 from server.config import ModelConfig
 from server.errors import EXIT_MODEL, ConfigurationError
 
+log = logging.getLogger("sluice.engine")
+
 GIB = 1024**3
+
+LEAST_TOKENS = 2048
+"""A cache for fewer tokens, of a model that has positions for more, is taken for a mistake."""
 
 # Several models and the front share a machine, and every worker measures on its own: each takes a modest part, and
 # on a large machine no more than keeps some hundred thousand tokens of a small model.
@@ -30,8 +36,13 @@ def free_bytes(device: torch.device) -> int:
 
 
 def num_blocks(config: ModelConfig, block_bytes: int, max_model_len: int, device: torch.device) -> int:
-    """Blocks that fit the configured or the free memory: at least one longest sequence, at most what can be used."""
+    """Blocks that fit the configured or the free memory: at least one longest sequence, at most what can be used.
+
+    Where ``max_model_len`` is the model's own limit and nobody's wish, fewer blocks will do: the longest sequence is
+    then what the cache holds.
+    """
     per_sequence = -(-max_model_len // config.block_size)
+    least = per_sequence if config.max_model_len else min(per_sequence, -(-LEAST_TOKENS // config.block_size))
     if config.kv_cache_gib:
         budget = int(config.kv_cache_gib * GIB)
     elif device.type == "cuda":
@@ -39,12 +50,16 @@ def num_blocks(config: ModelConfig, block_bytes: int, max_model_len: int, device
     else:
         budget = min(int(CPU_PART * free_bytes(device)), CPU_MOST_BYTES)
     blocks = min(budget // block_bytes, config.max_running * per_sequence)
-    if blocks < per_sequence:
+    if blocks < least:
         raise ConfigurationError(
-            f"Model {config.name} has no room for one sequence of {max_model_len} tokens: its KV cache needs "
-            f"{per_sequence * block_bytes / GIB:.2f} GiB and {budget / GIB:.2f} GiB are given. "
+            f"Model {config.name} has no room for one sequence of {least * config.block_size} tokens: its KV cache "
+            f"needs {least * block_bytes / GIB:.2f} GiB and {budget / GIB:.2f} GiB are given. "
             "Set kv_cache_gib higher, or max_model_len lower.",
             exit_code=EXIT_MODEL,
+        )
+    if blocks < per_sequence:
+        log.warning(
+            "model %s: the KV cache holds %d tokens of %d", config.name, blocks * config.block_size, max_model_len
         )
     return blocks
 

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import logging as transformers_logging
 
 from server.config import ModelConfig
 from server.models import describe
@@ -60,6 +61,8 @@ class LoadedModel:
 
 def load(model: ModelConfig) -> LoadedModel:
     """Read the folder that ``model`` names. Every failure is a ConfigurationError in one sentence."""
+    # A worker's standard error is a log, not a terminal.
+    transformers_logging.disable_progress_bar()
     folder = Path(model.path)
     if not folder.is_dir():
         raise refuse(f"Model {model.name} has no folder at {folder}. Check the path.")

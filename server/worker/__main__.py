@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
 
     runner = build_runner(loaded.module, model, loaded.max_model_len, pack=pack_linears)
     max_batch_tokens = model.max_batch_tokens or default_max_batch_tokens(runner.device, model.max_running)
+    # A model with positions for more tokens than the whole cache has is served up to what the cache holds.
+    loaded = dataclasses.replace(loaded, max_model_len=min(loaded.max_model_len, runner.num_blocks * runner.block_size))
     engine = DecoderEngine(
         runner,
         max_model_len=loaded.max_model_len,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,18 @@ from server.errors import EXIT_MODEL, ConfigurationError
 
 log = logging.getLogger("sluice.engine")
 
+FORWARD_FAILURES = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    AssertionError,
+    NotImplementedError,
+)
+"""What a module raises that is called in a way it was not made for."""
+
 
 def build_runner(
     module: PreTrainedModel,
@@ -38,7 +51,14 @@ def build_runner(
     module.requires_grad_(False)
     plain = module.config._attn_implementation
     set_attention(module, "eager")
-    expected = selfcheck.reference(module, max_model_len)
+    try:
+        expected = selfcheck.reference(module, max_model_len)
+    except FORWARD_FAILURES as error:
+        raise ConfigurationError(
+            f"Model {config.name} cannot be served: its forward pass fails ({type(error).__name__}: {error}). "
+            "Check that its config and weights belong together.",
+            exit_code=EXIT_MODEL,
+        ) from error
     if pack is not None:
         pack(module)
     if config.executor != "compat":
@@ -64,7 +84,7 @@ def _generic(module: PreTrainedModel, config: ModelConfig, max_model_len: int, e
         # A pool of its own, so that the check leaves nothing behind in the one that serves.
         checked = _generic_runner(module, config, specs, expected.num_blocks(config.block_size), expected)
         problem = selfcheck.difference(checked, expected)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError, AssertionError) as error:
+    except FORWARD_FAILURES as error:
         raise Unsupported(f"its forward pass fails there ({type(error).__name__}: {error})") from error
     if problem:
         raise Unsupported(problem)
@@ -88,27 +108,33 @@ def _generic_runner(
 
 
 def _compat(module: PreTrainedModel, config: ModelConfig, max_model_len: int, expected: Reference) -> CompatRunner:
-    try:
-        checked = CompatRunner(
-            module, num_blocks=0, block_size=config.block_size, block_bytes=0, vocab_size=expected.vocab_size
+    make = partial(CompatRunner, module, block_size=config.block_size, vocab_size=expected.vocab_size)
+    for token_by_token in (False, True):
+        # Some recurrent models take up their state again with one token only.
+        problem, block_bytes = _check_compat(
+            make(num_blocks=0, block_bytes=0, resumes_token_by_token=token_by_token), expected
         )
-        problem = selfcheck.difference(checked, expected)
-        block_bytes = _cache_bytes_per_block(checked, config.block_size)
-    except Unsupported as error:
-        problem = str(error)
+        if problem is None:
+            break
     if problem:
         raise ConfigurationError(
             f"Model {config.name} cannot be served: step by step it does not give its own logits ({problem}). "
             "Check that its architecture is a decoder that transformers can generate with.",
             exit_code=EXIT_MODEL,
         )
-    return CompatRunner(
-        module,
+    return make(
         num_blocks=memory.num_blocks(config, block_bytes, max_model_len, module.device),
-        block_size=config.block_size,
         block_bytes=block_bytes,
-        vocab_size=expected.vocab_size,
+        resumes_token_by_token=token_by_token,
     )
+
+
+def _check_compat(runner: CompatRunner, expected: Reference) -> tuple[str | None, int]:
+    """What is wrong, and the bytes that a block's worth of tokens holds."""
+    try:
+        return selfcheck.difference(runner, expected), _cache_bytes_per_block(runner, runner.block_size)
+    except FORWARD_FAILURES as error:
+        return f"its forward pass fails: {type(error).__name__}: {error}", 0
 
 
 @torch.inference_mode()

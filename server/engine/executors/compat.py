@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from server.engine.batch_inputs import Row
-from server.engine.executors.generic import Unsupported
 from server.engine.model_runner import ModelRunner
 
 
@@ -22,14 +21,20 @@ class CompatRunner(ModelRunner):
     can_reuse_blocks = False
 
     def __init__(
-        self, module: PreTrainedModel, *, num_blocks: int, block_size: int, block_bytes: int, vocab_size: int
+        self,
+        module: PreTrainedModel,
+        *,
+        num_blocks: int,
+        block_size: int,
+        block_bytes: int,
+        vocab_size: int,
+        resumes_token_by_token: bool = False,
     ) -> None:
         self._module = module
+        self._resumes_token_by_token = resumes_token_by_token
         self._caches: dict[int, DynamicCache] = {}
         self._lengths: dict[int, int] = {}
         self._parameters = inspect.signature(module.forward).parameters
-        if "past_key_values" not in self._parameters and "cache_params" not in self._parameters:
-            raise Unsupported("its forward takes no cache")
         self.attention = str(module.config._attn_implementation)
         self.device = module.device
         self.dtype = module.dtype
@@ -67,18 +72,27 @@ class CompatRunner(ModelRunner):
         if row.num_computed == 0:
             self._caches[row.key] = DynamicCache(config=self._module.config)
         assert row.num_computed == (self._lengths.get(row.key, 0) if row.num_computed else 0)
-        stop = row.num_computed + len(row.token_ids)
-        self._lengths[row.key] = stop
-        ids = torch.tensor([[int(token) for token in row.token_ids]], device=self.device)
+        ids = [int(token) for token in row.token_ids]
+        self._lengths[row.key] = row.num_computed + len(ids)
+        size = 1 if row.num_computed and self._resumes_token_by_token else len(ids)
+        for i in range(0, len(ids), size):
+            logits = self._compute(self._caches[row.key], ids[i : i + size], row.num_computed + i)
+        return logits
+
+    def _compute(self, cache: DynamicCache, ids: list[int], start: int) -> Tensor:
+        stop = start + len(ids)
         inputs: dict[str, Any] = {
-            "attention_mask": torch.ones(1, stop, dtype=torch.int64, device=self.device),
-            "position_ids": torch.arange(row.num_computed, stop, device=self.device)[None],
-            "past_key_values": self._caches[row.key],
-            "cache_params": self._caches[row.key],
+            "position_ids": torch.arange(start, stop, device=self.device)[None],
+            "past_key_values": cache,
+            "cache_params": cache,
             "logits_to_keep": 1,
         }
+        if "cache_params" not in self._parameters:
+            # Where positions come from attention biases, they are counted in the mask.
+            inputs["attention_mask"] = torch.ones(1, stop, dtype=torch.int64, device=self.device)
         known = {name: value for name, value in inputs.items() if name in self._parameters}
-        logits: Tensor = self._module(input_ids=ids, use_cache=True, **known).logits
+        ids_1T = torch.tensor([ids], device=self.device)
+        logits: Tensor = self._module(input_ids=ids_1T, use_cache=True, **known).logits
         return logits[:, -1].float()
 
 
