@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,14 +44,16 @@ class EngineWorker:
         self._waiting: dict[str, asyncio.Future[Scores]] = {}
         self._stepping: asyncio.Task[None] | None = None
 
-    async def encode(self, command: Encode) -> Scores:
+    async def encode(self, command: Encode, on_start: Callable[[], None]) -> Scores:
         wire_id = str(next(self._ids))
         future = self._waiting[wire_id] = asyncio.get_running_loop().create_future()
         self.engine.add(msgspec.structs.replace(command, request_id=wire_id))
         if self._stepping is None or self._stepping.done():
             self._stepping = asyncio.ensure_future(self._step_while_needed())
         try:
-            return await future
+            scores = await future
+            on_start()
+            return scores
         finally:
             del self._waiting[wire_id]
             if future.cancelled():

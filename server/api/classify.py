@@ -27,8 +27,11 @@ async def classify(body: ClassifyRequest, request: Request) -> Response:
     """
     served: ServedClassifier = request.app.state.registry.get("classify", body.model)
     inputs = [_pair(item) for item in (body.inputs if isinstance(body.inputs, list) else [body.inputs])]
-    options = _options(body.parameters or ClassifyParameters())
-    results = await encoder_route.run(request, served, inputs, lambda id_: served.classify(inputs, options, id_))
+    parameters = body.parameters or ClassifyParameters()
+    options = _options(parameters)
+    results = await encoder_route.run(
+        request, served, inputs, parameters, lambda record: served.classify(inputs, options, record)
+    )
     return encoder_route.reply([[_label(score) for score in scores] for scores in results])
 
 

@@ -19,8 +19,11 @@ async def fill_mask(body: FillMaskRequest, request: Request) -> Response:
     """
     served: ServedMaskFiller = request.app.state.registry.get("fill-mask", body.model)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    options = _options(body.parameters or FillMaskParameters())
-    results = await encoder_route.run(request, served, texts, lambda id_: served.fill(texts, options, id_))
+    parameters = body.parameters or FillMaskParameters()
+    options = _options(parameters)
+    results = await encoder_route.run(
+        request, served, texts, parameters, lambda record: served.fill(texts, options, record)
+    )
     replies = [_masks(masks) for masks in results]
     return encoder_route.reply(replies[0] if isinstance(body.inputs, str) else replies)
 

@@ -21,8 +21,11 @@ async def ner(body: NerRequest, request: Request) -> Response:
     """
     served: ServedTagger = request.app.state.registry.get("ner", body.model)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    options = _options(body.parameters or NerParameters())
-    results = await encoder_route.run(request, served, texts, lambda id_: served.tag(texts, options, id_))
+    parameters = body.parameters or NerParameters()
+    options = _options(parameters)
+    results = await encoder_route.run(
+        request, served, texts, parameters, lambda record: served.tag(texts, options, record)
+    )
     replies = [[_entity(entity) for entity in entities] for entities in results]
     return encoder_route.reply(replies[0] if isinstance(body.inputs, str) else replies)
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from server.errors import ConflictingParameters, InvalidParameter, PromptTooLong
 from server.protocol import Encode
-from server.serving.encoder_client import Encoded, ServedEncoder, rows
+from server.serving.encoder_client import ServedEncoder, rows
+from server.serving.record import RequestRecord
 from server.text.entities import softmax
 from server.text.truncation import kept_positions
 
@@ -59,14 +60,13 @@ class ServedClassifier(ServedEncoder):
         }
 
     async def classify(
-        self, inputs: Sequence[TextPair], options: ClassifyOptions, request_id: str
-    ) -> Encoded[list[LabelScore]]:
+        self, inputs: Sequence[TextPair], options: ClassifyOptions, record: RequestRecord
+    ) -> list[list[LabelScore]]:
         """For each input its labels, the highest score first."""
         function = self._checked_function(options)
-        commands = await self._tokenize(lambda pair: self._command(pair, options.truncate, request_id), inputs)
-        scores = await self._encode(commands)
-        results = [self._ranked(_apply(function, rows(score)), options) for score in scores]
-        return Encoded(results, sum(len(command.token_ids) for command in commands))
+        commands = await self._tokenize(lambda pair: self._command(pair, options.truncate, record.request_id), inputs)
+        scores = await self._encode(commands, record)
+        return [self._ranked(_apply(function, rows(score)), options) for score in scores]
 
     @property
     def _default_function(self) -> Function:

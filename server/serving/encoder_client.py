@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,19 +15,11 @@ from server.config import ModelConfig, ServeConfig
 from server.errors import BatchTooLarge, InvalidParameter
 from server.protocol import Encode, Ready, Scores
 from server.serving.admission import Admission
+from server.serving.record import RequestRecord
 from server.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Encoded(Generic[R]):
-    """Results in the order of the inputs, and what they cost."""
-
-    results: list[R]
-    num_tokens: int
-    """With special tokens, and with those that windows share counted twice."""
 
 
 class ServedEncoder(ABC):
@@ -62,12 +53,14 @@ class ServedEncoder(ABC):
         self._admission.check()
         return await asyncio.to_thread(lambda: [tokenize(input_) for input_ in inputs])
 
-    async def _encode(self, commands: Sequence[Encode]) -> list[Scores]:
+    async def _encode(self, commands: Sequence[Encode], record: RequestRecord) -> list[Scores]:
         """Scores in the order of the commands. One HTTP request holds one place in the queue, and all its tokens."""
         if not all(command.token_ids for command in commands):
             raise InvalidParameter("inputs", "", "must have at least one token")
-        with self._admission.admit(sum(len(command.token_ids) for command in commands)):
-            tasks = [asyncio.ensure_future(self._worker.encode(command)) for command in commands]
+        num_tokens = sum(len(command.token_ids) for command in commands)
+        record.prompt_tokens += num_tokens
+        with self._admission.admit(num_tokens):
+            tasks = [asyncio.ensure_future(self._worker.encode(command, record.note_start)) for command in commands]
             try:
                 return await asyncio.gather(*tasks)
             finally:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from server.errors import InvalidParameter, PromptTooLong
 from server.protocol import Encode, MaskQuery, Scores
-from server.serving.encoder_client import Encoded, ServedEncoder, rows
+from server.serving.encoder_client import ServedEncoder, rows
+from server.serving.record import RequestRecord
 
 DEFAULT_TOP_K = 5
 
@@ -43,17 +44,18 @@ class ServedMaskFiller(ServedEncoder):
             "max_inputs": self._max_inputs,
         }
 
-    async def fill(self, texts: Sequence[str], options: FillOptions, request_id: str) -> Encoded[list[list[Filling]]]:
+    async def fill(
+        self, texts: Sequence[str], options: FillOptions, record: RequestRecord
+    ) -> list[list[list[Filling]]]:
         """For each text and each of its masks the best candidates, the highest score first."""
         if not 1 <= options.top_k <= self.ready.vocab_size:
             raise InvalidParameter("top_k", options.top_k, f"must be 1 to {self.ready.vocab_size}")
         target_ids = await asyncio.to_thread(self._target_ids, options.targets)
-        commands = await self._tokenize(lambda text: self._command(text, options.top_k, target_ids, request_id), texts)
-        scores = await self._encode(commands)
-        results = await asyncio.to_thread(
-            lambda: [self._fillings(*pair) for pair in zip(commands, scores, strict=True)]
+        commands = await self._tokenize(
+            lambda text: self._command(text, options.top_k, target_ids, record.request_id), texts
         )
-        return Encoded(results, sum(len(command.token_ids) for command in commands))
+        scores = await self._encode(commands, record)
+        return await asyncio.to_thread(lambda: [self._fillings(*pair) for pair in zip(commands, scores, strict=True)])
 
     def _command(self, text: str, top_k: int, target_ids: list[int] | None, request_id: str) -> Encode:
         encoding = self.tokenizer.encode(text)

@@ -17,7 +17,8 @@ from server.config import ModelConfig, ServeConfig
 from server.errors import InvalidParameter
 from server.protocol import Encode, Ready
 from server.serving.admission import Admission
-from server.serving.encoder_client import Encoded, ServedEncoder, rows
+from server.serving.encoder_client import ServedEncoder, rows
+from server.serving.record import RequestRecord
 from server.text.entities import Entity, Strategy, TaggedText, TokenRules, pipeline_entities, softmax
 from server.text.joined import joined_entities, types_of
 from server.text.windows import merge_rows, plan_windows
@@ -68,18 +69,17 @@ class ServedTagger(ServedEncoder):
             "max_inputs": self._max_inputs,
         }
 
-    async def tag(self, texts: Sequence[str], options: TagOptions, request_id: str) -> Encoded[list[Entity]]:
+    async def tag(self, texts: Sequence[str], options: TagOptions, record: RequestRecord) -> list[list[Entity]]:
         """For each text its entities in order."""
         self._check(options)
         stride = self._default_stride if options.stride is None else options.stride
         documents = await self._tokenize(lambda text: self._document(text, stride), texts)
-        commands = [command for document in documents for command in self._commands(document, request_id)]
-        scores = iter(await self._encode(commands))
+        commands = [command for document in documents for command in self._commands(document, record.request_id)]
+        scores = iter(await self._encode(commands, record))
         logits = [[rows(next(scores)) for _ in document.windows] for document in documents]
-        results = await asyncio.to_thread(
+        return await asyncio.to_thread(
             lambda: [self._entities(*pair, options) for pair in zip(documents, logits, strict=True)]
         )
-        return Encoded(results, sum(len(command.token_ids) for command in commands))
 
     def _check(self, options: TagOptions) -> None:
         for label in sorted(options.ignore_labels - self._known_labels):

@@ -118,7 +118,7 @@ def test_truncate_cuts_where_the_pipeline_cuts(family: str, pair: tuple[str, str
         ("a", {"top_k": 0}, "invalid_value", "parameters.top_k"),
         ("a", {"top_k": True}, "invalid_value", "parameters.top_k"),
         ("a", {"function_to_apply": "tanh"}, "invalid_value", "parameters.function_to_apply"),
-        ("a", {"threshold": 1.5}, "unsupported_value", "threshold"),
+        ("a", {"threshold": 1.5}, "unsupported_value", "parameters.threshold"),
         ("a", {"truncation": True}, "unknown_parameter", "parameters.truncation"),
         (["a"] * 257, {}, "batch_too_large", "inputs"),
     ],
@@ -130,7 +130,7 @@ def test_a_wrong_field_is_refused_by_name(inputs: Any, parameters: dict[str, Any
 
 def test_softmax_over_one_label_is_refused() -> None:
     error = post(worker(labels=("quality",)), "a", status=422, function_to_apply="softmax")
-    assert error["param"] == "function_to_apply"
+    assert error["param"] == "parameters.function_to_apply"
 
 
 def test_nulls_mean_absent() -> None:

@@ -79,7 +79,7 @@ def test_a_target_may_be_written_as_text_that_is_one_token() -> None:
 @pytest.mark.parametrize("target", ["maria gonzalez", "", "quixotic"])
 def test_a_target_that_is_not_one_token_is_refused_and_not_guessed(target: str) -> None:
     error = post(worker(), masked("{}"), targets=["maria", target], status=422)
-    assert (error["code"], error["param"]) == ("invalid_value", "targets")
+    assert (error["code"], error["param"]) == ("invalid_value", "parameters.targets")
 
 
 def test_a_target_outside_of_the_vocabulary_is_refused() -> None:
@@ -92,8 +92,8 @@ def test_a_target_outside_of_the_vocabulary_is_refused() -> None:
         ("No mask here.", {}, "inputs"),
         ([f"{MASK}", "none"], {}, "inputs"),
         (MASK, {"top_k": 0}, "parameters.top_k"),
-        (MASK, {"top_k": 100_000}, "top_k"),
-        (MASK, {"targets": []}, "targets"),
+        (MASK, {"top_k": 100_000}, "parameters.top_k"),
+        (MASK, {"targets": []}, "parameters.targets"),
         (MASK, {"truncation": True}, "parameters.truncation"),
         (f"{MASK} " + "bob " * 80, {}, "inputs"),
     ],

@@ -123,10 +123,10 @@ def test_threshold_leaves_out_unsure_entities() -> None:
     ("parameters", "param"),
     [
         ({"aggregation_strategy": "last"}, "parameters.aggregation_strategy"),
-        ({"ignore_labels": ["MISC"]}, "ignore_labels"),
+        ({"ignore_labels": ["MISC"]}, "parameters.ignore_labels"),
         ({"ignore_labels": "O"}, "parameters.ignore_labels"),
         ({"stride": -1}, "parameters.stride"),
-        ({"stride": 62}, "stride"),
+        ({"stride": 62}, "parameters.stride"),
         ({"threshold": 2}, "parameters.threshold"),
         ({"top_k": 1}, "parameters.top_k"),
     ],
