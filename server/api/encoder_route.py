@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
 from fastapi import Request, Response
 
 from server.api.disconnect import until_disconnect
+from server.api.parameter_paths import parameter_paths
 from server.api.schemas import StrictModel
-from server.errors import InvalidRequest
 from server.serving.encoder_client import ServedEncoder
 from server.serving.record import RequestRecord
 
@@ -28,19 +27,8 @@ async def run(
     """The work's result."""
     record: RequestRecord = request.state.record
     record.model, record.num_inputs = served.name, len(inputs)
-    with parameter_paths(parameters):
+    with parameter_paths(type(parameters)):
         return await until_disconnect(request, work(record))
-
-
-@contextmanager
-def parameter_paths(parameters: StrictModel) -> Iterator[None]:
-    """Errors name a parameter by its place in the body, as those of the schema do."""
-    try:
-        yield
-    except InvalidRequest as error:
-        if error.param in type(parameters).model_fields:
-            error.param = f"parameters.{error.param}"
-        raise
 
 
 def reply(value: Any) -> Response:

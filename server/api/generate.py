@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request, Response
 
 from server.api.disconnect import until_disconnect
+from server.api.parameter_paths import parameter_paths
 from server.api.schemas import GenerateParameters, GenerateRequest
 from server.api.sse import data_event, event_stream
 from server.errors import ConflictingParameters, InvalidRequest
@@ -88,7 +89,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     if body.stream and not isinstance(body.inputs, str):
         raise ConflictingParameters("stream", "inputs", "a list of inputs is answered as JSON; stream one text")
     record.num_inputs, record.streamed = len(texts), bool(body.stream)
-    with _paths_of_parameters():
+    with parameter_paths(GenerateParameters):
         prompts = await until_disconnect(request, generator.prepare(texts, _options(parameters)))
     generations = [generator.start(prompt) for prompt in prompts]
     if body.stream:
@@ -98,17 +99,6 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     answers = [_answer(*pair, parameters) for pair in zip(generations, tokens, strict=True)]
     content = encode(answers[0] if isinstance(body.inputs, str) else answers)
     return Response(content, media_type="application/json")
-
-
-@contextmanager
-def _paths_of_parameters() -> Iterator[None]:
-    """Errors name a parameter by its place in the body, as those of the schema do."""
-    try:
-        yield
-    except InvalidRequest as error:
-        if error.param in GenerateParameters.model_fields:
-            error.param = f"parameters.{error.param}"
-        raise
 
 
 def _refuse_unsupported(parameters: GenerateParameters) -> None:
