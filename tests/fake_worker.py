@@ -12,15 +12,17 @@ import json
 import os
 import signal
 import struct
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from server import framing
 from server.config import ModelConfig
 from server.errors import EXIT_MODEL, ConfigurationError
-from server.protocol import Encode, Failed, Generate, Ready, Reply, Scores, Stats, TokenizerFiles, Tokens
+from server.protocol import Encode, Failed, Generate, Ping, Ready, Reply, Scores, Stats, TokenizerFiles, Tokens
 from server.worker import process
 
 POISON = 666
@@ -159,8 +161,18 @@ def fail(kind: str) -> None:
         case "loop":
             while True:
                 pass
+        case "garbage":
+            os.write(socket_fd(), b"\xff" * 100)
+        case "nonsense":
+            os.write(socket_fd(), struct.pack("<I", 3) + b"\xc0" * 3)
+        case "unexpected":
+            os.write(socket_fd(), framing.encode([Ping()]))
         case _:
             raise ValueError(kind)
+
+
+def socket_fd() -> int:
+    return int(sys.argv[sys.argv.index("--fd") + 1])
 
 
 def build(model: ModelConfig) -> tuple[FakeEngine, Ready]:

@@ -142,8 +142,19 @@ class Journal:
         """Whether it was there."""
         return self._entries.pop(entry.wire_id, None) is not None
 
-    def sendable(self) -> list[Entry]:
-        """What the worker may be sent now, in order. Ask again when a request has answered, ended or arrived."""
+    def take_sendable(self) -> list[Entry]:
+        """What the worker may have now, in order, and is taken to have from now on.
+
+        Ask again when a suspect was cleared, or a request has ended or arrived.
+        """
+        entries: list[Entry] = []
+        while stage := self._next_stage():
+            for entry in stage:
+                entry.sent = entry.was_sent = True
+            entries += stage
+        return entries
+
+    def _next_stage(self) -> list[Entry]:
         unsent = [entry for entry in self._entries.values() if not entry.sent]
         suspects = [entry for entry in self._entries.values() if entry.deaths >= SUSPICIOUS_DEATHS]
         if not suspects:
@@ -156,9 +167,6 @@ class Journal:
         if innocents or any(entry.sent and entry.deaths for entry in self._entries.values()):
             return innocents
         return prime[: (len(prime) + 1) // 2]
-
-    def mark_sent(self, entry: Entry) -> None:
-        entry.sent = entry.was_sent = True
 
     def mark_alive(self, entry: Entry) -> bool:
         """The worker answered for it. Whether that cleared it of a suspicion."""

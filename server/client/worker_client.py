@@ -121,10 +121,7 @@ class WorkerClient:
     def _send_what_may_go(self) -> None:
         if self._connection is None or self.state != "ready" or not self._connection.is_writable:
             return
-        entries = self._journal.sendable()
-        for entry in entries:
-            self._journal.mark_sent(entry)
-        if entries:
+        if entries := self._journal.take_sendable():
             self._connection.send([entry.resumed() for entry in entries])
 
     def attach(self, connection: Connection) -> None:

@@ -19,11 +19,9 @@ def add(journal: Journal, name: str) -> Entry:
 def one_life(journal: Journal, pills: set[Entry], max_steps: int = 1000) -> bool:
     """Send and answer until nothing is left to send; False when a pill was in the worker, which then dies."""
     for _ in range(max_steps):
-        new = journal.sendable()
+        new = journal.take_sendable()
         if not new:
             return True
-        for entry in new:
-            journal.mark_sent(entry)
         if pills.intersection(new):
             return False
         for entry in new:
@@ -58,7 +56,7 @@ def test_deaths_with_progress_in_between_blame_nobody(num_lives: int) -> None:
         assert one_life(journal, set())
         assert all(entry.sent for entry in entries)
         assert journal.worker_died().culprit is None
-    assert len(journal.sendable()) == 5
+    assert len(journal.take_sendable()) == 5
 
 
 @given(st.integers(5, 100))
@@ -67,23 +65,30 @@ def test_three_deaths_in_silence_blame_none_of_many(num_requests: int) -> None:
     for i in range(num_requests):
         add(journal, str(i))
     for _ in range(3):
-        for entry in journal.sendable():
-            journal.mark_sent(entry)
+        journal.take_sendable()
         assert journal.worker_died().culprit is None
     assert one_life(journal, set())
     assert all(entry.sent for entry in journal)
 
 
-def test_a_new_request_does_not_wait_for_a_trial_in_company() -> None:
+def test_suspects_go_last_and_in_halves() -> None:
     journal = Journal()
-    for i in range(4):
-        add(journal, str(i))
+    suspects = [add(journal, str(i)) for i in range(4)]
     for _ in range(2):
-        for entry in journal.sendable():
-            journal.mark_sent(entry)
+        assert journal.take_sendable() == suspects
         journal.worker_died()
     new = add(journal, "new")
-    assert journal.sendable() == [new], "those who are not suspected go first"
+    assert journal.take_sendable() == [new, *suspects[:2]], "a request that no death has touched is not held back"
+    journal.worker_died()
+    assert journal.take_sendable() == [new], "now it must first show life"
+    journal.mark_alive(new)
+    assert journal.take_sendable() == suspects[:1]
+    journal.mark_alive(suspects[0])
+    assert journal.take_sendable() == suspects[1:2]
+    journal.worker_died()
+    assert journal.take_sendable() == suspects[1:2], "the last one gets a worker of its own"
+    assert journal.worker_died().culprit is suspects[1]
+    assert journal.take_sendable()[:2] == [suspects[0], new]
 
 
 def test_a_resumed_command_holds_what_was_delivered() -> None:

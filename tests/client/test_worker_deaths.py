@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from contextlib import aclosing
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from server.client import worker_client
+from server.client.connection import MAX_UNSENT_BYTES
 from server.client.worker_client import WorkerClient
 from server.errors import EngineRestarting, NumericalError, RequestQuarantined
 from server.protocol import Encode, Generate
@@ -31,6 +33,38 @@ def test_a_death_of_any_kind_at_any_point_changes_no_output(tmp_path: Path, kind
             assert await all_tokens(client, commands) == [expected_tokens(command) for command in commands]
             assert len(worker_pids(tmp_path)) == 2
             assert client.num_running == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("kind", ["garbage", "nonsense", "unexpected"])
+def test_a_worker_that_breaks_the_protocol_is_replaced(tmp_path: Path, kind: str) -> None:
+    async def main() -> None:
+        async with supervised(tmp_path, fault={"kind": kind, "when": "decode"}) as (_, client):
+            commands = [generate(i, num_tokens=8) for i in range(5)]
+            assert await all_tokens(client, commands) == [expected_tokens(command) for command in commands]
+            assert len(worker_pids(tmp_path)) == 2
+
+    run(main())
+
+
+def test_a_worker_that_does_not_read_holds_back_what_is_sent_to_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with supervised(tmp_path) as (_, client):
+            pid = await kill_worker(tmp_path, signal.SIGSTOP)
+            prompt = list(range(1_000_000, 1_050_000))
+            for i in range(50):
+                left = asyncio.create_task(collect(client, generate(i, prompt=prompt)))
+                await asyncio.sleep(0)
+                left.cancel()
+                await asyncio.wait([left])
+            stays = asyncio.create_task(collect(client, generate(99)))
+            await asyncio.sleep(0.05)
+            assert client._connection is not None
+            assert client._connection._transport is not None
+            assert client._connection._transport.get_write_buffer_size() < 2 * MAX_UNSENT_BYTES
+            os.kill(pid, signal.SIGCONT)
+            assert await stays == expected_tokens(generate(99))
 
     run(main())
 
