@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 from server.errors import InvalidParameter, PromptTooLong
@@ -50,9 +51,10 @@ class ServedMaskFiller(ServedEncoder):
         """For each text and each of its masks the best candidates, the highest score first."""
         if not 1 <= options.top_k <= self.ready.vocab_size:
             raise InvalidParameter("top_k", options.top_k, f"must be 1 to {self.ready.vocab_size}")
-        target_ids = await asyncio.to_thread(self._target_ids, options.targets)
+        # Once, with the first text: in the thread, and after the queue has been asked.
+        target_ids = cache(lambda: self._target_ids(options.targets))
         commands = await self._tokenize(
-            lambda text: self._command(text, options.top_k, target_ids, record.request_id), texts
+            lambda text: self._command(text, options.top_k, target_ids(), record.request_id), texts
         )
         scores = await self._encode(commands, record)
         return await asyncio.to_thread(lambda: [self._fillings(*pair) for pair in zip(commands, scores, strict=True)])
