@@ -17,7 +17,7 @@ from server.client.worker_client import WorkerClient
 from server.config import ModelConfig
 from server.protocol import Load
 
-EXIT_GRACE_S = 2.0
+EXIT_GRACE_S = 1.0
 """A worker whose connection is closed has so long to exit by itself."""
 REAP_LIMIT_S = 10.0
 DUMP_S = 0.2
