@@ -194,9 +194,12 @@ class ModelNotFound(SluiceError):
     code = "model_not_found"
     type = "invalid_request_error"
 
-    def __init__(self, name: str, task: str, served: list[str]) -> None:
-        names = ", ".join(served) if served else "none"
-        super().__init__(f"No model named {echo(name)} is served for {task}. Served: {names}.", param="model")
+    def __init__(self, name: str | None, task: str, served: list[str]) -> None:
+        if served:
+            message = f"No model named {echo(name)} is served for {task}. Served: {', '.join(served)}."
+        else:
+            message = f"This server has no model for {task}."
+        super().__init__(message, param="model" if name is not None else None)
 
 
 class Unavailable(SluiceError):

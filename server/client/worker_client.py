@@ -169,8 +169,6 @@ class WorkerClient:
             match reply:
                 case Tokens() | Scores() | Failed():
                     something_ended |= self._deliver(reply)
-                case Stats():
-                    metrics.record_step(self.model.name, reply)
                 case Ready():
                     self._on_ready(reply)
                 case Refused():

@@ -69,7 +69,7 @@ class Registry:
         if name is None and names:
             return self._served[names[0]]
         if name is None or name not in names:
-            raise ModelNotFound(name or "default", task, names)
+            raise ModelNotFound(name, task, names)
         return self._served[name]
 
     def names_by_task(self) -> dict[Task, list[str]]:
