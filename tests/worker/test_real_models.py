@@ -18,7 +18,7 @@ from server.errors import EXIT_MODEL, ConfigurationError
 from server.protocol import Encode, Generate, SamplingParams
 from tests.supervised import collect, run, until
 
-LIMIT_S = 150.0
+LIMIT_S = 280.0
 
 
 def supervisor_of(**folders: Path) -> Supervisor:
