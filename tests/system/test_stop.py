@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from server.errors import EXIT_CONFIG, EXIT_MODEL, EXIT_PORT
+from server.errors import EXIT_CONFIG, EXIT_CRASH_LOOP, EXIT_MODEL, EXIT_PORT
 from tests.conftest import TINY_SETTINGS
 from tests.server_process import ServerProcess, running_server, started_server
 from tests.system.clients import Outcome, body, eventually, generate_all
@@ -138,6 +139,20 @@ def test_a_wrong_setting_is_one_line_and_an_exit_code(one_model):
         assert server.wait(10) == EXIT_CONFIG
         [line] = plain_lines(server)
         assert "max_running" in line or "--max-running" in line
+
+
+def test_a_worker_that_cannot_be_kept_alive_ends_the_server_with_its_own_exit_code(one_model):
+    with running_server(*one_model, "--max-restarts", "1", "--max-running", "1") as server:
+        requests = [body(f"Number {i}", stream=i % 2 == 0, max_new_tokens=450) for i in range(20)]
+        clients = Clients(server, requests)
+        os.kill(server.worker_pid("chat"), signal.SIGKILL)
+        assert server.wait() == EXIT_CRASH_LOOP
+        [line] = plain_lines(server)
+        assert "chat" in line
+        assert "Traceback" not in server.logs()
+        cut = [outcome for outcome in clients.finish() if not outcome.is_whole]
+        assert cut
+        assert {outcome.error_code for outcome in cut} == {"server_shutdown"}
 
 
 def test_a_killed_front_leaves_no_process(one_model):
