@@ -101,12 +101,7 @@ def load(model: ModelConfig) -> LoadedModel:
 def choose_device(model: ModelConfig) -> torch.device:
     if model.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(model.device)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise refuse(f"device of model {model.name} is {model.device!r}: it must be auto, cpu, cuda or cuda:N.")
+    device = torch.device(model.device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise refuse(f"Model {model.name} asks for {model.device}, which is not here. Set its device to auto or cpu.")
     return device
