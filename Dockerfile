@@ -1,0 +1,59 @@
+# Sluice in a container.
+#
+#   docker build -t sluice .                               CPU
+#   docker build -t sluice:cuda --build-arg VARIANT=cuda . NVIDIA GPUs; the host needs its driver and container toolkit
+#   docker run --read-only --tmpfs /tmp -p 8000:8000 -v ./my-model:/models/mine:ro sluice serve --model mine=/models/mine
+#
+# Release builds pin the base image by digest: --build-arg BASE=python:3.11-slim@sha256:...
+ARG BASE=python:3.11-slim
+
+FROM ${BASE} AS builder
+ARG VARIANT=cpu
+# The default Linux wheel of torch brings CUDA's libraries, several GB: the CPU build must be asked for.
+ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+RUN python -m venv /opt/sluice
+ENV PATH=/opt/sluice/bin:$PATH
+WORKDIR /build
+
+# Dependencies first, from pyproject.toml alone: a change of the source does not install them again.
+COPY pyproject.toml ./
+RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
+    > requirements.txt && grep '^torch' requirements.txt > torch.txt
+RUN --mount=type=cache,target=/root/.cache/pip \
+    case "${VARIANT}" in \
+      cpu) pip install --index-url "${TORCH_CPU_INDEX}" --requirement torch.txt ;; \
+      cuda) pip install --requirement torch.txt ;; \
+      *) echo "VARIANT is ${VARIANT}: it must be cpu or cuda." >&2; exit 2 ;; \
+    esac
+RUN --mount=type=cache,target=/root/.cache/pip pip install --requirement requirements.txt
+
+COPY README.md ./
+COPY server ./server
+RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps . && python -m compileall -q /opt/sluice
+
+FROM ${BASE}
+ARG VARIANT=cpu
+ARG VERSION=dev
+LABEL org.opencontainers.image.title="Sluice" \
+      org.opencontainers.image.description="One HTTP server for fine-tuned language models" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}-${VARIANT}"
+COPY --from=builder /opt/sluice /opt/sluice
+# Nothing is downloaded at run time, and nothing but /tmp is written.
+ENV PATH=/opt/sluice/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HF_HUB_OFFLINE=1 \
+    HF_HOME=/tmp/huggingface \
+    SLUICE_HOST=0.0.0.0
+# A number, since Kubernetes' runAsNonRoot cannot check a name.
+USER 10001:10001
+WORKDIR /models
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=600s --retries=3 \
+    CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ.get(\"SLUICE_PORT\", 8000)}/health', timeout=4)"]
+ENTRYPOINT ["sluice"]
+CMD ["serve"]
