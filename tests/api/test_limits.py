@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
 from starlette.testclient import TestClient
 
+from server.api import http_protocol, middleware
 from server.api.json_body import check_json
 from server.errors import InvalidJson
 from tests.api.shell import client_of, listening, shell
@@ -68,7 +71,7 @@ JSON = {"Content-Type": "application/json"}
         b'{"inputs": "a", "inputs": "b"}',
         b'{"inputs": "a", "parameters": {"top_k": 1, "top_k": 2}}',
         b'{"inputs": "\\ud800"}',
-        b'{"\\udc00": 1}',
+        b'{"inputs": "a", "\\udc00": 1}',
         b"[" * 33 + b"]" * 33,
         b"[" * 40_000 + b"]" * 40_000,
         b'{"a":' * 9_000 + b"1" + b"}" * 9_000,
@@ -165,3 +168,40 @@ def test_what_the_http_layer_refuses_has_the_one_shape(port, request_bytes, stat
     assert set(error) == {"message", "type", "param", "code", "request_id"}
     assert b"connection: close" in head
     assert error["request_id"].encode() in head
+
+
+def test_a_head_that_does_not_come_in_time_is_a_408(port, monkeypatch):
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
+    found, _, error = parsed(talk(port, b"GET /livez HTTP/1.1\r\nHost:"))
+    assert (found, error["code"]) == (408, "request_timeout")
+
+
+def test_a_body_that_does_not_come_in_time_is_a_408(port, monkeypatch):
+    monkeypatch.setattr(middleware, "BODY_BASE_S", 0.2)
+    monkeypatch.setattr(middleware, "LINGER_S", 0.1)
+    head = b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
+    found, lines, error = parsed(talk(port, head, b'{"inputs"'))
+    assert (found, error["code"]) == (408, "request_timeout")
+    assert b"connection: close" in lines
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_error_of_ours(port, caplog):
+    head = b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
+    with caplog.at_level(logging.INFO):
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(head + b'{"inputs"')
+            time.sleep(0.1)
+        deadline = time.monotonic() + 10
+        while not (lines := [r for r in caplog.records if r.message == "request finished"]):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert lines[0].fields["status"] == 499
+    assert lines[0].fields["client_gone"] is True
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_requests_that_share_a_connection_are_answered_in_turn(port):
+    one = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+    last = b"GET /startupz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    answer = talk(port, one + one + last)
+    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"503"]
