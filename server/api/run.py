@@ -150,8 +150,11 @@ async def _run(config: ServeConfig, listener: socket.socket) -> None:
         await asyncio.wait({http_task, work, first_signal}, return_when=asyncio.FIRST_COMPLETED)
         if first_signal.done():
             await _drain(config, app, signals)
-        if work.done():
-            work.result()
+        for task in (work, http_task):
+            if task.done():
+                task.result()
+        if not first_signal.done():
+            raise RuntimeError("the server ended unasked")
     finally:
         first_signal.cancel()
         await _end(app, supervisor, http, work)
