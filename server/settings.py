@@ -241,7 +241,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def _beside(file: Path, path: str) -> str:
-    return str(file.parent / Path(path).expanduser())
+    return os.path.normpath(file.parent / Path(path).expanduser())
 
 
 def _named(text: str) -> dict[str, Any]:
@@ -261,6 +261,7 @@ def _check_folders(config: ServeConfig) -> None:
         for folder in filter(None, (model.path, model.base)):
             if not Path(folder).is_dir():
                 raise ConfigurationError(
-                    f"Model {model.name}: {folder} is not a folder. Give the path of a model folder on this machine.",
+                    f"Model {model.name}: {folder} is not a folder. Give the path of a model folder on this machine "
+                    "(python -m server.defaults fetches the default ones).",
                     exit_code=EXIT_MODEL,
                 )
