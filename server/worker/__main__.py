@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from server.models.loader import LoadedModel
 
 ENCODER_BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
-"""Token places of one encoder step where the settings name none. A CPU gains nothing from more than a few hundred, and a
-short text waits for the step before it."""
+"""Token places of one encoder step where the settings name none. A CPU gains nothing from more than a few hundred, and
+a short text waits for the step before it."""
 
 
 def build(model: ModelConfig) -> tuple[loop.Engine, Ready]:
