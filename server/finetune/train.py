@@ -276,7 +276,11 @@ def _save(out: Path, options: Options, task: Task, model: Any, tokenizer: Any, m
         versions["peft"] = peft.__version__
     _write_json(out / "training_args.json", {**record, "versions": versions})
     _write_json(out / "metrics.json", metrics)
-    (out / "README.md").write_text(model_card(options, task, metrics, out.name, versions), encoding="utf-8")
+    card = out / "README.md"
+    card.write_text(model_card(options, task, metrics, out.name, versions), encoding="utf-8")
+    for weights in out.glob("*.safetensors"):
+        # safetensors makes files that only their owner may read; the server may be another user.
+        shutil.copymode(card, weights)
 
 
 def _write_json(path: Path, value: Any) -> None:
