@@ -1,0 +1,295 @@
+"""README.md says what is: its commands run, its replies are those that come, its tables are generated or checked.
+
+``python tests/test_readme.py`` writes the settings table anew.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.settings import Setting, settings
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+ADDRESS = "http://127.0.0.1:8000"
+TABLE_HEAD = "| Setting | Default | Meaning |\n| --- | --- | --- |\n"
+
+NOT_RUN = {
+    r"\. \.venv/bin/activate": "Makefile",
+    r"docker build -t sluice \.": "Dockerfile",
+    r"docker run --rm -p 127\.0\.0\.1:8000:8000 -v \./models:/models:ro sluice serve --model [\w-]+": "Dockerfile",
+}
+"""Commands that no test can run everywhere, and the file that must exist for them to work."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block, and the one that follows it."""
+
+    language: str
+    text: str
+    reply: str | None
+
+    @property
+    def commands(self) -> list[str]:
+        """A shell block's commands; one goes over several lines by a backslash or an open quote."""
+        found, open_ = [], ""
+        for line in self.text.splitlines(keepends=True):
+            open_ += line
+            if not line.endswith("\\\n") and open_.count("'") % 2 == 0:
+                found.append(open_.strip())
+                open_ = ""
+        return found
+
+
+def blocks() -> list[Block]:
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    following = [*found[1:], ("", "")]
+    return [
+        Block(language, text, reply if kind in ("json", "text") else None)
+        for (language, text), (kind, reply) in zip(found, following, strict=True)
+    ]
+
+
+def commands(*first_words: str) -> list[str]:
+    """All shell commands that begin with these words."""
+    every = [command for block in blocks() if block.language == "sh" for command in block.commands]
+    return [command for command in every if shlex.split(command)[: len(first_words)] == list(first_words)]
+
+
+def curls() -> list[Block]:
+    return [block for block in blocks() if block.language == "sh" and block.text.startswith("curl ")]
+
+
+# Commands.
+
+
+def test_every_shell_command_is_run_or_proven_by_a_test_here():
+    proven = [("make",), ("curl",), ("sluice", "serve"), ("sluice", "finetune"), ("sluice", "--version")]
+    covered = [command for words in proven for command in commands(*words)]
+    for command in [command for block in blocks() if block.language == "sh" for command in block.commands]:
+        if command not in covered:
+            needed = [path for pattern, path in NOT_RUN.items() if re.fullmatch(pattern, command)]
+            assert needed, f"nothing here runs: {command}"
+            assert (ROOT / needed[0]).exists(), f"{command} needs {needed[0]}"
+
+
+def test_every_make_target_in_the_readme_exists():
+    named = set(re.findall(r"\bmake (\w+)", README.read_text(encoding="utf-8")))
+    assert {"serve", "test", "lint"} <= named
+    for target in named:
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_every_linked_file_exists():
+    for link in re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8")):
+        assert (ROOT / link).exists(), link
+
+
+def test_version_is_printed():
+    (command,) = commands("sluice", "--version")
+    done = subprocess.run([sys.executable, "-m", "server", *shlex.split(command)[1:]], capture_output=True, check=True)
+    assert done.stdout.startswith(b"sluice ")
+
+
+# Commands on one's own models, in a folder that has what they name.
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's folder, with models that exist and no more, and the configuration file of the README."""
+    for name in ("my-llama", "my-classifier", "my-adapter", "my-encoder"):
+        (tmp_path / name).mkdir()
+    (toml,) = [block.text for block in blocks() if block.language == "toml"]
+    (tmp_path / "sluice.toml").write_text(toml)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_serve_commands_and_the_configuration_file_are_understood(project: Path, monkeypatch: pytest.MonkeyPatch):
+    from server.__main__ import main
+
+    served = []
+    monkeypatch.setattr("server.api.run.serve", lambda config: served.append(config) or 0)
+    for command in commands("sluice", "serve"):
+        assert main(shlex.split(command)[1:]) == 0, command
+    by_flags, by_file, trained = served
+    assert [model.name for model in by_flags.models] == ["chat", "mood"]
+    assert (by_file.port, by_file.models[0].max_model_len) == (8080, 4096)
+    assert Path(by_file.models[1].base).samefile("my-encoder")
+    assert trained.models[0].path == "my-classifier"
+
+
+@pytest.mark.defaults
+def test_the_training_command_writes_a_folder_for_the_serve_command(tmp_path: Path):
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    with (tmp_path / "reviews.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label"])
+        for number in range(24):
+            rows.writerow([f"A wonderful film, I liked it, {number}", "good"])
+            rows.writerow([f"A dreadful film, I hated it, {number}", "bad"])
+    (command,) = commands("sluice", "finetune")
+    words = [sys.executable, "-m", "server", *shlex.split(command)[1:], "--max-steps", "2"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "my-classifier" / "config.json").exists() or (
+        tmp_path / "my-classifier" / "adapter_config.json"
+    ).exists()
+    assert f"={tmp_path.name}" not in command
+    assert "mood=my-classifier" in commands("sluice", "serve")[-1]
+
+
+def environment() -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+# Requests, to a server with the default models.
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    from tests.server_process import running_server
+
+    config = str(ROOT / "deploy" / "defaults.toml")
+    with running_server("--config", config, "--kv-cache-gib", "0.25", "--threads", "1") as server:
+        yield server.url
+
+
+def run_curl(block: Block, url: str) -> str:
+    words = shlex.split(block.text.replace("\\\n", " ").replace(ADDRESS, url))
+    assert any(word.startswith(url) for word in words), block.text
+    return subprocess.run([*words, "--silent", "--show-error"], capture_output=True, text=True, check=True).stdout
+
+
+def assert_alike(shown: Any, real: Any, where: str = "reply") -> None:
+    """The same shape and the same facts; numbers and generated text may differ from machine to machine."""
+    if isinstance(shown, dict):
+        assert shown.keys() == real.keys(), where
+        for key in shown:
+            if key in ("generated_text", "text", "request_id"):
+                assert isinstance(real[key], str), f"{where}.{key}"
+                assert real[key], f"{where}.{key}"
+            elif key not in ("id", "tokens"):
+                assert_alike(shown[key], real[key], f"{where}.{key}")
+    elif isinstance(shown, list):
+        assert len(shown) == len(real), where
+        for index, (a, b) in enumerate(zip(shown, real, strict=True)):
+            assert_alike(a, b, f"{where}[{index}]")
+    elif isinstance(shown, float):
+        assert real == pytest.approx(shown, abs=0.05), where
+    else:
+        assert shown == real, where
+
+
+def is_stream(block: Block) -> bool:
+    return '"stream": true' in block.text
+
+
+@pytest.mark.defaults
+@pytest.mark.parametrize(
+    "block", [block for block in curls() if not is_stream(block)], ids=lambda block: block.text.split()[1][21:]
+)
+def test_a_request_of_the_readme_gets_the_reply_of_the_readme(block: Block, url: str):
+    assert block.reply is not None
+    assert_alike(json.loads(block.reply), json.loads(run_curl(block, url)))
+
+
+@pytest.mark.defaults
+def test_the_streaming_request_of_the_readme_gets_events_like_those_shown(url: str):
+    (block,) = [block for block in curls() if is_stream(block)]
+    assert block.reply is not None
+    events = [json.loads(line[5:]) for line in run_curl(block, url).splitlines() if line.startswith("data:")]
+    shown = [json.loads(line[5:]) for line in block.reply.splitlines() if line.startswith("data:")]
+    assert shown[0].keys() == events[0].keys()
+    assert shown[-1].keys() == events[-1].keys()
+    assert shown[-1]["details"].keys() == events[-1]["details"].keys()
+    assert events[-1]["generated_text"] == "".join(event["token"]["text"] for event in events)
+    assert len(events) == 12
+
+
+@pytest.mark.defaults
+def test_the_python_example_runs_and_labels_as_it_should(url: str, capsys: pytest.CaptureFixture[str]):
+    (block,) = [block for block in blocks() if block.language == "python"]
+    exec(compile(block.text.replace(ADDRESS, url), "README.md", "exec"), {})
+    output = capsys.readouterr().out
+    assert "positive" in output
+    assert "Portland" in output
+
+
+# Tables.
+
+
+def row(setting: Setting) -> str:
+    default = "" if setting.default is None else f"{setting.default:,}" if setting.kind is int else str(setting.default)
+    if setting.kind is bool:
+        default = "on" if setting.default else "off"
+    help_ = re.sub(r"``([^`]*)``", r"`\1`", setting.help)
+    return f"| `{setting.name}` | {default} | {help_} |\n"
+
+
+def settings_table() -> str:
+    every = settings().values()
+    server = "".join(row(setting) for setting in every if not setting.per_model)
+    models = "".join(row(setting) for setting in every if setting.per_model)
+    return f"{TABLE_HEAD}| **Server** | | |\n{server}| **Models** | | |\n{models}"
+
+
+def test_the_settings_table_is_the_one_that_the_configuration_gives():
+    assert settings_table() in README.read_text(encoding="utf-8"), "run: python tests/test_readme.py"
+
+
+def test_every_status_of_an_error_and_every_exit_code_is_explained():
+    from server import errors
+
+    text = README.read_text(encoding="utf-8")
+    explained = set(re.findall(r"\d{3}", "".join(re.findall(r"^\| ([\d, ]+) \|", text, re.MULTILINE))))
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    raised = {str(value.status) for value in classes if issubclass(value, errors.SluiceError)}
+    assert raised <= explained
+    (codes,) = re.findall(r"The process ends with (.*?)\n\n", text, re.DOTALL)
+    exits = {str(value) for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    assert exits <= set(re.findall(r"\d+", codes))
+
+
+def test_every_route_of_the_server_is_in_the_readme():
+    from server.api.app import TASK_ROUTERS
+    from server.api.status import ENDPOINTS
+
+    text = README.read_text(encoding="utf-8")
+    for path in [f"POST /{task}" for task in TASK_ROUTERS] + [f"GET {path}" for path in ENDPOINTS]:
+        assert path in text, path
+
+
+def test_every_parameter_of_a_request_is_named():
+    from server.api import encoder_schemas, schemas
+    from server.api.generate import NEUTRAL
+
+    text = README.read_text(encoding="utf-8")
+    for body in (
+        schemas.GenerateParameters,
+        encoder_schemas.ClassifyParameters,
+        encoder_schemas.NerParameters,
+        encoder_schemas.FillMaskParameters,
+    ):
+        for name in body.model_fields:
+            assert name in NEUTRAL or f"`{name}`" in text, name
+
+
+if __name__ == "__main__":
+    old = README.read_text(encoding="utf-8")
+    table = re.compile(r"SETTINGS-TABLE\n|" + re.escape(TABLE_HEAD) + r"(\|.*\n)+")
+    README.write_text(table.sub(lambda _: settings_table(), old, count=1), encoding="utf-8")
