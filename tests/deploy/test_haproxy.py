@@ -25,9 +25,9 @@ HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/us
 
 pytestmark = [
     pytest.mark.timeout(240),
-    # In continuous integration a missing HAProxy fails: SLUICE_TEST_HAPROXY=required.
+    # In continuous integration a missing HAProxy fails: TEST_HAPROXY=required.
     pytest.mark.skipif(
-        HAPROXY is None and os.environ.get("SLUICE_TEST_HAPROXY") != "required",
+        HAPROXY is None and os.environ.get("TEST_HAPROXY") != "required",
         reason="haproxy is not installed (apt-get install haproxy)",
     ),
 ]
@@ -113,8 +113,19 @@ class Stream:
 
 
 def num_answered(server: ServerProcess) -> int:
-    """How many requests to /generate the server has answered with 200."""
+    """How many requests to /generate the server has answered with 200, as far as its log has been written."""
     return sum(line.get("route") == "/generate" and line.get("status") == 200 for line in server.log_lines())
+
+
+def settled(*servers: ServerProcess) -> dict[str, int]:
+    """`num_answered` by URL, once every answer is in the log."""
+
+    def is_settled(server: ServerProcess) -> bool:
+        ended = server.metric("sluice_requests_total", task="generate", status="2xx")
+        return server.metric("sluice_admitted_requests") == 0 and num_answered(server) == ended
+
+    assert eventually(lambda: all(is_settled(server) for server in servers))
+    return {server.url: num_answered(server) for server in servers}
 
 
 def by_load(first: ServerProcess, second: ServerProcess) -> tuple[ServerProcess, ServerProcess]:
@@ -140,12 +151,12 @@ def test_a_stream_passes_token_by_token(replicas):
 
 def test_requests_go_to_the_replica_with_fewer_of_them(replicas):
     url, first, second = replicas
+    before = settled(first, second)
     stream = Stream(url)
     _, idle = by_load(first, second)
-    before = num_answered(idle)
     for _ in range(3):
         assert short_requests(url, 1)[0].is_whole
-    assert num_answered(idle) == before + 3
+    assert eventually(lambda: num_answered(idle) == before[idle.url] + 3)
     assert stream.finish().is_whole
 
 
@@ -156,29 +167,27 @@ def test_metrics_of_several_replicas_are_not_mixed(replicas):
 
 def test_a_draining_replica_finishes_its_stream_and_its_new_requests_are_answered_by_the_other(replicas):
     url, first, second = replicas
+    before = settled(first, second)
     stream = Stream(url)
     draining, other = by_load(first, second)
-    before = num_answered(other)
-    before_draining = num_answered(draining)
     draining.signal(signal.SIGTERM)
     assert eventually(lambda: draining.get("/readyz")[0] == 503)
-    outcomes = short_requests(url, 16)
-    assert all(outcome.is_whole for outcome in outcomes)
-    assert num_answered(other) == before + 16
+    assert all(outcome.is_whole for outcome in short_requests(url, 16))
     assert stream.finish().is_whole
     assert draining.wait() == 0
-    assert num_answered(draining) == before_draining + 1
+    assert eventually(lambda: num_answered(other) == before[other.url] + 16)
+    assert num_answered(draining) == before[draining.url] + 1
 
 
 def test_requests_that_a_killed_replica_never_began_go_to_the_other(mortal_replicas):
     url, killed, other = mortal_replicas
     assert all(outcome.is_whole for outcome in short_requests(url, 4))
-    before = num_answered(other)
+    before = settled(killed, other)[other.url]
     killed.process.kill()
     killed.process.wait(10)
     outcomes = short_requests(url, 16)
     assert all(outcome.is_whole for outcome in outcomes)
-    assert num_answered(other) == before + 16
+    assert eventually(lambda: num_answered(other) == before + 16)
 
     other.process.kill()
     other.process.wait(10)
