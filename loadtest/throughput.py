@@ -167,6 +167,7 @@ def main() -> None:
     args.serve_flags = [flag for flag in args.serve_flags if flag != "--"]
     # transformers warns of every setting that its own defaults and the model's file have in common.
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     results = measure(args)
     rows = [

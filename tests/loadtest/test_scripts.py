@@ -1,0 +1,52 @@
+"""The load tests run as their first lines say, and count what really happened."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "loadtest"
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def results_of(script: str, *arguments: str) -> list[dict[str, Any]]:
+    """The results in the file that the script saves; the file is removed."""
+    command = [sys.executable, SCRIPTS / script, *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    saved = Path(run.stdout.strip().splitlines()[-1].removeprefix("saved to "))
+    content = json.loads(saved.read_text())
+    saved.unlink()
+    assert content["machine"]["cpus"] >= 1
+    return content["results"]
+
+
+def test_an_open_loop_run_answers_every_request_and_sees_its_tokens(tiny_server):
+    [result] = results_of("open_loop.py", "--url", tiny_server.url, "--rate", "8", "--duration", "2")
+    assert result["errors"] == {}
+    assert result["num_requests"] == result["num_whole"] > 3
+    assert result["tokens_per_s"] > 0
+    assert 0 < result["gap_p50_s"] <= result["gap_p95_s"]
+    assert 0 < result["ttft_p50_s"] <= result["total_p50_s"]
+
+
+def test_an_open_loop_run_counts_refusals_as_errors(tiny_server):
+    [result] = results_of("open_loop.py", "--url", tiny_server.url + "/nowhere", "--rate", "8", "--duration", "1")
+    assert result["num_whole"] == 0
+    assert result["errors"] == {"status 404": result["num_requests"]}
+
+
+def test_throughput_compares_the_server_with_generate(tiny_llama):
+    results = results_of("throughput.py", "--model", str(tiny_llama), "--streams", "1", "3", "--rounds", "1",
+                         "--prompt-tokens", "8", "--new-tokens", "4", "--", "--threads", "1")  # fmt: skip
+    assert [result["streams"] for result in results] == [1, 3]
+    for result in results:
+        [only] = result["rounds"]
+        assert result["ratio"] == pytest.approx(only["generated_s"] / only["served_s"])
+        assert result["served_tokens_per_s"] == pytest.approx(result["streams"] * 4 / only["served_s"])
