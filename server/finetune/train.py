@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -133,7 +134,10 @@ def _with_lora(task: Task, model: Any, options: Options) -> Any:
         target_modules=rf"{body}\.(.*\.)?({'|'.join(sorted(names))})",
         modules_to_save=heads,
     )
-    return peft.get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # peft 0.21 reads an attribute that transformers 5.23 has renamed.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return peft.get_peft_model(model, config)
 
 
 def _max_length(model: Any, options: Options) -> int:

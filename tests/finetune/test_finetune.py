@@ -20,8 +20,6 @@ from server.finetune.data import read_tags, read_texts, split
 from server.finetune.options import Options
 from tests.finetune.bases import write_base, write_reviews, write_sentences
 
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 
 def finetune(*arguments: str) -> int:
     parser = ArgumentParser()
