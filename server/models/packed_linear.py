@@ -8,6 +8,7 @@ Dimension key: M rows of the input, K input width, N output width.
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ PROBE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 class PackedLinear(nn.Module):
     """``F.linear`` with a packed weight; it replaces an `nn.Linear` or a GPT-2 `Conv1D`.
 
-    The packed weight is not a parameter: nothing but this class can read it.
+    The packed weight is not a parameter: of the module's state nothing is left but the bias.
     """
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
@@ -37,6 +38,12 @@ class PackedLinear(nn.Module):
         self._pads_single_row = weight_NK.dtype == torch.float32
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK.detach().contiguous())
         self.weight_bytes = weight_NK.numel() * weight_NK.itemsize
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """The plain weight, kept from the first time that a model reads it by itself: Mamba and MobileBERT do."""
+        plain: Tensor = self._packed.to_dense()
+        return plain
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // self.in_features
@@ -69,7 +76,8 @@ def pack_linears(module: nn.Module) -> int:
             if linear is None:
                 continue
             weight_NK, bias_N = linear
-            if weight_NK.device.type != "cpu" or weight_NK.dtype not in PACKED_DTYPES:
+            # oneDNN has no product without outputs, which a MobileBERT with an embedding of its full width has.
+            if weight_NK.device.type != "cpu" or weight_NK.dtype not in PACKED_DTYPES or not weight_NK.numel():
                 continue
             if weight_NK.dtype not in works:
                 works[weight_NK.dtype] = packing_works(weight_NK.dtype)

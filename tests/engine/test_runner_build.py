@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, MambaConfig
+from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel
 
 from server.config import ModelConfig
 from server.engine import memory, selfcheck
@@ -20,6 +21,7 @@ from server.engine.executors import build_runner
 from server.engine.executors.compat import CompatRunner
 from server.engine.executors.generic import ATTENTION, GenericRunner, probe, set_attention
 from server.errors import EXIT_MODEL, ConfigurationError
+from server.models.packed_linear import pack_linears
 from tests.tiny_models import VOCAB_SIZE, tiny_config, tiny_decoder
 
 torch.set_num_threads(1)
@@ -78,10 +80,11 @@ def test_rotary_positions_that_depend_on_the_batch_go_to_compat(caplog: pytest.L
     assert "rotary positions are dynamic" in caplog.text
 
 
-def test_a_recurrent_model_runs_in_compat() -> None:
+@pytest.mark.parametrize("pack", [None, pack_linears])
+def test_a_recurrent_model_runs_in_compat(pack: Callable[[PreTrainedModel], Any] | None) -> None:
     settings = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4)
     module = AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
-    assert build_runner(module, config(), 64).name == "compat"
+    assert build_runner(module, config(), 64, pack=pack).name == "compat"
 
 
 def test_compat_holds_nothing_for_a_sequence_that_was_released() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -63,3 +65,17 @@ def test_other_dtypes_and_subclasses_are_left_as_they_are() -> None:
             return super().forward(x) * 2
 
     assert pack_linears(nn.Sequential(Scaled(8, 8), nn.Linear(8, 8).half())) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_that_reads_a_packed_linears_weight_gets_the_plain_one(dtype: torch.dtype) -> None:
+    plain = nn.Linear(333, 70).to(dtype)
+    holder = nn.Sequential(plain)
+    assert pack_linears(holder) == 1
+    assert torch.equal(holder[0].weight, plain.weight)
+
+
+def test_a_linear_without_outputs_stays_plain() -> None:
+    with warnings.catch_warnings(action="ignore"):
+        empty = nn.Linear(8, 0)
+    assert pack_linears(nn.Sequential(empty)) == 0
