@@ -7,7 +7,7 @@ from typing import Annotated, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from server.api.schemas import StrictModel, TextOrTexts, one_error
+from server.api.schemas import STOP_AT_FIRST_ERROR, StrictModel, TextOrTexts, one_error
 from server.serving.classifier import Function
 from server.text.entities import Strategy
 
@@ -26,7 +26,7 @@ class TextPairBody(StrictModel):
 TextListBody = Annotated[list[str], Field(min_length=1, max_length=2)]
 ClassifyInput = str | TextPairBody | TextListBody
 ClassifyInputs = Annotated[
-    str | TextPairBody | list[ClassifyInput],
+    str | TextPairBody | Annotated[list[ClassifyInput], STOP_AT_FIRST_ERROR],
     one_error(
         "a text, a pair as an object of text and text_pair, or a list of these; "
         "inside of a list a pair may be a list of two texts"
@@ -55,7 +55,7 @@ class NerParameters(StrictModel):
     """How labelled tokens become entities."""
 
     aggregation_strategy: Strategy | None = None
-    ignore_labels: list[str] | None = None
+    ignore_labels: Annotated[list[str], STOP_AT_FIRST_ERROR] | None = None
     stride: Annotated[int, Field(ge=0)] | None = None
     threshold: Probability | None = None
 

@@ -11,6 +11,8 @@ from server.errors import InvalidJson, echo
 
 MAX_DEPTH = 32
 MAX_INTEGER_DIGITS = 19
+MAX_KEYS = 1024
+"""Of one object. Every unknown key is an error of its own to the schema, and no body has so many fields."""
 LONE_SURROGATE_CANDIDATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -18,7 +20,7 @@ def check_json(body: bytes) -> None:
     """Raise `InvalidJson` unless the body is one strict JSON value.
 
     Stricter than `json.loads`: no NaN, infinities or numbers that overflow to them, no duplicate keys, no lone
-    surrogates, no integer of more than 19 digits, no nesting deeper than 32.
+    surrogates, no integer of more than 19 digits, no nesting deeper than 32, no object of more than 1024 keys.
     """
     if not body:
         raise InvalidJson("The body is empty. Send a JSON object.")
@@ -47,11 +49,13 @@ def _parse(text: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidJson(f"The key {echo(twice)} appears twice in one object.")
+    if len(pairs) > MAX_KEYS:
+        raise InvalidJson(f"An object has more than {MAX_KEYS} keys.")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidJson(f"The key {echo(name)} appears twice in one object.")
+        found[name] = value
     return found
 
 

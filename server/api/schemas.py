@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -32,7 +33,10 @@ def one_error(rule: str) -> WrapValidator:
     return WrapValidator(validate)
 
 
-TextOrTexts = Annotated[str | list[str], one_error("a string or a list of strings")]
+STOP_AT_FIRST_ERROR = Field(fail_fast=True)
+"""For every list: a body may hold hundreds of thousands of wrong entries, and one is enough to refuse it."""
+
+TextOrTexts = Annotated[str | Annotated[list[str], STOP_AT_FIRST_ERROR], one_error("a string or a list of strings")]
 
 
 class GenerateParameters(StrictModel):
@@ -51,7 +55,7 @@ class GenerateParameters(StrictModel):
     frequency_penalty: float | None = None
     seed: int | None = None
     stop: TextOrTexts | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Annotated[list[int], STOP_AT_FIRST_ERROR] | None = None
     ignore_eos: bool | None = None
     truncate: int | None = None
     details: bool | None = None

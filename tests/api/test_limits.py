@@ -9,10 +9,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from server.api import http_protocol, middleware
+from server.api.encoder_schemas import NerRequest
 from server.api.json_body import check_json
+from server.api.schemas import GenerateRequest
 from server.errors import InvalidJson
 from tests.api.shell import client_of, listening, shell
 from tests.api.test_errors import error_of
@@ -89,6 +92,23 @@ def test_sound_json_at_the_limits_passes():
     check_json(b'{"a": [' + b"[]," * 100 + b"-9223372036854775808]}")
     check_json('{"a": "\\ud83d\\ude00 \u4e2d \\\\ud800 {{{{"}'.encode())
     check_json(json.dumps({"inputs": "[" * 1000}).encode())
+
+
+def test_an_object_of_too_many_keys_is_refused_before_a_schema_looks_at_each(client):
+    body = {"inputs": "a", **dict.fromkeys(map(str, range(1024)))}
+    message = error_of(client.post("/generate", json=body), 400, "invalid_json")["message"]
+    assert "1024 keys" in message
+    error_of(client.post("/generate", json={"inputs": "a", "parameters": body}), 400, "invalid_json")
+
+
+@pytest.mark.parametrize(
+    ("schema", "parameters"),
+    [(GenerateRequest, {"stop_token_ids": [True] * 100}), (NerRequest, {"ignore_labels": [1] * 100})],
+)
+def test_a_list_of_wrong_entries_is_one_error(schema, parameters):
+    with pytest.raises(ValidationError) as refused:
+        schema.model_validate({"inputs": "a", "parameters": parameters})
+    assert refused.value.error_count() == 1
 
 
 def test_one_level_more_is_too_deep_whatever_it_is_made_of():
