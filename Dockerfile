@@ -1,7 +1,7 @@
 # Sluice in a container.
 #
-#   docker build -t sluice .                               CPU
-#   docker build -t sluice:cuda --build-arg VARIANT=cuda . NVIDIA GPUs; the host needs its driver and container toolkit
+#   docker build -t sluice --build-arg TORCH_CPU_INDEX=URL .   CPU; URL is a package index with torch's CPU builds
+#   docker build -t sluice:cuda --build-arg VARIANT=cuda .     NVIDIA GPUs; the host needs its driver and container toolkit
 #   docker run --read-only --tmpfs /tmp -p 8000:8000 -v ./my-model:/models/mine:ro sluice serve --model mine=/models/mine
 #
 # Release builds pin the base image by digest: --build-arg BASE=python:3.11-slim@sha256:...
@@ -9,8 +9,9 @@ ARG BASE=python:3.11-slim
 
 FROM ${BASE} AS builder
 ARG VARIANT=cpu
-# The default Linux wheel of torch brings CUDA's libraries, several GB: the CPU build must be asked for.
-ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+# On most indexes torch's Linux wheel brings CUDA's libraries, several GB: say where the CPU build is. Empty takes the
+# index that pip is configured with.
+ARG TORCH_CPU_INDEX=
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 RUN python -m venv /opt/sluice
@@ -23,7 +24,9 @@ RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))
     > requirements.txt && grep '^torch' requirements.txt > torch.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     case "${VARIANT}" in \
-      cpu) pip install --index-url "${TORCH_CPU_INDEX}" --requirement torch.txt ;; \
+      cpu) pip install ${TORCH_CPU_INDEX:+--index-url "${TORCH_CPU_INDEX}"} --requirement torch.txt; \
+           python -c 'import sys, torch; sys.exit(torch.version.cuda and "This torch is a CUDA build: name an index \
+with CPU builds in TORCH_CPU_INDEX, or build with VARIANT=cuda.")' ;; \
       cuda) pip install --requirement torch.txt ;; \
       *) echo "VARIANT is ${VARIANT}: it must be cpu or cuda." >&2; exit 2 ;; \
     esac
