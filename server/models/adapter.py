@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import PreTrainedModel
 
 from server.models.describe import read_json, refuse
@@ -78,6 +80,7 @@ def merge(module: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             peft_model = PeftModel.from_pretrained(module, str(adapter.folder), local_files_only=True)
+            _untie(module)
             merged: PreTrainedModel = peft_model.merge_and_unload(safe_merge=True)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
@@ -92,6 +95,27 @@ def merge(module: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
                 f"Save it again ({str(warning.message)[:300]})."
             )
     return merged
+
+
+def embedding_rows(module: PreTrainedModel, adapter: Adapter) -> int | None:
+    """Rows of the input embedding that the adapter brings in place of the base's, if it does."""
+    embedding = module.get_input_embeddings()
+    name = next(name for name, part in module.named_modules() if part is embedding)
+    # Beside a delta for the embedding, PEFT saves what it was added to as base_layer.
+    endings = (f".{name}.weight", f".{name}.base_layer.weight")
+    shapes = _shapes(adapter.folder / WEIGHTS)
+    return next((shape[0] for key, shape in shapes.items() if key.endswith(endings)), None)
+
+
+def _untie(module: PreTrainedModel) -> None:
+    """Give the head a weight of its own where a delta is for it or for the embedding that it shares, not for both."""
+    embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return
+    if isinstance(embedding, BaseTunerLayer) or isinstance(head, BaseTunerLayer):
+        layer = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+        layer.weight = nn.Parameter(layer.weight.detach().clone())
+        module.config.tie_word_embeddings = False
 
 
 def _base_folder(folder: Path, named: str) -> Path:
@@ -119,14 +143,18 @@ def _labels(folder: Path) -> dict[str, Any]:
 
 
 def _head_outputs(path: Path) -> int | None:
-    try:
-        with safe_open(path, framework="pt") as weights:
-            shapes = [
-                weights.get_slice(name).get_shape()
-                for name in weights.keys()  # noqa: SIM118
-                if name.endswith(".weight") and any(f".{head}." in name for head in HEADS) and ".lora_" not in name
-            ]
-    except (OSError, SafetensorError) as error:
-        raise refuse(f"{path} cannot be read ({error}). Save the adapter again.") from error
+    shapes = [
+        shape
+        for name, shape in _shapes(path).items()
+        if name.endswith(".weight") and any(f".{head}." in name for head in HEADS) and ".lora_" not in name
+    ]
     # Of a head with several layers, the last is the narrowest.
     return min((shape[0] for shape in shapes), default=None)
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    try:
+        with safe_open(path, framework="pt") as weights:
+            return {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise refuse(f"{path} cannot be read ({error}). Save the adapter again.") from error

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from server.config import ModelConfig
 from server.models import describe
-from server.models.adapter import Adapter, is_adapter, merge, read_adapter
+from server.models.adapter import Adapter, embedding_rows, is_adapter, merge, read_adapter
 from server.models.describe import ProblemType, refuse
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
 from server.protocol import Task, TokenizerFiles
@@ -77,7 +77,7 @@ def load(model: ModelConfig) -> LoadedModel:
     tokenizer = load_tokenizer(folder if adapter is None or has_tokenizer(folder) else weights)
     module = _read_module(weights, task, adapter, torch.float32 if adapter else dtype)
     if adapter is not None:
-        _make_room(module, len(tokenizer))
+        _make_room(module, adapter)
         module = merge(module, adapter)
     module = _place(module, model, device, dtype)
     limit = describe.longest_input(module, tokenizer.model_max_length)
@@ -181,10 +181,11 @@ def _check_complete(folder: Path, adapter: Adapter | None, info: dict[str, Any])
         )
 
 
-def _make_room(module: PreTrainedModel, num_tokens: int) -> None:
-    """An adapter whose tokenizer has new tokens brings an embedding with rows for them."""
-    if num_tokens > module.get_input_embeddings().weight.shape[0]:
-        module.resize_token_embeddings(num_tokens)
+def _make_room(module: PreTrainedModel, adapter: Adapter) -> None:
+    """An adapter that was trained with new tokens brings an embedding with rows for them."""
+    rows = embedding_rows(module, adapter)
+    if rows is not None and rows != module.get_input_embeddings().weight.shape[0]:
+        module.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def _place(module: PreTrainedModel, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
@@ -36,6 +39,7 @@ from tests.tiny_models import (
     EOS_ID,
     MAX_MODEL_LEN,
     VOCAB_SIZE,
+    tiny_config,
     tiny_tokenizer,
     write_tiny_decoder,
 )
@@ -216,8 +220,6 @@ def test_an_adapters_head_replaces_the_bases_own_of_another_width(tmp_path: Path
 
 @pytest.mark.parametrize("named", ["absolute", "relative to the adapter", "by the operator"])
 def test_a_decoders_adapter_finds_its_base(tmp_path: Path, decoder: Path, named: str) -> None:
-    from transformers import AutoModelForCausalLM
-
     adapted = train(AutoModelForCausalLM.from_pretrained(decoder))
     folder = tmp_path / "adapter"
     adapted.save_pretrained(folder)
@@ -230,8 +232,6 @@ def test_a_decoders_adapter_finds_its_base(tmp_path: Path, decoder: Path, named:
 
 
 def test_a_merge_is_done_in_float32_before_the_cast(tmp_path: Path, decoder: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
     adapted = train(AutoModelForCausalLM.from_pretrained(decoder))
     adapted.save_pretrained(tmp_path / "adapter")
     merged = adapted.merge_and_unload().model.layers[1].self_attn.q_proj.weight
@@ -240,9 +240,55 @@ def test_a_merge_is_done_in_float32_before_the_cast(tmp_path: Path, decoder: Pat
     assert loaded.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
-def test_an_adapter_is_refused_by_what_is_wrong_with_it(tmp_path: Path, decoder: Path, bert: BertModel) -> None:
-    from transformers import AutoModelForCausalLM
+@pytest.mark.parametrize("settings", [{"r": 4, "use_rslora": True}, {"r": 4, "use_dora": True}, {"bias": "all"}])
+def test_each_kind_of_lora_is_merged_into_what_it_gave(tmp_path: Path, decoder: Path, settings: dict[str, Any]) -> None:
+    check_merge(tmp_path, AutoModelForCausalLM.from_pretrained(decoder), decoder, ["q_proj", "down_proj"], **settings)
 
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_a_delta_for_one_of_two_tied_weights_leaves_the_other(tmp_path: Path, target: str) -> None:
+    config = tiny_config("llama")
+    config.tie_word_embeddings = True
+    base = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    folder = write(tmp_path / "base", base)
+    check_merge(tmp_path, base, folder, ["q_proj", target])
+
+
+def check_merge(
+    tmp_path: Path, module: PreTrainedModel, base: Path, targets: list[str], **settings: Any
+) -> LoadedModel:
+    """The adapter, trained on ``module`` and saved, is served with the logits that it had."""
+    torch.manual_seed(2)
+    with warnings.catch_warnings(action="ignore"):  # PEFT's advice on tied and on resized weights
+        adapted = get_peft_model(module, LoraConfig(task_type="CAUSAL_LM", target_modules=targets, **settings)).eval()
+        with torch.no_grad():
+            for parameter in adapted.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn(parameter.shape) * 0.05)
+        adapted.save_pretrained(tmp_path / "adapter")
+    loaded = read(tmp_path / "adapter", base=str(base), dtype="float32")
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.module(IDS).logits, adapted(IDS).logits, rtol=1e-4, atol=1e-4)
+    return loaded
+
+
+def test_an_adapter_that_was_trained_with_new_tokens_brings_their_rows(tmp_path: Path, decoder: Path) -> None:
+    module = AutoModelForCausalLM.from_pretrained(decoder)
+    module.resize_token_embeddings(VOCAB_SIZE + 3, pad_to_multiple_of=64, mean_resizing=False)
+    saved = ["embed_tokens", "lm_head"]
+    loaded = check_merge(tmp_path, module, decoder, ["q_proj"], modules_to_save=saved)
+    assert loaded.module.get_output_embeddings().weight.shape[0] == 448
+
+
+def test_tokens_without_weights_get_no_random_ones(tmp_path: Path, decoder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(decoder)
+    tokenizer.add_tokens([f"<new{i}>" for i in range(VOCAB_SIZE)])
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    loaded = check_merge(tmp_path, AutoModelForCausalLM.from_pretrained(decoder), decoder, ["q_proj"])
+    assert loaded.module.get_input_embeddings().weight.shape[0] == VOCAB_SIZE
+
+
+def test_an_adapter_is_refused_by_what_is_wrong_with_it(tmp_path: Path, decoder: Path, bert: BertModel) -> None:
     folder = tmp_path / "adapter"
     train(AutoModelForCausalLM.from_pretrained(decoder)).save_pretrained(folder)
     assert "does not fit its base" in refusal(folder, base=str(write(tmp_path / "bert", BertForMaskedLM(bert.config))))
