@@ -29,7 +29,10 @@ class Tokenizer:
 
     def encode(self, text: str, pair: str | None = None, add_special_tokens: bool = True) -> tokenizers.Encoding:
         """Whole text, never cut. Offsets count characters of the text as given."""
-        return self.backend.encode(text, pair, add_special_tokens=add_special_tokens)
+        # A batch of one: unlike `encode` it lets other threads run meanwhile, and so the event loop.
+        inputs = [text if pair is None else (text, pair)]
+        [encoding] = self.backend.encode_batch(inputs, add_special_tokens=add_special_tokens)
+        return encoding
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of the ids together. An id that the tokenizer does not know has no text."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 from tokenizers import Tokenizer as Backend
 
@@ -47,6 +50,17 @@ def test_an_id_above_the_vocabulary_has_no_text() -> None:
 def test_a_pair_is_encoded_together() -> None:
     encoding = Tokenizer(tokenizer_files("word_piece")).encode("The mill", "the river")
     assert set(encoding.sequence_ids) == {0, 1}
+
+
+def test_other_threads_run_while_a_long_text_is_encoded() -> None:
+    tokenizer = Tokenizer(tokenizer_files("byte_level"))
+    encoding = threading.Thread(target=tokenizer.encode, args=["The miller counts the sacks of flour. " * 20_000])
+    num_turns = 0
+    encoding.start()
+    while encoding.is_alive():
+        time.sleep(0.001)
+        num_turns += 1
+    assert num_turns > 5
 
 
 @pytest.mark.parametrize("value", range(256))
