@@ -44,7 +44,8 @@ def test_every_family_gives_the_pipelines_labels_for_texts_of_all_scripts_in_one
     expected = [oracle(family)(text, top_k=None) for text in TEXTS]
     for actual, wanted in zip(answers, expected, strict=True):
         assert_same(actual, wanted)
-    assert len({answer[0]["label"] for answer in answers}) > 1
+    # Random weights may prefer one label for all, but never with one score.
+    assert len({round(answer[0]["score"], 4) for answer in answers}) > 1
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "distilbert"])
