@@ -61,6 +61,7 @@ class Generation:
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, prompt.ids, prompt.stop)
         self._texts: list[str] = []
+        self._last_id: int | None = None
 
     @property
     def text(self) -> str:
@@ -77,24 +78,37 @@ class Generation:
             tokens.append(self._add_token(token_id, logprob, reply.finish_reason if is_last else None))
             if self.finish_reason is not None:
                 return tokens
-        if reply.finish_reason is not None:
-            raise _unfinished(reply.finish_reason)
-        return tokens
+        # A request that is resumed at its very end: the last token came before, and only the finish reason now.
+        return tokens if reply.finish_reason is None else [self._add_end(reply.finish_reason)]
 
     def _add_token(self, token_id: int, logprob: float | None, finish_reason: FinishReason | None) -> OutputToken:
         self.num_tokens += 1
+        self._last_id = token_id
         text = "" if finish_reason == "stop" else self._detokenizer.push(token_id)
         if self._detokenizer.stop_string is None and finish_reason is not None:
-            if finish_reason not in ("stop", "length"):
-                raise _unfinished(finish_reason)
-            text += self._detokenizer.finish()
-            self.finish_reason = finish_reason
-            self.ended_by_end_token = finish_reason == "stop" and token_id in self.prompt.params.end_token_ids
+            text += self._end(finish_reason)
+        return self._output_token(token_id, text, logprob)
+
+    def _add_end(self, finish_reason: FinishReason) -> OutputToken:
+        """The end as a token, for clients know no event without one; it is not counted."""
+        end_id = next(iter(self.prompt.params.end_token_ids), 0)
+        return self._output_token(end_id, self._end(finish_reason), None)
+
+    def _end(self, finish_reason: FinishReason) -> str:
+        """The text that was held back until now."""
+        if finish_reason not in ("stop", "length"):
+            raise _unfinished(finish_reason)
+        self.finish_reason = finish_reason
+        self.ended_by_end_token = finish_reason == "stop" and self._last_id in self.prompt.params.end_token_ids
+        return self._detokenizer.finish()
+
+    def _output_token(self, token_id: int, text: str, logprob: float | None) -> OutputToken:
         if self._detokenizer.stop_string is not None:
             self.finish_reason, self.ended_by_end_token = "stop", False
         self._texts.append(text)
         # Clients leave out the text of special tokens; what was held back until now must reach them.
-        return OutputToken(token_id, text, token_id in self._tokenizer.special_ids and not text, logprob)
+        is_special = token_id in self._tokenizer.special_ids
+        return OutputToken(token_id, text, is_special and not text, logprob)
 
 
 def _unfinished(finish_reason: FinishReason) -> SluiceError:

@@ -154,6 +154,23 @@ def test_several_tokens_in_one_reply_are_several_events() -> None:
     assert events[-1]["generated_text"] == "The mill runs"
 
 
+@pytest.mark.parametrize(("reason", "told"), [("length", "length"), ("stop", "stop_sequence")])
+def test_an_end_that_comes_without_a_token_is_one_last_event_with_what_was_held_back(reason: Any, told: str) -> None:
+    ids = TOKENIZER.encode("one two\nUs").ids
+
+    def script(command):
+        yield Tokens(command.request_id, ids)
+        yield Tokens(command.request_id, [], reason)
+
+    client = client_of(script)
+    events = stream(client, stop=["\nUser:"])
+    assert [event["generated_text"] for event in events] == [None] * len(ids) + ["one two\nUs"]
+    assert "".join(event["token"]["text"] for event in events) == "one two\nUs"
+    assert events[-1]["details"]["finish_reason"] == told
+    assert events[-1]["details"]["generated_tokens"] == len(ids)
+    assert post(client, stop=["\nUser:"]) == {"generated_text": "one two\nUs"}
+
+
 def test_a_logprob_that_is_no_number_is_null() -> None:
     def script(command):
         yield Tokens(command.request_id, [5, END_ID], "stop", [float("-inf"), float("nan")])
