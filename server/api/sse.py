@@ -36,7 +36,14 @@ logging.getLogger("sse_starlette").setLevel(logging.INFO)
 Events = AsyncGenerator[bytes, None]
 
 
+LINE_ENDS = {character.encode(): f"\\u{ord(character):04x}".encode() for character in "\u0085\u2028\u2029"}
+"""Many clients, Hugging Face's among them, also cut lines at these, which JSON may hold as they are or escaped."""
+
+
 def data_event(data: bytes) -> bytes:
+    """One event of one line; ``data`` is JSON."""
+    for character, escaped in LINE_ENDS.items():
+        data = data.replace(character, escaped)
     return b"data: " + data + b"\n\n"
 
 

@@ -13,7 +13,7 @@ from server.protocol import Tokens
 from tests.api.scripted import END_ID, TOKENIZER, front, says
 from tests.api.shell import listening
 
-TEXT = "The mill 你好 runs."
+TEXT = "The mill 你好 runs.\r\n\u0085\u2028\u2029 On."
 
 
 @pytest.fixture(scope="module")
