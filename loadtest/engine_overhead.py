@@ -60,9 +60,9 @@ class RecordedRunner(ModelRunner):
         inputs = batch_inputs.build(rows, self.block_size, self.device)
         start, start_cpu = perf_counter(), process_time()
         self._num_steps += 1
-        num_sampling = len(inputs.sample_rows_S)
+        num_rows = len(inputs.last_B)
         # The engine may change the logits: the store stays as it is.
-        logits = self._logits[:num_sampling].copy_(self._store[self._num_steps % len(self._store), :num_sampling])
+        logits = self._logits[:num_rows].copy_(self._store[self._num_steps % len(self._store), :num_rows])
         self.excluded_s = perf_counter() - start
         self.excluded_cpu_s = process_time() - start_cpu
         return logits

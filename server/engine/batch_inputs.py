@@ -3,8 +3,6 @@
 Dimension key
     T  new tokens in the step, every sequence's laid end to end
     B  sequences in the step
-    S  sequences whose last new token samples
-    V  vocabulary size
 """
 
 from __future__ import annotations
@@ -32,8 +30,6 @@ class Row:
     """Tokens whose keys and values are in the cache already."""
     block_table: Sequence[int] | IntArray
     """Blocks that cover at least ``num_computed + len(token_ids)`` tokens. Valid for this step only."""
-    samples: bool
-    """Whether the last of ``token_ids`` is the sequence's last known token, so that its logits choose the next one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +43,8 @@ class BatchInputs:
     """int64"""
     slots_T: Tensor
     """int64: each new token's row in the cache, ``block * block_size + offset``."""
-    sample_rows_S: Tensor
-    """int64 indices into T."""
+    last_B: Tensor
+    """int64 indices into T: each row's last new token, whose logits are computed."""
 
 
 def slot_mapping(block_table: Sequence[int] | IntArray, start: int, stop: int, block_size: int) -> IntArray:
@@ -76,7 +72,6 @@ def build(rows: Sequence[Row], block_size: int, device: torch.device) -> BatchIn
     # One array for all three, so that one copy takes them to the device.
     packed = np.empty((3, sum(lengths)), dtype=np.int64)
     token_ids, positions, slots = packed
-    samples: list[int] = []
     start = 0
     for row, length in zip(rows, lengths, strict=True):
         first = row.num_computed
@@ -90,13 +85,11 @@ def build(rows: Sequence[Row], block_size: int, device: torch.device) -> BatchIn
             positions[start:stop] = np.arange(first, first + length)
             slots[start:stop] = slot_mapping(row.block_table, first, first + length, block_size)
         start += length
-        if row.samples:
-            samples.append(start - 1)
     token_ids_T, position_ids_T, slots_T = on_device(packed, device)
     return BatchInputs(
         rows=rows,
         token_ids_T=token_ids_T,
         position_ids_T=position_ids_T,
         slots_T=slots_T,
-        sample_rows_S=on_device(np.array(samples, dtype=np.int64), device),
+        last_B=on_device(np.cumsum(lengths, dtype=np.int64) - 1, device),
     )

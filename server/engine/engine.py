@@ -13,7 +13,7 @@ import torch
 from server.engine.batch_inputs import Row
 from server.engine.block_manager import BlockManager
 from server.engine.model_runner import ModelRunner
-from server.engine.sampler import Sampled, Sampler
+from server.engine.sampler import Sampler
 from server.engine.scheduler import Batch, Scheduler, Share
 from server.engine.sequence import Sequence
 from server.errors import InsufficientMemory, NumericalError, SluiceError
@@ -96,19 +96,21 @@ class DecoderEngine:
         """Run the batch, choose tokens and answer. Returns the seconds of the forward pass."""
         rows = [_row(share) for share in batch.shares]
         start = perf_counter()
-        logits_SV = self._runner.forward(rows)
+        logits_BV = self._runner.forward(rows)
         forward_s = perf_counter() - start
         self.scheduler.computed(batch)
-        sampling = [share.sequence for share, row in zip(batch.shares, rows, strict=True) if row.samples]
-        sampled = self._sampler.sample(logits_SV, sampling) if sampling else Sampled([], [], [])
-        for sequence, is_finite in zip(sampling, sampled.is_finite, strict=True):
+        sequences = [share.sequence for share in batch.shares]
+        # Also where the prompt goes on, and the token means nothing: what is not finite must be known before others
+        # can find it in the cache.
+        sampled = self._sampler.sample(logits_BV, sequences)
+        for sequence, is_finite in zip(sequences, sampled.is_finite, strict=True):
             if not is_finite:
                 self._discard(sequence, replies)
         # Only now: what a failed sequence computed must not become a prefix of others.
-        for sequence, _ in batch.shares:
+        for sequence in sequences:
             self.blocks.publish(sequence)
-        for i, sequence in enumerate(sampling):
-            if sampled.is_finite[i]:
+        for i, sequence in enumerate(sequences):
+            if sampled.is_finite[i] and sequence.num_new_tokens == 0:
                 logprobs = [sampled.logprobs[i]] if sequence.params.logprobs else None
                 replies.append(self._accept(sequence, sampled.token_ids[i], logprobs))
         return forward_s
@@ -181,13 +183,11 @@ def _row(share: Share) -> Row:
     sequence, num_new_tokens = share
     assert sequence.key is not None
     start = sequence.num_computed_tokens
-    stop = start + num_new_tokens
     return Row(
         key=sequence.key,
-        token_ids=sequence.token_ids[start:stop],
+        token_ids=sequence.token_ids[start : start + num_new_tokens],
         num_computed=start,
         block_table=sequence.block_table[: sequence.num_blocks],
-        samples=stop == sequence.num_tokens,
     )
 
 

@@ -1,6 +1,6 @@
 """The one interface between scheduling and the model: rows in, logits out.
 
-Dimension key: S sequences that sample, V vocabulary size.
+Dimension key: B rows of a step, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ class ModelRunner(ABC):
 
     @abstractmethod
     def forward(self, rows: Sequence[Row]) -> Tensor:
-        """Compute the rows' tokens, write their keys and values, return float32 logits ``[S, V]``.
+        """Compute the rows' tokens, write their keys and values, return each row's float32 logits ``[B, V]``.
 
-        The logits' rows are those of ``rows`` with ``samples``, in order.
+        They are those after its last token. If any of its new tokens gave keys or values that are not finite, they are
+        not finite either.
         """
 
     @abstractmethod

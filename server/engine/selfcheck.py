@@ -75,7 +75,7 @@ def difference(runner: ModelRunner, expected: Reference) -> str | None:
     problem: str | None = None
     for targets in _targets([len(ids) for ids in expected.sequences]):
         rows = [
-            Row(key=i, token_ids=ids[done[i] : target], num_computed=done[i], block_table=tables[i], samples=True)
+            Row(key=i, token_ids=ids[done[i] : target], num_computed=done[i], block_table=tables[i])
             for i, (ids, target) in enumerate(zip(expected.sequences, targets, strict=True))
             if target > done[i]
         ]

@@ -53,10 +53,8 @@ class FakeRunner(ModelRunner):
             # A key that comes back after its blocks were given up would find another sequence's state.
             assert row.key not in self.live or self.live[row.key] == row.num_computed
             self.live[row.key] = stop
-            if row.samples:
-                logits.append(self.logits_of(self._prefix(row, stop)))
-        assert [int(i) for i in inputs.sample_rows_S] == self._last_of_sampling(rows)
-        return torch.stack(logits) if logits else torch.empty((0, VOCAB_SIZE))
+            logits.append(self.logits_of(self._prefix(row, stop)))
+        return torch.stack(logits)
 
     def release(self, key: int) -> None:
         del self.live[key]
@@ -81,8 +79,3 @@ class FakeRunner(ModelRunner):
     def _prefix(self, row: Row, stop: int) -> np.ndarray:
         slots = [row.block_table[i // self.block_size] * self.block_size + i % self.block_size for i in range(stop)]
         return self.slots[slots]
-
-    @staticmethod
-    def _last_of_sampling(rows: Sequence[Row]) -> list[int]:
-        ends = np.cumsum([len(row.token_ids) for row in rows]) - 1
-        return [int(end) for end, row in zip(ends, rows, strict=True) if row.samples]

@@ -188,6 +188,17 @@ def test_a_request_with_logits_that_are_not_finite_fails_alone():
         assert outcomes[command.request_id].token_ids == run_alone(command).token_ids
 
 
+def test_a_request_that_is_not_finite_fails_in_the_chunk_where_it_is_and_nobody_finds_its_blocks():
+    engine = make_engine(FakeRunner(), max_batch_tokens=4, max_running=4)
+    outcomes: dict[str, Outcome] = {}
+    engine.add(generate("bad", [1, 2, 3, POISON, *range(5, 25)]))
+    step(engine, outcomes)
+    assert outcomes["bad"].failure == "numerical_error"
+    assert engine.blocks.num_used == 0
+    again = run(engine, [generate("again", [1, 2, 3, POISON, 5])])["again"]
+    assert again.failure == "numerical_error"
+
+
 def test_no_block_of_a_failed_request_is_a_prefix_hit_or_left_uncleared():
     runner = FakeRunner()
     engine = make_engine(runner, max_batch_tokens=4, max_running=4)

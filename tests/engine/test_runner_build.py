@@ -91,8 +91,8 @@ def test_compat_holds_nothing_for_a_sequence_that_was_released() -> None:
     runner = build_runner(tiny_decoder("bloom"), config(), 64)
     assert isinstance(runner, CompatRunner)
     with torch.inference_mode():
-        rows = [Row(key=key, token_ids=[5, 6], num_computed=0, block_table=[key], samples=key == 1) for key in (1, 2)]
-        assert runner.forward(rows).shape == (1, VOCAB_SIZE)
+        rows = [Row(key=key, token_ids=[5, 6], num_computed=0, block_table=[key]) for key in (1, 2)]
+        assert runner.forward(rows).shape == (2, VOCAB_SIZE)
     assert runner.num_held == 2
     runner.release(1)
     runner.release(2)
@@ -108,13 +108,6 @@ def test_the_executor_can_be_set() -> None:
         build_runner(tiny_decoder("bloom"), config(executor="generic"), 64)
 
 
-def test_a_step_without_sampling_rows_returns_no_logits() -> None:
-    runner = build_runner(tiny_decoder("llama"), config(), 64)
-    with torch.inference_mode():
-        row = Row(key=1, token_ids=[4, 5, 6], num_computed=0, block_table=[0], samples=False)
-        assert runner.forward([row]).shape == (0, VOCAB_SIZE)
-
-
 def test_long_and_short_sequences_are_attended_in_groups_without_changing_results(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -125,12 +118,10 @@ def test_long_and_short_sequences_are_attended_in_groups_without_changing_result
     def run() -> torch.Tensor:
         with torch.inference_mode():
             for i, length in enumerate(lengths):
-                runner.forward(
-                    [Row(key=i, token_ids=range(length), num_computed=0, block_table=tables[i], samples=False)]
-                )
+                runner.forward([Row(key=i, token_ids=range(length), num_computed=0, block_table=tables[i])])
             return runner.forward(
                 [
-                    Row(key=i, token_ids=[7], num_computed=length, block_table=tables[i], samples=True)
+                    Row(key=i, token_ids=[7], num_computed=length, block_table=tables[i])
                     for i, length in enumerate(lengths)
                 ]
             )
@@ -183,15 +174,15 @@ def test_the_whole_step_traces_with_cuda_tensors_and_never_waits_for_the_device(
         backend = TorchNativeAttention(specs, 64, 4, torch.float32, device)
         runner = GenericRunner(module, specs, backend, num_blocks=64, block_size=4, vocab_size=VOCAB_SIZE)
         rows = [
-            Row(key=0, token_ids=[1, 2, 3, 4, 5], num_computed=0, block_table=[0, 1], samples=False),
-            Row(key=1, token_ids=[9], num_computed=6, block_table=[2, 3], samples=True),
-            Row(key=2, token_ids=[9, 8], num_computed=30, block_table=range(10, 18), samples=True),
-            Row(key=3, token_ids=[9], num_computed=50, block_table=range(20, 33), samples=True),
+            Row(key=0, token_ids=[1, 2, 3, 4, 5], num_computed=0, block_table=[0, 1]),
+            Row(key=1, token_ids=[9], num_computed=6, block_table=[2, 3]),
+            Row(key=2, token_ids=[9, 8], num_computed=30, block_table=range(10, 18)),
+            Row(key=3, token_ids=[9], num_computed=50, block_table=range(20, 33)),
         ]
         for batch in (rows, rows[1:2], [rows[1], rows[3]]):
             logits = runner.forward(batch)
             assert logits.device == device
-            assert logits.shape == (sum(row.samples for row in batch), VOCAB_SIZE)
+            assert logits.shape == (len(batch), VOCAB_SIZE)
         runner.copy_blocks([(1, 2)])
 
 

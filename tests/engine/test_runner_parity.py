@@ -70,23 +70,20 @@ class Driver:
         rows = []
         for seq in sequences:
             new = seq.ids[seq.num_computed : seq.num_computed + chunk]
-            done = seq.num_computed + len(new) == len(seq.ids)
             rows.append(
                 Row(
                     key=seq.key,
                     token_ids=new,
                     num_computed=seq.num_computed,
                     block_table=seq.table[: -(-(seq.num_computed + len(new)) // BLOCK_SIZE)],
-                    samples=done,
                 )
             )
-        logits = iter(self.runner.forward(rows))
-        for seq, row in zip(sequences, rows, strict=True):
+        logits = self.runner.forward(rows)
+        for seq, row, last in zip(sequences, rows, logits, strict=True):
             seq.num_computed += len(row.token_ids)
-            if row.samples:
-                seq.logits.append(next(logits))
-                seq.ids.append(int(seq.logits[-1].argmax()))
-        assert next(logits, None) is None
+            if seq.num_computed == len(seq.ids):
+                seq.logits.append(last)
+                seq.ids.append(int(last.argmax()))
 
     def run(self, sequences: list[Driven], chunk: int = 1000) -> None:
         """Until each has `NUM_NEW` tokens; finished ones leave the batch."""
@@ -223,6 +220,28 @@ def test_bfloat16_follows_the_plain_model(family: str) -> None:
             logits = plain(torch.tensor([seq.ids[:-1]])).logits[0, -NUM_NEW:].float()
         ours = torch.stack(seq.logits)
         assert torch.cosine_similarity(ours, logits, dim=1).min() > 0.99
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("chunk", [3, 1000])
+def test_whoever_computes_a_token_that_is_not_finite_is_told_in_the_same_step(family: str, chunk: int) -> None:
+    module = tiny_decoder(family)
+    poisoned = 5
+    runner = build_runner(module, config(family), MAX_MODEL_LEN)
+    with torch.no_grad():
+        module.get_input_embeddings().weight[poisoned] = float("nan")
+    driver = Driver(runner)
+    # Followed by more tokens than mistral's window holds, and in the second chunk: behind blocks of the cache.
+    prompt = [9, 10, 11, 12, poisoned, *range(20, 45)]
+    bad, good = driver.add(prompt), driver.add(prompts()[0])
+    rows = [
+        Row(key=seq.key, token_ids=seq.ids[start:stop], num_computed=start, block_table=seq.table)
+        for seq, start, stop in ((bad, 3, 3 + chunk), (good, 0, len(good.ids)))
+    ]
+    with torch.inference_mode():
+        runner.forward([Row(key=bad.key, token_ids=prompt[:3], num_computed=0, block_table=bad.table)])
+        is_finite = runner.forward(rows).isfinite().all(-1)
+    assert is_finite.tolist() == [False, True]
 
 
 def test_what_a_broken_sequence_leaves_in_a_block_cannot_reach_the_next_owner() -> None:

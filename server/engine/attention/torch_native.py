@@ -127,6 +127,7 @@ class TorchNativeAttention(AttentionBackend):
             query_THD, key, value = query_THD[part], key[:, :, part], value[:, :, part]
         elif group.tokens is not None:
             query_THD = query_THD[group.tokens]
+        new_key, new_value = key, value
         if group.gather_rows is not None:
             key, value = self._gather(layer, group)
         B, Q = group.num_sequences, query_THD.shape[0] // group.num_sequences
@@ -145,6 +146,10 @@ class TorchNativeAttention(AttentionBackend):
                 scale=spec.scaling,
                 enable_gqa=spec.num_heads != spec.num_kv_heads,
             )
+        if group.span is not None:
+            # The cache was given zeros in their place, and a later chunk would not know.
+            is_finite = new_key.isfinite().all() & new_value.isfinite().all()
+            out_BHQD = out_BHQD.masked_fill(~is_finite, math.nan)
         return out_BHQD.transpose(1, 2).reshape(B * Q, spec.num_heads, spec.value_dim)
 
     def _gather(self, layer: int, group: _Group) -> tuple[Tensor, Tensor]:

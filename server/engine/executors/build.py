@@ -141,7 +141,7 @@ def _check_compat(runner: CompatRunner, expected: Reference) -> tuple[str | None
 def _cache_bytes_per_block(runner: CompatRunner, block_size: int) -> int:
     """What a sequence of one block holds in the model's own cache."""
     ids = [1] * block_size
-    runner.forward([Row(key=0, token_ids=ids, num_computed=0, block_table=[0], samples=False)])
+    runner.forward([Row(key=0, token_ids=ids, num_computed=0, block_table=[0])])
     size = runner.cache_bytes()
     runner.release(0)
     return max(1, size)

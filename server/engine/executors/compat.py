@@ -53,9 +53,7 @@ class CompatRunner(ModelRunner):
         return sum(_tensor_bytes(layer) for cache in self._caches.values() for layer in cache.layers)
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
-        logits = [self._advance(row) for row in rows]
-        sampled = [last for row, last in zip(rows, logits, strict=True) if row.samples]
-        return torch.cat(sampled) if sampled else torch.zeros(0, self.vocab_size, device=self.device)
+        return torch.cat([self._advance(row) for row in rows])
 
     def release(self, key: int) -> None:
         self._caches.pop(key, None)
