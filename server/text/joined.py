@@ -3,7 +3,8 @@
 1. Tokens become *units*. In scripts that put spaces between words, the pieces of one word are one unit, so an entity
    never ends inside a word. In Chinese, Japanese, Korean, Thai and their like a unit is a token. Tokens that share a
    character, such as the bytes of an emoji or the letters of a Hangul syllable, are one unit always; where they share
-   it in a chain, each character of a script without spaces is one.
+   it in a chain, each character of a script without spaces is one. A mark belongs to the character that it stands on,
+   also where the tokenizer takes it off, and an invisible joiner to the word around it.
 2. A unit's type is the one with the highest probability, B- and I- taken together, averaged over its tokens.
 3. A unit continues the entity before it if it is of the same type and nothing but spaces lies between (a blank line
    parts them), unless it begins a new one.
@@ -40,11 +41,11 @@ _UNSPACED = re.compile(
 _BLANK_LINE = re.compile(r"\n\s*\n")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Unit:
     start: int
     end: int
-    tokens: Sequence[int]
+    tokens: list[int]
     """Rows of T."""
 
 
@@ -105,10 +106,11 @@ def _units(tagged: TaggedText) -> list[_Unit]:
         start, end = _without_spaces(tagged.text, raw_start, raw_end)
         if start == end:
             continue
+        end = _with_marks(tagged.text, end)
         word = tagged.word_ids[token]
         if units and (start < units[-1].end or (word == last_word and _inside_word(tagged.text, units[-1].end, start))):
-            last = units[-1]
-            units[-1] = _Unit(last.start, max(last.end, end), [*last.tokens, token])
+            units[-1].end = max(units[-1].end, end)
+            units[-1].tokens.append(token)
         else:
             units.append(_Unit(start, end, [token]))
         last_word = word
@@ -119,9 +121,17 @@ def _characters(tagged: TaggedText, unit: _Unit) -> list[_Unit]:
     """In a script without spaces a chain of tokens that each share a character with the next comes apart again."""
     if len(unit.tokens) == 1 or unit.end - unit.start == 1 or not _UNSPACED.search(tagged.text, unit.start, unit.end):
         return [unit]
-    places = [i for i in range(unit.start, unit.end) if not tagged.text[i].isspace()]
-    covering = [[t for t in unit.tokens if tagged.offsets[t][0] <= i < tagged.offsets[t][1]] for i in places]
-    return [_Unit(i, i + 1, tokens) for i, tokens in zip(places, covering, strict=True) if tokens]
+    parts: dict[int, _Unit] = {}
+    for place in range(unit.start, unit.end):
+        if place - 1 in parts and _is_mark(tagged.text[place]):
+            parts[place] = parts[place - 1]
+            parts[place].end = place + 1
+        elif not tagged.text[place].isspace():
+            parts[place] = _Unit(place, place + 1, [])
+    for token in unit.tokens:
+        for part in dict.fromkeys(parts[place] for place in range(*tagged.offsets[token]) if place in parts):
+            part.tokens.append(token)
+    return [part for part in dict.fromkeys(parts.values()) if part.tokens]
 
 
 def _without_spaces(text: str, start: int, end: int) -> tuple[int, int]:
@@ -133,14 +143,25 @@ def _without_spaces(text: str, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
+def _with_marks(text: str, end: int) -> int:
+    """Behind the marks that stand on the character before ``end``: a tokenizer that drops accents leaves them out."""
+    while end < len(text) and _is_mark(text[end]):
+        end += 1
+    return end
+
+
 def _inside_word(text: str, end: int, start: int) -> bool:
-    """Whether a word of a script with spaces goes on from ``end`` to ``start``."""
-    return end == start and all(_is_word_character(c) for c in text[start - 1 : start + 1])
+    """Whether a word of a script with spaces goes on from ``end`` to ``start``: soft hyphens and joiners are no gap."""
+    is_closed = all(unicodedata.category(character) == "Cf" for character in text[end:start])
+    return is_closed and _is_word_character(text[end - 1]) and _is_word_character(text[start])
 
 
 def _is_word_character(character: str) -> bool:
-    is_word = character.isalnum() or unicodedata.category(character).startswith("M")
-    return is_word and not _UNSPACED.match(character)
+    return (character.isalnum() or _is_mark(character)) and not _UNSPACED.match(character)
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character).startswith("M")
 
 
 def _is_apart(text: str, end: int, start: int, begins: bool) -> bool:

@@ -97,6 +97,43 @@ def test_a_piece_that_disagrees_does_not_cut_a_word() -> None:
 
 CHINESE = "昨天张三李四住在北京。"
 CHINESE_NAMES = [("PER", "张三"), ("PER", "李四"), ("LOC", "北京")]
+
+
+def by_hand(text: str, offsets: Sequence[tuple[int, int]], per: Sequence[float]) -> list[tuple[str, str]]:
+    """Entities of tokens that all are of one word, where each is a person with the probability ``per``."""
+    num_tokens = len(offsets)
+    probabilities = np.array([[1 - value, value] for value in per], dtype=np.float32)
+    entities = joined_entities(
+        TaggedText(
+            text=text, token_ids=[0] * num_tokens, tokens=[""] * num_tokens, offsets=offsets,
+            word_ids=[0] * num_tokens, positions=range(num_tokens), labels=("O", "PER"),
+            probabilities_TL=probabilities,
+        )
+    )  # fmt: skip
+    return [(entity.label, entity.word) for entity in entities]
+
+
+@pytest.mark.parametrize(
+    ("text", "offsets"),
+    [
+        ("Jose\u0301", [(0, 2), (2, 4)]),
+        ("Jose\u0301s", [(0, 4), (5, 6)]),
+        ("\u0645\u064f\u062d\u064e\u0645", [(0, 1), (2, 3), (4, 5)]),
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", [(0, 2), (3, 8)]),
+        ("Haupt\u00admann", [(0, 5), (6, 10)]),
+    ],
+    ids=["last accent", "inner accent", "vowel signs", "joiner", "soft hyphen"],
+)
+def test_a_word_keeps_the_marks_and_joiners_that_its_tokenizer_drops(text: str, offsets: list[tuple[int, int]]) -> None:
+    assert by_hand(text, offsets, [0.9] + [0.4] * (len(offsets) - 1)) == [("PER", text)]
+
+
+def test_a_mark_stays_with_its_character_in_a_script_without_spaces() -> None:
+    # Two Thai syllables, the second with two marks, in tokens that share characters.
+    text = "\u0e01\u0e17\u0e35\u0e48"
+    assert by_hand(text, [(0, 2), (1, 3), (2, 4)], [0.1, 0.6, 0.9]) == [("O", text[0]), ("PER", text[1:])]
+
+
 CHINESE_LABELS = {"张": "B-PER", "三": "I-PER", "李": "B-PER", "四": "I-PER", "北": "B-LOC", "京": "I-LOC"}
 
 
