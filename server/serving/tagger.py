@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,14 @@ from tokenizers import Encoding
 
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
-from server.errors import InvalidParameter
+from server.errors import InvalidParameter, PromptTooLong
 from server.protocol import Encode, Ready
 from server.serving.admission import Admission
 from server.serving.encoder_client import ServedEncoder, rows
 from server.serving.record import RequestRecord
 from server.text.entities import Entity, Strategy, TaggedText, TokenRules, pipeline_entities, softmax
 from server.text.joined import joined_entities, types_of
-from server.text.windows import merge_rows, plan_windows
+from server.text.windows import merge_rows, num_windows, plan_windows
 
 OUTSIDE = "O"
 """The label of tokens that are in no entity."""
@@ -44,9 +44,7 @@ class _Document:
     text: str
     encoding: Encoding
     content: range
-    """Positions of the text's own tokens, between the special tokens before and after it."""
-    windows: list[range] = field(default_factory=list)
-    """Of the text's own tokens, counted from the first of them."""
+    """Positions of the text's own tokens, between the special tokens around it. Windows count from its start."""
 
 
 class ServedTagger(ServedEncoder):
@@ -58,6 +56,7 @@ class ServedTagger(ServedEncoder):
         super().__init__(config, model, ready, worker, admission)
         self._capacity = ready.max_model_len - ready.tokenizer.num_special_tokens
         self._default_stride = self._capacity // 4
+        self._max_tokens = max(config.max_queued_tokens, ready.max_model_len)
         self._known_labels = {OUTSIDE, *ready.labels, *types_of(ready.labels)}
         self._rules = self._token_rules()
 
@@ -67,18 +66,25 @@ class ServedTagger(ServedEncoder):
             "window_tokens": self.ready.max_model_len,
             "default_stride": self._default_stride,
             "max_inputs": self._max_inputs,
+            "max_request_tokens": self._max_tokens,
         }
 
     async def tag(self, texts: Sequence[str], options: TagOptions, record: RequestRecord) -> list[list[Entity]]:
         """For each text its entities in order."""
         self._check(options)
         stride = self._default_stride if options.stride is None else options.stride
-        documents = await self._tokenize(lambda text: self._document(text, stride), texts)
-        commands = [command for document in documents for command in self._commands(document, record.request_id)]
+        documents = await self._tokenize(self._document, texts)
+        self._check_size(documents, stride)
+        plans = [plan_windows(len(document.content), self._capacity, stride) for document in documents]
+        commands = [
+            command
+            for document, windows in zip(documents, plans, strict=True)
+            for command in self._commands(document, windows, record.request_id)
+        ]
         scores = iter(await self._encode(commands, record))
-        logits = [[rows(next(scores)) for _ in document.windows] for document in documents]
+        logits = [[rows(next(scores)) for _ in windows] for windows in plans]
         return await asyncio.to_thread(
-            lambda: [self._entities(*pair, options) for pair in zip(documents, logits, strict=True)]
+            lambda: [self._entities(*parts, options) for parts in zip(documents, plans, logits, strict=True)]
         )
 
     def _check(self, options: TagOptions) -> None:
@@ -93,15 +99,25 @@ class ServedTagger(ServedEncoder):
     def _label_list(self) -> str:
         return ", ".join(self.ready.labels)
 
-    def _document(self, text: str, stride: int) -> _Document:
+    def _check_size(self, documents: Sequence[_Document], stride: int) -> None:
+        """A stride of almost a window would make a window of every token."""
+        counts = [num_windows(len(document.content), self._capacity, stride) for document in documents]
+        num_tokens = sum(
+            count * min(len(document.content), self._capacity)
+            for count, document in zip(counts, documents, strict=True)
+        )
+        if num_tokens > self._max_tokens:
+            advice = "What windows share counts twice. Send less text at once, or set a smaller stride."
+            raise PromptTooLong(num_tokens, self._max_tokens, advice)
+
+    def _document(self, text: str) -> _Document:
         encoding = self.tokenizer.encode(text)
         specials = encoding.special_tokens_mask
         before = next((i for i, is_special in enumerate(specials) if not is_special), len(specials))
         after = next((i for i, is_special in enumerate(reversed(specials)) if not is_special), 0)
-        content = range(before, max(before, len(specials) - after))
-        return _Document(text, encoding, content, plan_windows(len(content), self._capacity, stride))
+        return _Document(text, encoding, range(before, max(before, len(specials) - after)))
 
-    def _commands(self, document: _Document, request_id: str) -> list[Encode]:
+    def _commands(self, document: _Document, windows: Sequence[range], request_id: str) -> list[Encode]:
         """Every window between the special tokens of the whole."""
         content, ids, types = document.content, document.encoding.ids, document.encoding.type_ids
 
@@ -109,14 +125,18 @@ class ServedTagger(ServedEncoder):
             middle = values[content.start + window.start : content.start + window.stop]
             return values[: content.start] + middle + values[content.stop :]
 
-        return [Encode(request_id, cut(ids, window), cut(types, window)) for window in document.windows]
+        return [Encode(request_id, cut(ids, window), cut(types, window)) for window in windows]
 
     def _entities(
-        self, document: _Document, logits: Sequence[NDArray[np.float32]], options: TagOptions
+        self,
+        document: _Document,
+        windows: Sequence[range],
+        logits: Sequence[NDArray[np.float32]],
+        options: TagOptions,
     ) -> list[Entity]:
         lead = document.content.start
-        window_rows = [row[lead : lead + len(window)] for row, window in zip(logits, document.windows, strict=True)]
-        tagged = self._tagged(document, softmax(merge_rows(document.windows, window_rows)))
+        window_rows = [row[lead : lead + len(window)] for row, window in zip(logits, windows, strict=True)]
+        tagged = self._tagged(document, softmax(merge_rows(windows, window_rows)))
         if options.strategy == "joined":
             entities = joined_entities(tagged)
         else:

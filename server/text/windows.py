@@ -23,6 +23,15 @@ def plan_windows(num_tokens: int, capacity: int, overlap: int) -> list[range]:
     return [range(start, start + capacity) for start in starts]
 
 
+def num_windows(num_tokens: int, capacity: int, overlap: int) -> int:
+    """How many `plan_windows` would make: with a large overlap, one for almost every token.
+
+    >>> num_windows(10, capacity=4, overlap=2), num_windows(4, capacity=4, overlap=2)
+    (4, 1)
+    """
+    return 1 if num_tokens <= capacity else 1 - (capacity - num_tokens) // (capacity - overlap)
+
+
 def merge_rows(windows: Sequence[range], rows: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
     """One row per token of the document, each from the window that shows most of what stands around the token.
 

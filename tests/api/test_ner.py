@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -36,8 +37,15 @@ def pipeline_entities(family: str, text: str, **options: Any) -> Any:
         return oracle(family)(text, **options)
 
 
-def post(served: EngineWorker, inputs: Any, *, status: int = 200, **parameters: Any) -> Any:
-    response = client_of(served).post("/ner", json={"inputs": inputs, "parameters": parameters})
+def post(
+    served: EngineWorker,
+    inputs: Any,
+    *,
+    status: int = 200,
+    settings: Mapping[str, Any] | None = None,
+    **parameters: Any,
+) -> Any:
+    response = client_of(served, **(settings or {})).post("/ner", json={"inputs": inputs, "parameters": parameters})
     assert response.status_code == status, response.text
     return response.json() if status == 200 else response.json()["error"]
 
@@ -146,3 +154,16 @@ def test_a_label_of_the_model_may_be_ignored_with_or_without_its_prefix() -> Non
 def test_every_stride_below_the_window_is_honoured(stride: int) -> None:
     entities = post(worker(), DOCUMENT, aggregation_strategy="none", ignore_labels=[], stride=stride)
     assert [e["index"] for e in entities] == list(range(1, len(entities) + 1))
+
+
+def test_work_beyond_the_queues_tokens_is_refused_before_windows_are_made_of_it() -> None:
+    served = worker()
+    num_before = len(served.batch_sizes)
+    settings = {"max_queued_tokens": 2000}
+    assert post(served, DOCUMENT, settings=settings, stride=0)
+    for inputs in (DOCUMENT, [DOCUMENT] * 2):
+        error = post(served, inputs, status=422, settings=settings, stride=61)
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "inputs")
+        assert "at most 2000" in error["message"] and "stride" in error["message"]
+    assert post(served, [DOCUMENT] * 10, status=422, settings=settings, stride=0)
+    assert len(served.batch_sizes) - num_before < 20

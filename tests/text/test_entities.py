@@ -14,7 +14,7 @@ from tokenizers import Encoding, Tokenizer, models, pre_tokenizers
 
 from server.text.entities import PIPELINE_STRATEGIES, Entity, TaggedText, TokenRules, pipeline_entities
 from server.text.joined import joined_entities, types_of
-from server.text.windows import merge_rows, plan_windows
+from server.text.windows import merge_rows, num_windows, plan_windows
 from tests.tiny_encoders import TAGS, TEXTS, Kind, tiny_tokenizer
 
 KINDS: tuple[Kind, ...] = ("wordpiece", "bytes", "metaspace")
@@ -236,6 +236,7 @@ def test_windows_cover_every_token_and_overlap_as_asked(num_tokens: int, capacit
     overlap = data.draw(st.integers(0, capacity - 1))
     windows = plan_windows(num_tokens, capacity, overlap)
     assert windows[0].start == 0 and windows[-1].stop == num_tokens
+    assert len(windows) == num_windows(num_tokens, capacity, overlap)
     assert all(len(window) == min(capacity, num_tokens) for window in windows)
     for left, right in itertools.pairwise(windows):
         assert left.start < right.start and left.stop - right.start >= overlap
