@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
@@ -15,12 +16,14 @@ from server.client.connection import Connection
 from server.client.journal import Death, Entry, Journal
 from server.config import ModelConfig
 from server.errors import FAILURES, EngineRestarting, RequestQuarantined, ServerShutdown, SluiceError
-from server.protocol import Abort, Encode, Failed, Generate, Ping, Ready, Refused, Reply, Scores, Stats, Tokens
+from server.protocol import Abort, Encode, Failed, Generate, Load, Ping, Ready, Refused, Reply, Scores, Stats, Tokens
 
 MAX_WAIT_S = 60.0
 """How long a request that no worker has had yet waits for one."""
 MAX_UNREAD_S = 30.0
 """A consumer that takes none of its tokens for so long is gone: its request is aborted."""
+
+GIB = 1024**3
 
 log = logging.getLogger("sluice.client")
 
@@ -48,6 +51,18 @@ class WorkerClient:
         self._journal = Journal()
         self._connection: Connection | None = None
         self._pinged = False
+
+    @property
+    def load(self) -> Load:
+        """First message to the next worker.
+
+        The first worker measured the free memory, and requests were admitted by what came of it: those after it get
+        the same limits, whatever is free when they start.
+        """
+        if self.ready is None:
+            return Load(self.model)
+        kv_cache_gib = self.ready.kv_cache_bytes / GIB
+        return Load(dataclasses.replace(self.model, max_model_len=self.ready.max_model_len, kv_cache_gib=kv_cache_gib))
 
     @property
     def num_running(self) -> int:

@@ -15,7 +15,6 @@ from pathlib import Path
 from server.client.connection import Connection
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig
-from server.protocol import Load
 
 EXIT_GRACE_S = 1.0
 """A worker whose connection is closed has so long to exit by itself."""
@@ -51,7 +50,7 @@ class WorkerProcess:
                 connection.close()
                 raise
         client.attach(connection)
-        connection.send([Load(client.model)])
+        connection.send([client.load])
         return cls(process, connection)
 
     async def end(self) -> int:
