@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-from server.errors import InvalidParameter, PromptTooLong
+from server.errors import InvalidParameter, InvalidRequest, PromptTooLong
 from server.protocol import Encode, MaskQuery, Scores
 from server.serving.encoder_client import ServedEncoder, rows
 from server.serving.record import RequestRecord
 
 DEFAULT_TOP_K = 5
+MAX_CANDIDATES = 32_768
+"""Of all masks of one request: each is answered with its whole text."""
 
 
 class Filling(NamedTuple):
@@ -56,6 +58,7 @@ class ServedMaskFiller(ServedEncoder):
         commands = await self._tokenize(
             lambda text: self._command(text, options.top_k, target_ids(), record.request_id), texts
         )
+        self._check_size(commands)
         scores = await self._encode(commands, record)
         return await asyncio.to_thread(lambda: [self._fillings(*pair) for pair in zip(commands, scores, strict=True)])
 
@@ -69,6 +72,17 @@ class ServedMaskFiller(ServedEncoder):
         if not positions:
             raise InvalidParameter("inputs", text, f"must hold the mask token {self.tokenizer.files.mask_token}")
         return Encode(request_id, ids, encoding.type_ids, MaskQuery(positions, top_k, target_ids))
+
+    def _check_size(self, commands: Sequence[Encode]) -> None:
+        queries = [command.mask for command in commands if command.mask is not None]
+        num_masks = sum(len(query.positions) for query in queries)
+        num_candidates = num_masks * min(queries[0].top_k, len(queries[0].target_ids or range(self.ready.vocab_size)))
+        if num_candidates > MAX_CANDIDATES:
+            raise InvalidRequest(
+                f"The inputs have {num_masks} masks, which makes {num_candidates} candidates, and an answer holds at most "
+                f"{MAX_CANDIDATES}. Send fewer masks at once, or set a smaller top_k.",
+                param="inputs",
+            )
 
     def _target_ids(self, targets: Sequence[str] | None) -> list[int] | None:
         if targets is None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from transformers import FillMaskPipeline
 
+from server.serving import mask_filler
 from tests.encoder_app import EngineWorker, client_of, tiny_worker
 from tests.tiny_encoders import FAMILIES, MASK, special_tokens, tiny_encoder, tiny_tokenizer
 
@@ -104,3 +105,17 @@ def test_what_cannot_be_honoured_is_refused_by_name(inputs: Any, parameters: dic
 
 def test_the_refusal_of_a_text_without_a_mask_names_the_models_mask() -> None:
     assert "<mask>" in post(worker("roberta"), MASK, status=422)["message"]
+
+
+def test_more_candidates_than_an_answer_holds_are_refused_before_the_model_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mask_filler, "MAX_CANDIDATES", 20)
+    two_masks = masked("{} and {}")
+    num_before = len(worker().batch_sizes)
+    error = post(worker(), [two_masks, two_masks], status=422, top_k=6)
+    assert (error["code"], error["param"]) == ("invalid_value", "inputs")
+    assert "4 masks" in error["message"] and "24 candidates" in error["message"]
+    assert len(worker().batch_sizes) == num_before
+    assert post(worker(), [two_masks, two_masks], top_k=5)
+    assert post(worker(), [two_masks, two_masks], top_k=6, targets=["maria", "bob"])
