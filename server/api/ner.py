@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 
 from server.api import encoder_route
@@ -26,8 +28,13 @@ async def ner(body: NerRequest, request: Request) -> Response:
     results = await encoder_route.run(
         request, served, texts, parameters, lambda record: served.tag(texts, options, record)
     )
-    replies = [[_entity(entity) for entity in entities] for entities in results]
-    return encoder_route.reply(replies[0] if isinstance(body.inputs, str) else replies)
+
+    def render() -> Response:
+        replies = [[_entity(entity) for entity in entities] for entities in results]
+        return encoder_route.reply(replies[0] if isinstance(body.inputs, str) else replies)
+
+    # A document may have a hundred thousand entities.
+    return await asyncio.to_thread(render)
 
 
 def _options(parameters: NerParameters) -> TagOptions:

@@ -79,8 +79,8 @@ class ServedMaskFiller(ServedEncoder):
         num_candidates = num_masks * min(queries[0].top_k, len(queries[0].target_ids or range(self.ready.vocab_size)))
         if num_candidates > MAX_CANDIDATES:
             raise InvalidRequest(
-                f"The inputs have {num_masks} masks, which makes {num_candidates} candidates, and an answer holds at most "
-                f"{MAX_CANDIDATES}. Send fewer masks at once, or set a smaller top_k.",
+                f"The inputs have {num_masks} masks, which makes {num_candidates} candidates, and an answer holds "
+                f"at most {MAX_CANDIDATES}. Send fewer masks at once, or set a smaller top_k.",
                 param="inputs",
             )
 
