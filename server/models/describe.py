@@ -100,7 +100,7 @@ def problem_type_of(config: PreTrainedConfig, task: Task) -> ProblemType | None:
 
 
 def generation_defaults(
-    config: GenerationConfig | None, eos_token_id: int | None
+    folder: Path, config: GenerationConfig | None, eos_token_id: int | None
 ) -> dict[str, int | float | bool | list[int] | None]:
     """The fields that are set, under the names of `SamplingParams`; ``end_token_ids`` always.
 
@@ -111,8 +111,14 @@ def generation_defaults(
     end = getattr(config, "eos_token_id", None)
     if end is None:
         end = eos_token_id
-    end_ids = [] if end is None else [end] if isinstance(end, int) else [int(token) for token in end]
-    return {**set_fields, "end_token_ids": end_ids}
+    ends = [] if end is None else end if isinstance(end, list | tuple) else [end]
+    wrong = [name for name, value in set_fields.items() if not isinstance(value, int | float)]
+    if not all(isinstance(token, int) for token in ends):
+        wrong.append("eos_token_id")
+    if wrong:
+        raise refuse(f"{wrong[0]} in the generation_config of {folder} is not a number. Correct or remove it.")
+    # Some configs write -1 for a token that the model does not have.
+    return {**set_fields, "end_token_ids": [token for token in ends if token >= 0]}
 
 
 def attribution_of(*folders: Path) -> str | None:

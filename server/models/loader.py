@@ -206,5 +206,6 @@ def _generation_defaults(
 ) -> dict[str, int | float | bool | list[int] | None]:
     config = module.generation_config
     if (folder / "generation_config.json").is_file():
+        describe.read_json(folder, "generation_config.json")
         config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return describe.generation_defaults(config, tokenizer.eos_token_id)
+    return describe.generation_defaults(folder, config, tokenizer.eos_token_id)

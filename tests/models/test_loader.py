@@ -120,6 +120,22 @@ def test_unset_defaults_stay_out_and_the_end_token_is_always_there(decoder: Path
     assert read(decoder).generation_config == {"end_token_ids": [EOS_ID]}
 
 
+@pytest.mark.parametrize(
+    ("end", "expected"), [([1, 5], [1, 5]), (None, [EOS_ID]), ([], []), (-1, []), ([-1, 5], [5]), (0, [0])]
+)
+def test_every_way_to_write_end_tokens_is_understood(decoder: Path, end: Any, expected: list[int]) -> None:
+    edit(decoder, "generation_config.json", lambda c: c.update(eos_token_id=end, temperature=None, top_k=None))
+    assert read(decoder).generation_config == {"end_token_ids": expected}
+
+
+@pytest.mark.parametrize("field", [{"eos_token_id": "</s>"}, {"eos_token_id": 5.5}, {"repetition_penalty": "1.2"}])
+def test_a_default_that_is_no_number_is_refused_by_name(decoder: Path, field: dict[str, Any]) -> None:
+    edit(decoder, "generation_config.json", lambda c: c.update(field))
+    assert next(iter(field)) in refusal(decoder)
+    (decoder / "generation_config.json").write_text("{nonsense")
+    assert "generation_config.json cannot be read as JSON" in refusal(decoder)
+
+
 def test_the_tokenizer_comes_without_truncation_and_padding(decoder: Path) -> None:
     tokenizer = Tokenizer.from_file(str(decoder / "tokenizer.json"))
     tokenizer.enable_truncation(3)
