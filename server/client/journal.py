@@ -118,6 +118,9 @@ class Journal:
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
+        self._unsent: dict[str, Entry] = {}
+        """Those that the worker does not have, so that one more request costs the same however many there are."""
+        self._may_have_suspects = False
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
@@ -132,7 +135,7 @@ class Journal:
 
     def add(self, command: Generate | Encode) -> Entry:
         entry = Entry(f"{command.request_id}#{next(self._numbers)}", command)
-        self._entries[entry.wire_id] = entry
+        self._entries[entry.wire_id] = self._unsent[entry.wire_id] = entry
         return entry
 
     def get(self, wire_id: str) -> Entry | None:
@@ -140,6 +143,7 @@ class Journal:
 
     def remove(self, entry: Entry) -> bool:
         """Whether it was there."""
+        self._unsent.pop(entry.wire_id, None)
         return self._entries.pop(entry.wire_id, None) is not None
 
     def take_sendable(self) -> list[Entry]:
@@ -151,13 +155,17 @@ class Journal:
         while stage := self._next_stage():
             for entry in stage:
                 entry.sent = entry.was_sent = True
+                del self._unsent[entry.wire_id]
             entries += stage
         return entries
 
     def _next_stage(self) -> list[Entry]:
-        unsent = [entry for entry in self._entries.values() if not entry.sent]
+        unsent = list(self._unsent.values())
+        if not self._may_have_suspects:
+            return unsent
         suspects = [entry for entry in self._entries.values() if entry.deaths >= SUSPICIOUS_DEATHS]
         if not suspects:
+            self._may_have_suspects = False
             return unsent
         most = max(entry.deaths for entry in suspects)
         prime = [entry for entry in suspects if entry.deaths == most]
@@ -184,6 +192,8 @@ class Journal:
             entry.deaths += 1
         for entry in inside:
             entry.sent = entry.progressed = False
+        self._unsent = dict(self._entries)
+        self._may_have_suspects = any(entry.deaths >= SUSPICIOUS_DEATHS for entry in self._entries.values())
         culprit = None
         if inside == silent and len(inside) == 1 and inside[0].deaths >= SUSPICIOUS_DEATHS:
             culprit = inside[0]
