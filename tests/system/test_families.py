@@ -1,0 +1,71 @@
+"""A folder of every family, served as it lies by a real server, answers with the tokens of transformers' generate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.conftest import TINY_SETTINGS
+from tests.server_process import ServerProcess, running_server
+from tests.tiny_models import write_tiny_decoder
+
+pytestmark = pytest.mark.timeout(280)
+
+FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "gemma", "phi", "opt", "gpt_neox", "bloom")
+PROMPTS = (
+    "Every morning the carts come down",
+    "河边的磨坊 😀 Über",
+    'In 1887 the price was 9.50; "nobody" remembers why. ' * 4,
+    "النهر يجري",
+)
+NUM_NEW = 24
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("families")
+    return {family: write_tiny_decoder(root / family, family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="module")
+def server(folders: dict[str, Path]) -> Iterator[ServerProcess]:
+    flags = [flag for family, folder in folders.items() for flag in ("--model", f"{family}={folder}")]
+    with running_server(*flags, *TINY_SETTINGS) as server:
+        yield server
+
+
+def expected_ids(folder: Path, prompt: str) -> list[int]:
+    ids = AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt")
+    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    output = module.generate(**ids, max_new_tokens=NUM_NEW, do_sample=False)
+    new: list[int] = output[0, ids["input_ids"].shape[1] :].tolist()
+    return new
+
+
+def served_ids(url: str, family: str, prompt: str) -> list[int]:
+    parameters: dict[str, Any] = {"max_new_tokens": NUM_NEW, "do_sample": False, "details": True}
+    body = {"model": family, "inputs": prompt, "parameters": parameters}
+    response = httpx2.post(f"{url}/generate", json=body, timeout=120)
+    assert response.status_code == 200, response.text
+    return [token["id"] for token in response.json()["details"]["tokens"]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_served_folder_gives_the_tokens_of_transformers(family: str, folders: dict[str, Path], server: ServerProcess):
+    with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        actual = list(pool.map(lambda prompt: served_ids(server.url, family, prompt), PROMPTS))
+    assert actual == [expected_ids(folders[family], prompt) for prompt in PROMPTS]
+
+
+def test_only_models_without_plain_attention_take_the_slow_way(server: ServerProcess):
+    models = httpx2.get(f"{server.url}/info").json()["models"]
+    assert {model["name"]: model["executor"] for model in models} == {
+        family: "compat" if family == "bloom" else "generic" for family in FAMILIES
+    }
