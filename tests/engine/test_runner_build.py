@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, FalconConfig, MambaConfig, PreTrainedModel
 
 from server.config import ModelConfig
 from server.engine import memory, selfcheck
@@ -85,6 +85,14 @@ def test_a_recurrent_model_runs_in_compat(pack: Callable[[PreTrainedModel], Any]
     settings = MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4)
     module = AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
     assert build_runner(module, config(), 64, pack=pack).name == "compat"
+
+
+def test_a_model_whose_attentions_differ_is_served_with_the_one_of_the_check() -> None:
+    settings = FalconConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True)
+    torch.manual_seed(0)
+    module = AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
+    runner = build_runner(module, config(), 64)
+    assert (runner.name, runner.attention) == ("compat", "eager")
 
 
 def test_compat_holds_nothing_for_a_sequence_that_was_released() -> None:
