@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from server import metrics
@@ -150,7 +150,13 @@ class ServedGenerator:
             raise BatchTooLarge(len(texts), self.config.max_batch_inputs)
         sampling.check(options, self.ready.vocab_size)
         seed = sampling.choose_seed(options)
+        options = replace(options, stop_token_ids=options.stop_token_ids + self._special_stops(options.stop))
         return await asyncio.to_thread(lambda: [self._prompt(text, options, seed) for text in texts])
+
+    def _special_stops(self, stop: Sequence[str]) -> tuple[int, ...]:
+        """Special tokens have no text for a stop string to be found in: ``<|im_end|>`` ends the output as a token."""
+        ids = (self.tokenizer.backend.token_to_id(string) for string in stop)
+        return tuple(id_ for id_ in ids if id_ in self.tokenizer.special_ids and id_ < self.ready.vocab_size)
 
     def _prompt(self, text: str, options: GenerateOptions, seed: int) -> Prompt:
         ids = self._prompt_ids(text, options.truncate)

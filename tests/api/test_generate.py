@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 from server import metrics
 from server.protocol import Tokens
 from tests.api.scripted import END_ID, MAX_MODEL_LEN, TOKENIZER, Script, front, says
+from tests.tiny_tokenizers import UNK
 
 TEXT = "The mill 你好 😀 runs."
 SAYS_TEXT = says(TEXT)
@@ -121,6 +122,21 @@ def test_a_stop_token_ends_the_text_without_its_own() -> None:
     assert "The mill runs".startswith(answer["generated_text"]) and answer["generated_text"] != "The mill runs"
     assert answer["details"]["finish_reason"] == "stop_sequence"
     assert answer["details"]["tokens"][0]["id"] == first and answer["details"]["tokens"][-1]["id"] == last
+
+
+def test_a_special_token_as_stop_string_ends_the_text_although_it_has_none() -> None:
+    unk_id = TOKENIZER.backend.token_to_id(UNK)
+
+    def script(command):
+        for token_id in [*TOKENIZER.encode("The mill").ids, unk_id, *TOKENIZER.encode(" runs").ids]:
+            ends = token_id in command.params.stop_token_ids
+            yield Tokens(command.request_id, [token_id], "stop" if ends else None)
+
+    client = client_of(script)
+    answer = post(client, stop=[UNK, "zzz"], details=True)
+    assert answer["generated_text"] == "The mill"
+    assert answer["details"]["finish_reason"] == "stop_sequence"
+    assert params_of(client).stop_token_ids == (unk_id,)
 
 
 def test_the_length_limit_is_named_as_the_reason() -> None:
