@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,9 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            _fail(path, number, "a string holds half of a surrogate pair, which is no character.")
         except json.JSONDecodeError as error:
             _fail(path, number, f"it is not JSON ({error.msg} at column {error.colno}). Write one object a line.")
         if not isinstance(row, dict):
@@ -163,8 +167,9 @@ def _conll_sentences(path: Path) -> Iterator[TagExample]:
     words: list[str] = []
     tags: list[str] = []
     for number, line in _lines(path):
-        columns = line.split()
-        if not columns or columns[0] == "-DOCSTART-":
+        # Not at every space of Unicode: some corpora have words with a no-break space inside.
+        columns = re.split("[ \t]+", line.strip(" \t"))
+        if columns[0] in ("", "-DOCSTART-"):
             if words:
                 yield TagExample(tuple(words), tuple(tags))
             words, tags = [], []
@@ -180,7 +185,7 @@ def _conll_sentences(path: Path) -> Iterator[TagExample]:
 
 def _check_tag(path: Path, number: int, tag: str) -> None:
     prefix, separator, kind = tag.partition("-")
-    if tag != "O" and not (separator and kind and prefix in "BIESLU"):
+    if tag != "O" and not (separator and kind and prefix in tuple("BIESLU")):
         _fail(path, number, f"{tag!r} is not a tag. Tags are O, or B- or I- and a type, such as B-PER.")
 
 

@@ -48,6 +48,13 @@ def test_conll_takes_the_first_column_and_the_last(write):
     assert read_tags(path) == [TagExample(("Anna", "sings"), ("B-PER", "O")), TagExample(("Oslo",), ("B-LOC",))]
 
 
+def test_a_word_of_a_conll_file_may_hold_a_no_break_space(write):
+    assert read_tags(write("a.conll", "10\u00a0000 O\r\n \t\r\nOslo\tNN\tB-LOC\r\n")) == [
+        TagExample(("10\u00a0000",), ("O",)),
+        TagExample(("Oslo",), ("B-LOC",)),
+    ]
+
+
 def test_jsonl_sentences_are_tokens_and_tags(write):
     path = write("a.jsonl", '{"tokens": ["Anna", "sings"], "ner_tags": ["B-PER", "O"]}')
     assert read_tags(path) == [TagExample(("Anna", "sings"), ("B-PER", "O"))]
@@ -73,6 +80,7 @@ def test_jsonl_sentences_are_tokens_and_tags(write):
             '{"text": "x", "label": "y"}\n{"text": "x", "label": ["y"]}',
             "line 2: the label is a list in some",
         ),
+        ("a.jsonl", '{"text": "x\\ud83d", "label": "y"}', "line 1: a string holds half of a surrogate pair"),
         ("a.xlsx", "", "classification data is a .csv, .tsv or .jsonl file"),
     ],
 )
@@ -87,6 +95,8 @@ def test_a_mistake_in_classification_data_is_named_with_its_line(write, name, co
     [
         ("a.conll", "Anna B-PER\nsings\n", "line 2: one column"),
         ("a.conll", "Anna PERSON\n", "line 1: 'PERSON' is not a tag"),
+        ("a.conll", "Anna -PER\n", "line 1: '-PER' is not a tag"),
+        ("a.conll", "Anna BI-PER\n", "line 1: 'BI-PER' is not a tag"),
         ("a.conll", "\n\n", "holds no sentences"),
         ("a.jsonl", '{"tokens": ["a", "b"], "ner_tags": ["O"]}', "line 1: 2 tokens but 1 ner_tags"),
         ("a.jsonl", '{"tokens": ["a"], "ner_tags": [0]}', "line 1: ner_tags is not a list of words"),
