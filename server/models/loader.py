@@ -66,6 +66,8 @@ def load(model: ModelConfig) -> LoadedModel:
     folder = Path(model.path)
     if not folder.is_dir():
         raise refuse(f"Model {model.name} has no folder at {folder}. Check the path.")
+    if model.base is not None and not is_adapter(folder):
+        raise refuse(f"Model {model.name} has a base and {folder} holds no adapter. Set base for adapters only.")
     adapter = read_adapter(folder, model.base) if is_adapter(folder) else None
     weights = folder if adapter is None else adapter.base
     raw = describe.read_json(weights, "config.json")

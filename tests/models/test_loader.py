@@ -395,3 +395,7 @@ def test_code_in_a_folder_is_never_run(decoder: Path) -> None:
 
 def test_a_device_that_is_not_here_is_refused(decoder: Path) -> None:
     assert "asks for cuda:77" in refusal(decoder, device="cuda:77")
+
+
+def test_a_base_is_for_adapters_only(decoder: Path) -> None:
+    assert "holds no adapter" in refusal(decoder, base=str(decoder))
