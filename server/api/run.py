@@ -76,7 +76,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise ConfigurationError(
             f"{host} port {port} cannot be used: {_bind_problem(error)}. Choose another with --host or --port.",
             exit_code=EXIT_PORT,
@@ -84,7 +84,9 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _bind_problem(error: OSError) -> str:
+def _bind_problem(error: OSError | UnicodeError) -> str:
+    if isinstance(error, UnicodeError):
+        return "that is not the name of a host"
     if error.errno == errno.EADDRINUSE:
         return "another program listens there"
     if error.errno == errno.EACCES:

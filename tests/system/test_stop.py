@@ -16,7 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
-from server.errors import EXIT_CONFIG, EXIT_CRASH_LOOP, EXIT_MODEL, EXIT_PORT
+from server.api.run import bind
+from server.errors import EXIT_CONFIG, EXIT_CRASH_LOOP, EXIT_MODEL, EXIT_PORT, ConfigurationError
 from tests.conftest import TINY_SETTINGS
 from tests.server_process import ServerProcess, running_server, started_server
 from tests.system.clients import Outcome, body, eventually, generate_all
@@ -112,6 +113,13 @@ def test_a_port_in_use_is_one_line_and_an_exit_code_before_any_model_loads(one_m
             assert f"port {port}" in line
             assert "--port" in line
             assert "worker started" not in server.logs()
+
+
+@pytest.mark.parametrize("host", ["a..b", "caf\u00e9" * 30, "nowhere.invalid"])
+def test_a_host_that_is_none_is_refused_like_a_port_in_use(host):
+    with pytest.raises(ConfigurationError, match="cannot be used") as refused:
+        bind(host, 0)
+    assert refused.value.exit_code == EXIT_PORT
 
 
 @pytest.mark.parametrize("damage", ["truncated weights", "not a config"])
