@@ -61,8 +61,9 @@ class LoadedModel:
 
 def load(model: ModelConfig) -> LoadedModel:
     """Read the folder that ``model`` names. Every failure is a ConfigurationError in one sentence."""
-    # A worker's standard error is a log, not a terminal.
+    # A worker's standard error is a log, not a terminal; and weights that are missing are refused below, by name.
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     folder = Path(model.path)
     if not folder.is_dir():
         raise refuse(f"Model {model.name} has no folder at {folder}. Check the path.")

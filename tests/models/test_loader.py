@@ -211,6 +211,18 @@ def test_an_adapter_on_a_headless_base_is_merged_with_its_head_and_labels(
         torch.testing.assert_close(loaded.module(IDS).logits, adapted(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
+def test_loading_an_adapter_alarms_nobody_about_the_bases_missing_head(
+    tmp_path: Path, bert: BertModel, capfd: pytest.CaptureFixture[str]
+) -> None:
+    base = write(tmp_path / "base", bert)
+    train(AutoModelForSequenceClassification.from_pretrained(base), task_type="SEQ_CLS").save_pretrained(
+        tmp_path / "adapter"
+    )
+    capfd.readouterr()
+    read(tmp_path / "adapter")
+    assert capfd.readouterr().err == ""
+
+
 def test_an_adapter_without_a_label_file_gets_numbered_labels_for_its_heads_width(
     tmp_path: Path, bert: BertModel
 ) -> None:
