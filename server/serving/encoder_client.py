@@ -35,7 +35,7 @@ class ServedEncoder(ABC):
     ) -> None:
         self.name = model.name
         self.ready = ready
-        self.tokenizer = Tokenizer(ready.tokenizer)
+        self.tokenizer = Tokenizer(ready.tokenizer, ready.vocab_size)
         self._max_inputs = config.max_encode_inputs
         self._worker = worker
         self._admission = admission

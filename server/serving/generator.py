@@ -128,7 +128,7 @@ class ServedGenerator:
         self.ready = ready
         self.worker = worker
         self.admission = admission
-        self.tokenizer = Tokenizer(ready.tokenizer)
+        self.tokenizer = Tokenizer(ready.tokenizer, ready.vocab_size)
 
     def describe(self) -> dict[str, Any]:
         return {

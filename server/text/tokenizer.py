@@ -8,13 +8,15 @@ from typing import Any
 
 import tokenizers
 
+from server.errors import InvalidParameter
 from server.protocol import TokenizerFiles
 
 
 class Tokenizer:
     """One model's tokenizer. Encoding a long text takes milliseconds: call it in a thread, never on the event loop."""
 
-    def __init__(self, files: TokenizerFiles) -> None:
+    def __init__(self, files: TokenizerFiles, vocab_size: int | None = None) -> None:
+        self._vocab_size = vocab_size
         self.files = files
         self.backend = tokenizers.Tokenizer.from_str(files.tokenizer_json)
         self.backend.no_padding()
@@ -28,10 +30,17 @@ class Tokenizer:
         self._bytes: dict[int, bytes] = {}
 
     def encode(self, text: str, pair: str | None = None, add_special_tokens: bool = True) -> tokenizers.Encoding:
-        """Whole text, never cut. Offsets count characters of the text as given."""
+        """Whole text, never cut. Offsets count characters of the text as given.
+
+        With ``vocab_size``, a token that the model has no row for is refused: one that was added for padding, say.
+        """
         # A batch of one: unlike `encode` it lets other threads run meanwhile, and so the event loop.
         inputs = [text if pair is None else (text, pair)]
         [encoding] = self.backend.encode_batch(inputs, add_special_tokens=add_special_tokens)
+        largest_id = max(encoding.ids, default=0)
+        if self._vocab_size is not None and largest_id >= self._vocab_size:
+            token = self.token_text(largest_id)
+            raise InvalidParameter("inputs", token, "is a token of this model's tokenizer that the model does not have")
         return encoding
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:

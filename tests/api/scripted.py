@@ -122,10 +122,16 @@ class FakeSupervisor:
         return True
 
 
-def front(script: Script, *, generation_config: dict[str, Any] | None = None, **settings: Any) -> FastAPI:
+def front(
+    script: Script,
+    *,
+    generation_config: dict[str, Any] | None = None,
+    vocab_size: int = VOCAB_SIZE,
+    **settings: Any,
+) -> FastAPI:
     """The application, ready; its worker is at ``app.state.worker``."""
     changes = {} if generation_config is None else {"generation_config": generation_config}
-    worker = ScriptedWorker(script, ready(**changes))
+    worker = ScriptedWorker(script, ready(vocab_size=vocab_size, **changes))
     config = ServeConfig(models=(MODEL,), **settings)
     app = build_app(config, FakeSupervisor(config, {MODEL.name: worker}))  # type: ignore[arg-type]
     app.state.registry.load()

@@ -91,6 +91,17 @@ def test_a_value_out_of_range_is_refused_by_name(
     assert client.app.state.worker.commands == []
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_token_that_the_tokenizer_has_and_the_model_has_not_is_refused(stream: bool) -> None:
+    """A padding token, added for training and never given a row in the embedding."""
+    app = front(says("yes"), vocab_size=max(TOKENIZER.encode("Hello").ids) + 1)
+    client = TestClient(app)
+    assert client.post("/generate", json={"inputs": "Hello", "stream": stream}).status_code == 200
+    error = refused(client, {"inputs": f"Hello{TOKENIZER.token_text(VOCAB_SIZE - 1)}", "stream": stream})
+    assert error["param"] == "inputs"
+    assert "the model does not have" in error["message"]
+
+
 ACCEPTED_AT_THE_LIMIT = [
     {"max_new_tokens": ROOM},
     {"min_new_tokens": ROOM},
