@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -15,6 +16,8 @@ from server.serving.lifecycle import Lifecycle
 from server.serving.registry import Registry
 
 RETRY_S = 1.0
+METRICS_THREAD = ThreadPoolExecutor(1, "metrics")
+"""Of its own: the others may all be busy with long texts, and that is when somebody looks at the metrics."""
 
 
 def check_started(lifecycle: Lifecycle) -> None:
@@ -116,7 +119,8 @@ def _facts(ready: Ready) -> dict[str, Any]:
 
 async def render_metrics(request: Request) -> Response:
     """The metrics in Prometheus' text format, or OpenMetrics where the client asks for it."""
-    content, content_type = await asyncio.to_thread(metrics.render, request.headers.get("accept", ""))
+    accept = request.headers.get("accept", "")
+    content, content_type = await asyncio.get_running_loop().run_in_executor(METRICS_THREAD, metrics.render, accept)
     return Response(content, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
 

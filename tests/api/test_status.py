@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Any
 
+import httpx2
 import pytest
 
 from server import metrics
 from server.protocol import Stats
-from tests.api.shell import client_of, shell
+from tests.api.scripted import happens_within
+from tests.api.shell import client_of, listening, shell
 
 UP, DOWN = 200, 503
 STATES = {
@@ -70,6 +74,26 @@ def test_info_names_the_models_and_the_limits_before_they_are_loaded():
     assert info["models"] == [{"name": "tiny", "state": "starting"}]
     assert info["limits"]["max_batch_inputs"] == 7
     assert info["version"]
+
+
+def test_metrics_are_served_while_every_thread_is_busy_with_a_long_text():
+    app = shell()
+    is_over = threading.Event()
+
+    async def work() -> None:
+        await asyncio.gather(*(asyncio.to_thread(is_over.wait, 30) for _ in range(40)))
+
+    app.add_api_route("/work", work)
+    with listening(app) as port:
+        url = f"http://127.0.0.1:{port}"
+        client = threading.Thread(target=httpx2.get, args=[url + "/work"], kwargs={"timeout": 40})
+        client.start()
+        try:
+            assert happens_within(5, lambda: app.state.lifecycle.num_active == 1)
+            assert httpx2.get(url + "/metrics", timeout=5).status_code == 200
+        finally:
+            is_over.set()
+            client.join()
 
 
 def test_metrics_are_served_to_get_and_head():
