@@ -20,7 +20,7 @@ from server.serving.admission import Admission
 from server.serving.encoder_client import ServedEncoder, rows
 from server.serving.record import RequestRecord
 from server.text.entities import Entity, Strategy, TaggedText, TokenRules, pipeline_entities, softmax
-from server.text.joined import joined_entities, types_of
+from server.text.joined import joined_entities, type_by_label
 from server.text.windows import merge_rows, num_windows, plan_windows
 
 OUTSIDE = "O"
@@ -57,7 +57,8 @@ class ServedTagger(ServedEncoder):
         self._capacity = ready.max_model_len - ready.tokenizer.num_special_tokens
         self._default_stride = self._capacity // 4
         self._max_tokens = max(config.max_queued_tokens, ready.max_model_len)
-        self._known_labels = {OUTSIDE, *ready.labels, *types_of(ready.labels)}
+        self._type_by_label = type_by_label(ready.labels)
+        self._known_labels = {OUTSIDE, *ready.labels, *self._type_by_label.values()}
         self._rules = self._token_rules()
 
     def describe(self) -> dict[str, Any]:
@@ -137,11 +138,14 @@ class ServedTagger(ServedEncoder):
         lead = document.content.start
         window_rows = [row[lead : lead + len(window)] for row, window in zip(logits, windows, strict=True)]
         tagged = self._tagged(document, softmax(merge_rows(windows, window_rows)))
+        ignored = options.ignore_labels
         if options.strategy == "joined":
             entities = joined_entities(tagged)
+            ignored = frozenset(self._type_by_label.get(label, label) for label in ignored)
         else:
             entities = pipeline_entities(tagged, options.strategy, self._rules)
-        return [entity for entity in entities if _is_wanted(entity, options)]
+        least = options.threshold or 0.0
+        return [entity for entity in entities if entity.label not in ignored and entity.score >= least]
 
     def _tagged(self, document: _Document, probabilities_TL: NDArray[np.float32]) -> TaggedText:
         encoding, kept = document.encoding, slice(document.content.start, document.content.stop)
@@ -164,7 +168,3 @@ class ServedTagger(ServedEncoder):
             unk_id=None if unk is None else backend.token_to_id(unk),
             marks_continuation=bool(model.get("continuing_subword_prefix")),
         )
-
-
-def _is_wanted(entity: Entity, options: TagOptions) -> bool:
-    return entity.label not in options.ignore_labels and entity.score >= (options.threshold or 0.0)

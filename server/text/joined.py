@@ -84,13 +84,13 @@ def joined_entities(tagged: TaggedText) -> list[Entity]:
     return [_entity(span, tagset.types[span.type_id], tagged.text) for span in spans]
 
 
-def types_of(labels: Sequence[str]) -> list[str]:
-    """The labels without their prefix, in the order of their first label.
+def type_by_label(labels: Sequence[str]) -> dict[str, str]:
+    """The labels without their prefix, which are what a joined entity is labelled with.
 
-    >>> types_of(["O", "B-PER", "I-PER"])
-    ['O', 'PER']
+    >>> type_by_label(["O", "B-PER", "I-PER"])
+    {'O': 'O', 'B-PER': 'PER', 'I-PER': 'PER'}
     """
-    return list(_tagset(labels).types)
+    return {label: type_ for label, (_, type_) in zip(labels, _prefixes_and_types(labels), strict=True)}
 
 
 def _entity(span: _Span, label: str, text: str) -> Entity:
@@ -171,8 +171,7 @@ def _is_apart(text: str, end: int, start: int, begins: bool) -> bool:
 
 
 def _tagset(labels: Sequence[str]) -> _Tagset:
-    prefixed = {label[2:] for label in labels if label.startswith(("B-", "I-"))}
-    parts = [_prefix_and_type(label, prefixed) for label in labels]
+    parts = _prefixes_and_types(labels)
     types = list(dict.fromkeys(type_ for _, type_ in parts))
     member_LK = np.zeros((len(labels), len(types)), dtype=np.float32)
     begins_LK = np.zeros_like(member_LK)
@@ -182,8 +181,12 @@ def _tagset(labels: Sequence[str]) -> _Tagset:
     return _Tagset(types, member_LK, begins_LK)
 
 
-def _prefix_and_type(label: str, prefixed: set[str]) -> tuple[str, str]:
+def _prefixes_and_types(labels: Sequence[str]) -> list[tuple[str, str]]:
     """BIO, BIOES and BILOU. Another letter and dash is a prefix only where the type is known by B- or I- too."""
-    if label[2:] in prefixed and label[:2] in ("B-", "I-", "E-", "L-", "S-", "U-"):
-        return label[0], label[2:]
-    return "I", label
+    prefixed = {label[2:] for label in labels if label.startswith(("B-", "I-"))}
+    return [
+        (label[0], label[2:])
+        if label[2:] in prefixed and label[:2] in ("B-", "I-", "E-", "L-", "S-", "U-")
+        else ("I", label)
+        for label in labels
+    ]

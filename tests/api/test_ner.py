@@ -147,7 +147,8 @@ def test_a_label_of_the_model_may_be_ignored_with_or_without_its_prefix() -> Non
     every = post(worker(), TEXTS[0])
     without = post(worker(), TEXTS[0], ignore_labels=["O", "PER"])
     assert without == [entity for entity in every if entity["entity_group"] != "PER"]
-    assert post(worker(), TEXTS[0], ignore_labels=list(TAGS)) is not None
+    assert post(worker(), TEXTS[0], ignore_labels=["O", "B-PER"]) == without
+    assert post(worker(), TEXTS[0], ignore_labels=list(TAGS)) == []
 
 
 @pytest.mark.parametrize("stride", [0, 1, 31, 61])
