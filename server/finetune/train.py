@@ -50,7 +50,10 @@ def finetune(options: Options) -> dict[str, Any]:
     _say(f"{num_trained:,} of {model.num_parameters():,} weights are trained")
 
     checkpoints = out / ".checkpoints"
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{out} cannot be made: {error.strerror}. Choose another --out.") from None
     try:
         metrics = _train(task, model, tokenizer, parts, options, checkpoints)
     finally:

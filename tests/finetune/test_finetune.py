@@ -195,6 +195,13 @@ def test_a_folder_that_holds_something_is_not_written_over(workshop, tmp_path):
         finetune("classify", "--model", workshop / "bert", "--data", workshop / "reviews.csv", "--out", tmp_path)
 
 
+def test_a_folder_that_cannot_be_made_is_named(workshop, tmp_path):
+    (tmp_path / "file").write_text("x")
+    out = tmp_path / "file" / "out"
+    with pytest.raises(ConfigurationError, match="cannot be made: Not a directory"):
+        finetune("classify", "--model", workshop / "bert", "--data", workshop / "reviews.csv", "--out", out)
+
+
 def test_without_accelerate_the_message_says_what_to_install(workshop, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'sluice-server\[finetune\]'"):
