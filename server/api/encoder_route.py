@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -34,3 +35,16 @@ async def run(
 def reply(value: Any) -> Response:
     """A JSON answer. FastAPI's own would check each of its numbers again."""
     return Response(msgspec.json.encode(value), media_type="application/json")
+
+
+async def reply_to_texts(inputs: str | list[str], results: Sequence[R], render: Callable[[R], Any]) -> Response:
+    """What one text got, or a list of that for a list of texts.
+
+    Rendered in a thread: an answer may hold a hundred thousand entities, or tens of thousands of candidates with texts.
+    """
+
+    def rendered() -> Response:
+        replies = [render(result) for result in results]
+        return reply(replies[0] if isinstance(inputs, str) else replies)
+
+    return await asyncio.to_thread(rendered)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter, Request, Response
 
 from server.api import encoder_route
@@ -26,13 +24,7 @@ async def fill_mask(body: FillMaskRequest, request: Request) -> Response:
     results = await encoder_route.run(
         request, served, texts, parameters, lambda record: served.fill(texts, options, record)
     )
-
-    def render() -> Response:
-        replies = [_masks(masks) for masks in results]
-        return encoder_route.reply(replies[0] if isinstance(body.inputs, str) else replies)
-
-    # Tens of thousands of candidates may have been asked for, each with its text.
-    return await asyncio.to_thread(render)
+    return await encoder_route.reply_to_texts(body.inputs, results, _masks)
 
 
 def _options(parameters: FillMaskParameters) -> FillOptions:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter, Request, Response
 
 from server.api import encoder_route
@@ -28,13 +26,7 @@ async def ner(body: NerRequest, request: Request) -> Response:
     results = await encoder_route.run(
         request, served, texts, parameters, lambda record: served.tag(texts, options, record)
     )
-
-    def render() -> Response:
-        replies = [[_entity(entity) for entity in entities] for entities in results]
-        return encoder_route.reply(replies[0] if isinstance(body.inputs, str) else replies)
-
-    # A document may have a hundred thousand entities.
-    return await asyncio.to_thread(render)
+    return await encoder_route.reply_to_texts(body.inputs, results, _entities)
 
 
 def _options(parameters: NerParameters) -> TagOptions:
@@ -44,6 +36,10 @@ def _options(parameters: NerParameters) -> TagOptions:
     if parameters.ignore_labels is not None:
         given["ignore_labels"] = frozenset(parameters.ignore_labels)
     return TagOptions(**given)
+
+
+def _entities(entities: list[Entity]) -> list[EntityReply]:
+    return [_entity(entity) for entity in entities]
 
 
 def _entity(entity: Entity) -> EntityReply:
