@@ -49,7 +49,6 @@ ENV PATH=/opt/sluice/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HF_HUB_OFFLINE=1 \
-    HF_HOME=/tmp/huggingface \
     SLUICE_HOST=0.0.0.0
 # A number, since Kubernetes' runAsNonRoot cannot check a name.
 USER 10001:10001
