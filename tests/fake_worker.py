@@ -80,7 +80,7 @@ class FakeEngine:
         if isinstance(command, Generate) and command.prompt_ids[0] == FAILS:
             self.replies.append(Failed(command.request_id, "numerical_error", "The output is not finite."))
             return
-        output_ids = list(command.output_ids) if isinstance(command, Generate) else []
+        output_ids = list(command.outputs[0].token_ids) if isinstance(command, Generate) and command.outputs else []
         if isinstance(command, Generate) and len(output_ids) >= command.params.max_new_tokens:
             self.replies.append(Tokens(command.request_id, [], "length"))
             return

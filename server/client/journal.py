@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from server.errors import SluiceError
-from server.protocol import Encode, FinishReason, Generate, Scores, Tokens
+from server.protocol import Encode, FinishReason, Generate, Output, Scores, Tokens
 
 SUSPICIOUS_DEATHS = 2
 """From so many deaths of the worker on, without a sign of life from the request in between, it is sent in trials."""
@@ -58,10 +58,9 @@ class Entry:
 
     def resumed(self) -> Generate | Encode:
         """The command as the next worker must get it."""
-        if isinstance(self.command, Encode):
+        if isinstance(self.command, Encode) or not self.output_ids:
             return msgspec.structs.replace(self.command, request_id=self.wire_id)
-        output_ids = self.command.output_ids + self.output_ids
-        return msgspec.structs.replace(self.command, request_id=self.wire_id, output_ids=output_ids)
+        return msgspec.structs.replace(self.command, request_id=self.wire_id, outputs=[Output(self.output_ids)])
 
     def append(self, tokens: Tokens) -> None:
         """Deliver what the worker computed."""

@@ -145,7 +145,7 @@ class DecoderEngine:
             block_size=self._runner.block_size,
             order=self._num_arrivals,
         )
-        if finish_reason := _already_finished(command, sequence):
+        if finish_reason := _already_finished(sequence):
             self._replies.append(Tokens(command.request_id, [], finish_reason))
         elif not self.scheduler.fits_alone(sequence):
             self._fail(
@@ -167,10 +167,11 @@ class DecoderEngine:
         if command.params.max_new_tokens < 1:
             return f"max_new_tokens is {command.params.max_new_tokens}: it must be at least 1."
         vocab_size = self._runner.vocab_size
-        for token_ids in (command.prompt_ids, command.output_ids):
+        outputs = [output.token_ids for output in command.outputs]
+        for token_ids in (command.prompt_ids, *outputs):
             if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
                 return f"A token id is outside the model's vocabulary of {vocab_size}."
-        num_tokens = len(command.prompt_ids) + len(command.output_ids)
+        num_tokens = len(command.prompt_ids) + max(map(len, outputs), default=0)
         if num_tokens > self._max_model_len or len(command.prompt_ids) >= self._max_model_len:
             return f"The request has {num_tokens} tokens and the model takes at most {self._max_model_len}."
         return None
@@ -191,8 +192,7 @@ def _row(share: Share) -> Row:
     )
 
 
-def _already_finished(command: Generate, sequence: Sequence) -> FinishReason | None:
+def _already_finished(sequence: Sequence) -> FinishReason | None:
     """Why a resumed request needs no further token, if so: its last token was sent, its end was not."""
-    if not command.output_ids:
-        return None
-    return sequence.stopping.finish_reason(command.output_ids[-1], sequence.num_tokens)
+    output_ids = sequence.output_ids
+    return sequence.stopping.finish_reason(output_ids[-1], sequence.num_tokens) if output_ids else None

@@ -26,8 +26,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from server.engine import logits_processors, reductions
+from server.engine import reductions
 from server.engine.batch_inputs import on_device
+from server.engine.processors import order as processors_order
 from server.engine.randomness import stream_keys, uniforms_at
 from server.engine.sequence import Sequence
 from server.protocol import SamplingParams
@@ -89,7 +90,7 @@ class Sampler:
         if any(processors):
             if logprob_rows and len(logprob_rows) == len(sequences):
                 raw_RV = raw_RV.clone()
-            logits_processors.apply(logits_SV, processors)
+            processors_order.apply(logits_SV, processors)
             top_S = top_S + logits_SV.amax(-1)
 
         # Token, whether it is settled, whether it is finite, its logprob: float64 holds all of them exactly.
@@ -206,7 +207,7 @@ class Controls:
         temperature_R, _, top_p_R, min_p_R, typical_p_R = packed.float()
         return cls(
             sequences=sequences,
-            stream_keys=stream_keys((p.seed for p in params), (p.sample_index for p in params)),
+            stream_keys=stream_keys((p.seed for p in params), (s.sample_index for s in sequences)),
             temperature_R=temperature_R,
             top_k_R=packed[1].long(),
             top_p_R=top_p_R,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from server.engine import logits_processors
 from server.engine.batch_inputs import IntArray
+from server.engine.processors import order as processors_order
+from server.engine.processors.base import Start
 from server.engine.stopping import Stopping
 from server.protocol import Generate
 
@@ -32,6 +33,7 @@ class Sequence:
         "params",
         "processors",
         "request_id",
+        "sample_index",
         "stopping",
         "token_ids",
     )
@@ -42,18 +44,24 @@ class Sequence:
         self.order = order
         """Place in the order of arrival."""
         self.num_prompt_tokens = len(command.prompt_ids)
-        self.num_tokens = self.num_prompt_tokens + len(command.output_ids)
+        output_ids = command.outputs[0].token_ids if command.outputs else []
+        self.num_tokens = self.num_prompt_tokens + len(output_ids)
         """Known tokens: prompt and output."""
         self.stopping = Stopping(command.params, self.num_prompt_tokens, max_model_len)
         capacity = max(self.stopping.max_tokens, self.num_tokens)
         self.token_ids: IntArray = np.zeros(capacity, dtype=np.int64)
         self.token_ids[: self.num_prompt_tokens] = command.prompt_ids
-        self.token_ids[self.num_prompt_tokens : self.num_tokens] = command.output_ids
-        self.processors = logits_processors.for_sequence(
-            command.params,
-            self.stopping.ending_ids,
-            self.token_ids[: self.num_prompt_tokens],
-            self.token_ids[self.num_prompt_tokens : self.num_tokens],
+        self.token_ids[self.num_prompt_tokens : self.num_tokens] = output_ids
+        self.sample_index = 0
+        """Which of the request's samples this is; part of the random number's key."""
+        self.processors = processors_order.for_sequence(
+            Start(
+                params=command.params,
+                prompt_ids=self.token_ids[: self.num_prompt_tokens],
+                output_ids=self.token_ids[self.num_prompt_tokens : self.num_tokens],
+                ending_ids=self.stopping.ending_ids,
+                max_tokens=self.stopping.max_tokens,
+            )
         )
         self.num_computed_tokens = 0
         self.block_table: IntArray = np.zeros(-(-capacity // block_size), dtype=np.int64)

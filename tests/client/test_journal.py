@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.client.journal import Entry, Journal
-from server.protocol import Encode, Generate, SamplingParams, Tokens
+from server.protocol import Encode, Generate, Output, SamplingParams, Tokens
 
 
 def add(journal: Journal, name: str) -> Entry:
@@ -93,9 +93,11 @@ def test_suspects_go_last_and_in_halves() -> None:
 
 def test_a_resumed_command_holds_what_was_delivered() -> None:
     journal = Journal()
-    entry = journal.add(Generate("r", [1, 2], SamplingParams(max_new_tokens=10), output_ids=[3]))
+    entry = journal.add(Generate("r", [1, 2], SamplingParams(max_new_tokens=10)))
     entry.append(Tokens(entry.wire_id, [4, 5]))
-    assert entry.resumed() == Generate(entry.wire_id, [1, 2], SamplingParams(max_new_tokens=10), output_ids=[3, 4, 5])
+    assert entry.resumed() == Generate(
+        entry.wire_id, [1, 2], SamplingParams(max_new_tokens=10), outputs=[Output([4, 5])]
+    )
     encode = journal.add(Encode("r", [1, 2], token_type_ids=[0, 1]))
     assert encode.resumed() == Encode(encode.wire_id, [1, 2], token_type_ids=[0, 1])
 

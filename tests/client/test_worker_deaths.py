@@ -15,7 +15,7 @@ from server.client import worker_client
 from server.client.connection import MAX_UNSENT_BYTES
 from server.client.worker_client import WorkerClient
 from server.errors import EngineRestarting, NumericalError, RequestQuarantined
-from server.protocol import Encode, Generate
+from server.protocol import Encode, Generate, Output
 from tests.fake_worker import FAILS, POISON, expected_tokens, scores_of
 from tests.supervised import collect, generate, kill_worker, run, supervised, until, worker_pids
 
@@ -189,7 +189,7 @@ def test_a_request_that_lacks_only_its_end_is_not_computed_on(tmp_path: Path) ->
     async def main() -> None:
         async with supervised(tmp_path) as (_, client):
             full = generate(1, num_tokens=4)
-            resumed = Generate("full", full.prompt_ids, full.params, output_ids=expected_tokens(full))
+            resumed = Generate("full", full.prompt_ids, full.params, outputs=[Output(expected_tokens(full))])
             assert await collect(client, resumed) == []
 
     run(main())

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.engine.engine import DecoderEngine
-from server.protocol import Failed, FinishReason, Generate, Reply, SamplingParams, Stats, Tokens
+from server.protocol import Failed, FinishReason, Generate, Output, Reply, SamplingParams, Stats, Tokens
 from tests.engine.fake_runner import FakeRunner
 
 
@@ -18,7 +18,7 @@ def make_engine(runner: FakeRunner | None = None, **limits: Any) -> DecoderEngin
 
 def generate(request_id: str, prompt_ids: list[int], output_ids: list[int] | None = None, **params: Any) -> Generate:
     params.setdefault("max_new_tokens", 8)
-    return Generate(request_id, prompt_ids, SamplingParams(**params), output_ids or [])
+    return Generate(request_id, prompt_ids, SamplingParams(**params), [Output(output_ids)] if output_ids else [])
 
 
 @dataclass

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from server.protocol import Generate
+from server.protocol import Generate, Output
 from tests.engine.driving import Outcome, generate, make_engine, run_alone, step
 from tests.engine.fake_runner import POISON, FakeRunner
 
@@ -94,7 +94,9 @@ class EngineMachine(RuleBasedStateMachine):
             outcome = self.outcomes.setdefault(request_id, Outcome())
             if not outcome.is_final:
                 outcome.num_cached_tokens = None
-                self.engine.add(Generate(request_id, command.prompt_ids, command.params, list(outcome.token_ids)))
+                self.engine.add(
+                    Generate(request_id, command.prompt_ids, command.params, [Output(list(outcome.token_ids))])
+                )
 
     @invariant()
     def is_consistent(self) -> None:
