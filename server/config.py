@@ -47,6 +47,8 @@ class ModelConfig:
     """Size of the KV cache; 0 takes a part of the memory that is free."""
     prefix_cache: bool = True
     """Keep full blocks for prompts that begin alike."""
+    deterministic: bool = False
+    """Log-probabilities are bitwise the same alone and in any batch, after a restart or a prefix hit; slower."""
 
     def __post_init__(self) -> None:
         _require(bool(self.name), "A model needs a name: --model NAME=PATH.")

@@ -3,6 +3,7 @@
 Dimension key
     T  new tokens in the step, every sequence's laid end to end
     B  sequences in the step
+    R  tokens of the step whose logits are wanted, row by row
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Row:
     """Tokens whose keys and values are in the cache already."""
     block_table: Sequence[int] | IntArray
     """Blocks that cover at least ``num_computed + len(token_ids)`` tokens. Valid for this step only."""
+    num_logits: int = 1
+    """Of how many of the new tokens, from the last one back, the logits are wanted. At least 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +46,8 @@ class BatchInputs:
     """int64"""
     slots_T: Tensor
     """int64: each new token's row in the cache, ``block * block_size + offset``."""
-    last_B: Tensor
-    """int64 indices into T: each row's last new token, whose logits are computed."""
+    wanted_R: Tensor
+    """int64 indices into T: the tokens whose logits are computed, each row's last ``num_logits``."""
 
 
 def slot_mapping(block_table: Sequence[int] | IntArray, start: int, stop: int, block_size: int) -> IntArray:
@@ -91,5 +94,12 @@ def build(rows: Sequence[Row], block_size: int, device: torch.device) -> BatchIn
         token_ids_T=token_ids_T,
         position_ids_T=position_ids_T,
         slots_T=slots_T,
-        last_B=on_device(np.cumsum(lengths, dtype=np.int64) - 1, device),
+        wanted_R=on_device(_wanted(rows, np.cumsum(lengths, dtype=np.int64)), device),
     )
+
+
+def _wanted(rows: Sequence[Row], stops: IntArray) -> IntArray:
+    """Indices of the last ``num_logits`` tokens of each row; ``stops`` are the rows' ends."""
+    if all(row.num_logits == 1 for row in rows):
+        return stops - 1
+    return np.concatenate([np.arange(stop - row.num_logits, stop) for row, stop in zip(rows, stops, strict=True)])

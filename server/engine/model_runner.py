@@ -1,6 +1,6 @@
 """The one interface between scheduling and the model: rows in, logits out.
 
-Dimension key: B rows of a step, V vocabulary size.
+Dimension key: R rows of logits of a step, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -37,15 +37,19 @@ class ModelRunner(ABC):
 
     @abstractmethod
     def forward(self, rows: Sequence[Row]) -> Tensor:
-        """Compute the rows' tokens, write their keys and values, return each row's float32 logits ``[B, V]``.
+        """Compute the rows' tokens, write their keys and values, return float32 logits ``[R, V]``.
 
-        They are those after its last token. If any of its new tokens gave keys or values that are not finite, they are
-        not finite either.
+        R counts ``num_logits`` rows for each of ``rows``, in order: those after its last tokens. If any of a row's new
+        tokens gave keys or values that are not finite, they are not finite either.
         """
 
     @abstractmethod
     def release(self, key: int) -> None:
         """The sequence ``key`` gave its blocks back: drop whatever else is held for it. Unknown keys are no error."""
+
+    @abstractmethod
+    def fork(self, parent_key: int, child_key: int) -> None:
+        """The sequence ``child_key`` begins with all that ``parent_key`` has computed; its blocks are shared."""
 
     @abstractmethod
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:

@@ -34,9 +34,8 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight_NK.shape
         self.bias = None if bias_N is None else bias_N.detach()
-        # In float32 a single row takes another kernel than a batch does, and its result would depend on batch mates.
-        self._pads_single_row = weight_NK.dtype == torch.float32
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK.detach().contiguous())
+        self._pads_single_row = self._single_row_differs(weight_NK.dtype)
         self.weight_bytes = weight_NK.numel() * weight_NK.itemsize
 
     @cached_property
@@ -53,6 +52,11 @@ class PackedLinear(nn.Module):
         if rows == 0:
             return x.new_zeros(*x.shape[:-1], self.out_features)
         return self._linear(x)
+
+    def _single_row_differs(self, dtype: torch.dtype) -> bool:
+        """Whether a row alone takes another kernel than in a batch: its result would depend on batch mates."""
+        x = torch.randn(2, self.in_features, generator=torch.Generator().manual_seed(0)).to(dtype)
+        return self.in_features > 0 and not torch.equal(self._linear(x)[:1], self._linear(x[:1].contiguous()))
 
     def _linear(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")

@@ -53,14 +53,20 @@ class FakeRunner(ModelRunner):
             # A key that comes back after its blocks were given up would find another sequence's state.
             assert row.key not in self.live or self.live[row.key] == row.num_computed
             self.live[row.key] = stop
-            logits.append(self.logits_of(self._prefix(row, stop)))
+            prefix = self._prefix(row, stop)
+            logits += [self.logits_of(prefix[: len(prefix) - i]) for i in reversed(range(row.num_logits))]
         return torch.stack(logits)
+
+    def fork(self, parent_key: int, child_key: int) -> None:
+        self.live[child_key] = self.live[parent_key]
 
     def release(self, key: int) -> None:
         del self.live[key]
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        raise AssertionError("nothing forks yet")
+        blocks = self.slots.reshape(self.num_blocks, self.block_size, 2)
+        sources, destinations = np.array(pairs).T
+        blocks[destinations] = blocks[sources]
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         for block in blocks:

@@ -16,7 +16,7 @@ from server.engine.engine import DecoderEngine
 from server.engine.executors import build_runner
 from server.engine.sequence import Sequence
 from server.models.packed_linear import pack_linears
-from server.protocol import Generate
+from server.protocol import Generate, Output
 from tests.engine.driving import Outcome, generate, run, step
 from tests.engine.test_sampler import expected_token
 from tests.tiny_models import tiny_decoder
@@ -104,7 +104,7 @@ def test_chunks_and_preemptions_change_no_token(module, expected):
 
 def test_a_request_resumed_in_a_fresh_engine_goes_on_with_the_references_tokens(module, expected):
     resumed = [
-        Generate(command.request_id, command.prompt_ids, command.params, expected[command.request_id][:5])
+        Generate(command.request_id, command.prompt_ids, command.params, [Output(expected[command.request_id][:5])])
         for command in commands()
     ]
     rest = tokens_of(run(engine_of(module), resumed))

@@ -76,9 +76,18 @@ class TorchNativeAttention(AttentionBackend):
     name = "torch"
 
     def __init__(
-        self, specs: Sequence[LayerSpec], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        specs: Sequence[LayerSpec],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        deterministic: bool = False,
     ) -> None:
+        """``deterministic`` attends every row by itself: no shape depends on another row."""
         self._specs = tuple(specs)
+        self._deterministic = deterministic
         self._cache = KvCache(specs, num_blocks, block_size, dtype, device)
         self._block_size = block_size
         self._dtype = dtype
@@ -189,10 +198,9 @@ class TorchNativeAttention(AttentionBackend):
         assert self._inputs is not None
         spans = _spans(self._inputs, spec.window, self._block_size)
         most_blocks = max(1, MAX_GATHER_BYTES // spec.block_bytes(self._block_size, self._dtype))
-        groups = [
-            self._decode_group(spec, chosen, len(spans))
-            for chosen in _group([span for span in spans if span.num_new == 1], most_blocks)
-        ]
+        single = [span for span in spans if span.num_new == 1]
+        decode_groups = [[span] for span in single] if self._deterministic else _group(single, most_blocks)
+        groups = [self._decode_group(spec, chosen, len(spans)) for chosen in decode_groups]
         groups += [self._prefill_group(spec, span) for span in spans if span.num_new > 1]
         return _Plan(write_rows=self._cache.write_rows(self._inputs.slots_T, spec.num_kv_heads), groups=groups)
 

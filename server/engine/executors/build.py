@@ -15,6 +15,7 @@ from server.engine import memory, selfcheck
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import Row
 from server.engine.executors.compat import CompatRunner
+from server.engine.executors.deterministic import DeterministicRunner, check_linears
 from server.engine.executors.generic import ATTENTION, GenericRunner, Unsupported, probe, set_attention
 from server.engine.kv_cache import LayerSpec
 from server.engine.model_runner import ModelRunner
@@ -61,6 +62,8 @@ def build_runner(
         ) from error
     if pack is not None:
         pack(module)
+    if config.deterministic:
+        return _deterministic(module, config, max_model_len, expected)
     if config.executor != "compat":
         try:
             return _generic(module, config, max_model_len, expected)
@@ -73,6 +76,24 @@ def build_runner(
             )
         log.warning("model %s runs in the compat executor: %s", config.name, reason)
     return _compat(module, config, max_model_len, expected, plain)
+
+
+def _deterministic(
+    module: PreTrainedModel, config: ModelConfig, max_model_len: int, expected: Reference
+) -> DeterministicRunner:
+    """Only over the generic executor, whose products and attention are known."""
+    try:
+        runner = _generic(module, config, max_model_len, expected)
+        problem = check_linears(module)
+    except Unsupported as error:
+        problem = str(error)
+    if problem or config.executor == "compat":
+        raise ConfigurationError(
+            f"Model {config.name} cannot be served deterministically: {problem or 'executor is compat'}. "
+            "Leave deterministic off, or executor on auto.",
+            exit_code=EXIT_MODEL,
+        )
+    return DeterministicRunner(runner)
 
 
 def _generic(module: PreTrainedModel, config: ModelConfig, max_model_len: int, expected: Reference) -> GenericRunner:
@@ -95,7 +116,9 @@ def _generic(module: PreTrainedModel, config: ModelConfig, max_model_len: int, e
 def _generic_runner(
     module: PreTrainedModel, config: ModelConfig, specs: list[LayerSpec], num_blocks: int, expected: Reference
 ) -> GenericRunner:
-    backend = TorchNativeAttention(specs, num_blocks, config.block_size, module.dtype, module.device)
+    backend = TorchNativeAttention(
+        specs, num_blocks, config.block_size, module.dtype, module.device, deterministic=config.deterministic
+    )
     return GenericRunner(
         module,
         specs,

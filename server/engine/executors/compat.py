@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -59,6 +60,10 @@ class CompatRunner(ModelRunner):
         self._caches.pop(key, None)
         self._lengths.pop(key, None)
 
+    def fork(self, parent_key: int, child_key: int) -> None:
+        self._caches[child_key] = copy.deepcopy(self._caches[parent_key])
+        self._lengths[child_key] = self._lengths[parent_key]
+
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:  # noqa: ARG002
         raise AssertionError("blocks of this executor are never shared")
 
@@ -66,24 +71,27 @@ class CompatRunner(ModelRunner):
         """Blocks hold nothing here; a sequence's cache goes with `release`."""
 
     def _advance(self, row: Row) -> Tensor:
-        """Compute one row's tokens; float32 logits ``[1, V]`` of the last."""
+        """Compute one row's tokens; float32 logits ``[num_logits, V]`` of the last ones."""
         if row.num_computed == 0:
             self._caches[row.key] = DynamicCache(config=self._module.config)
         assert row.num_computed == (self._lengths.get(row.key, 0) if row.num_computed else 0)
         ids = [int(token) for token in row.token_ids]
         self._lengths[row.key] = row.num_computed + len(ids)
         size = 1 if row.num_computed and self._resumes_token_by_token else len(ids)
-        for i in range(0, len(ids), size):
-            logits = self._compute(self._caches[row.key], ids[i : i + size], row.num_computed + i)
-        return logits
+        cache = self._caches[row.key]
+        parts = [
+            self._compute(cache, ids[i : i + size], row.num_computed + i, min(size, row.num_logits))
+            for i in range(0, len(ids), size)
+        ]
+        return torch.cat(parts)[-row.num_logits :]
 
-    def _compute(self, cache: DynamicCache, ids: list[int], start: int) -> Tensor:
+    def _compute(self, cache: DynamicCache, ids: list[int], start: int, num_logits: int) -> Tensor:
         stop = start + len(ids)
         inputs: dict[str, Any] = {
             "position_ids": torch.arange(start, stop, device=self.device)[None],
             "past_key_values": cache,
             "cache_params": cache,
-            "logits_to_keep": 1,
+            "logits_to_keep": num_logits,
         }
         if "cache_params" not in self._parameters:
             # Where positions come from attention biases, they are counted in the mask.
@@ -91,7 +99,7 @@ class CompatRunner(ModelRunner):
         known = {name: value for name, value in inputs.items() if name in self._parameters}
         ids_1T = torch.tensor([ids], device=self.device)
         logits: Tensor = self._module(input_ids=ids_1T, use_cache=True, **known).logits
-        return logits[:, -1].float()
+        return logits[0, -num_logits:].float()
 
 
 def _tensor_bytes(layer: Any) -> int:

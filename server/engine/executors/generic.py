@@ -154,17 +154,20 @@ class GenericRunner(ModelRunner):
         inputs = batch_inputs.build(rows, self.block_size, self.device)
         self._backend.begin(inputs)
         self._layer = 0
-        keep = {"logits_to_keep": inputs.last_B} if self._selects_rows else {}
+        keep = {"logits_to_keep": inputs.wanted_R} if self._selects_rows else {}
         with _answering(self._attend):
             output = self._module(
                 input_ids=inputs.token_ids_T[None], position_ids=inputs.position_ids_T[None], use_cache=False, **keep
             )
         assert self._layer == len(self._sinks), "the model's attention calls are not those of the probe"
         logits: Tensor = output.logits[0]
-        return (logits if self._selects_rows else logits[inputs.last_B]).float()
+        return (logits if self._selects_rows else logits[inputs.wanted_R]).float()
 
     def release(self, key: int) -> None:
         """Nothing is held outside blocks."""
+
+    def fork(self, parent_key: int, child_key: int) -> None:
+        """The child has its blocks."""
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         self._backend.copy_blocks(pairs)
