@@ -24,6 +24,7 @@ SluiceError                     500  internal_error
 |-- RequestQuarantined          500  request_quarantined
 |-- NumericalError              500  numerical_error
 |-- InsufficientMemory          500  insufficient_memory
+|-- OutputDiverged              500  output_diverged
 |-- ServerShutdown              503  server_shutdown
 `-- ConfigurationError               ends the process with ``exit_code``
 
@@ -253,6 +254,19 @@ class InsufficientMemory(SluiceError):
 
     code = "insufficient_memory"
     should_retry = False
+
+
+class OutputDiverged(SluiceError):
+    """A beam search that was begun anew after the worker's death did not find again what had been delivered of it."""
+
+    code = "output_diverged"
+    should_retry = True
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The model's process ended during the beam search, and begun anew the search took another way than the "
+            "tokens that were sent. What was sent cannot be taken back: send the request again."
+        )
 
 
 class ServerShutdown(SluiceError):

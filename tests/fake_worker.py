@@ -22,13 +22,30 @@ from typing import Any
 from server import framing
 from server.config import ModelConfig
 from server.errors import EXIT_MODEL, ConfigurationError
-from server.protocol import Encode, Failed, Generate, Ping, Ready, Reply, Scores, Stats, TokenizerFiles, Tokens
+from server.protocol import (
+    Encode,
+    Failed,
+    FinishReason,
+    Generate,
+    Ping,
+    Ready,
+    Reply,
+    SamplingParams,
+    Scores,
+    Stats,
+    TokenizerFiles,
+    Tokens,
+)
 from server.worker import process
 
 POISON = 666
 """A prompt that begins with it, and with a number n after it, kills the worker whenever its token n is computed."""
 FAILS = 667
 """A prompt that begins with it is answered Failed."""
+STRAYS = 668
+"""A prompt that begins with it has other tokens in each worker's life."""
+COMMIT = 3
+"""Beams send their tokens so many at a time."""
 VOCAB_SIZE = 50_000
 PREFILL_CHUNK = 8
 
@@ -38,11 +55,11 @@ def next_token(token_ids: Sequence[int], seed: int) -> int:
     return int.from_bytes(digest, "little") % VOCAB_SIZE
 
 
-def expected_tokens(command: Generate) -> list[int]:
-    """What a worker that nobody disturbs answers."""
+def expected_tokens(command: Generate, index: int = 0) -> list[int]:
+    """What a worker that nobody disturbs answers as output ``index``."""
     ids = list(command.prompt_ids)
-    for _ in range(command.params.max_new_tokens):
-        ids.append(next_token(ids, command.params.seed))
+    for _ in range(command.params.max_new_tokens - index):
+        ids.append(next_token(ids, command.params.seed + index))
     return ids[len(command.prompt_ids) :]
 
 
@@ -52,10 +69,26 @@ def scores_of(token_ids: Sequence[int]) -> bytes:
 
 @dataclass
 class Running:
+    """Output ``index`` ends ``index`` tokens before the first one."""
+
     command: Generate | Encode
-    output_ids: list[int] = field(default_factory=list)
+    outputs: list[list[int]] = field(default_factory=list)
+    num_sent: list[int] = field(default_factory=list)
     num_prefilled: int = 0
     started: bool = False
+
+    @property
+    def params(self) -> SamplingParams:
+        assert isinstance(self.command, Generate)
+        return self.command.params
+
+    def is_done(self, index: int) -> bool:
+        return len(self.outputs[index]) >= self.params.max_new_tokens - index
+
+    @property
+    def num_computed(self) -> int:
+        """Of the outputs that run, the fewest tokens."""
+        return min(len(ids) for i, ids in enumerate(self.outputs) if not self.is_done(i))
 
 
 class FakeEngine:
@@ -80,11 +113,22 @@ class FakeEngine:
         if isinstance(command, Generate) and command.prompt_ids[0] == FAILS:
             self.replies.append(Failed(command.request_id, "numerical_error", "The output is not finite."))
             return
-        output_ids = list(command.outputs[0].token_ids) if isinstance(command, Generate) and command.outputs else []
-        if isinstance(command, Generate) and len(output_ids) >= command.params.max_new_tokens:
-            self.replies.append(Tokens(command.request_id, [], "length"))
+        if isinstance(command, Encode):
+            self.requests[command.request_id] = Running(command)
             return
-        self.requests[command.request_id] = Running(command, output_ids)
+        assert command.params.num_beams == 1 or not command.outputs, "a beam search begins anew"
+        outputs = [list(o.token_ids) for o in command.outputs] or [
+            [] for _ in range(command.params.num_return_sequences)
+        ]
+        request = Running(command, outputs, [len(ids) for ids in outputs])
+        done = [request.is_done(i) for i in range(len(outputs))]
+        self.replies += [
+            Tokens(command.request_id, [], "length", index=i)
+            for i in range(len(outputs))
+            if done[i] and not (command.outputs and command.outputs[i].is_finished)
+        ]
+        if not all(done):
+            self.requests[command.request_id] = request
 
     def abort(self, request_id: str) -> None:
         self.requests.pop(request_id, None)
@@ -98,40 +142,54 @@ class FakeEngine:
         batch = list(self.requests.values())[: self.max_running]
         started = [request.command.request_id for request in batch if not request.started]
         for request in batch:
-            reply = self.advance(request)
-            if reply is not None:
-                replies.append(reply)
+            replies += self.advance(request)
         num_running = len(self.requests)
         return [*replies, Stats(num_running=num_running, batch_size=len(batch), started=started)]
 
-    def advance(self, request: Running) -> Reply | None:
+    def advance(self, request: Running) -> list[Reply]:
         request.started = True
         command = request.command
         if isinstance(command, Encode):
             self.fail_if("decode")
             del self.requests[command.request_id]
-            return Scores(command.request_id, (2,), scores_of(command.token_ids))
-        prefix = command.prompt_ids + request.output_ids
-        if request.num_prefilled + PREFILL_CHUNK < len(prefix) and not request.num_prefilled < 0:
+            return [Scores(command.request_id, (2,), scores_of(command.token_ids))]
+        num_tokens = len(command.prompt_ids) + request.num_computed
+        if request.num_prefilled + PREFILL_CHUNK < num_tokens and not request.num_prefilled < 0:
             self.fail_if("prefill")
             request.num_prefilled += PREFILL_CHUNK
-            return None
+            return []
         request.num_prefilled = -1
-        return self.decode(request, command, prefix)
+        return self.decode(request, command)
 
-    def decode(self, request: Running, command: Generate, prefix: list[int]) -> Tokens:
-        if len(request.output_ids) == 3:
+    def decode(self, request: Running, command: Generate) -> list[Reply]:
+        """One more token of every output that runs."""
+        num_computed = request.num_computed
+        if num_computed == 3:
             self.fail_if("decode")
-        if command.prompt_ids[0] == POISON and len(request.output_ids) >= command.prompt_ids[1]:
+        if command.prompt_ids[0] == POISON and num_computed >= command.prompt_ids[1]:
             os.kill(os.getpid(), signal.SIGKILL)
-        token_id = next_token(prefix, command.params.seed)
-        request.output_ids.append(token_id)
-        finished = len(request.output_ids) >= command.params.max_new_tokens
-        if finished:
+        running = [i for i in range(len(request.outputs)) if not request.is_done(i)]
+        for i in running:
+            request.outputs[i].append(self.token(command, request.outputs[i], i))
+        if all(request.is_done(i) for i in range(len(request.outputs))):
             self.fail_if("finish")
             self.finished_in_last_step = True
             del self.requests[command.request_id]
-        return Tokens(command.request_id, [token_id], finish_reason="length" if finished else None)
+        return [reply for i in running if (reply := self.reply(request, i)) is not None]
+
+    def token(self, command: Generate, output_ids: list[int], index: int) -> int:
+        strays = command.prompt_ids[0] == STRAYS and len(output_ids) > 1
+        return next_token(command.prompt_ids + output_ids, command.params.seed + index + strays * os.getpid())
+
+    def reply(self, request: Running, index: int) -> Tokens | None:
+        """What may be sent of an output: of a sample all, of a beam search three tokens at a time and the rest."""
+        token_ids, finished = request.outputs[index], request.is_done(index)
+        num_sent = request.num_sent[index]
+        if request.params.num_beams > 1 and not finished and len(token_ids) - num_sent < COMMIT:
+            return None
+        request.num_sent[index] = len(token_ids)
+        finish_reason: FinishReason | None = "length" if finished else None
+        return Tokens(request.command.request_id, token_ids[num_sent:], finish_reason, index=index)
 
     def fail_if(self, when: str) -> None:
         """The fault that is asked for at this point, ``times`` times in the lives of all workers together."""

@@ -60,7 +60,7 @@ async def collect(client: WorkerClient, command: Generate, seen: Callable[[Token
     token_ids: list[int] = []
     finished = False
     async with aclosing(client.stream(command)) as stream:
-        async for tokens in stream:
+        async for [tokens] in stream:
             assert not finished
             assert tokens.request_id == command.request_id
             token_ids += tokens.token_ids
@@ -69,6 +69,21 @@ async def collect(client: WorkerClient, command: Generate, seen: Callable[[Token
                 seen(tokens)
     assert finished
     return token_ids
+
+
+async def collect_outputs(client: WorkerClient, command: Generate) -> list[list[int]]:
+    """All tokens of each of a request's outputs; each has one finish reason, with its last tokens."""
+    outputs: list[list[int]] = [[] for _ in range(command.params.num_return_sequences)]
+    finished: set[int] = set()
+    async with aclosing(client.stream(command)) as stream:
+        async for messages in stream:
+            for tokens in messages:
+                assert tokens.index not in finished
+                outputs[tokens.index] += tokens.token_ids
+                if tokens.finish_reason is not None:
+                    finished.add(tokens.index)
+    assert finished == set(range(len(outputs)))
+    return outputs
 
 
 def worker_pids(folder: Path) -> list[int]:

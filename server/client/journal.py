@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from server.client.delivery import Delivery
 from server.errors import SluiceError
-from server.protocol import Encode, FinishReason, Generate, Output, Scores, Tokens
+from server.protocol import Encode, Generate, Scores, Tokens
 
 SUSPICIOUS_DEATHS = 2
 """From so many deaths of the worker on, without a sign of life from the request in between, it is sent in trials."""
@@ -27,15 +28,10 @@ class Entry:
     wire_id: str
     """Its id between front and worker, never used twice: clients may choose alike, and replies may come late."""
     command: Generate | Encode
-    output_ids: list[int] = field(default_factory=list)
-    """All new tokens so far. A token that is here has been delivered: its consumer takes them from this list."""
-    logprobs: list[float] = field(default_factory=list)
-    num_cached_tokens: int | None = None
-    finish_reason: FinishReason | None = None
+    outputs: list[Delivery] = field(init=False)
+    """One for each sequence that is answered; none for an encoder's request."""
     scores: Scores | None = None
     error: SluiceError | None = None
-    num_taken: int = 0
-    """Of ``output_ids``, those that the consumer has."""
     unread_since_s: float | None = None
     """Monotonic time of the oldest token that the consumer does not have."""
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -50,50 +46,71 @@ class Entry:
     on_start: Callable[[], None] | None = None
     """Called once, after the first step that computed any of it: the end of its time in the queue."""
 
+    def __post_init__(self) -> None:
+        params = self.command.params if isinstance(self.command, Generate) else None
+        self.outputs = [Delivery(index) for index in range(params.num_return_sequences if params else 0)]
+
     def mark_started(self) -> None:
         """A step has computed some of it."""
         if self.on_start is not None:
             self.on_start()
             self.on_start = None
 
+    @property
+    def begins_anew(self) -> bool:
+        """Whether the next worker gets it without what was delivered: live beams are not in the journal."""
+        return isinstance(self.command, Generate) and self.command.params.num_beams > 1
+
     def resumed(self) -> Generate | Encode:
         """The command as the next worker must get it."""
-        if isinstance(self.command, Encode) or not self.output_ids:
-            return msgspec.structs.replace(self.command, request_id=self.wire_id)
-        return msgspec.structs.replace(self.command, request_id=self.wire_id, outputs=[Output(self.output_ids)])
+        command = msgspec.structs.replace(self.command, request_id=self.wire_id)
+        if isinstance(command, Encode) or self.begins_anew or not any(output.has_begun for output in self.outputs):
+            return command
+        return msgspec.structs.replace(command, outputs=[output.resumed() for output in self.outputs])
+
+    def lose_worker(self) -> None:
+        """The worker that had it, if one did, is dead."""
+        self.sent = self.progressed = False
+        if self.begins_anew:
+            for output in self.outputs:
+                output.begin_anew()
 
     def append(self, tokens: Tokens) -> None:
-        """Deliver what the worker computed."""
-        self.output_ids += tokens.token_ids
-        self.logprobs += tokens.logprobs or []
-        if self.num_cached_tokens is None:
-            self.num_cached_tokens = tokens.num_cached_tokens
-        self.finish_reason = tokens.finish_reason
+        """Deliver what the worker computed. Raises `OutputDiverged`."""
+        self.outputs[tokens.index].append(tokens)
+        self._tell()
+
+    def abort(self) -> None:
+        """End every output that is not finished."""
+        for output in self.outputs:
+            output.abort()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.all_taken:
+            return
         if self.unread_since_s is None:
             self.unread_since_s = time.monotonic()
         self.news.set()
 
     @property
+    def is_finished(self) -> bool:
+        return all(output.finish_reason is not None for output in self.outputs)
+
+    @property
     def all_taken(self) -> bool:
-        return self.num_taken == len(self.output_ids)
+        return not any(output.has_news for output in self.outputs)
 
     def unread_s(self) -> float:
         """For how long the consumer has taken nothing of what is there."""
         return 0.0 if self.unread_since_s is None else time.monotonic() - self.unread_since_s
 
-    def take(self) -> Tokens:
-        """All that the consumer has not had yet, as one message."""
-        start, self.num_taken = self.num_taken, len(self.output_ids)
+    def take(self) -> list[Tokens]:
+        """All that the consumer has not had yet, as one message for each output that has news."""
         self.unread_since_s = None
         if self.error is None:
             self.news.clear()
-        return Tokens(
-            request_id=self.command.request_id,
-            token_ids=self.output_ids[start:],
-            finish_reason=self.finish_reason,
-            logprobs=self.logprobs[start:] if self.logprobs else None,
-            num_cached_tokens=self.num_cached_tokens if start == 0 else None,
-        )
+        return [output.take(self.command.request_id) for output in self.outputs if output.has_news]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +207,7 @@ class Journal:
         for entry in silent:
             entry.deaths += 1
         for entry in inside:
-            entry.sent = entry.progressed = False
+            entry.lose_worker()
         self._unsent = dict(self._entries)
         self._may_have_suspects = any(entry.deaths >= SUSPICIOUS_DEATHS for entry in self._entries.values())
         culprit = None

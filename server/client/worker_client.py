@@ -15,7 +15,14 @@ from server import metrics
 from server.client.connection import Connection
 from server.client.journal import Death, Entry, Journal
 from server.config import ModelConfig
-from server.errors import FAILURES, EngineRestarting, RequestQuarantined, ServerShutdown, SluiceError
+from server.errors import (
+    FAILURES,
+    EngineRestarting,
+    OutputDiverged,
+    RequestQuarantined,
+    ServerShutdown,
+    SluiceError,
+)
 from server.protocol import Abort, Encode, Failed, Generate, Load, Ping, Ready, Refused, Reply, Scores, Stats, Tokens
 
 MAX_WAIT_S = 60.0
@@ -76,11 +83,12 @@ class WorkerClient:
 
     async def stream(
         self, command: Generate, on_start: Callable[[], None] | None = None
-    ) -> AsyncGenerator[Tokens, None]:
-        """Tokens in order, each once, until the message with the finish reason.
+    ) -> AsyncGenerator[list[Tokens], None]:
+        """Tokens in order, each once, until every output has had its message with the finish reason.
 
-        A slow consumer gets several steps' tokens in one message. Closing the generator early aborts the request.
-        ``on_start`` is called once, when the first step has computed any of it.
+        What comes together has one message for each output. A slow consumer gets several steps' tokens in one.
+        Closing the generator early aborts the request. ``on_start`` is called once, when the first step has computed
+        any of it.
         """
         with self._running(command) as entry:
             entry.on_start = on_start
@@ -88,9 +96,8 @@ class WorkerClient:
                 await entry.news.wait()
                 if entry.error is not None and entry.all_taken:
                     raise entry.error
-                tokens = entry.take()
-                yield tokens
-                if tokens.finish_reason is not None:
+                yield entry.take()
+                if entry.is_finished and entry.all_taken:
                     return
 
     async def encode(self, command: Encode, on_start: Callable[[], None] | None = None) -> Scores:
@@ -213,24 +220,31 @@ class WorkerClient:
         if entry is None:
             return False
         match reply:
-            case Tokens(finish_reason=None):
-                entry.append(reply)
-                if entry.unread_s() > MAX_UNREAD_S:
-                    entry.finish_reason = "abort"
-                    self._forget(entry)
-                return self._journal.mark_alive(entry)
-            case Tokens() | Scores():
-                self._finish(entry, reply)
+            case Tokens():
+                return self._deliver_tokens(entry, reply)
+            case Scores():
+                entry.scores = reply
+                entry.news.set()
+                self._finish(entry)
             case Failed():
                 self._journal.remove(entry)
                 self._fail(entry, FAILURES.get(reply.code, SluiceError)(reply.message))
         return True
 
-    def _finish(self, entry: Entry, reply: Tokens | Scores) -> None:
+    def _deliver_tokens(self, entry: Entry, tokens: Tokens) -> bool:
+        try:
+            entry.append(tokens)
+        except OutputDiverged as error:
+            self._fail(entry, error)
+            return True
+        if entry.is_finished:
+            self._finish(entry)
+            return True
+        if entry.unread_s() > MAX_UNREAD_S:
+            entry.abort()
+            self._forget(entry)
+        return self._journal.mark_alive(entry)
+
+    def _finish(self, entry: Entry) -> None:
         self._journal.remove(entry)
         self.num_finished += 1
-        if isinstance(reply, Tokens):
-            entry.append(reply)
-        else:
-            entry.scores = reply
-            entry.news.set()

@@ -218,7 +218,7 @@ class ServedGenerator:
         command = Generate(request_id, prompt.ids, prompt.params)
         try:
             async with aclosing(self.worker.stream(command, on_start=record.note_start)) as replies:
-                async for reply in replies:
+                async for [reply] in replies:
                     if reply.token_ids:
                         last_s = self._observe(record, last_s, len(reply.token_ids))
                     tokens = generation.add(reply)

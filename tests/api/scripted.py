@@ -22,8 +22,8 @@ END_ID = TOKENIZER.backend.token_to_id(EOS)
 VOCAB_SIZE = TOKENIZER.backend.get_vocab_size()
 MAX_MODEL_LEN = 128
 
-Step = Tokens | Exception | float
-"""A reply, a failure, or a pause in seconds."""
+Step = Tokens | list[Tokens] | Exception | float
+"""A reply, several that come together, a failure, or a pause in seconds."""
 Script = Callable[[Generate], Iterator[Step]]
 
 
@@ -60,7 +60,7 @@ class ScriptedWorker:
     def num_running(self) -> int:
         return len(self.running)
 
-    async def stream(self, command: Generate, on_start: Callable[[], None]) -> AsyncGenerator[Tokens, None]:
+    async def stream(self, command: Generate, on_start: Callable[[], None]) -> AsyncGenerator[list[Tokens], None]:
         assert command.request_id not in self.running
         self.commands.append(command)
         self.running.add(command.request_id)
@@ -72,7 +72,7 @@ class ScriptedWorker:
                 if isinstance(step, float):
                     await asyncio.sleep(step)
                 else:
-                    yield step
+                    yield step if isinstance(step, list) else [step]
         finally:
             self.running.discard(command.request_id)
 

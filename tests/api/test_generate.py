@@ -75,7 +75,7 @@ def test_a_list_is_a_batch_whose_answers_come_in_its_order() -> None:
     client = client_of(echo)
     assert post(client, texts) == [{"generated_text": text} for text in texts]
     assert {command.params.seed for command in client.app.state.worker.commands} == {params_of(client).seed}
-    assert {command.params.sample_index for command in client.app.state.worker.commands} == {0}
+    assert {command.params.num_return_sequences for command in client.app.state.worker.commands} == {1}
 
 
 def test_a_stream_has_one_event_per_token_and_one_last_event() -> None:

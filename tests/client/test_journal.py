@@ -106,6 +106,6 @@ def test_messages_that_wait_for_their_consumer_are_joined_in_order() -> None:
     entry = add(Journal(), "r")
     entry.append(Tokens(entry.wire_id, [1], logprobs=[-0.1], num_cached_tokens=7))
     entry.append(Tokens(entry.wire_id, [2], logprobs=[-0.2]))
-    assert entry.take() == Tokens("r", [1, 2], logprobs=[-0.1, -0.2], num_cached_tokens=7)
+    assert entry.take() == [Tokens("r", [1, 2], logprobs=[-0.1, -0.2], num_cached_tokens=7)]
     entry.append(Tokens(entry.wire_id, [3], "length", logprobs=[-0.3], num_cached_tokens=9))
-    assert entry.take() == Tokens("r", [3], "length", logprobs=[-0.3])
+    assert entry.take() == [Tokens("r", [3], "length", logprobs=[-0.3])]

@@ -228,7 +228,7 @@ def test_the_end_of_a_request_s_time_in_the_queue_is_told_once_and_before_its_to
             async def events_of(i: int) -> list[str]:
                 events: list[str] = []
                 async with aclosing(client.stream(generate(i, num_tokens=5), lambda: events.append("start"))) as stream:
-                    async for tokens in stream:
+                    async for [tokens] in stream:
                         events += ["token"] * len(tokens.token_ids)
                 return events
 
@@ -268,9 +268,9 @@ def test_a_consumer_that_stops_reading_is_aborted(tmp_path: Path, monkeypatch: p
         async with supervised(tmp_path) as (_, client):
             messages: list[Any] = []
             async with aclosing(client.stream(generate(1, num_tokens=1_000_000))) as stream:
-                messages.append(await anext(stream))
+                messages += await anext(stream)
                 await until(lambda: client.num_running == 0)
-                messages += [tokens async for tokens in stream]
+                messages += [tokens async for [tokens] in stream]
             assert messages[-1].finish_reason == "abort"
             assert len(messages) == 2, "what a slow consumer missed comes in one message"
 

@@ -18,6 +18,7 @@ from server.protocol import (
     Generate,
     Load,
     MaskQuery,
+    Output,
     Ping,
     Pong,
     SamplingParams,
@@ -26,7 +27,7 @@ from server.protocol import (
 
 COMMANDS = [
     Load(ModelConfig(name="m", path="/p", threads=2)),
-    Generate("r", [1, 70_000], SamplingParams(max_new_tokens=3, seed=2**63 - 1, stop_token_ids=(4,)), [5]),
+    Generate("r", [1, 70_000], SamplingParams(max_new_tokens=3, seed=2**63 - 1, stop_token_ids=(4,)), [Output([5])]),
     Encode("e", [1, 2], mask=MaskQuery([1], 5, [7])),
     Abort("r"),
     Ping(),
