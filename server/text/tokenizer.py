@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
 import tokenizers
 
 from server.errors import InvalidParameter
 from server.protocol import TokenizerFiles
+from server.vocabulary import byte_level_bytes, decoder_types, fallback_bytes, special_ids
 
 
 class Tokenizer:
@@ -21,11 +20,9 @@ class Tokenizer:
         self.backend = tokenizers.Tokenizer.from_str(files.tokenizer_json)
         self.backend.no_padding()
         self.backend.no_truncation()
-        added = self.backend.get_added_tokens_decoder()
-        self.special_ids: frozenset[int] = frozenset(id_ for id_, token in added.items() if token.special)
-        self.decoder_types = _decoder_types(self.backend.decoder)
-        """Names of the steps that turn tokens into text, such as ``["Replace", "ByteFallback", "Fuse"]``."""
-        self.fallback_bytes = self._fallback_bytes()
+        self.special_ids = special_ids(self.backend)
+        self.decoder_types = decoder_types(self.backend)
+        self.fallback_bytes = fallback_bytes(self.backend)
         """Id and byte of each token that stands for a byte, where the tokenizer falls back to bytes."""
         self._bytes: dict[int, bytes] = {}
 
@@ -63,41 +60,3 @@ class Tokenizer:
             token = (self.backend.id_to_token(token_id) or "") if token_id not in self.special_ids else ""
             known = self._bytes[token_id] = byte_level_bytes(token)
         return known
-
-    def _fallback_bytes(self) -> dict[int, bytes]:
-        if "ByteFallback" not in self.decoder_types:
-            return {}
-        ids = {value: self.backend.token_to_id(f"<0x{value:02X}>") for value in range(256)}
-        return {id_: bytes([value]) for value, id_ in ids.items() if id_ is not None}
-
-
-def _decoder_types(decoder: Any) -> list[str]:
-    """Leaves of a decoder's tree, in order; none for a tokenizer without a decoder."""
-    if decoder is None:
-        return []
-    tree = json.loads(decoder.__getstate__())
-    return [step["type"] for step in tree.get("decoders", [tree])]
-
-
-def byte_level_bytes(token: str) -> bytes:
-    """The bytes that a byte-level token's characters stand for.
-
-    An added token is written as it is; one that has a character outside the byte alphabet stands for itself.
-
-    >>> byte_level_bytes("\u0120a"), byte_level_bytes("a b")
-    (b' a', b'a b')
-    """
-    try:
-        return bytes(BYTE_OF_CHARACTER[character] for character in token)
-    except KeyError:
-        return token.encode()
-
-
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's alphabet: a printable byte of Latin-1 is its own character, the others come from 256 on, in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [value for value in range(256) if value not in printable]
-    return {chr(value): value for value in printable} | {chr(256 + i): value for i, value in enumerate(others)}
-
-
-BYTE_OF_CHARACTER = _byte_of_character()
