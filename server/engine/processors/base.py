@@ -18,11 +18,18 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from server.engine.batch_inputs import IntArray
+from server.engine.batch_inputs import IntArray, on_device
 from server.protocol import SamplingParams
 from server.vocabulary import Vocabulary
+
+FloatArray = npt.NDArray[np.float64]
+
+HIGHEST_LOGIT = 1e15
+"""No rule lifts a logit above it, so that no bias or penalty makes one infinite, whatever the temperature."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,40 +85,40 @@ class LogitsProcessor(ABC):
         """
 
 
-class TokenCounts:
-    """How often each token was seen, as arrays that grow with the sequence."""
-
-    def __init__(self, token_ids: IntArray) -> None:
-        unique, counts = np.unique(token_ids, return_counts=True)
-        self._ids = unique.astype(np.int64)
-        self._counts = counts.astype(np.float32)
-        self._size = len(unique)
-        self._index = {token_id: i for i, token_id in enumerate(unique.tolist())}
-
-    @property
-    def ids(self) -> IntArray:
-        return self._ids[: self._size]
-
-    @property
-    def counts(self) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-        return self._counts[: self._size]
-
-    def add(self, token_id: int) -> None:
-        index = self._index.get(token_id)
-        if index is not None:
-            self._counts[index] += 1
-            return
-        if self._size == len(self._ids):
-            spare = max(16, self._size)
-            self._ids = np.concatenate([self._ids, np.zeros(spare, dtype=np.int64)])
-            self._counts = np.concatenate([self._counts, np.zeros(spare, dtype=np.float32)])
-        self._index[token_id] = self._size
-        self._ids[self._size] = token_id
-        self._counts[self._size] = 1
-        self._size += 1
-
-
 def flat_indices(rows: list[int], ids: Sequence[IntArray], vocab_size: int) -> IntArray:
-    """Indices into the flattened ``[S, V]`` logits of every row's token ids."""
+    """Indices into the flattened ``[S, V]`` logits of every row's token ids, which are all of the vocabulary."""
     starts = np.repeat(np.array(rows, dtype=np.int64) * vocab_size, [len(row_ids) for row_ids in ids])
     return np.concatenate(ids) + starts
+
+
+def add(logits_SV: Tensor, rows: list[int], ids: Sequence[IntArray], amounts: Sequence[FloatArray]) -> None:
+    """Add to the logits of each row's ``ids``, none of them twice. Minus infinity forbids; none becomes infinite."""
+    indices, is_known = _known_indices(rows, ids, logits_SV.shape[1])
+    bounded = np.minimum(np.concatenate(amounts)[is_known], HIGHEST_LOGIT)
+    with np.errstate(over="ignore"):  # what is below float32 is as good as forbidden
+        amount_N = on_device(bounded.astype(np.float32), logits_SV.device)
+    indices_N = on_device(indices, logits_SV.device)
+    flat = logits_SV.view(-1)
+    flat[indices_N] = (flat[indices_N] + amount_N).clamp_(max=HIGHEST_LOGIT)
+
+
+def forbid(logits_SV: Tensor, rows: list[int], ids: Sequence[IntArray]) -> None:
+    """Make it impossible to choose each row's ``ids``."""
+    indices, _ = _known_indices(rows, ids, logits_SV.shape[1])
+    logits_SV.view(-1)[on_device(indices, logits_SV.device)] = -torch.inf
+
+
+def allow_only(logits_SV: Tensor, rows: list[int], ids: Sequence[IntArray]) -> None:
+    """Make it impossible to choose any other than each row's ``ids``."""
+    indices, _ = _known_indices(rows, ids, logits_SV.shape[1])
+    indices_N = on_device(indices, logits_SV.device)
+    flat = logits_SV.view(-1)
+    kept_N = flat[indices_N]
+    logits_SV[rows] = -torch.inf
+    flat[indices_N] = kept_N
+
+
+def _known_indices(rows: list[int], ids: Sequence[IntArray], vocab_size: int) -> tuple[IntArray, npt.NDArray[np.bool]]:
+    """`flat_indices` of the ids that the vocabulary has, and which these are: a client may name any number."""
+    is_known = np.concatenate(ids) < vocab_size
+    return flat_indices(rows, ids, vocab_size)[is_known], is_known

@@ -1,4 +1,7 @@
-"""The processors in the one order in which they are applied, which is transformers'; their making and applying."""
+"""The processors in the one order in which they are applied, which is transformers'; their making and applying.
+
+What transformers does not have stands next to its nearest kin. The draw's rules come after all of these.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,49 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from server.engine.processors.base import LogitsProcessor, Start
-from server.engine.processors.lengths import MinNewTokens
-from server.engine.processors.penalties import OutputPenalty, RepetitionPenalty
+from server.engine.processors.biases import LogitBias, SequenceBias
+from server.engine.processors.lengths import ExponentialDecayLengthPenalty, MinNewTokens
+from server.engine.processors.ngrams import Dry, EncoderNoRepeatNGram, NoRepeatNGram
+from server.engine.processors.penalties import EncoderRepetitionPenalty, OutputPenalty, RepetitionPenalty
+from server.engine.processors.token_sets import (
+    AllowedTokens,
+    BeginSuppressTokens,
+    ForcedFirstToken,
+    ForcedLastToken,
+    SuppressTokens,
+)
 
-PROCESSORS: tuple[type[LogitsProcessor], ...] = (RepetitionPenalty, OutputPenalty, MinNewTokens)
+PROCESSORS: tuple[type[LogitsProcessor], ...] = (
+    SequenceBias,
+    LogitBias,
+    # Phrase penalties.
+    EncoderRepetitionPenalty,
+    RepetitionPenalty,
+    OutputPenalty,
+    Dry,
+    NoRepeatNGram,
+    EncoderNoRepeatNGram,
+    # Tokens that began a banned phrase.
+    MinNewTokens,
+    AllowedTokens,
+    ForcedFirstToken,
+    ForcedLastToken,
+    ExponentialDecayLengthPenalty,
+    SuppressTokens,
+    BeginSuppressTokens,
+    # The grammar.
+)
 
 
 def for_sequence(start: Start) -> tuple[LogitsProcessor, ...]:
     """The processors that a sequence asked for."""
     made = (rule.for_sequence(start) for rule in PROCESSORS)
     return tuple(processor for processor in made if processor is not None)
+
+
+def fork(processors: tuple[LogitsProcessor, ...]) -> tuple[LogitsProcessor, ...]:
+    """The processors of a copy of their sequence."""
+    return tuple(processor.fork() for processor in processors)
 
 
 def apply(logits_SV: Tensor, processors_S: Iterable[tuple[LogitsProcessor, ...]]) -> None:
