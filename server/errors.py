@@ -5,7 +5,13 @@ SluiceError                     500  internal_error
 |   |-- InvalidParameter        422  invalid_value (names the field)
 |   |-- UnknownParameter        422  unknown_parameter
 |   |-- ConflictingParameters   422  unsupported_value
+|   |   `-- WithoutEffect       422  unsupported_value
+|   |-- UnsupportedParameter    422  unsupported_value
 |   |-- PromptTooLong           422  context_length_exceeded
+|   |-- UnsupportedGrammar      422  unsupported_value
+|   |-- NoTokenLeft             422  no_token_left
+|   |-- SandboxFailure          422  unsupported_value
+|   |   `-- SandboxTimeout      422  unsupported_value
 |   `-- BatchTooLarge           413  batch_too_large
 |-- InvalidJson                 400  invalid_json
 |-- BodyTooLarge                413  body_too_large
@@ -98,6 +104,23 @@ class ConflictingParameters(InvalidRequest):
         super().__init__(f"{first} and {second} do not go together: {reason}.", param=first)
 
 
+class WithoutEffect(ConflictingParameters):
+    """A field that would be ignored as long as another is as it is."""
+
+    def __init__(self, name: str, other: str, reason: str) -> None:
+        super().__init__(name, other, reason)
+        self.message = f"{name} has no effect with {other} as it is: {reason}."
+
+
+class UnsupportedParameter(InvalidRequest):
+    """A field that peers know and this server cannot honour."""
+
+    code = "unsupported_value"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} is not supported here: {reason}.", param=name)
+
+
 class PromptTooLong(InvalidRequest):
     """More tokens than the model's context leaves room for."""
 
@@ -108,6 +131,34 @@ class PromptTooLong(InvalidRequest):
             f"The input has {num_tokens} tokens and this model takes at most {limit}. {advice}",
             param="inputs",
         )
+
+
+class SandboxFailure(InvalidRequest):
+    """What the client sent was refused by a function in the sandbox, or ended its process."""
+
+    code = "unsupported_value"
+
+
+class SandboxTimeout(SandboxFailure):
+    """What the client sent would take longer than it may."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(f"It takes longer than the limit of {limit_s:g} s. Send something smaller or simpler.")
+
+
+class UnsupportedGrammar(InvalidRequest):
+    """A grammar that cannot be compiled, costs too much, or that no output can follow."""
+
+    code = "unsupported_value"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="grammar")
+
+
+class NoTokenLeft(InvalidRequest):
+    """The rules of a request together forbid every token at some place of the output."""
+
+    code = "no_token_left"
 
 
 class BatchTooLarge(InvalidRequest):
@@ -292,6 +343,14 @@ EXIT_CRASH_LOOP = 5
 EXIT_INTERNAL = 70
 
 FAILURES: dict[str, type[SluiceError]] = {
-    error.code: error for error in (SluiceError, RequestQuarantined, NumericalError, InsufficientMemory)
+    error.code: error
+    for error in (
+        SluiceError,
+        RequestQuarantined,
+        NumericalError,
+        InsufficientMemory,
+        UnsupportedGrammar,
+        NoTokenLeft,
+    )
 }
 """What a worker's ``Failed.code`` becomes on the front's side."""

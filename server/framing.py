@@ -23,7 +23,7 @@ class FrameError(Exception):
     """The bytes are not frames of the expected messages: the connection cannot be used any more."""
 
 
-def encode(messages: Sequence[Command] | Sequence[Reply]) -> bytearray:
+def encode(messages: Sequence[msgspec.Struct]) -> bytearray:
     """One frame that holds ``messages``."""
     frame = bytearray(_LENGTH.size)
     _encoder.encode_into(messages, frame, _LENGTH.size)
