@@ -35,7 +35,6 @@ class PackedLinear(nn.Module):
         self.out_features, self.in_features = weight_NK.shape
         self.bias = None if bias_N is None else bias_N.detach()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK.detach().contiguous())
-        self._pads_single_row = self._single_row_differs(weight_NK.dtype)
         self.weight_bytes = weight_NK.numel() * weight_NK.itemsize
 
     @cached_property
@@ -46,17 +45,13 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // self.in_features
-        if rows == 1 and self._pads_single_row:
+        if rows == 1:
+            # A single row takes another kernel than a batch does, and its result would depend on batch mates.
             padded = x.reshape(1, -1).expand(2, -1).contiguous()
             return self._linear(padded)[:1].view(*x.shape[:-1], self.out_features)
         if rows == 0:
             return x.new_zeros(*x.shape[:-1], self.out_features)
         return self._linear(x)
-
-    def _single_row_differs(self, dtype: torch.dtype) -> bool:
-        """Whether a row alone takes another kernel than in a batch: its result would depend on batch mates."""
-        x = torch.randn(2, self.in_features, generator=torch.Generator().manual_seed(0)).to(dtype)
-        return self.in_features > 0 and not torch.equal(self._linear(x)[:1], self._linear(x[:1].contiguous()))
 
     def _linear(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")

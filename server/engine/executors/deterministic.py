@@ -2,8 +2,8 @@
 
 A matrix product may choose another order of summation for another number of rows, so what shares one depends on the
 row alone: rows with one new token go through the module in groups of at most `GROUP_ROWS`, for which the packed
-products give each row the same result (`check_linears` asks this machine), and a row with several new tokens goes
-alone. The attention back end attends every row by itself, and the scheduler cuts prompts at fixed places.
+products give each row the same result, and a row with several new tokens goes alone. The attention back end attends
+every row by itself, and the scheduler cuts prompts at fixed places. `unsteady` asks this machine whether it is so.
 
 Cost: one pass over the weights for each prompt chunk, and one for every `GROUP_ROWS` decode rows.
 """
@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
 
 from server.engine.batch_inputs import Row
 from server.engine.model_runner import ModelRunner
@@ -21,7 +23,12 @@ from server.engine.model_runner import ModelRunner
 GROUP_ROWS = 32
 """Up to so many rows oneDNN's products take one order of summation on every machine that was looked at."""
 
-PROBED_ROWS = (2, 3, 7, 16, 31)
+PROBED_ROWS = (1, 2, 3, 7, 16, 31)
+NUM_PROBES = 4
+
+ACTIVATION_MODULES = ("torch.nn.modules.activation", "transformers.activations")
+ACTIVATION_WIDTH = 80
+"""Not a whole number of vector registers, so that the last values of a tensor take the path for a rest."""
 
 
 class DeterministicRunner(ModelRunner):
@@ -54,6 +61,9 @@ class DeterministicRunner(ModelRunner):
     def fork(self, parent_key: int, child_key: int) -> None:
         self._runner.fork(parent_key, child_key)
 
+    def rewind(self, key: int, num_tokens: int) -> int:
+        return self._runner.rewind(key, num_tokens)
+
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         self._runner.copy_blocks(pairs)
 
@@ -68,26 +78,54 @@ def _passes(rows: Sequence[Row]) -> list[list[int]]:
     return groups + [[i] for i, row in enumerate(rows) if len(row.token_ids) > 1]
 
 
-@torch.inference_mode()
-def check_linears(module: nn.Module) -> str | None:
-    """Which linear of ``module`` gives a row another result among other rows, as the end of a sentence; else None.
+class SteadySiLU(nn.Module):
+    """SiLU with the same result for a value wherever it lies in a tensor.
 
-    Every distinct shape is tried once, with random input, at several numbers of rows up to `GROUP_ROWS`.
+    torch's own takes another exponential for the last values of a thread's part than for those before.
     """
-    seen: set[tuple[type, int, int]] = set()
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        return (wide / (1.0 + (-wide).exp())).to(x.dtype)
+
+
+def steady_activations(module: nn.Module) -> None:
+    """Replace the activations whose results depend on where a value lies."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) in (nn.SiLU, SiLUActivation):
+                setattr(parent, name, SteadySiLU())
+
+
+@torch.inference_mode()
+def unsteady(module: PreTrainedModel) -> str | None:
+    """Which part of ``module`` gives a row another result among other rows, as the end of a sentence; else None.
+
+    Every distinct linear and activation is tried with random rows, in several numbers of rows up to `GROUP_ROWS`.
+    """
+    seen = set()
+    for name, part in module.named_modules():
+        width = getattr(part, "in_features", ACTIVATION_WIDTH if _is_activation(part) else None)
+        kind = (type(part), width, getattr(part, "out_features", None))
+        if width is None or kind in seen:
+            continue
+        seen.add(kind)
+        if (num_rows := _differs(part, width, module)) is not None:
+            return f"its {name} gives a row another result among {num_rows} rows than among {GROUP_ROWS}"
+    return None
+
+
+def _is_activation(part: nn.Module) -> bool:
+    return type(part) is SteadySiLU or type(part).__module__ in ACTIVATION_MODULES
+
+
+def _differs(part: nn.Module, width: int, module: PreTrainedModel) -> int | None:
+    """A number of rows that changes the result of one of them."""
     generator = torch.Generator().manual_seed(0)
-    for name, linear in module.named_modules():
-        width = getattr(linear, "in_features", None)
-        if width is None:
-            continue
-        shape = (type(linear), width, linear.out_features)
-        if shape in seen:
-            continue
-        seen.add(shape)
-        parameter = next(module.parameters())
-        x = torch.randn(GROUP_ROWS, width, generator=generator).to(parameter.device, parameter.dtype)
-        expected = linear(x)
-        for num_rows in (1, *PROBED_ROWS):
-            if not torch.equal(linear(x[:num_rows].contiguous()), expected[:num_rows]):
-                return f"its linear {name} gives a row another result among {num_rows} rows than among {GROUP_ROWS}"
+    for _ in range(NUM_PROBES):
+        x = torch.randn(GROUP_ROWS, width, generator=generator).to(module.device, module.dtype)
+        expected = part(x)
+        for num_rows in PROBED_ROWS:
+            if not torch.equal(part(x[:num_rows].contiguous()), expected[:num_rows]):
+                return num_rows
     return None
