@@ -72,6 +72,10 @@ class LogitsProcessor(ABC):
     def accept(self, token_id: int) -> None:
         """The sequence's output grew by ``token_id``."""
 
+    def ends_with(self, token_id: int) -> bool:  # noqa: ARG002
+        """Whether `ends_sequence` would be true after the token; changes nothing. Beams ask before they choose."""
+        return False
+
     def fork(self) -> Self:
         """The same state for a copy of the sequence; afterwards neither changes the other."""
         return copy.deepcopy(self)

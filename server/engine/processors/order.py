@@ -11,6 +11,7 @@ from torch import Tensor
 
 from server.engine.processors.base import LogitsProcessor, Start
 from server.engine.processors.biases import LogitBias, SequenceBias
+from server.engine.processors.diversity import HammingDiversity
 from server.engine.processors.lengths import ExponentialDecayLengthPenalty, MinNewTokens
 from server.engine.processors.ngrams import Dry, EncoderNoRepeatNGram, NoRepeatNGram
 from server.engine.processors.penalties import EncoderRepetitionPenalty, OutputPenalty, RepetitionPenalty
@@ -26,6 +27,7 @@ PROCESSORS: tuple[type[LogitsProcessor], ...] = (
     SequenceBias,
     LogitBias,
     # Phrase penalties.
+    HammingDiversity,
     EncoderRepetitionPenalty,
     RepetitionPenalty,
     OutputPenalty,
