@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from server.engine.batch_inputs import IntArray, on_device
+from server.engine.grammar import Grammar
 from server.protocol import SamplingParams
 from server.vocabulary import Vocabulary
 
@@ -49,6 +50,8 @@ class Start:
     """Ranges of the prompt that penalties do not count."""
     banned_at: dict[int, set[int]] = field(default_factory=dict)
     """Tokens that may not be chosen after so many new tokens, for a banned phrase began with them."""
+    grammar: Grammar | None = None
+    """``params.grammar``, compiled."""
 
     @property
     def token_ids(self) -> IntArray:
@@ -62,6 +65,8 @@ class LogitsProcessor(ABC):
     """Whether it will change nothing any more."""
     ends_sequence = False
     """Whether the rule allows no further token: the sequence ends as by an end token. Asked after `accept`."""
+    problem: str | None = None
+    """Where the rule leaves no token: why, as a sentence for the client. Asked after `apply`."""
 
     @classmethod
     @abstractmethod
