@@ -12,6 +12,7 @@ from torch import Tensor
 from server.engine.processors.base import LogitsProcessor, Start
 from server.engine.processors.biases import LogitBias, SequenceBias
 from server.engine.processors.diversity import HammingDiversity
+from server.engine.processors.grammar import GrammarMask
 from server.engine.processors.lengths import ExponentialDecayLengthPenalty, MinNewTokens
 from server.engine.processors.ngrams import Dry, EncoderNoRepeatNGram, NoRepeatNGram
 from server.engine.processors.penalties import EncoderRepetitionPenalty, OutputPenalty, RepetitionPenalty
@@ -42,7 +43,7 @@ PROCESSORS: tuple[type[LogitsProcessor], ...] = (
     ExponentialDecayLengthPenalty,
     SuppressTokens,
     BeginSuppressTokens,
-    # The grammar.
+    GrammarMask,
 )
 
 
