@@ -60,7 +60,7 @@ class RecordedRunner(ModelRunner):
         inputs = batch_inputs.build(rows, self.block_size, self.device)
         start, start_cpu = perf_counter(), process_time()
         self._num_steps += 1
-        num_rows = len(inputs.last_B)
+        num_rows = len(inputs.wanted_R)
         # The engine may change the logits: the store stays as it is.
         logits = self._logits[:num_rows].copy_(self._store[self._num_steps % len(self._store), :num_rows])
         self.excluded_s = perf_counter() - start
@@ -68,6 +68,9 @@ class RecordedRunner(ModelRunner):
         return logits
 
     def release(self, key: int) -> None:
+        pass
+
+    def fork(self, parent_key: int, child_key: int) -> None:
         pass
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:

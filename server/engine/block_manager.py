@@ -4,9 +4,8 @@ A block is free, held (reference count above 0) or *cached*: held by nobody, sti
 for new use from the least recently used end when no free block is left. A hash covers a block's tokens and all before
 them, from the sequence's ``cache_seed`` on. It is published only after the block's last token has been computed.
 
-A sequence that forks (beams, several samples) will raise the reference counts of its parent's blocks and
-copy a shared block, through `ModelRunner.copy_blocks`, when it is about to write into it. Until then only full,
-computed blocks are shared, and those are never written again.
+A fork holds its parent's blocks: the reference counts rise and nothing is copied. Who is about to write into a block
+that others hold gets a copy of it first; the pairs are collected for the step and copied before it is computed.
 """
 
 from __future__ import annotations
@@ -37,6 +36,8 @@ class BlockManager:
         self._free = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
         """Blocks of reference count 0 that have a hash, least recently used first."""
+        self._copies: dict[int, int] = {}
+        """Blocks to be filled before the next forward pass, and the blocks whose content they get."""
 
     @property
     def num_available(self) -> int:
@@ -71,12 +72,50 @@ class BlockManager:
         return True
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Make the table cover ``num_tokens``. False, and nothing changed, if there are not enough blocks."""
+        """Make the table cover ``num_tokens``, and what comes after the computed ones the sequence's own to write.
+
+        False, and nothing changed, if there are not enough blocks.
+        """
         num_blocks = self.blocks_for(num_tokens)
-        if num_blocks - sequence.num_blocks > self.num_available:
+        # Only the block of the next token can be one that is shared: forks and rewinds leave none after it.
+        next_block = sequence.num_computed_tokens // self.block_size
+        block = int(sequence.block_table[next_block]) if next_block < sequence.num_blocks else None
+        is_shared = block is not None and self._ref_counts[block] > 1
+        if num_blocks - sequence.num_blocks + is_shared > self.num_available:
             return False
+        if block is not None:
+            if is_shared:
+                sequence.block_table[next_block] = self._copy(block)
+            else:
+                self._forget(block)
         self._extend(sequence, num_blocks)
         return True
+
+    def take_copies(self) -> list[tuple[int, int]]:
+        """``(source, destination)`` pairs to be copied, all at once, before anything is written."""
+        copies = [(source, destination) for destination, source in self._copies.items()]
+        self._copies.clear()
+        return copies
+
+    def fork(self, parent: Sequence, child: Sequence, num_tokens: int) -> None:
+        """``child``, which holds nothing, goes on from the first ``num_tokens`` that ``parent`` has computed."""
+        num_blocks = self.blocks_for(num_tokens)
+        child.block_table[:num_blocks] = parent.block_table[:num_blocks]
+        for block in parent.block_table[:num_blocks].tolist():
+            self._ref_counts[block] += 1
+        child.num_blocks = num_blocks
+        child.num_published_blocks = min(parent.num_published_blocks, num_tokens // self.block_size)
+        child.num_computed_tokens = num_tokens
+
+    def rewind(self, sequence: Sequence, num_tokens: int) -> None:
+        """Count only the first ``num_tokens`` as computed, after the sequence went back to fewer tokens."""
+        del sequence.block_hashes[sequence.num_tokens // self.block_size :]
+        num_blocks = self.blocks_for(num_tokens)
+        for block in sequence.block_table[num_blocks : sequence.num_blocks][::-1].tolist():
+            self._give_back(block)
+        sequence.num_blocks = min(num_blocks, sequence.num_blocks)
+        sequence.num_computed_tokens = min(num_tokens, sequence.num_computed_tokens)
+        sequence.num_published_blocks = min(sequence.num_published_blocks, num_tokens // self.block_size)
 
     def publish(self, sequence: Sequence) -> None:
         """Let full blocks whose tokens are computed by now serve other sequences."""
@@ -96,12 +135,7 @@ class BlockManager:
         """Take all blocks back. Those with a hash stay addressable until they are needed."""
         # From the end: the beginning of a prompt is what others share, so it is evicted last.
         for block in sequence.block_table[: sequence.num_blocks][::-1].tolist():
-            self._ref_counts[block] -= 1
-            if self._ref_counts[block] == 0:
-                if self._hashes[block] is None:
-                    self._free.append(block)
-                else:
-                    self._cached[block] = None
+            self._give_back(block)
         sequence.num_blocks = sequence.num_published_blocks = sequence.num_computed_tokens = 0
 
     def discard(self, sequence: Sequence) -> list[int]:
@@ -115,20 +149,26 @@ class BlockManager:
     def check(self, sequences: Iterable[Sequence]) -> None:
         """Raise unless counts, tables and hashes agree; ``sequences`` are all that hold blocks. For tests."""
         counts = [0] * self.num_blocks
-        unfinished: set[int] = set()
+        contents: dict[int, bytes] = {}
         for sequence in sequences:
             table = sequence.block_table[: sequence.num_blocks].tolist()
             _require(len(set(table)) == len(table), f"{sequence.request_id} holds a block twice")
+            _require(
+                sequence.num_published_blocks * self.block_size <= sequence.num_computed_tokens,
+                f"{sequence.request_id} published a block too early",
+            )
             _require(
                 sequence.num_computed_tokens <= sequence.num_blocks * self.block_size,
                 f"{sequence.request_id} has computed tokens outside its blocks",
             )
             for i, block in enumerate(table):
                 counts[block] += 1
-                if (i + 1) * self.block_size > sequence.num_computed_tokens:
-                    unfinished.add(block)
-        _require(all(counts[block] == 1 for block in unfinished), "a block that is still written is shared")
-        _require(all(self._hashes[block] is None for block in unfinished), "a block was published too early")
+                stop = min(sequence.num_computed_tokens, (i + 1) * self.block_size)
+                shorter, longer = sorted((contents.get(block, b""), sequence.token_ids[:stop].tobytes()), key=len)
+                _require(longer.startswith(shorter), "a block is shared by sequences with different tokens")
+                contents[block] = longer
+                if self._hashes[block] is not None and i < sequence.num_published_blocks:
+                    _require(self._hashes[block] == sequence.block_hashes[i], "a block has another block's hash")
         _require(counts == self._ref_counts, "reference counts differ from the block tables")
         idle = [block for block, count in enumerate(counts) if count == 0]
         _require(sorted([*self._free, *self._cached]) == idle, "free and cached blocks are not the idle ones")
@@ -139,7 +179,7 @@ class BlockManager:
 
     def _find(self, sequence: Sequence) -> list[int]:
         """Computed blocks that hold the sequence's beginning."""
-        if not self.prefix_cache:
+        if not self.prefix_cache or not sequence.reuses_prefix:
             return []
         # The last known token is recomputed even when all of it is cached: its logits choose the next token.
         num_full = (sequence.num_tokens - 1) // self.block_size
@@ -170,7 +210,24 @@ class BlockManager:
             block, _ = self._cached.popitem(last=False)
             self._forget(block)
         self._ref_counts[block] = 1
+        # Its last owner may have asked for a copy and been preempted in the same step.
+        self._copies.pop(block, None)
         return block
+
+    def _copy(self, block: int) -> int:
+        """A block of one's own with the content of a shared one."""
+        copy = self._take()
+        self._copies[copy] = block
+        self._ref_counts[block] -= 1
+        return copy
+
+    def _give_back(self, block: int) -> None:
+        self._ref_counts[block] -= 1
+        if self._ref_counts[block] == 0:
+            if self._hashes[block] is None:
+                self._free.append(block)
+            else:
+                self._cached[block] = None
 
     def _forget(self, block: int) -> None:
         digest = self._hashes[block]

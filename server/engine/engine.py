@@ -1,7 +1,7 @@
 """The decoder engine: commands in, one step at a time, replies out. Token ids only; knows neither text nor sockets.
 
-One step: the scheduler chooses the work, the runner computes it, the sampler chooses tokens, the rules of `stopping`
-end sequences. Beams will be ranked where `_choose` samples, an adapter's id will travel in `Row`.
+One step: the scheduler chooses the work, the runner computes it, the chooser picks tokens, the rules of `stopping`
+end sequences, banned phrases send them back.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from time import perf_counter
 
 import torch
 
+from server.engine import checks, replies
 from server.engine.batch_inputs import Row
 from server.engine.block_manager import BlockManager
+from server.engine.choosing import Choices, Chooser, num_logits
 from server.engine.model_runner import ModelRunner
-from server.engine.sampler import Sampler
 from server.engine.scheduler import Batch, Scheduler, Share
 from server.engine.sequence import Sequence
+from server.engine.sequence_group import SequenceGroup
 from server.errors import InsufficientMemory, NumericalError, SluiceError
-from server.protocol import Encode, Failed, FinishReason, Generate, Reply, Stats, Tokens
+from server.protocol import Encode, Failed, FinishReason, Generate, Reply, Stats
+from server.vocabulary import Vocabulary
 
 
 def default_max_batch_tokens(device: torch.device, max_running: int) -> int:
@@ -29,17 +32,23 @@ class DecoderEngine:
     """Continuous batching of sequences over one `ModelRunner`."""
 
     def __init__(
-        self, runner: ModelRunner, *, max_model_len: int, max_batch_tokens: int, max_running: int, prefix_cache: bool
+        self,
+        runner: ModelRunner,
+        *,
+        max_model_len: int,
+        max_batch_tokens: int,
+        max_running: int,
+        prefix_cache: bool,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         self._runner = runner
         self._max_model_len = max_model_len
+        self._vocabulary = vocabulary
         self.blocks = BlockManager(
             runner.num_blocks, runner.block_size, prefix_cache=prefix_cache and runner.can_reuse_blocks
         )
-        self.scheduler = Scheduler(
-            self.blocks, max_batch_tokens=max_batch_tokens, max_running=max_running, release=runner.release
-        )
-        self._sampler = Sampler()
+        self.scheduler = Scheduler(self.blocks, runner, max_batch_tokens=max_batch_tokens, max_running=max_running)
+        self._chooser = Chooser(self.scheduler)
         self._replies: list[Reply] = []
         """Answers that need no step, sent with the next one."""
         self._num_arrivals = 0
@@ -49,9 +58,11 @@ class DecoderEngine:
         return bool(self._replies or self.scheduler.num_running or self.scheduler.num_waiting)
 
     def add(self, command: Generate | Encode) -> None:
-        """Queue a sequence. What cannot be served is answered `Failed` in the next step."""
+        """Queue a request. What cannot be served is answered `Failed` in the next step."""
         if not isinstance(command, Generate):
             self._fail(command.request_id, SluiceError.code, "This model generates text and does not encode it.")
+        elif command.request_id in self.scheduler:
+            self._fail(command.request_id, SluiceError.code, "A request with this id is running already.")
         elif problem := self._problem(command):
             self._fail(command.request_id, SluiceError.code, problem)
         else:
@@ -66,11 +77,11 @@ class DecoderEngine:
     def step(self) -> list[Reply]:
         """Compute one batch. The last reply is `Stats`."""
         start = perf_counter()
-        replies, self._replies = self._replies, []
+        answers, self._replies = self._replies, []
         batch = self.scheduler.schedule()
         num_prompt_tokens = sum(share.num_prompt_tokens for share in batch.shares)
-        forward_s = self._compute(batch, replies) if batch.shares else 0.0
-        replies.append(
+        forward_s = self._compute(batch, answers) if batch.shares else 0.0
+        answers.append(
             Stats(
                 num_running=self.scheduler.num_running,
                 num_waiting=self.scheduler.num_waiting,
@@ -78,110 +89,128 @@ class DecoderEngine:
                 batch_size=len(batch.shares),
                 batch_tokens=sum(share.num_new_tokens for share in batch.shares),
                 prompt_tokens=num_prompt_tokens,
-                prefix_hit_tokens=sum(sequence.num_cached_tokens or 0 for sequence in batch.started),
-                prefix_query_tokens=sum(sequence.num_prompt_tokens for sequence in batch.started),
+                prefix_hit_tokens=sum(group.num_cached_tokens or 0 for group in batch.started),
+                prefix_query_tokens=sum(group.num_prompt_tokens for group in batch.started),
                 num_preemptions=batch.num_preemptions,
                 step_s=perf_counter() - start,
                 forward_s=forward_s,
-                started=[sequence.request_id for sequence in batch.started],
+                started=[group.request_id for group in batch.started],
             )
         )
-        return replies
+        return answers
 
     def check(self) -> None:
         """Raise if an invariant of blocks or queues fails. For tests."""
         self.scheduler.check()
 
-    def _compute(self, batch: Batch, replies: list[Reply]) -> float:
+    def _compute(self, batch: Batch, answers: list[Reply]) -> float:
         """Run the batch, choose tokens and answer. Returns the seconds of the forward pass."""
         rows = [_row(share) for share in batch.shares]
         start = perf_counter()
-        logits_BV = self._runner.forward(rows)
+        if copies := self.blocks.take_copies():
+            self._runner.copy_blocks(copies)
+        logits_RV = self._runner.forward(rows)
         forward_s = perf_counter() - start
         self.scheduler.computed(batch)
-        sequences = [share.sequence for share in batch.shares]
-        # Also where the prompt goes on, and the token means nothing: what is not finite must be known before others
-        # can find it in the cache.
-        sampled = self._sampler.sample(logits_BV, sequences)
-        for sequence, is_finite in zip(sequences, sampled.is_finite, strict=True):
-            if not is_finite:
-                self._discard(sequence, replies)
+        choices = self._chooser.choose(logits_RV, batch)
+        for group in choices.failed:
+            self._discard(group, answers)
         # Only now: what a failed sequence computed must not become a prefix of others.
-        for sequence in sequences:
-            self.blocks.publish(sequence)
-        for i, sequence in enumerate(sequences):
-            if sampled.is_finite[i] and sequence.num_new_tokens == 0:
-                logprobs = [sampled.logprobs[i]] if sequence.params.logprobs else None
-                replies.append(self._accept(sequence, sampled.token_ids[i], logprobs))
+        for share in batch.shares:
+            self.blocks.publish(share.sequence)
+        self._accept(choices, answers)
         return forward_s
 
-    def _accept(self, sequence: Sequence, token_id: int, logprobs: list[float] | None) -> Tokens:
-        """Take a chosen token; end the sequence if it ends here."""
-        sequence.append(token_id)
-        finish_reason = sequence.stopping.finish_reason(token_id, sequence.num_tokens)
-        if finish_reason is not None:
-            self.scheduler.finish(sequence)
-        num_cached_tokens = None if sequence.has_replied else sequence.num_cached_tokens
-        sequence.has_replied = True
-        return Tokens(
-            request_id=sequence.request_id,
-            token_ids=[token_id],
-            finish_reason=finish_reason,
-            logprobs=logprobs,
-            num_cached_tokens=num_cached_tokens,
-        )
+    def _accept(self, choices: Choices, answers: list[Reply]) -> None:
+        """Take the chosen tokens, end the sequences that end here, and tell what is new."""
+        sampled = choices.sampled
+        if sampled is None:
+            return
+        for i, sequence in enumerate(choices.sequences):
+            group, params = choices.groups[i], sequence.params
+            if sequence.num_new_tokens or not sampled.is_finite[i]:
+                continue
+            sequence.append(sampled.token_ids[i])
+            if params.logprobs or params.top_n_tokens:
+                sequence.logprobs.append(sampled.logprobs[i])
+            if params.top_n_tokens:
+                sequence.top_logprobs.append(sampled.top_logprobs[i])
+            finish_reason = self._watch(sequence) if sequence.watch is not None else sequence.finish_reason
+            if finish_reason is not None:
+                self.scheduler.end(group, sequence)
+            if (reply := replies.of_sequence(group, sequence, finish_reason)) is not None:
+                answers.append(reply)
 
-    def _discard(self, sequence: Sequence, replies: list[Reply]) -> None:
-        """End a sequence whose logits are not finite, with everything it left in the cache."""
-        if blocks := self.scheduler.discard(sequence):
+    def _watch(self, sequence: Sequence) -> FinishReason | None:
+        """Go back to before a banned phrase if the last token completed one. Why the sequence ends, if it does."""
+        assert sequence.watch is not None
+        sequence.rewinds_before.append(sequence.num_rewinds)
+        last = sequence.num_tokens - 1
+        place = sequence.watch.push(int(sequence.token_ids[last]))
+        if place is None:
+            return sequence.finish_reason
+        banned = sequence.banned_at.setdefault(place, set())
+        banned.add(int(sequence.token_ids[sequence.num_prompt_tokens + place]))
+        sequence.num_rewinds += 1
+        sequence.truncate(place)
+        if sequence.num_rewinds > sequence.params.max_rewinds:
+            return "banned_phrase"
+        self.scheduler.rewind(sequence)
+        return None
+
+    def _discard(self, group: SequenceGroup, answers: list[Reply]) -> None:
+        """End a request whose logits are not finite, with everything it left in the cache."""
+        if blocks := self.scheduler.discard(group):
             self._runner.clear_blocks(blocks)
         message = "The model's output for this request was not finite. Other requests are not affected."
-        replies.append(Failed(sequence.request_id, NumericalError.code, message))
+        answers.append(Failed(group.request_id, NumericalError.code, message))
 
     def _queue(self, command: Generate) -> None:
-        sequence = Sequence(
+        group = SequenceGroup(
             command,
             max_model_len=self._max_model_len,
             block_size=self._runner.block_size,
             order=self._num_arrivals,
+            vocabulary=self._vocabulary,
         )
-        if finish_reason := _already_finished(sequence):
-            self._replies.append(Tokens(command.request_id, [], finish_reason))
-        elif not self.scheduler.fits_alone(sequence):
-            self._fail(
-                command.request_id,
-                InsufficientMemory.code,
-                f"The request may grow to {sequence.stopping.max_tokens} tokens and the cache holds "
-                f"{self.blocks.num_blocks * self.blocks.block_size}. Ask for fewer tokens.",
+        if group.num_rows > self.scheduler.max_running:
+            message = f"The request needs {group.num_rows} rows and a step has at most {self.scheduler.max_running}."
+            self._fail(command.request_id, InsufficientMemory.code, message)
+        elif not self.scheduler.fits_alone(group):
+            message = (
+                f"The request may grow to {group.sequences[0].stopping.max_tokens} tokens and the cache holds "
+                f"{self.blocks.num_blocks * self.blocks.block_size}. Ask for fewer tokens."
             )
+            self._fail(command.request_id, InsufficientMemory.code, message)
         else:
+            self._begin(group)
+
+    def _begin(self, group: SequenceGroup) -> None:
+        """Queue the outputs that need further tokens: of a resumed one, the end may be all that is left."""
+        for sequence in list(group.sequences):
+            if finish_reason := sequence.finish_reason:
+                group.remove(sequence)
+                reply = replies.of_sequence(group, sequence, finish_reason)
+                assert reply is not None
+                self._replies.append(reply)
+        if group.sequences:
             self._num_arrivals += 1
-            self.scheduler.add(sequence)
+            self.scheduler.add(group)
 
     def _problem(self, command: Generate) -> str | None:
-        """What makes a command impossible, as a sentence. The front has checked: this is the second line."""
-        if command.request_id in self.scheduler:
-            return "A request with this id is running already."
-        if not command.prompt_ids:
-            return "The prompt has no tokens."
-        if command.params.max_new_tokens < 1:
-            return f"max_new_tokens is {command.params.max_new_tokens}: it must be at least 1."
-        vocab_size = self._runner.vocab_size
-        outputs = [output.token_ids for output in command.outputs]
-        for token_ids in (command.prompt_ids, *outputs):
-            if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
-                return f"A token id is outside the model's vocabulary of {vocab_size}."
-        num_tokens = len(command.prompt_ids) + max(map(len, outputs), default=0)
-        if num_tokens > self._max_model_len or len(command.prompt_ids) >= self._max_model_len:
-            return f"The request has {num_tokens} tokens and the model takes at most {self._max_model_len}."
-        return None
+        return checks.problem(
+            command,
+            vocab_size=self._runner.vocab_size,
+            max_model_len=self._max_model_len,
+            has_vocabulary=self._vocabulary is not None,
+        )
 
     def _fail(self, request_id: str, code: str, message: str) -> None:
         self._replies.append(Failed(request_id, code, message))
 
 
 def _row(share: Share) -> Row:
-    sequence, num_new_tokens = share
+    sequence, num_new_tokens, _ = share
     assert sequence.key is not None
     start = sequence.num_computed_tokens
     return Row(
@@ -189,10 +218,5 @@ def _row(share: Share) -> Row:
         token_ids=sequence.token_ids[start : start + num_new_tokens],
         num_computed=start,
         block_table=sequence.block_table[: sequence.num_blocks],
+        num_logits=num_logits(share),
     )
-
-
-def _already_finished(sequence: Sequence) -> FinishReason | None:
-    """Why a resumed request needs no further token, if so: its last token was sent, its end was not."""
-    output_ids = sequence.output_ids
-    return sequence.stopping.finish_reason(output_ids[-1], sequence.num_tokens) if output_ids else None

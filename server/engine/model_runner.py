@@ -51,6 +51,10 @@ class ModelRunner(ABC):
     def fork(self, parent_key: int, child_key: int) -> None:
         """The sequence ``child_key`` begins with all that ``parent_key`` has computed; its blocks are shared."""
 
+    def rewind(self, key: int, num_tokens: int) -> int:  # noqa: ARG002
+        """Forget what the sequence ``key`` computed after its first ``num_tokens``. Returns how many are left."""
+        return num_tokens
+
     @abstractmethod
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, ``(source, destination)``, in every layer: copy-on-write of a shared block."""

@@ -1,30 +1,40 @@
-"""Which sequences compute how many tokens in a step. Knows no tensors and no tokens' meaning.
+"""Which rows compute how many tokens in a step. Knows no tensors and no tokens' meaning.
 
-There are no phases: every sequence has known tokens and wants those computed that are not. A step spends its token
-budget first on sequences that lack one token, then on longer remainders in chunks, then on waiting sequences, each in
-the order of arrival. A sequence gets the blocks of all its known tokens when it is admitted, so that only growth by a
-chosen token can find the cache full; then the newest running sequence gives its blocks back and waits, with its
-tokens kept, at the head of the queue. The oldest always runs on, and each fits alone, so there is no livelock.
+There are no phases: every row has known tokens and wants those computed that are not. A step spends its token
+budget first on rows that lack one token, then on longer remainders in chunks, then on waiting groups, each in
+the order of arrival. A group's first row gets the blocks of all its known tokens when it is admitted, so that only
+growth by a chosen token, and forks, can find the cache full; then the newest running group gives its blocks back and
+waits, with its tokens kept, at the head of the queue. The oldest always runs on, and each fits alone, so there is no
+livelock.
 
-A beam group will be admitted, preempted and finished as one entry of these queues.
+A group is admitted, preempted and finished as one entry of these queues.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from server.engine.block_manager import BlockManager
 from server.engine.sequence import Sequence
+from server.engine.sequence_group import SequenceGroup
+
+
+class RowStates(Protocol):
+    """What is held for a row outside blocks: the part of `ModelRunner` that follows the scheduler."""
+
+    def release(self, key: int) -> None: ...
+    def fork(self, parent_key: int, child_key: int) -> None: ...
+    def rewind(self, key: int, num_tokens: int) -> int: ...
 
 
 class Share(NamedTuple):
-    """A sequence's part of a step."""
+    """A row's part of a step."""
 
     sequence: Sequence
     num_new_tokens: int
+    group: SequenceGroup
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -38,23 +48,22 @@ class Batch:
     """One step's decision."""
 
     shares: list[Share] = field(default_factory=list)
-    started: list[Sequence] = field(default_factory=list)
-    """Sequences admitted for the first time."""
+    started: list[SequenceGroup] = field(default_factory=list)
+    """Groups admitted for the first time."""
     num_preemptions: int = 0
 
 
 class Scheduler:
-    """The only one who moves sequences between waiting, running and finished."""
+    """The only one who moves groups between waiting, running and finished, and who makes their rows."""
 
-    def __init__(
-        self, blocks: BlockManager, *, max_batch_tokens: int, max_running: int, release: Callable[[int], None]
-    ) -> None:
+    def __init__(self, blocks: BlockManager, states: RowStates, *, max_batch_tokens: int, max_running: int) -> None:
         self.blocks = blocks
         self.max_batch_tokens = max_batch_tokens
         self.max_running = max_running
-        self._release = release
-        self._waiting: OrderedDict[str, Sequence] = OrderedDict()
-        self._running: OrderedDict[str, Sequence] = OrderedDict()
+        """Most rows."""
+        self._states = states
+        self._waiting: OrderedDict[str, SequenceGroup] = OrderedDict()
+        self._running: OrderedDict[str, SequenceGroup] = OrderedDict()
         self._next_key = 0
 
     @property
@@ -68,99 +77,222 @@ class Scheduler:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._running or request_id in self._waiting
 
-    def fits_alone(self, sequence: Sequence) -> bool:
-        """Whether the empty cache could hold the sequence's longest output; the last token is never computed."""
-        return self.blocks.blocks_for(sequence.stopping.max_tokens - 1) <= self.blocks.num_blocks
+    def fits_alone(self, group: SequenceGroup) -> bool:
+        """Whether the empty cache could hold the group's longest outputs; their last tokens are never computed."""
+        num_blocks = 0
+        for leader in group.leaders:
+            num_shared = (leader.num_prompt_tokens - 1) // self.blocks.block_size
+            num_own = self.blocks.blocks_for(leader.stopping.max_tokens - 1) - num_shared
+            num_blocks += num_shared + num_own * (group.num_rows // len(group.leaders))
+        return num_blocks <= self.blocks.num_blocks
 
-    def add(self, sequence: Sequence) -> None:
-        self._waiting[sequence.request_id] = sequence
+    def add(self, group: SequenceGroup) -> None:
+        self._waiting[group.request_id] = group
 
     def abort(self, request_id: str) -> None:
-        """Forget a sequence; an unknown id is no error."""
+        """Forget a group; an unknown id is no error."""
         if self._waiting.pop(request_id, None) is None and request_id in self._running:
             self.finish(self._running[request_id])
 
-    def finish(self, sequence: Sequence) -> None:
-        """A running sequence gives its blocks back and is forgotten."""
-        self._leave(sequence)
-        self.blocks.free(sequence)
+    def finish(self, group: SequenceGroup) -> None:
+        """A running group gives its blocks back and is forgotten."""
+        del self._running[group.request_id]
+        for row in group.rows:
+            self._give_back(row)
+        group.leave()
 
-    def discard(self, sequence: Sequence) -> list[int]:
-        """Finish a sequence whose cache content is bad. Returns the blocks that nobody holds any more."""
-        self._leave(sequence)
-        return self.blocks.discard(sequence)
+    def discard(self, group: SequenceGroup) -> list[int]:
+        """Finish a group whose cache content is bad. Returns the blocks that nobody holds any more."""
+        blocks = [block for row in group.rows for block in self.blocks.discard(row)]
+        self.finish(group)
+        return blocks
+
+    def end(self, group: SequenceGroup, sequence: Sequence) -> None:
+        """One output of a running group is complete; with its last the group is finished."""
+        if len(group.sequences) == 1:
+            self.finish(group)
+            return
+        for row in group.remove(sequence):
+            self._give_back(row)
+
+    def reproduce(self, group: SequenceGroup, parents: list[int]) -> list[Sequence]:
+        """New sequences of a running group, each continuing ``group.sequences[parent]``.
+
+        Used twice, a parent is forked; used by nobody, it gives its blocks back.
+        """
+        children: list[Sequence] = []
+        used: set[int] = set()
+        for parent in parents:
+            sequence = group.sequences[parent]
+            children.append(sequence if parent not in used else self._forked(sequence))
+            used.add(parent)
+        for i, sequence in enumerate(group.sequences):
+            if i not in used:
+                for row in sequence.rows:
+                    self._give_back(row)
+        group.sequences = children
+        group.spread()
+        return children
+
+    def rewind(self, sequence: Sequence) -> None:
+        """The sequence went back to fewer tokens, the last of which is computed again: it chooses the next."""
+        for row in sequence.rows:
+            assert row.key is not None
+            self.blocks.rewind(row, self._states.rewind(row.key, row.num_tokens - 1))
 
     def schedule(self) -> Batch:
         """Choose the next step's work and give it blocks."""
         batch = Batch()
         budget = self._schedule_growth(batch)
-        for sequence in self._running.values():
-            if budget > 0 and sequence.num_new_tokens > 1:
-                budget -= self._share(batch, sequence, budget)
+        for group in self._running.values():
+            if budget == 0:
+                break
+            budget -= self._share(batch, group, budget, least=2)
         if batch.num_preemptions == 0:
             self._admit(batch, budget)
         return batch
 
     def computed(self, batch: Batch) -> None:
         """The batch's tokens are in the cache."""
-        for sequence, num_new_tokens in batch.shares:
+        for sequence, num_new_tokens, _ in batch.shares:
             sequence.num_computed_tokens += num_new_tokens
 
     def check(self) -> None:
         """Raise if an invariant fails. For tests."""
-        self.blocks.check(self._running.values())
-        orders = [sequence.order for queue in (self._running, self._waiting) for sequence in queue.values()]
+        running, waiting = self._running.values(), self._waiting.values()
+        self.blocks.check([row for group in running for row in group.rows])
+        orders = [group.order for queue in (running, waiting) for group in queue]
         if orders != sorted(orders):
             raise AssertionError("a later arrival stands before an earlier one")
-        if any(sequence.num_blocks or sequence.key is not None for sequence in self._waiting.values()):
+        if any(row.num_blocks or row.key is not None for group in waiting for row in group.all_rows):
             raise AssertionError("a waiting sequence holds blocks")
-        if any(sequence.key is None for sequence in self._running.values()):
-            raise AssertionError("a running sequence has no key")
+        if any(row.key is None for group in running for row in group.rows):
+            raise AssertionError("a running row has no key")
+        if any(group.trunk is None and group.rows != group.all_rows for group in running):
+            raise AssertionError("a row of a running group was forgotten")
+        if sum(group.num_rows for group in running) > self.max_running:
+            raise AssertionError("more rows than may run")
 
     def _schedule_growth(self, batch: Batch) -> int:
-        """Sequences that lack one token. Returns the budget left."""
+        """Rows that lack one token. Returns the budget left."""
         budget = self.max_batch_tokens
-        for sequence in list(self._running.values()):
-            # A victim of this very loop is no longer running.
-            if sequence.key is None or sequence.num_new_tokens != 1 or budget == 0:
+        for group in list(self._running.values()):
+            # A victim of this very loop holds nothing any more.
+            if budget == 0 or not group.rows:
                 continue
-            while not self.blocks.grow(sequence, sequence.num_tokens):
+            if group.trunk is not None:
+                if any(group.num_due_tokens(row) > 0 for row in group.rows):
+                    continue
+                self._spread(group)
+            if not self._make_room(group, batch):
+                continue
+            lacking = [row for row in group.rows if row.num_new_tokens == 1]
+            if group.is_joint and not len(lacking) == len(group.rows) <= budget:
+                continue
+            for row in lacking[:budget]:
+                batch.shares.append(Share(row, 1, group))
+            budget -= min(len(lacking), budget)
+        return budget
+
+    def _make_room(self, group: SequenceGroup, batch: Batch) -> bool:
+        """Give each row the blocks of its known tokens. False if the group was preempted for want of them."""
+        for row in group.rows:
+            while not self.blocks.grow(row, row.num_tokens):
                 victim = next(reversed(self._running.values()))
                 self._preempt(victim)
                 batch.num_preemptions += 1
-                if victim is sequence:
-                    break
-            else:
-                budget -= self._share(batch, sequence, budget)
-        return budget
+                if victim is group:
+                    return False
+        return True
+
+    def _share(self, batch: Batch, group: SequenceGroup, budget: int, *, least: int) -> int:
+        """Let the rows that lack ``least`` tokens or more compute what the budget allows. Returns what it took."""
+        if group.trunk is not None:
+            least = 1
+        due = [(row, group.num_due_tokens(row)) for row in group.rows]
+        due = [(row, num_tokens) for row, num_tokens in due if num_tokens >= least]
+        if group.is_joint and group.trunk is None and due:
+            due = [(row, row.num_new_tokens) for row in group.rows]
+            if sum(num_tokens for _, num_tokens in due) > budget:
+                due = [(row, num_tokens - 1) for row, num_tokens in due if num_tokens > 1]
+        left = budget
+        for row, num_tokens in due:
+            if left > 0:
+                batch.shares.append(Share(row, min(num_tokens, left), group))
+                left -= min(num_tokens, left)
+        return budget - left
 
     def _admit(self, batch: Batch, budget: int) -> None:
         while budget > 0 and self._waiting and len(self._running) < self.max_running:
-            sequence = next(iter(self._waiting.values()))
-            # One spare block for each that runs, or the newcomer would soon be preempted for their growth.
-            if not self.blocks.admit(sequence, num_spare=len(self._running)):
+            group = next(iter(self._waiting.values()))
+            num_rows = sum(running.num_rows for running in self._running.values())
+            if num_rows + group.num_rows > self.max_running or not self._place(group):
                 return
-            del self._waiting[sequence.request_id]
-            self._running[sequence.request_id] = sequence
-            sequence.key = self._next_key
-            self._next_key += 1
-            if sequence.num_cached_tokens is None:
-                sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
-                batch.started.append(sequence)
-            budget -= self._share(batch, sequence, budget)
+            del self._waiting[group.request_id]
+            self._running[group.request_id] = group
+            if group.num_cached_tokens is None:
+                group.num_cached_tokens = min(group.sequences[0].num_computed_tokens, group.num_prompt_tokens)
+                batch.started.append(group)
+            budget -= self._share(batch, group, budget, least=1)
 
-    def _share(self, batch: Batch, sequence: Sequence, budget: int) -> int:
-        num_new_tokens = min(sequence.num_new_tokens, budget)
-        batch.shares.append(Share(sequence, num_new_tokens))
-        return num_new_tokens
+    def _place(self, group: SequenceGroup) -> bool:
+        """Give the group's leaders blocks. False, and nothing changed, if there are not enough."""
+        group.begin()
+        # A spare block for each row that runs, and those of rows to come, or someone would soon be preempted for them.
+        num_spare = sum(other.num_rows + self._num_later_blocks(other) for other in self._running.values())
+        num_spare += self._num_later_blocks(group) or group.num_rows - len(group.rows)
+        for row in group.rows:
+            if not self.blocks.admit(row, num_spare=num_spare):
+                for leader in group.rows:
+                    self.blocks.free(leader)
+                group.leave()
+                return False
+        for row in group.rows:
+            row.key = self._new_key()
+        return True
 
-    def _preempt(self, sequence: Sequence) -> None:
-        self.finish(sequence)
-        self._waiting[sequence.request_id] = sequence
-        self._waiting.move_to_end(sequence.request_id, last=False)
+    def _num_later_blocks(self, group: SequenceGroup) -> int:
+        """Blocks that the group's rows will take when they fork from the trunk."""
+        if group.trunk is None:
+            return 0
+        leaders = set(map(id, group.rows))
+        return sum(
+            self.blocks.blocks_for(row.num_tokens) - group.trunk_of(row) // self.blocks.block_size
+            for row in group.all_rows
+            if id(row) not in leaders
+        )
 
-    def _leave(self, sequence: Sequence) -> None:
-        del self._running[sequence.request_id]
-        if sequence.key is not None:
-            self._release(sequence.key)
-        sequence.key = None
+    def _spread(self, group: SequenceGroup) -> None:
+        """The trunk is computed: the group's other rows go on from it."""
+        for sequence in group.sequences[1:]:
+            for leader, row in zip(group.leaders, sequence.rows, strict=True):
+                self._fork(leader, row, group.trunk_of(row))
+        group.spread()
+
+    def _forked(self, sequence: Sequence) -> Sequence:
+        child = sequence.fork()
+        for parent_row, row in zip(sequence.rows, child.rows, strict=True):
+            self._fork(parent_row, row, parent_row.num_computed_tokens)
+        return child
+
+    def _fork(self, parent: Sequence, child: Sequence, num_tokens: int) -> None:
+        self.blocks.fork(parent, child, num_tokens)
+        child.key = self._new_key()
+        if num_tokens:
+            assert parent.key is not None
+            self._states.fork(parent.key, child.key)
+
+    def _preempt(self, group: SequenceGroup) -> None:
+        self.finish(group)
+        self._waiting[group.request_id] = group
+        self._waiting.move_to_end(group.request_id, last=False)
+
+    def _give_back(self, row: Sequence) -> None:
+        if row.key is not None:
+            self._states.release(row.key)
+        row.key = None
+        self.blocks.free(row)
+
+    def _new_key(self) -> int:
+        self._next_key += 1
+        return self._next_key - 1

@@ -1,68 +1,105 @@
-"""The engine's state of one request: tokens so far, blocks, counts. Decides nothing."""
+"""The engine's state of one row: tokens so far, blocks, counts, and what is told of its tokens. Decides nothing."""
 
 from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from server.engine.batch_inputs import IntArray
 from server.engine.processors import order as processors_order
-from server.engine.processors.base import Start
+from server.engine.processors.base import LogitsProcessor, Start
 from server.engine.stopping import Stopping
-from server.protocol import Generate
+from server.protocol import FinishReason, Generate, Output, TokenLogprob
+from server.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from server.engine.phrases import PhraseMatcher, PhraseWatch
 
 
 class Sequence:
-    """One request from arrival to end.
+    """One output of a request from its first token to its last: a row of the batch.
 
     `BlockManager` alone changes the block table and the hashes, `Scheduler` alone ``key`` and ``num_computed_tokens``.
     """
 
     __slots__ = (
+        "banned_at",
         "block_hashes",
         "block_table",
         "cache_seed",
-        "has_replied",
+        "is_ended",
         "key",
+        "logprobs",
+        "matcher",
         "num_blocks",
-        "num_cached_tokens",
         "num_computed_tokens",
         "num_prompt_tokens",
         "num_published_blocks",
+        "num_rewinds",
+        "num_sent",
         "num_tokens",
-        "order",
         "params",
         "processors",
         "request_id",
+        "reuses_prefix",
+        "rewinds_before",
         "sample_index",
+        "shadow",
         "stopping",
+        "template_spans",
         "token_ids",
+        "top_logprobs",
+        "vocabulary",
+        "watch",
     )
 
-    def __init__(self, command: Generate, *, max_model_len: int, block_size: int, order: int = 0) -> None:
+    def __init__(
+        self,
+        command: Generate,
+        *,
+        max_model_len: int,
+        block_size: int,
+        sample_index: int = 0,
+        cache_seed: bytes = b"",
+        vocabulary: Vocabulary | None = None,
+        matcher: PhraseMatcher | None = None,
+    ) -> None:
+        output = command.outputs[sample_index] if command.outputs else Output()
         self.request_id = command.request_id
         self.params = command.params
-        self.order = order
-        """Place in the order of arrival."""
+        self.sample_index = sample_index
+        """Which of the request's samples this is; part of the random number's key."""
+        self.template_spans = command.template_spans
+        self.vocabulary = vocabulary
+        self.matcher = matcher
+        """Of banned phrases."""
         self.num_prompt_tokens = len(command.prompt_ids)
-        output_ids = command.outputs[0].token_ids if command.outputs else []
-        self.num_tokens = self.num_prompt_tokens + len(output_ids)
+        self.num_tokens = self.num_prompt_tokens + len(output.token_ids)
         """Known tokens: prompt and output."""
         self.stopping = Stopping(command.params, self.num_prompt_tokens, max_model_len)
         capacity = max(self.stopping.max_tokens, self.num_tokens)
         self.token_ids: IntArray = np.zeros(capacity, dtype=np.int64)
         self.token_ids[: self.num_prompt_tokens] = command.prompt_ids
-        self.token_ids[self.num_prompt_tokens : self.num_tokens] = output_ids
-        self.sample_index = 0
-        """Which of the request's samples this is; part of the random number's key."""
-        self.processors = processors_order.for_sequence(
-            Start(
-                params=command.params,
-                prompt_ids=self.token_ids[: self.num_prompt_tokens],
-                output_ids=self.token_ids[self.num_prompt_tokens : self.num_tokens],
-                ending_ids=self.stopping.ending_ids,
-                max_tokens=self.stopping.max_tokens,
-            )
-        )
+        self.token_ids[self.num_prompt_tokens : self.num_tokens] = output.token_ids
+        self.shadow: Sequence | None = None
+        """For guidance: the same output after the negative prompt."""
+
+        self.num_sent = len(output.token_ids)
+        """Output tokens that were sent; those after it are held."""
+        self.logprobs = [math.nan] * self.num_sent
+        """Of the output tokens, where asked for; not known of what another worker sent."""
+        self.top_logprobs: list[list[TokenLogprob]] = [[] for _ in range(self.num_sent)]
+        self.num_rewinds = output.num_rewinds
+        self.rewinds_before = [output.num_rewinds] * self.num_sent
+        """With banned phrases: ``num_rewinds`` when each output token was taken."""
+        self.banned_at: dict[int, set[int]] = {}
+        """By number of new tokens before the place: what may not be chosen there, for a banned phrase began with it."""
+        self.is_ended = False
+        """Whether a processor allows no further token."""
+
         self.num_computed_tokens = 0
         self.block_table: IntArray = np.zeros(-(-capacity // block_size), dtype=np.int64)
         """Room for the longest output; the first ``num_blocks`` are in use."""
@@ -71,13 +108,21 @@ class Sequence:
         """Of the leading full blocks of known tokens, as far as they were needed; outlives a preemption."""
         self.num_published_blocks = 0
         """Leading blocks that the prefix cache knows or was offered."""
-        self.cache_seed = b""
+        self.cache_seed = cache_seed
         """Start of the hash chain: sequences with different seeds share no block (adapter, tenant salt)."""
+        self.reuses_prefix = True
+        """False where the logits of the prompt are wanted, which a block of the cache would not give."""
         self.key: int | None = None
         """Given with the first blocks, taken with the last."""
-        self.num_cached_tokens: int | None = None
-        """Prompt tokens found in the prefix cache at first admission; None before."""
-        self.has_replied = False
+
+        self.processors: tuple[LogitsProcessor, ...] = ()
+        self.watch: PhraseWatch | None = None
+        self._make_rules()
+
+    @property
+    def rows(self) -> list[Sequence]:
+        """What computes it: itself, and its shadow."""
+        return [self] if self.shadow is None else [self, self.shadow]
 
     @property
     def num_output_tokens(self) -> int:
@@ -93,11 +138,79 @@ class Sequence:
         ids: list[int] = self.token_ids[self.num_prompt_tokens : self.num_tokens].tolist()
         return ids
 
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why no token follows the last one, if so."""
+        if self.num_tokens == self.num_prompt_tokens:
+            return None
+        if self.is_ended:
+            return "stop"
+        return self.stopping.finish_reason(int(self.token_ids[self.num_tokens - 1]), self.num_tokens)
+
     def append(self, token_id: int) -> None:
         """Take a chosen token into the output."""
         self.token_ids[self.num_tokens] = token_id
         self.num_tokens += 1
+        if self.shadow is not None:
+            self.shadow.append(token_id)
         if self.processors:
             for processor in self.processors:
                 processor.accept(token_id)
+            self.is_ended = any(processor.ends_sequence for processor in self.processors)
             self.processors = tuple(processor for processor in self.processors if not processor.is_spent)
+
+    def fork(self) -> Sequence:
+        """The same output so far, holding no blocks; afterwards neither changes the other."""
+        child = copy.copy(self)
+        child.token_ids = self.token_ids.copy()
+        child.block_table = self.block_table.copy()
+        child.block_hashes = self.block_hashes.copy()
+        child.logprobs = self.logprobs.copy()
+        child.top_logprobs = self.top_logprobs.copy()
+        child.rewinds_before = self.rewinds_before.copy()
+        child.banned_at = {place: ids.copy() for place, ids in self.banned_at.items()}
+        child.processors = tuple(processor.fork() for processor in self.processors)
+        child.watch = None if self.watch is None else self.watch.fork()
+        child.shadow = None if self.shadow is None else self.shadow.fork()
+        child.num_blocks = child.num_published_blocks = child.num_computed_tokens = 0
+        child.key = None
+        return child
+
+    def truncate(self, num_output_tokens: int) -> None:
+        """Go back to the first so many output tokens, as if the others had never been chosen."""
+        self.num_tokens = self.num_prompt_tokens + num_output_tokens
+        for told in (self.logprobs, self.top_logprobs, self.rewinds_before):
+            del told[num_output_tokens:]
+        # What was banned later was banned after other tokens than will come now.
+        self.banned_at = {place: ids for place, ids in self.banned_at.items() if place <= num_output_tokens}
+        self._make_rules()
+        if self.shadow is not None:
+            self.shadow.truncate(num_output_tokens)
+
+    def _make_rules(self) -> None:
+        """Processors and the watch for phrases, in the state after the output so far."""
+        self.processors = processors_order.for_sequence(
+            Start(
+                params=self.params,
+                prompt_ids=self.token_ids[: self.num_prompt_tokens],
+                output_ids=self.token_ids[self.num_prompt_tokens : self.num_tokens],
+                ending_ids=self.stopping.ending_ids,
+                max_tokens=self.stopping.max_tokens,
+                vocabulary=self.vocabulary,
+                template_spans=self.template_spans,
+                banned_at=self.banned_at,
+            )
+        )
+        self.is_ended = any(processor.ends_sequence for processor in self.processors)
+        if self.matcher is not None:
+            self.watch = _watch(self.matcher, self.vocabulary, self.output_ids)
+
+
+def _watch(matcher: PhraseMatcher, vocabulary: Vocabulary | None, output_ids: list[int]) -> PhraseWatch:
+    from server.engine.phrases import PhraseWatch
+
+    assert vocabulary is not None
+    watch = PhraseWatch(matcher, vocabulary)
+    for token_id in output_ids:
+        watch.push(token_id)
+    return watch

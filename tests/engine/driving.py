@@ -49,12 +49,18 @@ class Outcome:
         return self.finish_reason is not None or self.failure is not None
 
 
+def name_of(reply: Reply) -> str:
+    """Of the outcome that a reply belongs to: the request's id, with the output's number from the second on."""
+    index = getattr(reply, "index", 0)
+    return f"{reply.request_id}#{index}" if index else reply.request_id  # type: ignore[union-attr]
+
+
 def step(engine: DecoderEngine, outcomes: dict[str, Outcome]) -> Stats:
     """One checked step."""
     *replies, stats = engine.step()
     assert isinstance(stats, Stats)
     for reply in replies:
-        outcomes.setdefault(reply.request_id, Outcome()).take(reply)
+        outcomes.setdefault(name_of(reply), Outcome()).take(reply)
     engine.check()
     return stats
 

@@ -58,10 +58,17 @@ class FakeRunner(ModelRunner):
         return torch.stack(logits)
 
     def fork(self, parent_key: int, child_key: int) -> None:
-        self.live[child_key] = self.live[parent_key]
+        assert child_key not in self.live
+        if not self.can_reuse_blocks:
+            self.live[child_key] = self.live[parent_key]
+
+    def rewind(self, key: int, num_tokens: int) -> int:
+        """A runner that shares no blocks cannot go back either: it begins anew."""
+        self.live[key] = num_tokens if self.can_reuse_blocks else 0
+        return self.live[key]
 
     def release(self, key: int) -> None:
-        del self.live[key]
+        self.live.pop(key, None)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         blocks = self.slots.reshape(self.num_blocks, self.block_size, 2)

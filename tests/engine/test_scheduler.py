@@ -5,6 +5,7 @@ from __future__ import annotations
 from server.engine.block_manager import BlockManager
 from server.engine.scheduler import Batch, Scheduler
 from server.engine.sequence import Sequence
+from server.engine.sequence_group import SequenceGroup
 from tests.engine.driving import generate
 
 SIZE = 4
@@ -17,30 +18,39 @@ class Line:
         self.released: list[int] = []
         self.scheduler = Scheduler(
             BlockManager(num_blocks, SIZE, prefix_cache=False),
+            self,
             max_batch_tokens=max_batch_tokens,
             max_running=max_running,
-            release=self.released.append,
         )
         self.num_arrivals = 0
 
+    def release(self, key: int) -> None:
+        self.released.append(key)
+
+    def fork(self, parent_key: int, child_key: int) -> None:
+        pass
+
+    def rewind(self, key: int, num_tokens: int) -> int:
+        return num_tokens
+
     def add(self, name: str, num_prompt_tokens: int, max_new_tokens: int = 50) -> Sequence:
         command = generate(name, [1] * num_prompt_tokens, max_new_tokens=max_new_tokens)
-        sequence = Sequence(command, max_model_len=200, block_size=SIZE, order=self.num_arrivals)
+        group = SequenceGroup(command, max_model_len=200, block_size=SIZE, order=self.num_arrivals)
         self.num_arrivals += 1
-        self.scheduler.add(sequence)
-        return sequence
+        self.scheduler.add(group)
+        return group.sequences[0]
 
     def step(self) -> Batch:
         batch = self.scheduler.schedule()
         self.scheduler.computed(batch)
-        for sequence, _ in batch.shares:
+        for sequence, _, _ in batch.shares:
             if sequence.num_new_tokens == 0:
                 sequence.append(7)
         self.scheduler.check()
         return batch
 
     def shares(self) -> dict[str, int]:
-        return {sequence.request_id: num_new for sequence, num_new in self.step().shares}
+        return {sequence.request_id: num_new for sequence, num_new, _ in self.step().shares}
 
 
 def test_sequences_that_lack_one_token_come_before_the_rest_of_an_older_prompt():

@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from server.engine.batch_inputs import Row
 from server.engine.model_runner import ModelRunner
 
 
 class CompatRunner(ModelRunner):
-    """Holds one `DynamicCache` per sequence. Blocks only count memory: their content cannot be shared or copied."""
+    """Holds one `DynamicCache` per sequence. Blocks only count memory: their content cannot be shared or copied.
+
+    A fork gets a clone of its parent's cache, though the blocks that both hold are counted once.
+    """
 
     name = "compat"
     can_reuse_blocks = False
@@ -64,8 +68,19 @@ class CompatRunner(ModelRunner):
         self._caches[child_key] = copy.deepcopy(self._caches[parent_key])
         self._lengths[child_key] = self._lengths[parent_key]
 
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:  # noqa: ARG002
-        raise AssertionError("blocks of this executor are never shared")
+    def rewind(self, key: int, num_tokens: int) -> int:
+        num_left_out = self._lengths[key] - num_tokens
+        cache = self._caches[key]
+        # A sliding window has dropped what it would need again, and a recurrent state knows no way back.
+        if num_tokens == 0 or any(type(layer) is not DynamicLayer for layer in cache.layers):
+            self.release(key)
+            return 0
+        cache.crop(-num_left_out)
+        self._lengths[key] = num_tokens
+        return num_tokens
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Blocks hold nothing here; a fork has a cache of its own."""
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         """Blocks hold nothing here; a sequence's cache goes with `release`."""

@@ -1,0 +1,150 @@
+"""From a step's logits to its choices: who samples, which rows stand for several, which belong together.
+
+Rows that ask for nothing but their next token go straight to the sampler; only a step with a request for several
+samples, beams, guidance or a scored prompt sorts its rows.
+
+Dimension key
+    R  logits of a step
+    B  rows of a step
+    S  sequences that sample
+    V  vocabulary size
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from server.engine import guidance, prompt_scores
+from server.engine.guidance import Pair, Unguided
+from server.engine.sampler import Sampled, Sampler
+from server.engine.scheduler import Batch, Scheduler, Share
+from server.engine.sequence import Sequence
+from server.engine.sequence_group import SequenceGroup
+
+
+@dataclass(slots=True)
+class Choices:
+    """What a step's logits mean."""
+
+    failed: list[SequenceGroup] = field(default_factory=list)
+    """Groups with logits that are not finite, each once."""
+    groups: list[SequenceGroup] = field(default_factory=list)
+    """Of the sequences."""
+    sequences: list[Sequence] = field(default_factory=list)
+    """Those that sampled. Where known tokens are left to compute, the sampled one means nothing."""
+    sampled: Sampled | None = None
+
+    def fail(self, group: SequenceGroup) -> None:
+        if group not in self.failed:
+            self.failed.append(group)
+
+
+class Chooser:
+    """Holds the sampler, and nothing that a token depends on."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._sampler = Sampler()
+
+    def choose(self, logits_RV: Tensor, batch: Batch) -> Choices:
+        """The logits may be changed. The batch's tokens count as computed already."""
+        choices = Choices()
+        if all(share.group.is_simple for share in batch.shares):
+            choices.groups = [share.group for share in batch.shares]
+            choices.sequences = [share.sequence for share in batch.shares]
+            self._sample(logits_RV, choices)
+            return choices
+        logits_BV = _last_logits(logits_RV, batch.shares)
+        _find_failed(logits_BV, batch.shares, choices)
+        unguided = _guide(logits_BV, batch.shares)
+        rows = self._sort(batch.shares, choices)
+        if rows:
+            self._sample(logits_BV if rows == list(range(len(logits_BV))) else logits_BV[rows], choices)
+            if unguided is not None:
+                _tell(unguided, rows, choices)
+        return choices
+
+    def _sample(self, logits_SV: Tensor, choices: Choices) -> None:
+        # Also where the prompt goes on, and the token means nothing: what is not finite must be known before others
+        # can find it in the cache.
+        sampled = choices.sampled = self._sampler.sample(logits_SV, choices.sequences)
+        for group, is_finite in zip(choices.groups, sampled.is_finite, strict=True):
+            if not is_finite:
+                choices.fail(group)
+
+    def _sort(self, shares: list[Share], choices: Choices) -> list[int]:
+        """Which rows sample, one of them several times if it stands for several samples."""
+        rows: list[int] = []
+        for row, share in enumerate(shares):
+            group = share.group
+            if group.search is not None or group in choices.failed or share.sequence not in group.sequences:
+                continue
+            sequences = [share.sequence]
+            if not group.has_forked and share.sequence.num_new_tokens == 0:
+                sequences = self._scheduler.reproduce(group, [0] * group.params.num_return_sequences)
+                group.has_forked = True
+                for index, sequence in enumerate(sequences):
+                    sequence.sample_index = index
+            rows += [row] * len(sequences)
+            choices.sequences += sequences
+            choices.groups += [group] * len(sequences)
+        return rows
+
+
+def num_logits(share: Share) -> int:
+    """Of how many of the row's new tokens the logits are wanted."""
+    return share.num_new_tokens if _is_scored(share) else 1
+
+
+def _is_scored(share: Share) -> bool:
+    return share.group.wants_prompt_logprobs and share.sequence is share.group.sequences[0]
+
+
+def _last_logits(logits_RV: Tensor, shares: list[Share]) -> Tensor:
+    """Each row's last logits, after the others have scored the prompts."""
+    scored = [_is_scored(share) for share in shares]
+    if not any(scored):
+        return logits_RV
+    stops = np.cumsum([num_logits(share) for share in shares]).tolist()
+    for share, stop, is_scored in zip(shares, stops, scored, strict=True):
+        if is_scored:
+            prompt_scores.take(share.group, logits_RV[stop - share.num_new_tokens : stop])
+    return logits_RV[[stop - 1 for stop in stops]]
+
+
+def _find_failed(logits_BV: Tensor, shares: list[Share], choices: Choices) -> None:
+    """The sampler looks at its own rows; beams and shadows are looked at here."""
+    rows = [row for row, share in enumerate(shares) if share.group.is_joint]
+    if rows:
+        is_finite = logits_BV[rows].amax(-1).isfinite().tolist()  # NaN and infinity survive a maximum
+        for row, is_good in zip(rows, is_finite, strict=True):
+            if not is_good:
+                choices.fail(shares[row].group)
+
+
+def _guide(logits_BV: Tensor, shares: list[Share]) -> Unguided | None:
+    """Guided logits in the place of those that choose a token."""
+    rows = {id(share.sequence): row for row, share in enumerate(shares)}
+    pairs = [
+        Pair(row, rows[id(share.sequence.shadow)], share.group.params.guidance_scale)
+        for row, share in enumerate(shares)
+        if share.sequence.shadow is not None and share.sequence.num_new_tokens == 0
+    ]
+    return guidance.combine(logits_BV, pairs) if pairs else None
+
+
+def _tell(unguided: Unguided, rows: list[int], choices: Choices) -> None:
+    """The raw log-probabilities are the model's own."""
+    sampled = choices.sampled
+    assert sampled is not None
+    for i, (row, sequence) in enumerate(zip(rows, choices.sequences, strict=True)):
+        params = sequence.params
+        if row not in unguided or params.logprobs_mode != "raw" or not sampled.is_finite[i]:
+            continue
+        if params.logprobs or params.top_n_tokens:
+            sampled.logprobs[i] = unguided.logprob(row, sampled.token_ids[i])
+        if params.top_n_tokens:
+            sampled.top_logprobs[i] = unguided.most_likely(row, params.top_n_tokens)

@@ -1,0 +1,189 @@
+"""One request in the engine: its outputs, and the rows that compute them. Decides nothing."""
+
+from __future__ import annotations
+
+from functools import partial
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from server.engine.sequence import Sequence
+from server.protocol import Generate, PromptLogprobs, SamplingParams
+from server.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from server.engine.beams import BeamSearch
+    from server.engine.phrases import PhraseMatcher
+
+
+class SequenceGroup:
+    """What the scheduler admits, preempts and finishes whole.
+
+    A request begins with one sequence, its root. Several samples and beams fork from it when the prompt is computed.
+    After a preemption, and when several outputs are resumed, the tokens that all begin with (the *trunk*) are
+    computed once, by the first row; until then the group's other rows hold nothing.
+    """
+
+    def __init__(
+        self,
+        command: Generate,
+        *,
+        max_model_len: int,
+        block_size: int,
+        order: int = 0,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        params = command.params
+        self.request_id = command.request_id
+        self.params = params
+        self.order = order
+        """Place in the order of arrival."""
+        self.prompt_ids = command.prompt_ids
+        self.num_prompt_tokens = len(command.prompt_ids)
+        self.search: BeamSearch | None = None
+        """Of beams only."""
+        self.has_shadows = params.guidance_scale != 1.0
+        self.is_joint = self.has_shadows or params.num_beams > 1
+        """Whether all rows compute their last token in the same step, for one choice is made of them all."""
+        indices = [i for i, output in enumerate(command.outputs) if not output.is_finished] or [0]
+        self.has_forked = params.num_beams > 1 or params.num_return_sequences == 1 or _has_begun(command)
+        """False while the root stands for several samples."""
+        make = partial(
+            _sequence,
+            command,
+            max_model_len=max_model_len,
+            block_size=block_size,
+            vocabulary=vocabulary,
+            matcher=_matcher(params),
+        )
+        self.sequences = [make(sample_index=index) for index in (indices if self.has_forked else [0])]
+        """Outputs that are not finished, in order."""
+        self.wants_prompt_logprobs = params.prompt_logprobs and not _has_begun(command)
+        """Until they are computed."""
+        self.prompt_logprobs: PromptLogprobs | None = None
+        """Computed, or as far as they are, and not yet sent."""
+        self.num_cached_tokens: int | None = None
+        """Prompt tokens found in the prefix cache at first admission; None before."""
+        self.has_replied = False
+        self.rows: list[Sequence] = []
+        """The sequences and shadows that hold blocks, sequences first."""
+        self.trunk: int | None = None
+        """Tokens of prompt and output that the first row computes before the others fork from it; None if none do."""
+        for sequence in self.sequences:
+            sequence.reuses_prefix = not self.wants_prompt_logprobs
+
+    @property
+    def is_simple(self) -> bool:
+        """Whether each row's last logits choose its own next token, and nothing else."""
+        return self.has_forked and not self.is_joint and not self.wants_prompt_logprobs
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that the group may come to: what it takes of ``max_running``."""
+        num_outputs = len(self.sequences)
+        if self.params.num_beams > 1:
+            num_outputs = self.params.num_beams
+        elif not self.has_forked:
+            num_outputs = self.params.num_return_sequences
+        return num_outputs * (2 if self.has_shadows else 1)
+
+    @property
+    def all_rows(self) -> list[Sequence]:
+        """Sequences, then their shadows, whether they hold blocks or not."""
+        shadows = [sequence.shadow for sequence in self.sequences if sequence.shadow is not None]
+        return self.sequences + shadows
+
+    @property
+    def leaders(self) -> list[Sequence]:
+        """The row, or the row and its shadow, that compute the trunk."""
+        return self.sequences[0].rows
+
+    def trunk_of(self, row: Sequence) -> int:
+        """The trunk in tokens of ``row``, whose prompt may be the negative one."""
+        assert self.trunk is not None
+        return self.trunk - self.num_prompt_tokens + row.num_prompt_tokens
+
+    def num_due_tokens(self, row: Sequence) -> int:
+        """Tokens that the row has to compute now."""
+        return row.num_new_tokens if self.trunk is None else self.trunk_of(row) - row.num_computed_tokens
+
+    def begin(self) -> None:
+        """The group is admitted: its leaders compute, the others follow when the trunk is computed."""
+        self.rows = self.leaders
+        self.trunk = None if len(self.sequences) == 1 else common_length(self.sequences)
+
+    def spread(self) -> None:
+        """All rows compute."""
+        self.rows = self.all_rows
+        self.trunk = None
+
+    def leave(self) -> None:
+        """No row computes any more."""
+        self.rows = []
+        self.trunk = None
+
+    def remove(self, sequence: Sequence) -> list[Sequence]:
+        """An output is complete. Returns its rows."""
+        self.sequences.remove(sequence)
+        self.rows = self.all_rows
+        return sequence.rows
+
+
+def common_length(sequences: list[Sequence]) -> int:
+    """Tokens that all begin with, leaving each at least one of its own to compute."""
+    first = sequences[0].token_ids
+    length = min(sequence.num_tokens for sequence in sequences) - 1
+    for sequence in sequences[1:]:
+        differs = first[:length] != sequence.token_ids[:length]
+        if differs.any():
+            length = int(np.argmax(differs))
+    return length
+
+
+def _has_begun(command: Generate) -> bool:
+    return any(output.token_ids or output.is_finished for output in command.outputs)
+
+
+def _matcher(params: SamplingParams) -> PhraseMatcher | None:
+    """Of banned phrases, for all samples; beams leave a phrase out before it is chosen."""
+    if not params.banned_phrases or params.num_beams > 1:
+        return None
+    from server.engine.phrases import PhraseMatcher
+
+    return PhraseMatcher(params.banned_phrases, fold=True)
+
+
+def _sequence(command: Generate, *, max_model_len: int, block_size: int, sample_index: int, **options: Any) -> Sequence:
+    """One output, with its shadow if the request is guided."""
+    salt = command.cache_salt.encode()
+    cache_seed = blake2b(salt, digest_size=16).digest() if salt else b""
+    if command.params.guidance_scale == 1.0:
+        return Sequence(
+            command,
+            max_model_len=max_model_len,
+            block_size=block_size,
+            sample_index=sample_index,
+            cache_seed=cache_seed,
+            **options,
+        )
+    negative_ids = command.negative_prompt_ids or command.prompt_ids[-1:]
+    num_more = len(negative_ids) - len(command.prompt_ids)
+    sequence = Sequence(
+        command,
+        # Both must stay within the model's length, to the last token.
+        max_model_len=max_model_len - max(0, num_more),
+        block_size=block_size,
+        sample_index=sample_index,
+        cache_seed=cache_seed,
+        **options,
+    )
+    params = SamplingParams(max_new_tokens=sequence.stopping.max_tokens - len(command.prompt_ids))
+    sequence.shadow = Sequence(
+        Generate(command.request_id, negative_ids, params, command.outputs),
+        max_model_len=max_model_len,
+        block_size=block_size,
+        sample_index=sample_index,
+        cache_seed=cache_seed,
+    )
+    return sequence
