@@ -7,6 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+XTC_STREAM = 1
+"""`side_keys` of the numbers that decide whether XTC excludes the top choices."""
+
 
 def uniforms(seeds: Iterable[int], sample_indices: Iterable[int], positions: Iterable[int]) -> npt.NDArray[np.float64]:
     """One number in [0, 1) for each (seed, sample index, position), ``position`` counting the new tokens before it.
@@ -29,6 +32,11 @@ def uniforms_at(keys: npt.NDArray[np.uint64], positions: Iterable[int]) -> npt.N
     # 52 bits: below 1 by more than a rounding error, so that uniform * total stays below total.
     bits = _mix_in(keys, positions) >> np.uint64(12)
     return np.ldexp(bits.astype(np.float64), -52)
+
+
+def side_keys(keys: npt.NDArray[np.uint64], stream: int) -> npt.NDArray[np.uint64]:
+    """Keys of another series of numbers for the same sequences."""
+    return _mix_in(keys, [stream])
 
 
 def _mix_in(state: npt.NDArray[np.uint64], part: Iterable[int]) -> npt.NDArray[np.uint64]:

@@ -20,6 +20,26 @@ from torch import Tensor
 BLOCK = 64
 STRIDE = 8
 
+ROOM_FOR_TIES = 8
+"""By so many candidates a window is wider than what is asked of it, for those that equal the last."""
+
+
+class Scratch:
+    """Memory for one tensor as wide as a vocabulary: fresh pages for it cost more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def like(self, values_RV: Tensor) -> Tensor:
+        """Memory of the same shape, until the next call."""
+        if self._memory.numel() < values_RV.numel() or self._memory.device != values_RV.device:
+            self._memory = torch.empty(values_RV.numel(), dtype=values_RV.dtype, device=values_RV.device)
+        return self._memory[: values_RV.numel()].view(values_RV.shape)
+
+    def softmax(self, scores_RV: Tensor) -> Tensor:
+        """Probabilities, until the next call. The scores may be in the same memory."""
+        return torch.softmax(scores_RV, -1, out=self.like(scores_RV))
+
 
 def argmax(values_RV: Tensor) -> Tensor:
     """Index of each row's greatest value, the lowest of equal ones."""
@@ -75,6 +95,11 @@ def invert_cdf(weights_RV: Tensor, uniform_R: Tensor) -> Tensor:
     weights = weights_RV.gather(1, columns).masked_fill_(~inside, 0.0)
     first_R = _first_above(weights.double().cumsum(-1), target_R - before_R, weights)
     return columns.gather(1, first_R[:, None])[:, 0]
+
+
+def total(values_RV: Tensor) -> Tensor:
+    """Each row's sum, float64: block by block, for torch splits a lone row among its threads and others not."""
+    return _reduce_blocks(values_RV, torch.sum).sum(-1, dtype=torch.float64)
 
 
 def _first_above(cumulated: Tensor, target_R: Tensor, weights: Tensor) -> Tensor:

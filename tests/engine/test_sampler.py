@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.generation import logits_process as hf
 
+from server.engine import cutoffs
+from server.engine.controls import Controls
 from server.engine.randomness import uniforms
-from server.engine.sampler import Controls, Sampled, Sampler, kept_weights
+from server.engine.reductions import Scratch
+from server.engine.sampler import Sampled, Sampler
 from server.engine.sequence import Sequence
 from tests.engine.driving import generate
 
@@ -149,10 +152,10 @@ def test_of_ties_at_the_edge_of_the_nucleus_as_many_stay_as_in_transformers(top_
     logits = (logits_of(8, 2003, seed=5, scale=1.0) * 3).round() / 3
     for i in range(8):
         row = sequence(do_sample=True, top_p=top_p)
-        rising = logits[i : i + 1].sort(dim=-1).values
-        weights = kept_weights(rising, None, Controls.of([row], 2003, logits.device))
+        controls = Controls.of([row.params], logits[i : i + 1])
+        kept = cutoffs.window(2003, logits[i : i + 1], controls, Scratch()).scores_RW.isfinite()
         expected = processed(logits[i], row).isfinite()
-        assert int((weights > 0).sum()) == int(expected.sum())
+        assert int(kept.sum()) == int(expected.sum())
 
 
 def test_a_row_does_not_depend_on_its_batch_mates():

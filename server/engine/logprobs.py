@@ -1,0 +1,137 @@
+"""Log-probabilities of tokens and the most likely ones; one formula, so that a token's is the same float everywhere.
+
+Dimension key
+    R  rows
+    V  width of a row: the vocabulary, or candidates in the order of their token ids
+    N  tokens of a row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from server.engine import reductions
+from server.engine.reductions import Scratch
+from server.protocol import SamplingParams, TokenLogprob
+
+ROWS_AT_ONCE = 32
+"""Rows that `logprobs_of` treats at a time: a long prompt's would fill the memory."""
+
+Told = tuple[list[float], list[list[TokenLogprob]]]
+"""Of each row its token's log-probability and the most likely tokens, falling."""
+
+
+class Distribution:
+    """The log-probabilities that rows of logits stand for."""
+
+    def __init__(self, logits_RV: Tensor, scratch: Scratch) -> None:
+        self.device = logits_RV.device
+        self._logits_RV = logits_RV
+        self._top_R1 = logits_RV.amax(-1, keepdim=True)
+        self._log_top_R1 = scratch.softmax(logits_RV).amax(-1, keepdim=True).log()
+
+    def of(self, columns_RN: Tensor) -> Tensor:
+        # The maximum goes first: a difference of near numbers is exact.
+        return self._logits_RV.gather(1, columns_RN) - self._top_R1 + self._log_top_R1
+
+    def most_likely(self, num_tokens: int) -> Tensor:
+        """Columns of the greatest logits in falling order, of equal ones the lower first."""
+        width = self._logits_RV.shape[1]
+        num_candidates = min(num_tokens + reductions.ROOM_FOR_TIES, width)
+        values_RW, columns_RW = reductions.largest(self._logits_RV, num_candidates)
+        falling_RW, order_RW = values_RW.sort(dim=-1, descending=True, stable=True)
+        columns_RN = columns_RW.gather(1, order_RW)[:, :num_tokens]
+        last_R = falling_RW[:, min(num_tokens, width) - 1]
+        reaches_over_R = (last_R == falling_RW[:, -1]) & last_R.isfinite()
+        if num_candidates < width and reaches_over_R.any():
+            whole = self._logits_RV[reaches_over_R].sort(dim=-1, descending=True, stable=True).indices
+            columns_RN[reaches_over_R] = whole[:, :num_tokens]
+        return columns_RN
+
+    def tell(self, columns_R: Tensor, top_n: int, columns_RW: Tensor | None = None) -> Told:
+        """The log-probabilities of the rows' tokens and of their ``top_n`` most likely ones.
+
+        ``columns_RW`` are the token ids of the columns, where these are not the vocabulary.
+        """
+        columns_RN = columns_R[:, None]
+        if top_n:
+            columns_RN = torch.cat([columns_RN, self.most_likely(top_n)], dim=1)
+        ids_RN = columns_RN if columns_RW is None else columns_RW.gather(1, columns_RN)
+        ids, logprobs = torch.stack([ids_RN.double(), self.of(columns_RN).double()]).cpu().numpy()
+        tops = zip(ids[:, 1:].tolist(), logprobs[:, 1:].tolist(), strict=True)
+        return logprobs[:, 0].tolist(), [top_list(*row) for row in tops]
+
+
+def logprobs_of(logits_RV: Tensor, ids_R: Sequence[int], top_n: int) -> Told:
+    """Each row's log-probability of its token, and its ``top_n`` most likely tokens."""
+    told_ids_R = torch.tensor(ids_R, dtype=torch.int64, device=logits_RV.device)
+    logprobs: list[float] = []
+    tops: list[list[TokenLogprob]] = []
+    scratch = Scratch()
+    for first in range(0, len(ids_R), ROWS_AT_ONCE):
+        rows = slice(first, first + ROWS_AT_ONCE)
+        some = Distribution(logits_RV[rows], scratch).tell(told_ids_R[rows], top_n)
+        logprobs += some[0]
+        tops += some[1]
+    return logprobs, tops
+
+
+class ToldRows:
+    """The rows of one step whose log-probabilities are asked for, and the distributions that these are of."""
+
+    def __init__(self, params: Sequence[SamplingParams], scratch: Scratch) -> None:
+        self._scratch = scratch
+        self._tops = [p.top_n_tokens for p in params]
+        told = [i for i, p in enumerate(params) if p.logprobs or p.top_n_tokens]
+        self._raw_rows = [i for i in told if params[i].logprobs_mode == "raw"]
+        self._processed_rows = frozenset(told) - frozenset(self._raw_rows)
+        self._raw: Distribution | None = None
+        self._drawn_from: list[tuple[list[int], Tensor, Tensor, Tensor | None]] = []
+
+    def wants_processed(self, rows: list[int]) -> bool:
+        return not self._processed_rows.isdisjoint(rows)
+
+    def take_raw(self, logits_SV: Tensor, *, will_change: bool) -> None:
+        """Remember the model's own distribution, before any rule."""
+        if not self._raw_rows:
+            return
+        if len(self._raw_rows) < len(logits_SV):
+            logits_SV = logits_SV[self._raw_rows]
+        elif will_change:
+            logits_SV = logits_SV.clone()
+        self._raw = Distribution(logits_SV, self._scratch)
+
+    def take_drawn(self, rows: list[int], scores_RW: Tensor, chosen_R: Tensor, columns_RW: Tensor | None) -> None:
+        """Remember what rows were drawn from: of a row's several times the last counts."""
+        places = [k for k, row in enumerate(rows) if row in self._processed_rows]
+        columns = None if columns_RW is None else columns_RW[places]
+        self._drawn_from.append(([rows[k] for k in places], scores_RW[places], chosen_R[places], columns))
+
+    def tell(self, token_ids: list[int]) -> Told:
+        """Of every row; 0 and nothing where not asked for."""
+        logprobs = [0.0] * len(self._tops)
+        tops: list[list[TokenLogprob]] = [[] for _ in self._tops]
+        if self._raw is not None:
+            chosen_R = torch.tensor([token_ids[i] for i in self._raw_rows], device=self._raw.device)
+            self._write(logprobs, tops, self._raw_rows, self._raw.tell(chosen_R, self._most(self._raw_rows)))
+        for rows, scores_RW, chosen_R, columns_RW in self._drawn_from:
+            told = Distribution(scores_RW, self._scratch).tell(chosen_R, self._most(rows), columns_RW)
+            self._write(logprobs, tops, rows, told)
+        return logprobs, tops
+
+    def _most(self, rows: list[int]) -> int:
+        return max(self._tops[i] for i in rows)
+
+    def _write(self, logprobs: list[float], tops: list[list[TokenLogprob]], rows: list[int], told: Told) -> None:
+        for row, logprob, top in zip(rows, *told, strict=True):
+            logprobs[row] = logprob
+            tops[row] = top[: self._tops[row]]
+
+
+def top_list(token_ids: Sequence[float], logprobs: Sequence[float]) -> list[TokenLogprob]:
+    """The tokens that can be chosen at all, in falling order, of equal ones the lower id first."""
+    falling = sorted((-logprob, int(token_id)) for token_id, logprob in zip(token_ids, logprobs, strict=True))
+    return [TokenLogprob(token_id, -negative) for negative, token_id in falling if negative < torch.inf]
