@@ -40,6 +40,7 @@ holds a path, a class name or a stack trace (configuration errors may name a pat
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, ClassVar
 
 MAX_ECHO_CHARACTERS = 64
@@ -87,12 +88,14 @@ class InvalidParameter(InvalidRequest):
 
 
 class UnknownParameter(InvalidRequest):
-    """A field that this route does not have."""
+    """A field that this route does not have; the message names the nearest first."""
 
     code = "unknown_parameter"
 
     def __init__(self, name: str, known: list[str]) -> None:
-        super().__init__(f"{echo(name)} is not a field here. The fields are: {', '.join(known)}.", param=name)
+        near = difflib.get_close_matches(name.rpartition(".")[2][:64], known, n=5)
+        fields = ", ".join([*near, *(field for field in known if field not in near)])
+        super().__init__(f"{echo(name)} is not a field here. The fields are: {fields}.", param=name)
 
 
 class ConflictingParameters(InvalidRequest):

@@ -6,7 +6,7 @@ answers one `Ready`, then one frame of `Reply`s per step. Token ids cross here, 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -14,6 +14,8 @@ from server.config import ModelConfig
 
 FinishReason = Literal["stop", "length", "banned_phrase", "abort", "error"]
 Task = Literal["generate", "classify", "ner", "fill-mask"]
+GenerationValue = int | float | bool | str | list[Any] | None
+"""A field of a generation_config as JSON has it."""
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 """A longer frame means that the stream is out of step: the connection is closed."""
@@ -234,8 +236,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     max_running: int = 0
     max_batch_tokens: int = 0
     load_s: float = 0.0
-    generation_config: dict[str, int | float | bool | list[int] | None] = {}
-    """The model's own defaults, only the fields that `SamplingParams` knows, under the same names."""
+    generation_config: dict[str, GenerationValue] = {}
+    """The model's own defaults, only the fields that `SamplingParams` knows, under transformers' names; its end
+    tokens as ``end_token_ids``."""
     labels: list[str] = []
     """Class names in the order of the logits."""
     problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None

@@ -13,24 +13,24 @@ from server.api.disconnect import until_disconnect
 from server.api.parameter_paths import parameter_paths
 from server.api.schemas import GenerateParameters, GenerateRequest
 from server.api.sse import data_event, event_stream
-from server.errors import ConflictingParameters, InvalidRequest
+from server.errors import ConflictingParameters, InvalidRequest, UnsupportedParameter
 from server.serving.generator import Generation, OutputToken, ServedGenerator
+from server.serving.options import GenerateOptions, from_mapping
 from server.serving.record import RequestRecord
-from server.serving.sampling import GenerateOptions
 
 router = APIRouter()
 
 NEUTRAL: dict[str, Any] = {
-    "adapter_id": None,
     "best_of": 1,
     "decoder_input_details": False,
     "grammar": None,
+    "n": 1,
+    "num_return_sequences": 1,
+    "return_parameters": False,
     "top_n_tokens": 0,
-    "watermark": False,
 }
-"""Fields that clients of Text Generation Inference know and this server does not do, with the value that is no wish."""
+"""Options whose answers have no shape here yet, with the value that is no wish."""
 
-NOT_OPTIONS = {*NEUTRAL, "stop", "stop_token_ids", "details", "return_full_text"}
 
 
 class Token(msgspec.Struct):
@@ -81,11 +81,12 @@ encode = msgspec.json.Encoder().encode
 @router.post("/generate", response_model=None)
 async def generate(body: GenerateRequest, request: Request) -> Response:
     """Continue the text of ``inputs``, or of each of a list; with ``stream`` as one event per token."""
+    _check_prompt(body)
     record: RequestRecord = request.state.record
     generator: ServedGenerator = request.app.state.registry.get("generate", body.model)
     record.task, record.model = "generate", generator.name
     parameters = body.parameters or GenerateParameters()
-    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs or []
     if body.stream and not isinstance(body.inputs, str):
         raise ConflictingParameters("stream", "inputs", "a list of inputs is answered as JSON; stream one text")
     record.num_inputs, record.streamed = len(texts), bool(body.stream)
@@ -101,31 +102,24 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     return Response(content, media_type="application/json")
 
 
+def _check_prompt(body: GenerateRequest) -> None:
+    for name in body.fields():
+        if name not in ("inputs", "stream"):
+            raise UnsupportedParameter(name, "leave it out")
+    if body.inputs is None:
+        raise InvalidRequest("inputs is missing: it is required.", param="inputs")
+
+
 def _refuse_unsupported(parameters: GenerateParameters) -> None:
     for name, neutral in NEUTRAL.items():
         value = getattr(parameters, name)
         if value is not None and value != neutral:
-            raise Unsupported(name)
-
-
-class Unsupported(InvalidRequest):
-    """A field that a peer knows and this server cannot honour."""
-
-    code = "unsupported_value"
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{name} is not supported here. Leave it out.", param=name)
+            raise UnsupportedParameter(name, "leave it out")
 
 
 def _options(parameters: GenerateParameters) -> GenerateOptions:
     _refuse_unsupported(parameters)
-    stop = () if parameters.stop is None else parameters.stop
-    return GenerateOptions(
-        stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        stop_token_ids=tuple(parameters.stop_token_ids or ()),
-        logprobs=bool(parameters.details),
-        **parameters.model_dump(exclude=NOT_OPTIONS),
-    )
+    return from_mapping(parameters.model_dump(exclude_none=True))
 
 
 async def _events(

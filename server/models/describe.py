@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from server.errors import EXIT_MODEL, ConfigurationError
-from server.protocol import Task
+from server.protocol import GenerationValue, Task
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
@@ -24,18 +24,35 @@ HEADS: dict[str, Task] = {
 }
 """Ending of an architecture's class name -> task."""
 
-SAMPLING_FIELDS = (
+GENERATION_FIELDS = (
+    "max_new_tokens",
+    "min_new_tokens",
     "do_sample",
     "temperature",
     "top_k",
     "top_p",
     "min_p",
     "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
     "repetition_penalty",
-    "max_new_tokens",
-    "min_new_tokens",
+    "encoder_repetition_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "sequence_bias",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "renormalize_logits",
+    "guidance_scale",
 )
-"""Fields of transformers' GenerationConfig that `SamplingParams` has too."""
+"""Fields of transformers' GenerationConfig that `SamplingParams` has too, in this or another shape."""
 
 LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
@@ -101,24 +118,32 @@ def problem_type_of(config: PreTrainedConfig, task: Task) -> ProblemType | None:
 
 def generation_defaults(
     folder: Path, config: GenerationConfig | None, eos_token_id: int | None
-) -> dict[str, int | float | bool | list[int] | None]:
-    """The fields that are set, under the names of `SamplingParams`; ``end_token_ids`` always.
+) -> dict[str, GenerationValue]:
+    """The fields that are set, under transformers' names; ``end_token_ids`` always.
 
-    A field that the folder leaves out stays out: `GenerationConfig` has None there, not a value.
+    A field that the folder leaves out stays out: `GenerationConfig` has None there, not a value. Whether a number is
+    in range is the front's to judge, as it is for a request's.
     """
-    fields = {name: getattr(config, name, None) for name in SAMPLING_FIELDS}
+    fields = {name: getattr(config, name, None) for name in GENERATION_FIELDS}
     set_fields = {name: value for name, value in fields.items() if value is not None}
     end = getattr(config, "eos_token_id", None)
     if end is None:
         end = eos_token_id
     ends = [] if end is None else end if isinstance(end, list | tuple) else [end]
-    wrong = [name for name, value in set_fields.items() if not isinstance(value, int | float)]
+    wrong = [name for name, value in set_fields.items() if not _is_numbers(value) and value != "never"]
     if not all(isinstance(token, int) for token in ends):
         wrong.append("eos_token_id")
     if wrong:
         raise refuse(f"{wrong[0]} in the generation_config of {folder} is not a number. Correct or remove it.")
     # Some configs write -1 for a token that the model does not have.
     return {**set_fields, "end_token_ids": [token for token in ends if token >= 0]}
+
+
+def _is_numbers(value: Any) -> bool:
+    """A number, or lists of them."""
+    if isinstance(value, list | tuple):
+        return all(_is_numbers(entry) for entry in value)
+    return isinstance(value, int | float)
 
 
 def attribution_of(*folders: Path) -> str | None:

@@ -29,7 +29,7 @@ from server.models import describe
 from server.models.adapter import Adapter, embedding_rows, is_adapter, merge, read_adapter
 from server.models.describe import ProblemType, refuse
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
-from server.protocol import Task, TokenizerFiles
+from server.protocol import GenerationValue, Task, TokenizerFiles
 
 CLASSES: dict[Task, Any] = {
     "generate": AutoModelForCausalLM,
@@ -53,7 +53,7 @@ class LoadedModel:
     max_model_len: int
     labels: list[str]
     problem_type: ProblemType | None
-    generation_config: dict[str, int | float | bool | list[int] | None]
+    generation_config: dict[str, GenerationValue]
     num_parameters: int
     weight_bytes: int
     attribution: str | None
@@ -204,9 +204,7 @@ def _place(module: PreTrainedModel, model: ModelConfig, device: torch.device, dt
     return placed.requires_grad_(False).eval()
 
 
-def _generation_defaults(
-    folder: Path, module: PreTrainedModel, tokenizer: Any
-) -> dict[str, int | float | bool | list[int] | None]:
+def _generation_defaults(folder: Path, module: PreTrainedModel, tokenizer: Any) -> dict[str, GenerationValue]:
     config = module.generation_config
     if (folder / "generation_config.json").is_file():
         describe.read_json(folder, "generation_config.json")

@@ -148,9 +148,10 @@ class ServedGenerator:
             raise InvalidParameter("inputs", list(texts), "must hold at least one text")
         if len(texts) > self.config.max_batch_inputs:
             raise BatchTooLarge(len(texts), self.config.max_batch_inputs)
-        sampling.check(options, self.ready.vocab_size)
+        sampling.check(options, self.ready)
         seed = sampling.choose_seed(options)
-        options = replace(options, stop_token_ids=options.stop_token_ids + self._special_stops(options.stop))
+        stop_token_ids = (options.stop_token_ids or ()) + self._special_stops(options.stop or ())
+        options = replace(options, stop_token_ids=stop_token_ids)
         return await asyncio.to_thread(lambda: [self._prompt(text, options, seed) for text in texts])
 
     def _special_stops(self, stop: Sequence[str]) -> tuple[int, ...]:
@@ -162,14 +163,15 @@ class ServedGenerator:
         ids = self._prompt_ids(text, options.truncate)
         if not ids:
             raise InvalidParameter("inputs", text, "must have at least one token")
-        params = sampling.resolve(
+        resolved = sampling.resolve(
             options,
             self.ready,
             num_prompt_tokens=len(ids),
             default_max_new_tokens=self.config.default_max_new_tokens,
             seed=seed,
+            tokenizer=self.tokenizer,
         )
-        return Prompt(text, ids, params, options.stop)
+        return Prompt(text, ids, resolved.params, resolved.options.stop or ())
 
     def _prompt_ids(self, text: str, truncate: int | None) -> list[int]:
         """The text's tokens, with the special tokens that the model's tokenizer puts around a text."""

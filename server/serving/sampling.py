@@ -1,183 +1,248 @@
-"""A client's decoding options, the model's own and the server's become one complete `SamplingParams`.
+"""A client's decoding options, the template's, the model's and the server's become one complete `SamplingParams`.
 
-Knows the ranges and the rules between options; knows neither HTTP nor text.
+`options` says what can be asked, `ranges` which values, `conflicts` what goes together, `layers` who is heard.
+Knows no HTTP.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.errors import ConflictingParameters, InvalidParameter, PromptTooLong
+from server.errors import InvalidParameter, PromptTooLong, UnsupportedParameter
 from server.protocol import Ready, SamplingParams
+from server.serving import ranges
+from server.serving.conflicts import DRAW, UNSUPPORTED, Wishes, is_wish
+from server.serving.layers import Layered, Origin, model_defaults, put_together
+from server.serving.options import Bias, GenerateOptions, Ids, from_mapping
+from server.serving.ranges import MAX_SEED, MAX_STOP_STRINGS
+from server.serving.word_ids import bad_word_ids, breaker_ids
+from server.text.tokenizer import Tokenizer
 
-MAX_STOP_STRINGS = 8
-MAX_STOP_CHARACTERS = 256
-MAX_STOP_TOKENS = 128
-MAX_SEED = 2**63 - 1
-GREEDY_BELOW = 1e-5
-"""A lower temperature leaves all probability on the most likely token: it is the same as 0."""
+__all__ = ["MAX_STOP_STRINGS", "GenerateOptions", "Resolved", "check", "choose_seed", "model_defaults", "resolve"]
 
-SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
-    """What a client asked for; None where it said nothing. Names are those of `SamplingParams`."""
-
-    max_new_tokens: int | None = None
-    min_new_tokens: int | None = None
-    do_sample: bool | None = None
-    temperature: float | None = None
-    """0 takes the most likely token."""
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    """Texts that end the output, which is cut before them."""
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool | None = None
-    truncate: int | None = None
-    """Keep only so many tokens of the prompt: its last ones, after the special tokens that begin it."""
-    logprobs: bool = False
+BAN = float("-inf")
+NO_TOPICS: Mapping[str, Sequence[str]] = {}
 
 
 @dataclass(frozen=True)
-class _Range:
-    rule: str
-    holds: Callable[[float], bool]
+class Resolved:
+    """What holds for one prompt."""
+
+    params: SamplingParams
+    options: GenerateOptions
+    """All that was asked for, by request, template and model together."""
+    origins: dict[str, Origin]
+    """Where each option that has an effect comes from."""
+
+    def parameters(self) -> dict[str, dict[str, Any]]:
+        """Every option that has an effect, for the client: its value and where it comes from."""
+        decided: dict[str, Any] = {name: getattr(self.params, name) for name in ("max_new_tokens", "seed", "do_sample")}
+        decided["eos_token_id"] = self.params.end_token_ids
+        values = {name: decided.get(name, getattr(self.options, name)) for name in self.origins}
+        return {name: {"value": value, "origin": self.origins[name]} for name, value in values.items()}
 
 
-_RANGES = {
-    "max_new_tokens": _Range("must be at least 1", lambda v: v >= 1),
-    "min_new_tokens": _Range("must be at least 0", lambda v: v >= 0),
-    "temperature": _Range("must be from 0 to 100", lambda v: 0 <= v <= 100),
-    "top_k": _Range("must be at least 0", lambda v: v >= 0),
-    "top_p": _Range("must be greater than 0 and at most 1", lambda v: 0 < v <= 1),
-    "min_p": _Range("must be from 0 to 1", lambda v: 0 <= v <= 1),
-    "typical_p": _Range("must be greater than 0 and at most 1", lambda v: 0 < v <= 1),
-    "repetition_penalty": _Range("must be from 0.01 to 100", lambda v: 0.01 <= v <= 100),
-    "presence_penalty": _Range("must be from -2 to 2", lambda v: -2 <= v <= 2),
-    "frequency_penalty": _Range("must be from -2 to 2", lambda v: -2 <= v <= 2),
-    "seed": _Range(f"must be from 0 to {MAX_SEED}", lambda v: 0 <= v <= MAX_SEED),
-    "truncate": _Range("must be at least 1", lambda v: v >= 1),
-}
+def check(options: GenerateOptions, ready: Ready, *, body: Mapping[str, Any] | None = None) -> None:
+    """Raise for the first option that no prompt could make right.
 
-
-def check(options: GenerateOptions, vocab_size: int) -> None:
-    """Raise for the first option that no prompt could make right."""
-    for name, range_ in _RANGES.items():
-        value = getattr(options, name)
-        if value is not None and not range_.holds(value):
-            raise InvalidParameter(name, value, range_.rule)
-    if options.top_k is not None and options.top_k > vocab_size:
-        raise InvalidParameter("top_k", options.top_k, f"must be at most the size of the vocabulary, {vocab_size}")
-    _check_stops(options, vocab_size)
-    _check_sampling(options)
-
-
-def _check_stops(options: GenerateOptions, vocab_size: int) -> None:
-    if len(options.stop) > MAX_STOP_STRINGS:
-        raise InvalidParameter("stop", list(options.stop), f"must hold at most {MAX_STOP_STRINGS} strings")
-    for string in options.stop:
-        if not 1 <= len(string) <= MAX_STOP_CHARACTERS:
-            raise InvalidParameter("stop", string, f"must hold strings of 1 to {MAX_STOP_CHARACTERS} characters")
-    if len(options.stop_token_ids) > MAX_STOP_TOKENS:
-        raise InvalidParameter(
-            "stop_token_ids", list(options.stop_token_ids), f"must hold at most {MAX_STOP_TOKENS} ids"
-        )
-    for token_id in options.stop_token_ids:
-        if not 0 <= token_id < vocab_size:
-            raise InvalidParameter("stop_token_ids", token_id, f"must hold token ids from 0 to {vocab_size - 1}")
-
-
-def _check_sampling(options: GenerateOptions) -> None:
-    if options.do_sample is False:
-        for name in SAMPLING_FIELDS:
-            value = getattr(options, name)
-            if value is not None and value != _NEUTRAL[name] and not (name == "temperature" and value == 0):
-                raise ConflictingParameters(
-                    name, "do_sample", f"{name} {value!r} is for sampling and do_sample is false"
-                )
-    if options.do_sample and options.temperature == 0:
-        raise ConflictingParameters("temperature", "do_sample", "temperature 0 is greedy and do_sample is true")
-
-
-_NEUTRAL: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
-
-
-def resolve(
-    options: GenerateOptions, ready: Ready, *, num_prompt_tokens: int, default_max_new_tokens: int, seed: int
-) -> SamplingParams:
-    """The complete parameters for one prompt. ``options`` passed `check`.
-
-    The request comes before the model's generation_config, and that before the server's default.
+    ``body`` holds the fields beside the parameters, such as ``stream`` and ``template``.
     """
-    model = {name: value for name, value in ready.generation_config.items() if value is not None}
-    max_new_tokens = _max_new_tokens(options, model, ready.max_model_len, num_prompt_tokens, default_max_new_tokens)
-    min_new_tokens = _min_new_tokens(options, model, max_new_tokens)
-    chosen = {
-        name: _first(getattr(options, name), model.get(name))
-        for name in ("repetition_penalty", "presence_penalty", "frequency_penalty", "ignore_eos")
-    }
-    return SamplingParams(
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens,
-        seed=seed,
-        end_token_ids=tuple(model.get("end_token_ids", ())),  # type: ignore[arg-type]
-        stop_token_ids=options.stop_token_ids,
-        logprobs=options.logprobs,
-        **{name: value for name, value in chosen.items() if value is not None},
-        **_sampling(options, model, ready.vocab_size),
-    )
+    _check_values(options, ready)
+    _check_rows(put_together(options, GenerateOptions(), ready, body), ready)
+
+
+def _check_values(options: GenerateOptions, ready: Ready) -> None:
+    for name, reason in UNSUPPORTED.items():
+        if is_wish(name, getattr(options, name)):
+            raise UnsupportedParameter(name, reason)
+    for problem in ranges.findings(options, ready):
+        raise problem
+
+
+def _check_rows(layered: Layered, ready: Ready) -> None:
+    """All of a request's sequences run in one step."""
+    wishes = Wishes(layered.values)
+    name = max(("num_beams", "best_of", "num_return_sequences"), key=lambda name: int(wishes[name]))
+    num_rows = wishes[name] * (2 if wishes.has("guidance_scale") else 1)
+    if num_rows > max(1, ready.max_running):
+        if wishes.has("guidance_scale"):
+            name = "guidance_scale"
+        rule = f"would take {num_rows} of the server's rows and there are {ready.max_running} (max_running)"
+        raise InvalidParameter(layered.shown(name), layered.values[name], rule)
 
 
 def choose_seed(options: GenerateOptions) -> int:
     return secrets.randbelow(MAX_SEED + 1) if options.seed is None else options.seed
 
 
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
+def resolve(
+    options: GenerateOptions,
+    ready: Ready,
+    *,
+    num_prompt_tokens: int,
+    default_max_new_tokens: int,
+    seed: int,
+    tokenizer: Tokenizer,
+    template_parameters: Mapping[str, Any] | None = None,
+    body: Mapping[str, Any] | None = None,
+    topics: Mapping[str, Sequence[str]] = NO_TOPICS,
+    grammar: str | None = None,
+) -> Resolved:
+    """What holds for one prompt. ``options`` passed `check`; ``grammar`` is the compiled form of the option's."""
+    template = from_mapping(template_parameters or {})
+    _check_values(template, ready)
+    layered = put_together(options, template, ready, body)
+    _check_rows(layered, ready)
+    wishes = Wishes(layered.values)
+    max_new_tokens = _max_new_tokens(layered, ready, num_prompt_tokens, default_max_new_tokens)
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=_min_new_tokens(layered, max_new_tokens, num_prompt_tokens),
+        seed=layered.values.get("seed", seed),
+        grammar=grammar,
+        **_by_the_same_name(layered, wishes),
+        **_by_another_name(wishes, ready, tokenizer, topics),
+    )
+    return Resolved(params, GenerateOptions(**layered.values), _effective_origins(layered, wishes, ready))
 
 
-def _max_new_tokens(
-    options: GenerateOptions, model: dict[str, Any], max_model_len: int, num_prompt_tokens: int, default: int
-) -> int:
-    room = max_model_len - num_prompt_tokens
+SAME_NAME = (
+    "num_beams",
+    "num_beam_groups",
+    "diversity_penalty",
+    "length_penalty",
+    "early_stopping",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "encoder_repetition_penalty",
+    "penalty_scope",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_range",
+    "allowed_token_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "forced_bos_token_id",
+    "exponential_decay_length_penalty",
+    "renormalize_logits",
+    "guidance_scale",
+    "banned_phrases",
+    "max_rewinds",
+    "stop_token_ids",
+    "ignore_eos",
+    "top_n_tokens",
+    "logprobs_mode",
+)
+DRAW_FIELDS = (*DRAW, "xtc_threshold")
+
+
+def _by_the_same_name(layered: Layered, wishes: Wishes) -> dict[str, Any]:
+    names = (*SAME_NAME, *DRAW_FIELDS) if wishes.is_sampling else SAME_NAME
+    found = {name: layered.values[name] for name in names if name in layered.values}
+    # JSON's -0.0 is no value of its own.
+    return {name: value + 0.0 if isinstance(value, float) else value for name, value in found.items()}
+
+
+def _by_another_name(
+    wishes: Wishes, ready: Ready, tokenizer: Tokenizer, topics: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    dry = wishes.has("dry_multiplier")
+    banned = (*(wishes["bad_words_ids"] or ()), *bad_word_ids(tokenizer, wishes["bad_words"] or ()))
+    return {
+        "do_sample": wishes.is_sampling,
+        "num_return_sequences": wishes.num_outputs,
+        "stop_strings": wishes["stop"] or () if wishes["num_beams"] > 1 else (),
+        "end_token_ids": wishes["eos_token_id"] or _end_token_ids(ready),
+        "forced_eos_token_ids": wishes["forced_eos_token_id"] or (),
+        "dry_breaker_ids": breaker_ids(tokenizer, ready.vocab_size, wishes["dry_sequence_breakers"]) if dry else (),
+        "logit_bias": _logit_bias(wishes["logit_bias"] or ()),
+        "sequence_bias": _sequence_bias(wishes["sequence_bias"] or (), banned),
+        "banned_phrases": tuple(dict.fromkeys(phrase.strip() for phrase in wishes["banned_phrases"] or ())),
+        "phrase_penalties": _phrase_penalties(wishes, topics),
+        # The samples of best_of are ranked by them.
+        "logprobs": wishes["details"] or wishes.has("best_of"),
+        "prompt_logprobs": wishes["decoder_input_details"],
+    }
+
+
+def _end_token_ids(ready: Ready) -> Ids:
+    ids = ready.generation_config.get("end_token_ids")
+    return tuple(ids) if isinstance(ids, list) else ()
+
+
+def _amount(bias: Bias) -> float:
+    return BAN if bias is False or bias == "-inf" else float(bias)
+
+
+def _logit_bias(entries: Mapping[str, Bias] | tuple[tuple[int, Bias], ...]) -> dict[int, float]:
+    pairs = entries.items() if isinstance(entries, Mapping) else entries
+    return {int(token_id): _amount(bias) for token_id, bias in pairs}
+
+
+def _sequence_bias(entries: tuple[tuple[Ids, Bias], ...], banned: tuple[Ids, ...]) -> tuple[tuple[Ids, float], ...]:
+    """Bans come before amounts for the same sequence."""
+    found = {ids: _amount(bias) for ids, bias in entries} | dict.fromkeys(banned, BAN)
+    return tuple(found.items())
+
+
+def _phrase_penalties(wishes: Wishes, topics: Mapping[str, Sequence[str]]) -> tuple[tuple[str, float], ...]:
+    """A phrase that is named twice, by topics as well, is penalised by the sum."""
+    found: dict[str, float] = {}
+    for entry in wishes["penalties"] or ():
+        if entry.topic is not None and entry.topic not in topics:
+            known = ", ".join(sorted(topics)) or "none"
+            raise InvalidParameter("penalties", entry.topic, f"names no topic of this server; there are: {known}")
+        for phrase in [entry.phrase] if entry.topic is None else topics[entry.topic]:
+            found[phrase.strip()] = found.get(phrase.strip(), 0.0) + entry.strength
+    return tuple((phrase, strength) for phrase, strength in found.items() if strength != 0)
+
+
+def _max_new_tokens(layered: Layered, ready: Ready, num_prompt_tokens: int, default: int) -> int:
+    room = ready.max_model_len - num_prompt_tokens
     if room < 1:
         advice = "Shorten it, or set truncate to the number of its last tokens that count."
-        raise PromptTooLong(num_prompt_tokens, max_model_len - 1, advice)
-    if options.max_new_tokens is None:
-        return min(int(model.get("max_new_tokens", default)), room)
-    if options.max_new_tokens > room:
-        rule = f"must be at most {room}: the model takes {max_model_len} tokens and the input has {num_prompt_tokens}"
-        raise InvalidParameter("max_new_tokens", options.max_new_tokens, rule)
-    return options.max_new_tokens
+        raise PromptTooLong(num_prompt_tokens, ready.max_model_len - 1, advice)
+    if "max_length" in layered.values:
+        if layered.values["max_length"] <= num_prompt_tokens:
+            rule = f"must be more than the input's {num_prompt_tokens} tokens"
+            raise InvalidParameter("max_length", layered.values["max_length"], rule)
+        return int(layered.values["max_length"]) - num_prompt_tokens
+    wanted = layered.values.get("max_new_tokens", default)
+    if wanted > room and layered.origins.get("max_new_tokens") in ("request", "template"):
+        rule = f"must be at most {room}: the model takes {ready.max_model_len} tokens and the input has "
+        raise InvalidParameter("max_new_tokens", wanted, f"{rule}{num_prompt_tokens}")
+    return int(min(wanted, room))
 
 
-def _min_new_tokens(options: GenerateOptions, model: dict[str, Any], max_new_tokens: int) -> int:
-    if options.min_new_tokens is None:
-        return min(int(model.get("min_new_tokens", 0)), max_new_tokens)
-    if options.min_new_tokens > max_new_tokens:
-        rule = f"must be at most max_new_tokens, {max_new_tokens}"
-        raise InvalidParameter("min_new_tokens", options.min_new_tokens, rule)
-    return options.min_new_tokens
+def _min_new_tokens(layered: Layered, max_new_tokens: int, num_prompt_tokens: int) -> int:
+    if "min_length" in layered.values:
+        name, wanted = "min_length", max(0, layered.values["min_length"] - num_prompt_tokens)
+    else:
+        name, wanted = "min_new_tokens", layered.values.get("min_new_tokens", 0)
+    if wanted <= max_new_tokens:
+        return int(wanted)
+    if layered.origins[name] == "model":
+        return max_new_tokens
+    limit = max_new_tokens if name == "min_new_tokens" else max_new_tokens + num_prompt_tokens
+    raise InvalidParameter(
+        name, layered.values[name], f"must be at most {limit}, for there are {max_new_tokens} new tokens at most"
+    )
 
 
-def _sampling(options: GenerateOptions, model: dict[str, Any], vocab_size: int) -> dict[str, Any]:
-    """``do_sample`` and, if it is true, the fields that shape the draw."""
-    given = {name: _first(getattr(options, name), model.get(name)) for name in SAMPLING_FIELDS}
-    values = {name: _NEUTRAL[name] if value is None else value for name, value in given.items()}
-    # Whoever names a temperature or a cut wants to sample: with transformers' rule it would be accepted and ignored.
-    asked = any(getattr(options, name) is not None for name in SAMPLING_FIELDS)
-    do_sample = _first(options.do_sample, True if asked else None, model.get("do_sample"), False)
-    if not do_sample or values["temperature"] < GREEDY_BELOW:
-        return {"do_sample": False}
-    return {"do_sample": True, **values, "top_k": min(int(values["top_k"]), vocab_size)}
+def _effective_origins(layered: Layered, wishes: Wishes, ready: Ready) -> dict[str, Origin]:
+    """Without the options of a draw that does not take place; with what the server decides."""
+    skipped = {"n"} if wishes.is_sampling else {"n", *DRAW_FIELDS} - {"temperature"}
+    found = {name: origin for name, origin in layered.origins.items() if wishes.has(name) and name not in skipped}
+    if not wishes["ignore_eos"] and _end_token_ids(ready):
+        found.setdefault("eos_token_id", "model")
+    for name in ("max_new_tokens", "seed", "do_sample"):
+        if not (name == "max_new_tokens" and "max_length" in layered.origins):
+            found[name] = layered.origins.get(name, "server")
+    return found

@@ -40,6 +40,7 @@ def ready(**changes: Any) -> Ready:
         "attention": "torch",
         "num_parameters": 1,
         "weight_bytes": 4,
+        "max_running": 64,
         "generation_config": {"end_token_ids": [END_ID]},
     }
     return Ready(**{**fields, **changes})

@@ -1,0 +1,296 @@
+"""What does not go together, as one table of rules; knows neither ranges nor where a value came from.
+
+A rule names two fields. It is of one of two kinds: without the second the first would have no effect, or the two
+cannot be honoured together. Every combination that no rule forbids is honoured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+GREEDY_BELOW = 1e-5
+"""A lower temperature leaves all probability on the most likely token: it is the same as 0."""
+
+DRAW = (
+    "temperature",
+    "top_n_sigma",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "xtc_probability",
+)
+"""Options of the draw: whoever gives one wants to sample."""
+
+NEUTRAL: dict[str, Any] = {
+    "min_new_tokens": 0,
+    "min_length": 0,
+    "ignore_eos": False,
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_n_sigma": 0.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "xtc_probability": 0.0,
+    "num_return_sequences": 1,
+    "n": 1,
+    "best_of": 1,
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "penalize_template": True,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "dry_multiplier": 0.0,
+    "renormalize_logits": False,
+    "guidance_scale": 1.0,
+    "details": False,
+    "top_n_tokens": 0,
+    "decoder_input_details": False,
+    "logprobs_mode": "raw",
+    "return_full_text": False,
+    "stream": False,
+    "return_parameters": False,
+    "penalty_alpha": 0.0,
+    "watermark": False,
+}
+"""The values that are no wish. An option that is not here is a wish whenever it is given, unless its list is empty."""
+
+BODY_FIELDS = ("inputs", "template", "variables", "examples", "messages", "stream")
+"""Fields beside the parameters that rules look at."""
+
+UNSUPPORTED = {
+    "penalty_alpha": "contrastive search is not supported; leave it out",
+    "adapter_id": "an adapter is served as a model of its own; name it in model",
+    "watermark": "watermarks are not supported; leave it out",
+}
+"""Options that peers know and this server refuses by name."""
+
+SYNONYMS = (
+    ("num_return_sequences", "n", "they are two names of one option"),
+    ("max_new_tokens", "max_length", "both limit the output; give one"),
+    ("min_new_tokens", "min_length", "both bound the output from below; give one"),
+)
+"""Two ways to say one thing: whoever says it last, the request before the template before the model, is heard."""
+
+
+class Wishes:
+    """The values that count, under the client's names: options, and the fields beside them in the body."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+
+    def __getitem__(self, name: str) -> Any:
+        value = self.values.get(name)
+        return NEUTRAL.get(name) if value is None else value
+
+    def has(self, name: str) -> bool:
+        """Whether the field has a value that wishes something."""
+        return is_wish(name, self.values.get(name))
+
+    @property
+    def is_sampling(self) -> bool:
+        return bool(self["do_sample"]) and self["temperature"] >= GREEDY_BELOW
+
+    @property
+    def num_outputs(self) -> int:
+        return int(max(self["num_return_sequences"], self["best_of"]))
+
+
+def is_wish(name: str, value: Any) -> bool:
+    return value is not None and value != () and value != {} and value != NEUTRAL.get(name)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Two fields that do not go together where ``is_broken``."""
+
+    first: str
+    second: str
+    reason: str
+    """May name the two values as ``{first}`` and ``{second}``."""
+    is_broken: Callable[[Wishes], bool]
+    has_no_effect: bool = False
+    """The first would be ignored: it is dropped silently where it is a default that the request did not ask for."""
+
+
+def needs(first: str, *others: str, reason: str = "") -> Rule:
+    """The first has an effect only with one of the others."""
+    reason = reason or f"set {' or '.join(others)}, or leave {first} out"
+    return Rule(
+        first, others[0], reason, lambda w: w.has(first) and not any(w.has(o) for o in others), has_no_effect=True
+    )
+
+
+def excludes(first: str, second: str, reason: str) -> Rule:
+    return Rule(first, second, reason, lambda w: w.has(first) and w.has(second))
+
+
+def _sampling(name: str) -> Rule:
+    return Rule(
+        name,
+        "do_sample",
+        f"{name} shapes the draw and do_sample is false",
+        # At temperature 0 every rule of the draw keeps the most likely token: greedy is what they give.
+        lambda w: w.has(name) and not w["do_sample"] and w["temperature"] >= GREEDY_BELOW,
+        has_no_effect=True,
+    )
+
+
+def _details(name: str) -> Rule:
+    return needs(name, "details", reason="it is told in the details: set details to true")
+
+
+PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+
+RULES: tuple[Rule, ...] = (
+    # Where the prompt comes from.
+    excludes("inputs", "template", "a request has one prompt"),
+    excludes("inputs", "messages", "a request has one prompt"),
+    excludes("template", "messages", "a request has one prompt"),
+    needs("variables", "template"),
+    needs("examples", "template"),
+    Rule(
+        "stream",
+        "inputs",
+        "a list of inputs is answered as JSON; stream one text",
+        lambda w: w.has("stream") and isinstance(w["inputs"], list),
+    ),
+    # Lengths.
+    Rule(
+        "min_new_tokens",
+        "max_new_tokens",
+        "the least, {first}, is more than the most, {second}",
+        lambda w: w["max_new_tokens"] is not None and w["min_new_tokens"] > w["max_new_tokens"],
+    ),
+    Rule(
+        "min_length",
+        "max_length",
+        "the least, {first}, is more than the most, {second}",
+        lambda w: w["max_length"] is not None and w["min_length"] > w["max_length"],
+    ),
+    excludes("eos_token_id", "ignore_eos", "it names tokens that shall end the output, and none shall"),
+    excludes("exponential_decay_length_penalty", "ignore_eos", "it makes end tokens likelier, and they end nothing"),
+    # The draw.
+    *(_sampling(name) for name in DRAW),
+    Rule(
+        "temperature",
+        "do_sample",
+        "temperature 0 is greedy and do_sample is true",
+        lambda w: bool(w["do_sample"]) and w["temperature"] == 0,
+    ),
+    needs("xtc_threshold", "xtc_probability"),
+    # Several outputs.
+    Rule(
+        "num_return_sequences",
+        "do_sample",
+        "greedy outputs would all be the same; sample, or set num_beams",
+        lambda w: w["num_return_sequences"] > 1 and w["num_beams"] == 1 and not w.is_sampling,
+    ),
+    Rule(
+        "num_return_sequences",
+        "num_beams",
+        "{first} outputs are more than the {second} beams",
+        lambda w: w["num_beams"] > 1 and w["num_return_sequences"] > w["num_beams"],
+    ),
+    excludes("best_of", "num_beams", "a beam search ranks by itself; use num_return_sequences"),
+    excludes("best_of", "stream", "the best sample is known only when all are complete"),
+    Rule(
+        "best_of",
+        "do_sample",
+        "greedy samples would all be the same",
+        lambda w: w.has("best_of") and not w.is_sampling,
+    ),
+    Rule(
+        "best_of",
+        "num_return_sequences",
+        "{first} samples are fewer than the {second} that are answered",
+        lambda w: w.has("best_of") and w["best_of"] < w["num_return_sequences"],
+    ),
+    needs("rank_by", "best_of"),
+    # Beams.
+    needs("num_beam_groups", "num_beams"),
+    needs("length_penalty", "num_beams"),
+    needs("early_stopping", "num_beams"),
+    needs("diversity_penalty", "num_beam_groups"),
+    needs("num_beam_groups", "diversity_penalty", reason="without it all groups find the same; set it above 0"),
+    Rule(
+        "num_beam_groups",
+        "num_beams",
+        "{second} beams do not make {first} groups of one size",
+        lambda w: w.has("num_beam_groups") and w["num_beams"] % w["num_beam_groups"] != 0,
+    ),
+    excludes("num_beam_groups", "do_sample", "groups are searched, not sampled"),
+    excludes("num_beams", "guidance_scale", "guidance is for greedy and sampled outputs"),
+    excludes("num_beams", "max_rewinds", "a beam search drops a hypothesis with a banned phrase and never goes back"),
+    excludes("num_beams", "top_n_tokens", "the likeliest tokens of a step belong to several hypotheses"),
+    # Penalties.
+    needs("penalty_scope", *PENALTIES),
+    needs("penalize_template", *PENALTIES, "dry_multiplier", "no_repeat_ngram_size"),
+    Rule(
+        "penalize_template",
+        "template",
+        "only a template has tokens that it could leave out",
+        lambda w: w.has("penalize_template") and not (w.has("template") or w.has("messages")),
+        has_no_effect=True,
+    ),
+    needs("dry_base", "dry_multiplier"),
+    needs("dry_allowed_length", "dry_multiplier"),
+    needs("dry_range", "dry_multiplier"),
+    needs("dry_sequence_breakers", "dry_multiplier"),
+    # Tokens that must and must not come.
+    Rule(
+        "forced_bos_token_id",
+        "suppress_tokens",
+        "the forced token is suppressed",
+        lambda w: w["forced_bos_token_id"] in (w["suppress_tokens"] or ()),
+    ),
+    Rule(
+        "forced_bos_token_id",
+        "begin_suppress_tokens",
+        "the forced token is suppressed",
+        lambda w: w["forced_bos_token_id"] in (w["begin_suppress_tokens"] or ()),
+    ),
+    Rule(
+        "forced_eos_token_id",
+        "suppress_tokens",
+        "every forced token is suppressed",
+        lambda w: w.has("forced_eos_token_id") and set(w["forced_eos_token_id"]) <= set(w["suppress_tokens"] or ()),
+    ),
+    Rule(
+        "allowed_token_ids",
+        "suppress_tokens",
+        "every allowed token is suppressed",
+        lambda w: w.has("allowed_token_ids") and set(w["allowed_token_ids"]) <= set(w["suppress_tokens"] or ()),
+    ),
+    needs("negative_prompt", "guidance_scale"),
+    # Text.
+    needs("max_rewinds", "banned_phrases"),
+    # Structure: every token is the grammar's choice, and it must be free to make it.
+    excludes("grammar", "forced_bos_token_id", "the grammar alone says which tokens may come"),
+    excludes("grammar", "forced_eos_token_id", "the grammar alone says which tokens may come"),
+    excludes("grammar", "allowed_token_ids", "the grammar alone says which tokens may come"),
+    excludes("grammar", "min_new_tokens", "the grammar says when the output is complete"),
+    excludes("grammar", "min_length", "the grammar says when the output is complete"),
+    excludes("grammar", "ignore_eos", "the grammar says when the output is complete"),
+    # What is told.
+    _details("top_n_tokens"),
+    _details("decoder_input_details"),
+    _details("logprobs_mode"),
+    _details("return_parameters"),
+    excludes("decoder_input_details", "stream", "the prompt's tokens are told in a JSON answer only"),
+)
