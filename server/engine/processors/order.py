@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from server.engine.processors.banned_at import BannedAt
 from server.engine.processors.base import LogitsProcessor, Start
 from server.engine.processors.biases import LogitBias, SequenceBias
 from server.engine.processors.diversity import HammingDiversity
@@ -35,7 +36,7 @@ PROCESSORS: tuple[type[LogitsProcessor], ...] = (
     Dry,
     NoRepeatNGram,
     EncoderNoRepeatNGram,
-    # Tokens that began a banned phrase.
+    BannedAt,
     MinNewTokens,
     AllowedTokens,
     ForcedFirstToken,
