@@ -90,6 +90,10 @@ class ServeConfig:
     """Most inputs in one /classify, /ner or /fill-mask request."""
     default_max_new_tokens: int = 256
     """New tokens where neither the request nor the model's generation_config says."""
+    templates: str | None = None
+    """A folder of prompt templates, one file each."""
+    topics: str | None = None
+    """A folder of topics that requests can penalise, one word list each."""
     keep_alive_s: float = 15.0
     """Silence after which a stream gets a comment."""
     drain_delay_s: float = 0.0

@@ -28,6 +28,7 @@ PREFIX = "SLUICE_"
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 _OWN = ("name", "path")
 """Fields of a model that no setting for all models can have."""
+_FOLDERS = ("templates", "topics")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +205,9 @@ def _read(path: Path) -> dict[str, Any]:
     found = _checked(content, settings(), str(path))
     per_model = {name: setting for name, setting in settings().items() if setting.per_model}
     found["models"] = [_table(table, per_model, path, number) for number, table in enumerate(tables, start=1)]
-    if "base" in found:
-        found["base"] = _beside(path, found["base"])
+    for name in ("base", *_FOLDERS):
+        if name in found:
+            found[name] = _beside(path, found[name])
     return found
 
 
@@ -257,6 +259,10 @@ def _named(text: str) -> dict[str, Any]:
 
 
 def _check_folders(config: ServeConfig) -> None:
+    for name in _FOLDERS:
+        path = getattr(config, name)
+        if path is not None and not Path(path).is_dir():
+            raise ConfigurationError(f"{name} is {path}, which is not a folder. Give the path of a folder of {name}.")
     for model in config.models:
         for folder in filter(None, (model.path, model.base)):
             if not Path(folder).is_dir():

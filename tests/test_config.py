@@ -43,7 +43,8 @@ def other_value(setting: Setting, folder: Path) -> tuple[str, Any]:
         return str(not setting.default).lower(), not setting.default
     if setting.choices:
         return setting.choices[-1], setting.choices[-1]
-    by_name = {"host": "127.0.0.2", "device": "cuda:1", "base": str(folder), "max_batch_tokens": 512}
+    by_name = {"host": "127.0.0.2", "device": "cuda:1", "max_batch_tokens": 512}
+    by_name |= dict.fromkeys(("base", "templates", "topics"), str(folder))
     value = by_name.get(setting.name, setting.default + 2 if setting.kind is not str else None)
     return str(value), value
 
@@ -104,9 +105,11 @@ def test_a_path_in_the_file_starts_at_the_file_and_one_on_the_command_line_where
 ):
     (tmp_path / "deploy").mkdir()
     file = tmp_path / "deploy" / "sluice.toml"
-    file.write_text('[[models]]\nname = "a"\npath = "../tiny"\nbase = "../tiny"\n')
+    file.write_text('topics = "../tiny"\n[[models]]\nname = "a"\npath = "../tiny"\nbase = "../tiny"\n')
     monkeypatch.chdir(folder)
-    (model,) = loaded("--config", "../deploy/sluice.toml").models
+    config = loaded("--config", "../deploy/sluice.toml")
+    assert config.topics is not None and Path(config.topics).samefile(folder)
+    (model,) = config.models
     assert Path(model.path).samefile(folder)
     assert model.base is not None
     assert Path(model.base).samefile(folder)
@@ -193,6 +196,9 @@ def test_no_model_two_of_one_name_and_a_missing_folder_are_refused(folder: Path)
     with pytest.raises(ConfigurationError, match="is not a folder") as error:
         loaded("--model", f"a={folder}/nothing")
     assert error.value.exit_code == 4
+    for name in ("templates", "topics"):
+        with pytest.raises(ConfigurationError, match=f"{name} is .*nothing, which is not a folder"):
+            loaded("--model", str(folder), f"--{name}", f"{folder}/nothing")
 
 
 @pytest.mark.parametrize("owner", [ServeConfig, ModelConfig])
