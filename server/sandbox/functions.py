@@ -10,7 +10,11 @@ from importlib import import_module
 from typing import Any
 
 FUNCTIONS: dict[str, str] = {
+    "check_chat": "server.sandbox.rendering",
     "check_grammar": "server.sandbox.grammars",
+    "check_template": "server.sandbox.rendering",
+    "render_chat": "server.sandbox.rendering",
+    "render_template": "server.sandbox.rendering",
 }
 """The module of each; imported at its first call, so that a process loads what it is used for."""
 
