@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal, overload
 
 from server.client.supervisor import Supervisor
-from server.config import ServeConfig
+from server.config import ModelConfig, ServeConfig
 from server.errors import ModelNotFound, Starting
 from server.protocol import Ready, Task
 from server.serving.admission import Admission
@@ -16,8 +16,7 @@ from server.serving.tagger import ServedTagger
 
 Served = ServedGenerator | ServedClassifier | ServedTagger | ServedMaskFiller
 
-SERVED_CLASSES: dict[Task, type[Served]] = {
-    "generate": ServedGenerator,
+ENCODER_CLASSES: dict[Task, type[ServedClassifier | ServedTagger | ServedMaskFiller]] = {
     "classify": ServedClassifier,
     "ner": ServedTagger,
     "fill-mask": ServedMaskFiller,
@@ -36,6 +35,8 @@ class Registry:
         }
         self._served: dict[str, Served] = {}
         self._names: dict[Task, list[str]] = {}
+        self._classifiers: dict[str, ServedClassifier] = {}
+        """Generators rank samples by them, also by those that come after."""
 
     @property
     def ready_models(self) -> dict[str, Ready]:
@@ -49,9 +50,17 @@ class Registry:
             client = self.clients[model.name]
             ready = client.ready
             assert ready is not None
-            served = SERVED_CLASSES[ready.task](self.config, model, ready, client, self.admissions[model.name])
-            self._served[model.name] = served
+            self._served[model.name] = self._serve(model, ready)
             self._names.setdefault(ready.task, []).append(model.name)
+
+    def _serve(self, model: ModelConfig, ready: Ready) -> Served:
+        client, admission = self.clients[model.name], self.admissions[model.name]
+        if ready.task == "generate":
+            return ServedGenerator(self.config, model, ready, client, admission, self._classifiers)
+        served = ENCODER_CLASSES[ready.task](self.config, model, ready, client, admission)
+        if isinstance(served, ServedClassifier):
+            self._classifiers[model.name] = served
+        return served
 
     @overload
     def get(self, task: Literal["generate"], name: str | None) -> ServedGenerator: ...

@@ -133,7 +133,6 @@ SAME_NAME = (
     "exponential_decay_length_penalty",
     "renormalize_logits",
     "guidance_scale",
-    "banned_phrases",
     "max_rewinds",
     "stop_token_ids",
     "ignore_eos",

@@ -51,6 +51,8 @@ def test_details_come_when_asked_for() -> None:
     ids = [*TOKENIZER.encode(TEXT).ids, END_ID]
     details = answer["details"]
     tokens = details.pop("tokens")
+    timings = details.pop("timings")
+    assert 0 <= timings["queue_s"] <= timings["first_token_s"] <= timings["total_s"] < 60
     assert details == {
         "finish_reason": "eos_token",
         "generated_tokens": len(ids),
@@ -58,6 +60,9 @@ def test_details_come_when_asked_for() -> None:
         "input_length": len(TOKENIZER.encode("Hello").ids),
         "cached_tokens": 3,
         "prefill": [],
+        "sequence": 0,
+        "stop": END_ID,
+        "num_rewinds": 0,
     }
     assert [token["id"] for token in tokens] == ids
     assert "".join(token["text"] for token in tokens) == TEXT

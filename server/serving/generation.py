@@ -1,0 +1,287 @@
+"""A prompt that is ready to be generated from, and its outputs as they grow; knows neither HTTP nor workers."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from server.errors import SluiceError
+from server.phrases import PhraseMatcher
+from server.protocol import FinishReason, PromptLogprobs, SamplingParams, TokenLogprob, Tokens
+from server.serving.options import GenerateOptions
+from server.text.safe_text import SafeText
+from server.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """One text, ready to be generated from."""
+
+    text: str
+    ids: list[int]
+    params: SamplingParams
+    options: GenerateOptions = field(default_factory=GenerateOptions)
+    """What was asked for, by request, template and model together."""
+    parameters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Every option that has an effect: its ``value`` and ``origin``."""
+    banned: PhraseMatcher | None = None
+    """Of ``params.banned_phrases``; one for all outputs."""
+    template_spans: list[tuple[int, int]] = field(default_factory=list)
+    negative_ids: list[int] = field(default_factory=list)
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Texts that end an output, which is cut before them."""
+        return self.options.stop or ()
+
+    @property
+    def num_answers(self) -> int:
+        """Of ``params.num_return_sequences`` outputs, so many are the answer."""
+        return self.options.num_return_sequences or 1
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether the outputs are samples of which the best are the answer."""
+        return (self.options.best_of or 1) > 1
+
+    @property
+    def num_rows(self) -> int:
+        """Sequences that compute at once at most, without those of the negative prompt."""
+        return max(self.params.num_beams, self.params.num_return_sequences)
+
+    @property
+    def cost(self) -> int:
+        """Most tokens of work that it can become."""
+        new_tokens = self.num_rows * self.params.max_new_tokens
+        if self.params.guidance_scale != 1.0:
+            return len(self.ids) + max(len(self.negative_ids), 1) + 2 * new_tokens
+        return len(self.ids) + new_tokens
+
+
+class ToldToken(NamedTuple):
+    """A token that was likely, or that stands in the prompt, with its own text."""
+
+    id: int
+    text: str
+    logprob: float | None
+    special: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OutputToken:
+    """One new token and the text that it made safe to send."""
+
+    id: int
+    text: str
+    """Often empty: a character or a possible stop string is not complete."""
+    special: bool
+    logprob: float | None
+    sequence: int = 0
+    """Number of the output that it belongs to."""
+    index: int = 1
+    """Its place in the output, from 1 on."""
+    top: list[ToldToken] | None = None
+    """The most likely tokens at its place, if asked for."""
+
+
+class OutputText:
+    """One output of a prompt: its tokens become text up to its end, whoever finds the end."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt, number: int) -> None:
+        self.number = number
+        self.num_tokens = 0
+        self.num_rewinds = 0
+        self.finish_reason: FinishReason | None = None
+        self.ended_by_end_token = False
+        """Of a finish reason ``stop``: the model ended it, not the client's stop string or stop token."""
+        self.stop: str | int | None = None
+        """What ended it: the stop string, or the id of the token."""
+        self.score: float | None = None
+        """What its rank among the outputs goes by: a hypothesis' score, or what the ranking made of it."""
+        self.sum_logprobs = 0.0
+        self._params = prompt.params
+        self._stop_strings = prompt.stop
+        end_ids = () if prompt.params.ignore_eos else prompt.params.end_token_ids
+        self._ending_ids = {*end_ids, *prompt.params.stop_token_ids}
+        self._tokenizer = tokenizer
+        self._safe = SafeText(tokenizer, prompt.ids, prompt.stop, prompt.banned)
+        self._texts: list[str] = []
+        self._last_id: int | None = None
+
+    @property
+    def text(self) -> str:
+        """All text so far that is safe to send."""
+        return "".join(self._texts)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Per token; of no tokens, the least."""
+        mean = self.sum_logprobs / self.num_tokens if self.num_tokens else -math.inf
+        return -math.inf if math.isnan(mean) else mean
+
+    def add(self, reply: Tokens) -> list[OutputToken]:
+        """The reply's tokens with their texts, for as long as the output has no end. What follows that is dropped."""
+        self.num_rewinds = reply.num_rewinds
+        tokens = []
+        for i, token_id in enumerate(reply.token_ids):
+            is_last = i == len(reply.token_ids) - 1
+            text = self._add_token(token_id, reply.finish_reason if is_last else None)
+            tokens.append(self._output_token(token_id, text, reply, i))
+            if self.finish_reason is not None:
+                break
+        else:
+            if reply.finish_reason is not None:
+                tokens.append(self._end_token(reply.finish_reason))
+        if self.finish_reason is not None and reply.score is not None:
+            self.score = reply.score
+        return tokens
+
+    def _add_token(self, token_id: int, finish_reason: FinishReason | None) -> str:
+        self.num_tokens += 1
+        self._last_id = token_id
+        has_text = finish_reason != "stop" or token_id not in self._ending_ids
+        text = self._safe.push(token_id) if has_text else ""
+        if self._safe.has_banned:
+            return text + self._end("banned_phrase")
+        if self._safe.stop_string is not None:
+            return text + self._end("stop")
+        return text if finish_reason is None else text + self._end(finish_reason)
+
+    def _end(self, finish_reason: FinishReason) -> str:
+        """The text that was held back until now."""
+        if finish_reason in ("abort", "error"):
+            raise unfinished(finish_reason)
+        text = self._safe.finish()
+        self.finish_reason = "banned_phrase" if self._safe.has_banned else finish_reason
+        if self.finish_reason == "stop":
+            self._note_stop()
+        return text
+
+    def _note_stop(self) -> None:
+        last_id = self._last_id
+        self.stop = self._safe.stop_string
+        if self.stop is not None:
+            return
+        if last_id is not None and last_id in self._ending_ids:
+            written = self._tokenizer.token_text(last_id)
+            self.stop = written if written in self._stop_strings else last_id
+            self.ended_by_end_token = last_id in self._params.end_token_ids and self.stop == last_id
+        else:
+            # The grammar allows nothing more: the output is whole, as if the model had ended it.
+            self.ended_by_end_token = self._params.grammar is not None
+
+    def _end_token(self, finish_reason: FinishReason) -> OutputToken:
+        """The end as a token, for clients know no event without one; it is not counted.
+
+        Only for a request that is resumed at its very end: the last token came before, and only the finish reason now.
+        """
+        end_id = next(iter(self._params.end_token_ids), 0)
+        text = self._end(finish_reason)
+        self._texts.append(text)
+        return OutputToken(end_id, text, self._is_special(end_id) and not text, None, self.number, self.num_tokens + 1)
+
+    def _output_token(self, token_id: int, text: str, reply: Tokens, i: int) -> OutputToken:
+        self._texts.append(text)
+        logprob = reply.logprobs[i] if reply.logprobs is not None else None
+        self.sum_logprobs += logprob or 0.0
+        top = [self._told(pair) for pair in reply.top_logprobs[i]] if reply.top_logprobs is not None else None
+        # Clients leave out the text of special tokens; what was held back until now must reach them.
+        is_special = self._is_special(token_id) and not text
+        return OutputToken(token_id, text, is_special, logprob, self.number, self.num_tokens, top)
+
+    def _told(self, pair: TokenLogprob) -> ToldToken:
+        return told_token(self._tokenizer, pair.token_id, pair.logprob)
+
+    def _is_special(self, token_id: int) -> bool:
+        return token_id in self._tokenizer.special_ids
+
+
+def told_token(tokenizer: Tokenizer, token_id: int, logprob: float | None) -> ToldToken:
+    """A token by itself, as the tokenizer writes it."""
+    return ToldToken(token_id, tokenizer.token_text(token_id), logprob, token_id in tokenizer.special_ids)
+
+
+def unfinished(finish_reason: FinishReason) -> SluiceError:
+    if finish_reason == "abort":
+        return SluiceError("The request was ended: its output was not read in time.")
+    return SluiceError("The request could not be finished.")
+
+
+class Generation:
+    """One prompt and all its outputs."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt) -> None:
+        self.prompt = prompt
+        self.outputs = [OutputText(tokenizer, prompt, i) for i in range(prompt.params.num_return_sequences)]
+        self.ranked = self.outputs
+        """Best first, once they are ranked; until then by number. Hypotheses of a beam search come ranked."""
+        self.cached_tokens = 0
+        self.has_failed = False
+        self.timings = Timings()
+        self._tokenizer = tokenizer
+        self._prompt_logprobs: PromptLogprobs | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return all(output.finish_reason is not None for output in self.outputs)
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Of the first answer; ``abort`` if it has none yet."""
+        return "error" if self.has_failed else self.ranked[0].finish_reason or "abort"
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(output.num_tokens for output in self.outputs)
+
+    @property
+    def answers(self) -> Sequence[OutputText]:
+        return self.ranked[: self.prompt.num_answers]
+
+    def add(self, replies: Sequence[Tokens]) -> list[OutputToken]:
+        """New tokens with their texts, each output's in order."""
+        tokens = []
+        for reply in replies:
+            self.cached_tokens = reply.num_cached_tokens or self.cached_tokens
+            self._prompt_logprobs = reply.prompt_logprobs or self._prompt_logprobs
+            output = self.outputs[reply.index]
+            # An output that has ended here may go on in the engine while others of its prompt do.
+            tokens += output.add(reply) if output.finish_reason is None else []
+        if self.is_finished:
+            self.timings.end()
+        return tokens
+
+    @property
+    def prefill(self) -> list[ToldToken]:
+        """The prompt's tokens with their log-probabilities, if asked for; nothing comes before the first."""
+        if self._prompt_logprobs is None:
+            return []
+        logprobs = [None, *self._prompt_logprobs.logprobs]
+        pairs = zip(self.prompt.ids, logprobs, strict=True)
+        return [told_token(self._tokenizer, id_, logprob) for id_, logprob in pairs]
+
+
+class Timings:
+    """When one prompt's generation reached what, in seconds from its admission."""
+
+    def __init__(self) -> None:
+        self._start_s = time.perf_counter()
+        self.queue_s: float | None = None
+        """Until a step computed some of it."""
+        self.first_token_s: float | None = None
+        self.total_s: float | None = None
+
+    def note_start(self) -> None:
+        self.queue_s = self._elapsed_s() if self.queue_s is None else self.queue_s
+
+    def note_tokens(self) -> None:
+        self.first_token_s = self._elapsed_s() if self.first_token_s is None else self.first_token_s
+
+    def end(self) -> None:
+        self.total_s = self._elapsed_s() if self.total_s is None else self.total_s
+
+    def _elapsed_s(self) -> float:
+        return time.perf_counter() - self._start_s

@@ -1,0 +1,45 @@
+"""One output's token ids to the text that its client may have; knows nothing of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from server.phrases import PhraseMatcher
+from server.text.banned_text import BannedText
+from server.text.detokenizer import Detokenizer
+from server.text.tokenizer import Tokenizer
+
+
+class SafeText:
+    """The detokenizer and, behind it, the guard against banned phrases, as one.
+
+    Once `stop_string` or `has_banned` is set the text has ended, and the deltas that were handed out are all of it.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str], banned: PhraseMatcher | None
+    ) -> None:
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids, stop)
+        self._guard = None if banned is None else BannedText(banned)
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text, which has no part of it."""
+        return None if self.has_banned else self._detokenizer.stop_string
+
+    @property
+    def has_banned(self) -> bool:
+        """Whether the text was ended before a banned phrase."""
+        return self._guard is not None and self._guard.found
+
+    def push(self, token_id: int) -> str:
+        """The delta that this token makes safe; often empty."""
+        return self._guarded(self._detokenizer.push(token_id))
+
+    def finish(self) -> str:
+        """The last delta: what was held back, now that no more tokens will come."""
+        delta = self._guarded(self._detokenizer.finish())
+        return delta if self._guard is None else delta + self._guard.finish()
+
+    def _guarded(self, delta: str) -> str:
+        return delta if self._guard is None else self._guard.push(delta)

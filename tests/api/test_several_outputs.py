@@ -1,0 +1,372 @@
+"""n samples, the best of several, and hypotheses of a beam search, as clients see them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import pytest
+from huggingface_hub import InferenceClient
+from huggingface_hub.inference._generated.types import TextGenerationOutput
+from starlette.testclient import TestClient
+
+from server.protocol import Generate, PromptLogprobs, TokenLogprob, Tokens
+from server.serving.record import RequestRecord
+from tests.api.scripted import END_ID, MODEL, TOKENIZER, Script, ScriptedWorker, Step, front, ready
+from tests.api.shell import listening
+from tests.encoder_app import EngineWorker, tiny_worker
+from tests.encoder_app import client_of as client_of_workers
+
+LABELS = ("negative", "neutral", "positive")
+TEXTS = ["The mill runs.", "The river", "你好 😀 mill", "The miller counts the sacks"]
+
+
+def says_each(*texts: str, logprobs: list[float] | None = None) -> Script:
+    """A model whose output ``i`` is text ``i``; all grow by a token a step. ``logprobs``: of each token of the text."""
+
+    def script(command: Generate) -> Iterator[Step]:
+        outputs = [[*TOKENIZER.encode(text).ids, END_ID] for text in texts[: command.params.num_return_sequences]]
+        assert len(outputs) == command.params.num_return_sequences
+        for step in range(max(map(len, outputs))):
+            yield [
+                Tokens(
+                    command.request_id,
+                    [ids[step]],
+                    "stop" if step == len(ids) - 1 else None,
+                    [logprobs[i]] if logprobs and command.params.logprobs else None,
+                    1 if step == 0 else None,
+                    index=i,
+                )
+                for i, ids in enumerate(outputs)
+                if step < len(ids)
+            ]
+
+    return script
+
+
+def client_of(script: Script, **settings: Any) -> TestClient:
+    return TestClient(front(script, **settings))
+
+
+def post(
+    client: TestClient, inputs: Any = "Hello", *, status: int = 200, stream: bool = False, **parameters: Any
+) -> Any:
+    response = client.post("/generate", json={"inputs": inputs, "parameters": parameters, "stream": stream})
+    assert response.status_code == status, response.text
+    if stream and status == 200:
+        events = response.text.removesuffix("\n\n").split("\n\n")
+        return [json.loads(event.removeprefix("data: ")) for event in events]
+    return response.json() if status == 200 else response.json()["error"]
+
+
+def command_of(client: TestClient) -> Generate:
+    command: Generate = client.app.state.worker.commands[-1]  # type: ignore[attr-defined]
+    return command
+
+
+def test_several_samples_are_answered_in_their_order_and_the_first_stands_where_one_would() -> None:
+    client = client_of(says_each(*TEXTS))
+    answer = post(client, num_return_sequences=4, do_sample=True)
+    assert answer == {"generated_text": TEXTS[0], "generated_texts": TEXTS}
+    assert command_of(client).params.num_return_sequences == 4
+    assert post(client, n=2, do_sample=True) == {"generated_text": TEXTS[0], "generated_texts": TEXTS[:2]}
+
+
+def test_each_input_of_a_list_has_its_own_samples() -> None:
+    answer = post(client_of(says_each(*TEXTS)), ["a", "b"], n=2, do_sample=True)
+    assert answer == [{"generated_text": TEXTS[0], "generated_texts": TEXTS[:2]}] * 2
+
+
+def test_the_full_text_of_every_sample_begins_with_the_prompt() -> None:
+    answer = post(client_of(says_each(*TEXTS)), "Say: ", n=2, do_sample=True, return_full_text=True)
+    assert answer["generated_texts"] == ["Say: " + text for text in TEXTS[:2]]
+
+
+def test_events_of_several_samples_carry_their_number_and_each_ends_once() -> None:
+    events = post(client_of(says_each(*TEXTS)), stream=True, n=4, do_sample=True, seed=5)
+    for number, text in enumerate(TEXTS):
+        own = [event for event in events if event["sequence"] == number]
+        assert [event["index"] for event in own] == list(range(1, len(own) + 1))
+        assert "".join(event["token"]["text"] for event in own) == text
+        assert [event["generated_text"] for event in own] == [None] * (len(own) - 1) + [text]
+        details = own[-1]["details"]
+        assert (details["sequence"], details["seed"], details["finish_reason"]) == (number, 5, "eos_token")
+        assert details["generated_tokens"] == len(own)
+    assert {event["sequence"] for event in events} == {0, 1, 2, 3}
+
+
+def test_tokens_of_one_step_leave_together() -> None:
+    app = front(says_each("The mill", "The mill"))
+    with listening(app) as port:
+        client = InferenceClient(model=f"http://127.0.0.1:{port}/generate", token="none")
+        assert client.text_generation("Hello", stream=False) == "The mill"
+    client = TestClient(app)
+    events = post(client, stream=True, n=2, do_sample=True)
+    assert [event["sequence"] for event in events] == [0, 1] * (len(events) // 2)
+
+
+def test_a_stop_string_ends_one_sample_and_the_others_go_on() -> None:
+    client = client_of(says_each("one two three", "one mill runs for long"))
+    answer = post(client, n=2, do_sample=True, stop=["two"], details=True)
+    assert answer["generated_texts"] == ["one ", "one mill runs for long"]
+    assert answer["details"]["stop"] == "two"
+    assert answer["details"]["finish_reason"] == "stop_sequence"
+    [other] = answer["details"]["best_of_sequences"]
+    assert (other["finish_reason"], other["stop"]) == ("eos_token", END_ID)
+    events = post(client, stream=True, n=2, do_sample=True, stop=["two"])
+    ends = [(event["sequence"], event["generated_text"]) for event in events if event["generated_text"] is not None]
+    assert ends == [(0, "one "), (1, "one mill runs for long")]
+    assert not client.app.state.worker.running  # type: ignore[attr-defined]
+
+
+def test_the_worker_is_released_when_every_sample_has_its_stop_string() -> None:
+    def script(command: Generate) -> Iterator[Step]:
+        for step, token_id in enumerate(TOKENIZER.encode("one two" + " mill" * 50).ids):
+            assert step < 20, "nothing is computed after the last stop string"
+            yield [Tokens(command.request_id, [token_id], index=i) for i in range(2)]
+
+    answer = post(client_of(script), n=2, do_sample=True, stop=["two"])
+    assert answer["generated_texts"] == ["one ", "one "]
+
+
+def test_the_best_of_several_has_the_greatest_mean_log_probability() -> None:
+    # The second is the longest and has by far the least sum.
+    texts = ["The mill", "The mill runs " * 5, "The river", "mill"]
+    client = client_of(says_each(*texts, logprobs=[-0.9, -0.2, math.nan, -0.5]))
+    assert post(client, best_of=4, do_sample=True) == {"generated_text": texts[1]}
+    assert command_of(client).params.logprobs
+    assert post(client, best_of=4, n=2, do_sample=True)["generated_texts"] == [texts[1], texts[3]]
+    details = post(client, best_of=4, n=2, do_sample=True, details=True)["details"]
+    ranked = [details, *details["best_of_sequences"]]
+    assert [sequence["sequence"] for sequence in ranked] == [1, 3, 0, 2]
+    assert [sequence["score"] for sequence in ranked] == [pytest.approx(-0.2), -0.5, pytest.approx(-0.9), None]
+
+
+def test_a_best_of_one_is_no_wish() -> None:
+    assert post(client_of(says_each(*TEXTS)), best_of=1) == {"generated_text": TEXTS[0]}
+
+
+@cache
+def moods() -> EngineWorker:
+    return tiny_worker("mood", "bert", "classify", labels=LABELS)
+
+
+def ranked_client(script: Script, *, first: str = "generator") -> TestClient:
+    workers: list[Any] = [ScriptedWorker(script, ready()), moods()]
+    return client_of_workers(*(workers if first == "generator" else reversed(workers)))
+
+
+@pytest.mark.parametrize("first", ["generator", "classifier"])
+@pytest.mark.parametrize("label", LABELS)
+def test_the_best_of_several_is_the_one_that_a_served_classifier_likes_best(label: str, first: str) -> None:
+    texts = ["Alice Johnson met Bob Smith.", "张三住在北京。", "the old stone bridge", "x" * 3000]
+    client = ranked_client(says_each(*texts), first=first)
+    body = {"inputs": texts, "model": "mood", "parameters": {"truncate": True}}
+    scores = [
+        next(pair["score"] for pair in scores if pair["label"] == label)
+        for scores in client.post("/classify", json=body).json()
+    ]
+    rank_by = {"model": "mood", "label": label}
+    answer = post(client, best_of=4, do_sample=True, rank_by=rank_by, max_new_tokens=100, details=True)
+    assert answer["generated_text"] == texts[scores.index(max(scores))]
+    ranked = [answer["details"], *answer["details"]["best_of_sequences"]]
+    assert [sequence["score"] for sequence in ranked] == pytest.approx(sorted(scores, reverse=True), abs=1e-6)
+
+
+def test_an_empty_sample_is_never_the_best_and_costs_no_error() -> None:
+    client = ranked_client(says_each("", "mill", ""))
+    answer = post(client, best_of=3, do_sample=True, rank_by={"model": "mood", "label": "neutral"})
+    assert answer["generated_text"] == "mill"
+    only_empty = ranked_client(says_each("", ""))
+    answer = post(only_empty, best_of=2, do_sample=True, rank_by={"model": "mood", "label": "neutral"})
+    assert answer["generated_text"] == ""
+
+
+@pytest.mark.parametrize(
+    ("rank_by", "words"),
+    [
+        ({"model": "moood", "label": "neutral"}, ["moood", "served classifiers: mood"]),
+        ({"model": "tiny", "label": "neutral"}, ["tiny", "served classifiers: mood"]),
+        ({"model": "mood", "label": "happy"}, ["happy", "negative, neutral, positive"]),
+    ],
+)
+def test_an_unknown_classifier_or_label_is_refused_before_anything_is_computed(
+    rank_by: dict[str, str], words: list[str]
+) -> None:
+    def script(command: Generate) -> Iterator[Step]:
+        raise AssertionError("computed")
+
+    error = post(ranked_client(script), status=422, best_of=2, do_sample=True, rank_by=rank_by)
+    assert error["param"] == "parameters.rank_by"
+    assert all(word in error["message"] for word in words)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "stream", "named"),
+    [
+        ({"best_of": 2, "do_sample": True}, True, ["best_of", "stream"]),
+        ({"best_of": 2, "num_beams": 2}, False, ["best_of", "num_beams"]),
+        ({"rank_by": {"model": "mood", "label": "neutral"}}, False, ["rank_by", "best_of"]),
+        ({"best_of": 2, "n": 3, "do_sample": True}, False, ["best_of", "n"]),
+    ],
+)
+def test_what_does_not_go_together_is_refused_by_both_names(
+    parameters: dict[str, Any], stream: bool, named: list[str]
+) -> None:
+    error = post(client_of(says_each(*TEXTS)), status=422, stream=stream, **parameters)
+    assert all(name in error["message"] for name in named)
+
+
+def test_hypotheses_come_with_their_scores_and_the_engine_knows_the_stop_strings() -> None:
+    def script(command: Generate) -> Iterator[Step]:
+        both = TOKENIZER.encode("one").ids
+        yield [Tokens(command.request_id, both, index=i) for i in range(2)]
+        yield [
+            Tokens(command.request_id, TOKENIZER.encode(" two").ids, "stop", index=0, score=-1.0),
+            Tokens(command.request_id, [*TOKENIZER.encode(" mill").ids, END_ID], "stop", index=1, score=-2.0),
+        ]
+
+    client = client_of(script)
+    answer = post(client, num_beams=4, num_return_sequences=2, stop=["two"], details=True)
+    assert answer["generated_texts"] == ["one ", "one mill"]
+    assert command_of(client).params.stop_strings == ("two",)
+    details = answer["details"]
+    assert [details["score"], details["best_of_sequences"][0]["score"]] == [-1.0, -2.0]
+    assert details["stop"] == "two"
+
+
+def test_a_hypothesis_that_the_engine_ended_at_a_stop_string_is_cut_before_it() -> None:
+    ids = TOKENIZER.encode("The mill runs on").ids
+
+    def script(command: Generate) -> Iterator[Step]:
+        yield Tokens(command.request_id, ids, "stop", score=-0.25)
+
+    answer = post(client_of(script), num_beams=2, stop=["runs on"], details=True)
+    assert answer["generated_text"] == "The mill "
+    assert answer["details"]["finish_reason"] == "stop_sequence"
+    assert (answer["details"]["stop"], answer["details"]["score"]) == ("runs on", -0.25)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "rows"),
+    [
+        ({}, 1),
+        ({"n": 3, "do_sample": True}, 3),
+        ({"best_of": 4, "do_sample": True}, 4),
+        ({"num_beams": 4}, 4),
+        ({"num_beams": 4, "num_return_sequences": 2}, 4),
+    ],
+)
+def test_admission_counts_every_row_that_is_computed(parameters: dict[str, Any], rows: int) -> None:
+    app = front(says_each(*TEXTS))
+    admission = app.state.registry.get("generate", None).admission
+    costs: list[int] = []
+    admit = admission.admit
+    admission.admit = lambda num_tokens, num_requests=1: costs.append(num_tokens) or admit(num_tokens, num_requests)
+    post(TestClient(app), max_new_tokens=20, **parameters)
+    assert costs == [len(TOKENIZER.encode("Hello").ids) + rows * 20]
+
+
+def test_guidance_costs_its_prompt_and_its_rows_too() -> None:
+    app = front(says_each(*TEXTS))
+    admission = app.state.registry.get("generate", None).admission
+    costs: list[int] = []
+    admit = admission.admit
+    admission.admit = lambda num_tokens, num_requests=1: costs.append(num_tokens) or admit(num_tokens, num_requests)
+    client = TestClient(app)
+    post(client, max_new_tokens=20, guidance_scale=1.5, negative_prompt="The river")
+    negative_ids = TOKENIZER.encode("The river").ids
+    assert costs == [len(TOKENIZER.encode("Hello").ids) + len(negative_ids) + 40]
+    app.state.worker.commands[-1].negative_prompt_ids == negative_ids  # noqa: B015
+
+
+def test_all_details_are_what_hugging_faces_dataclasses_hold() -> None:
+    def script(command: Generate) -> Iterator[Step]:
+        ids = [*TOKENIZER.encode("The mill").ids, END_ID]
+        prompt = PromptLogprobs([-0.25] * (len(command.prompt_ids) - 1))
+        for index in range(2):
+            for i, token_id in enumerate(ids):
+                top = [[TokenLogprob(token_id, -0.5), TokenLogprob(7, -1.5)]]
+                last = i == len(ids) - 1
+                yield Tokens(
+                    command.request_id,
+                    [token_id],
+                    "stop" if last else None,
+                    [-0.5],
+                    None,
+                    index,
+                    top,
+                    prompt if index == i == 0 else None,
+                )
+
+    client = client_of(script)
+    answer = post(
+        client,
+        "The river",
+        n=2,
+        do_sample=True,
+        details=True,
+        top_n_tokens=2,
+        decoder_input_details=True,
+        return_parameters=True,
+        seed=3,
+    )
+    output = TextGenerationOutput.parse_obj_as_instance(answer)
+    ids = [*TOKENIZER.encode("The mill").ids, END_ID]
+    assert output.details is not None and output.details.best_of_sequences is not None
+    for sequence in (output.details, *output.details.best_of_sequences):
+        assert [token.id for token in sequence.tokens] == ids
+        assert sequence.finish_reason == "eos_token" and sequence.seed == 3
+        assert sequence.top_tokens is not None
+        assert [[top["id"] for top in tops] for tops in sequence.top_tokens] == [[id_, 7] for id_ in ids]
+        assert [[top["logprob"] for top in tops] for tops in sequence.top_tokens] == [[-0.5, -1.5]] * len(ids)
+        prompt_ids = TOKENIZER.encode("The river").ids
+        assert [token.id for token in sequence.prefill] == prompt_ids
+        assert [token.logprob for token in sequence.prefill] == [None] + [-0.25] * (len(prompt_ids) - 1)
+        assert "".join(token.text for token in sequence.prefill) == "The river"
+    parameters = answer["details"]["parameters"]
+    assert parameters["seed"] == {"value": 3, "origin": "request"}
+    assert parameters["do_sample"] == {"value": True, "origin": "request"}
+    assert parameters["max_new_tokens"]["origin"] == "server"
+
+
+def test_top_tokens_come_with_each_event() -> None:
+    def script(command: Generate) -> Iterator[Step]:
+        top = [[TokenLogprob(END_ID, -0.5), TokenLogprob(7, -1.5)]]
+        yield Tokens(command.request_id, [END_ID], "stop", [-0.5], None, 0, top)
+
+    [event] = post(client_of(script), stream=True, details=True, top_n_tokens=2)
+    assert [(top["id"], top["logprob"]) for top in event["top_tokens"]] == [(END_ID, -0.5), (7, -1.5)]
+    assert event["token"]["logprob"] == -0.5
+
+
+def test_a_banned_phrase_that_only_the_text_shows_ends_the_output_before_it() -> None:
+    client = client_of(says_each("The river and the MILL runs"))
+    answer = post(client, banned_phrases=["mill"], details=True)
+    assert answer["generated_text"] == "The river and the "
+    assert answer["details"]["finish_reason"] == "banned_phrase"
+    events = post(client, stream=True, banned_phrases=["mill"])
+    assert "".join(event["token"]["text"] for event in events) == events[-1]["generated_text"] == "The river and the "
+
+
+def test_the_engines_own_end_before_a_banned_phrase_is_told_with_its_rewinds() -> None:
+    def script(command: Generate) -> Iterator[Step]:
+        yield Tokens(command.request_id, TOKENIZER.encode("The ").ids, "banned_phrase", num_rewinds=64)
+
+    details = post(client_of(script), banned_phrases=["mill"], details=True)["details"]
+    assert (details["finish_reason"], details["num_rewinds"], details["stop"]) == ("banned_phrase", 64, None)
+
+
+def test_the_record_counts_the_tokens_of_all_outputs_and_not_what_the_classifier_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    records: list[RequestRecord] = []
+    monkeypatch.setattr(RequestRecord, "report", lambda self: records.append(self))  # noqa: PLW0108
+    client = ranked_client(says_each("The mill", "The river runs"))
+    post(client, best_of=2, do_sample=True, rank_by={"model": "mood", "label": "neutral"})
+    assert records[0].prompt_tokens == len(TOKENIZER.encode("Hello").ids)
+    assert records[0].output_tokens == sum(len(TOKENIZER.encode(t).ids) + 1 for t in ("The mill", "The river runs"))
+    assert records[0].model == MODEL.name
