@@ -6,7 +6,10 @@ Knows nothing of tokens or requests.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache, lru_cache
+
+END_OF_CASED_SCRIPTS = 0x1F000
+"""No character from here on has another case."""
 
 
 @lru_cache(maxsize=8192)
@@ -31,7 +34,52 @@ def folded(text: str) -> str:
     return "".join(map(fold, text))
 
 
-class PhraseMatcher:
+@cache
+def _variants() -> dict[str, list[str]]:
+    """By unit, the characters whose `fold` begins with it and is not the character itself."""
+    found: dict[str, list[str]] = {}
+    for character in map(chr, range(END_OF_CASED_SCRIPTS)):
+        # Not through the cache, which would lose all that is in use.
+        units = fold.__wrapped__(character)
+        if units and units != character:
+            found.setdefault(units[0], []).append(character)
+    return found
+
+
+def variants(unit: str) -> list[str]:
+    """The characters whose `fold` begins with ``unit``.
+
+    >>> variants("b"), variants("\u5929") == ["\u5929"]
+    (['b', 'B'], True)
+    """
+    return [unit, *_variants().get(unit, [])]
+
+
+class PhraseTrie:
+    """Phrases by their beginnings. A state is a beginning, as an integer."""
+
+    ROOT = 0
+
+    def __init__(self) -> None:
+        self.children: list[dict[str, int]] = [{}]
+        """For each state, the states that one more character leads to."""
+        self.depth = [0]
+        """For each state, how many characters it has."""
+
+    def add(self, phrase: str) -> list[int]:
+        """The states of the phrase, from its first character to its last."""
+        if not phrase:
+            raise ValueError("A phrase has at least one character.")
+        states = [self.ROOT]
+        for unit in phrase:
+            states.append(self.children[states[-1]].setdefault(unit, len(self.children)))
+            if states[-1] == len(self.children):
+                self.children.append({})
+                self.depth.append(len(states) - 1)
+        return states[1:]
+
+
+class PhraseMatcher(PhraseTrie):
     """Finds every one of a set of phrases in a text, in constant time a character (Aho and Corasick).
 
     A state is how much of a phrase the text so far ends with, as an integer; the matcher itself never changes, so all
@@ -39,18 +87,14 @@ class PhraseMatcher:
     is found whatever space stands before it; without, phrases are taken as they are.
     """
 
-    ROOT = 0
-
     def __init__(self, phrases: Iterable[str], *, fold: bool) -> None:
+        super().__init__()
         self.fold = fold
-        self.children: list[dict[str, int]] = [{}]
-        """For each state, the states that one more character leads to."""
-        self.depth = [0]
-        """For each state, how many characters of a phrase it stands for."""
-        self.longest = [0]
+        ends = [self.add(folded(phrase.strip()) if fold else phrase)[-1] for phrase in phrases]
+        self.longest = [0] * len(self.children)
         """For each state, the length of the longest phrase that ends with it; 0 where none does."""
-        for phrase in phrases:
-            self._add(folded(phrase.strip()) if fold else phrase)
+        for state in ends:
+            self.longest[state] = self.depth[state]
         self._fallback = self._link()
 
     def units(self, character: str) -> str:
@@ -64,20 +108,6 @@ class PhraseMatcher:
                 return self.ROOT
             state = self._fallback[state]
         return after
-
-    def _add(self, phrase: str) -> None:
-        if not phrase:
-            raise ValueError("A phrase has at least one character.")
-        state = self.ROOT
-        for unit in phrase:
-            after = self.children[state].get(unit)
-            if after is None:
-                after = self.children[state][unit] = len(self.children)
-                self.children.append({})
-                self.depth.append(self.depth[state] + 1)
-                self.longest.append(0)
-            state = after
-        self.longest[state] = len(phrase)
 
     def _link(self) -> list[int]:
         """For each state, the longest shorter one that its text ends with; and phrases that end inside longer ones."""

@@ -23,6 +23,9 @@ class Vocabulary(Protocol):
     def all_bytes(self) -> Iterable[bytes]:
         """Of every token id from 0 on."""
 
+    def __hash__(self) -> int:
+        """What is made of a vocabulary is kept for the next who asks."""
+
 
 class TokenBytes:
     """The `Vocabulary` of a tokenizer of any kind, as wide as the model's logits.

@@ -8,21 +8,7 @@ from hypothesis import strategies as st
 
 from server.engine.phrases import PhraseMatcher, PhraseWatch
 from server.phrases import folded
-
-
-class Pieces:
-    """A vocabulary of given tokens; token 0 is special."""
-
-    special_ids = frozenset({0})
-
-    def __init__(self, tokens: list[bytes]) -> None:
-        self.tokens = [b"", *tokens]
-
-    def token_bytes(self, token_id: int) -> bytes:
-        return self.tokens[token_id]
-
-    def all_bytes(self) -> list[bytes]:
-        return self.tokens
+from tests.engine.pieces import Pieces
 
 
 def watch_of(tokens: list[bytes], *phrases: str, fold: bool = True) -> PhraseWatch:

@@ -17,6 +17,7 @@ from server.engine.processors.grammar import GrammarMask
 from server.engine.processors.lengths import ExponentialDecayLengthPenalty, MinNewTokens
 from server.engine.processors.ngrams import Dry, EncoderNoRepeatNGram, NoRepeatNGram
 from server.engine.processors.penalties import EncoderRepetitionPenalty, OutputPenalty, RepetitionPenalty
+from server.engine.processors.phrase_penalties import PhrasePenalties
 from server.engine.processors.token_sets import (
     AllowedTokens,
     BeginSuppressTokens,
@@ -28,7 +29,7 @@ from server.engine.processors.token_sets import (
 PROCESSORS: tuple[type[LogitsProcessor], ...] = (
     SequenceBias,
     LogitBias,
-    # Phrase penalties.
+    PhrasePenalties,
     HammingDiversity,
     EncoderRepetitionPenalty,
     RepetitionPenalty,
