@@ -1,0 +1,154 @@
+"""What a client's JSON schema may hold and how large it may be. Knows the keywords, not how they are compiled.
+
+A keyword that would constrain the output and is not followed is refused by name: nothing is silently ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from server.errors import InvalidParameter, UnsupportedGrammar, echo
+
+MAX_SCHEMA_BYTES = 64 * 1024
+MAX_SCHEMA_DEPTH = 16
+"""Schemas within schemas, and objects or lists within a constant."""
+MAX_SCHEMA_PROPERTIES = 1_000
+
+SCHEMAS = frozenset({"additionalProperties", "items"})
+LISTS_OF_SCHEMAS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
+MAPS_OF_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
+VALUES = frozenset(
+    {"type", "const", "enum", "required", "minProperties", "maxProperties", "minItems", "maxItems", "minLength",
+     "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
+     "$ref", "$id", "$anchor", "$schema"}
+)  # fmt: skip
+ANNOTATIONS = frozenset(
+    {"title", "description", "default", "examples", "$comment", "deprecated", "readOnly", "writeOnly", "discriminator"}
+)
+"""Keywords that constrain nothing."""
+KNOWN = SCHEMAS | LISTS_OF_SCHEMAS | MAPS_OF_SCHEMAS | VALUES | ANNOTATIONS
+_CONTROL_CHARACTER = re.compile(r"(?<!\\)(?:\\\\)*\\u00[01][0-9a-f]")
+
+OPTIONS = {
+    # A model that repeats itself could fill its whole output with white space.
+    "whitespace_pattern": " |\n[ \t]{0,64}",
+    # With escapes by number a key could be written in a second way, past the schema of its name.
+    "json_allowed_escapes": 'nrbtf\\"',
+}
+
+
+def schema_text(schema: Any, field: str) -> str:
+    """The schema as llguidance's compiler takes it. Raises for what is too large, unknown, or elsewhere on the net."""
+    if not isinstance(schema, dict):
+        raise InvalidParameter(field, schema, "must be a JSON schema, an object")
+    num_properties = 0
+    for node in _schemas(schema, field):
+        num_properties += _check_node(node, field)
+        if num_properties > MAX_SCHEMA_PROPERTIES:
+            raise UnsupportedGrammar(f"{field} has more than {MAX_SCHEMA_PROPERTIES} properties in all.")
+    text = _encoded(schema, field)
+    if len(text.encode()) > MAX_SCHEMA_BYTES:
+        raise UnsupportedGrammar(f"{field} is a schema of more than {MAX_SCHEMA_BYTES} bytes.")
+    if _CONTROL_CHARACTER.search(text):
+        raise UnsupportedGrammar(f"{field} holds a control character that JSON can write by its number only.")
+    return json.dumps({"x-guidance": OPTIONS, **schema}, separators=(",", ":"))
+
+
+def parsed(text: str, field: str) -> Any:
+    """A schema that came as a string, as Text Generation Inference takes it."""
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_SCHEMA_BYTES:
+        raise UnsupportedGrammar(f"{field} is a schema of more than {MAX_SCHEMA_BYTES} bytes.")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise _too_deep(field) from None
+    except ValueError as error:
+        raise InvalidParameter(field, text, f"is a string that is no JSON ({error})") from None
+
+
+def _encoded(schema: dict[str, Any], field: str) -> str:
+    try:
+        text = json.dumps(schema, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text.encode()
+    except ValueError:
+        raise UnsupportedGrammar(f"{field} holds a number or a text that JSON in UTF-8 cannot write.") from None
+    return text
+
+
+def _schemas(root: dict[str, Any], field: str) -> Iterator[dict[str, Any]]:
+    """Every schema within the schema, itself included."""
+    waiting: list[tuple[Any, int]] = [(root, 1)]
+    while waiting:
+        node, depth = waiting.pop()
+        if isinstance(node, bool):
+            continue
+        if not isinstance(node, dict):
+            raise InvalidParameter(field, node, "must be a JSON schema in all of its parts")
+        if depth > MAX_SCHEMA_DEPTH:
+            raise _too_deep(field)
+        yield node
+        waiting += [(child, depth + 1) for child in _children(node, field)]
+
+
+def _children(node: dict[str, Any], field: str) -> Iterator[Any]:
+    for key, value in node.items():
+        if key in SCHEMAS:
+            yield value
+        elif key in LISTS_OF_SCHEMAS:
+            if not isinstance(value, list):
+                raise InvalidParameter(f"{field}: {key}", value, "must be a list of schemas")
+            yield from value
+        elif key in MAPS_OF_SCHEMAS:
+            if not isinstance(value, dict):
+                raise InvalidParameter(f"{field}: {key}", value, "must be an object of schemas")
+            yield from value.values()
+
+
+def _check_node(node: dict[str, Any], field: str) -> int:
+    """Check a schema but for the schemas in it. Returns how many properties it names."""
+    for key, value in node.items():
+        if key not in KNOWN and (key == "x-guidance" or not key.startswith("x-")):
+            raise UnsupportedGrammar(f"{field} has the keyword {echo(key)}, which is not supported.")
+        if key == "$ref" and not (isinstance(value, str) and value.startswith("#")):
+            raise UnsupportedGrammar(
+                f"{field} has the $ref {echo(value)}: only one within the schema, #..., is followed."
+            )
+        if key in VALUES | ANNOTATIONS:
+            _check_depth(value, field)
+    names = {*_strings(node.get("properties", {})), *_strings(node.get("required", []))}
+    _check_least(node, names, field)
+    return len(names) + len(_strings(node.get("patternProperties", {})))
+
+
+def _strings(value: Any) -> list[str]:
+    """The names in an object or list; what is neither is refused elsewhere."""
+    return [name for name in value if isinstance(name, str)] if isinstance(value, dict | list) else []
+
+
+def _check_least(node: dict[str, Any], names: set[str], field: str) -> None:
+    """A name that the schema does not list may come twice in an object, and counts once."""
+    least = node.get("minProperties", 0)
+    if isinstance(least, int) and least > len(names) + 1:
+        raise UnsupportedGrammar(
+            f"{field} has minProperties {least}, and it can be at most one more than the properties that are named."
+        )
+
+
+def _check_depth(value: Any, field: str) -> None:
+    level = [value]
+    for _ in range(MAX_SCHEMA_DEPTH + 1):
+        level = [child for node in level if isinstance(node, dict | list) for child in _items(node)]
+        if not level:
+            return
+    raise _too_deep(field)
+
+
+def _items(node: dict[str, Any] | list[Any]) -> list[Any]:
+    return list(node.values()) if isinstance(node, dict) else node
+
+
+def _too_deep(field: str) -> UnsupportedGrammar:
+    return UnsupportedGrammar(f"{field} is nested more than {MAX_SCHEMA_DEPTH} levels deep.")
