@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import tokenizers
 
 from server.errors import InvalidParameter
 from server.protocol import TokenizerFiles
+from server.text.plain_reader import PlainReader
 from server.vocabulary import byte_level_bytes, decoder_types, fallback_bytes, special_ids
 
 
@@ -34,11 +36,20 @@ class Tokenizer:
         # A batch of one: unlike `encode` it lets other threads run meanwhile, and so the event loop.
         inputs = [text if pair is None else (text, pair)]
         [encoding] = self.backend.encode_batch(inputs, add_special_tokens=add_special_tokens)
-        largest_id = max(encoding.ids, default=0)
+        self.check_ids(encoding.ids)
+        return encoding
+
+    def check_ids(self, token_ids: Sequence[int]) -> None:
+        """Raise if there is a token that the model has no row for."""
+        largest_id = max(token_ids, default=0)
         if self._vocab_size is not None and largest_id >= self._vocab_size:
             token = self.token_text(largest_id)
             raise InvalidParameter("inputs", token, "is a token of this model's tokenizer that the model does not have")
-        return encoding
+
+    @functools.cached_property
+    def plain_reader(self) -> PlainReader:
+        """Made when it is first needed: it takes as long as parsing the tokenizer."""
+        return PlainReader(self.backend)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of the ids together. An id that the tokenizer does not know has no text."""
