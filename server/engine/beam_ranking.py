@@ -114,7 +114,7 @@ def _apply_rules(scores_SV: Tensor, lanes: list[LaneRows]) -> None:
     for lane in lanes:
         for processor in (processor for processors in lane.processors_K for processor in processors):
             if isinstance(processor, HammingDiversity):
-                processor.lead_away_from(lane.search.tokens_of_step)
+                processor.lead_away_from(lane.search.chosen_before(lane.lane))
     if any(processors_S):
         processors_order.apply(scores_SV, processors_S)
     for lane in lanes:

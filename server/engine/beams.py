@@ -65,6 +65,8 @@ class Lane:
         self.scores_K: FloatArray = np.zeros(1, dtype=np.float32)
         """Summed log-probabilities of the live rows."""
         self.histories = Histories()
+        self.chosen_ids: IntArray = _NOTHING
+        """The rows' last tokens, also those of the step in which the lane was done."""
         self.pool = Pool(size)
         self._max_new_tokens = max_new_tokens
         self._is_diverse = params.num_beam_groups > 1
@@ -85,6 +87,7 @@ class Lane:
             self._finish(candidates, i, "stop" if candidates.ends[i] else "length")
         order_C = np.argsort(-candidates.scores, kind="stable")
         chosen = order_C[~ends_C[order_C]][: self.size]
+        self.chosen_ids = candidates.token_ids[chosen]
         self.is_done = len(chosen) == 0 or self._cannot_improve(candidates, chosen, num_new)
         if is_last and not self.is_done:
             for i in chosen.tolist():
@@ -168,10 +171,9 @@ class BeamSearch:
     def is_done(self) -> bool:
         return all(lane.is_done for lane in self.lanes)
 
-    @property
-    def tokens_of_step(self) -> list[int]:
-        """What the lanes that were advanced in this step go on with."""
-        return self._step.token_ids
+    def chosen_before(self, lane: int) -> list[int]:
+        """The tokens that the lanes before chose in this step."""
+        return [id_ for before in self.lanes[:lane] for id_ in before.chosen_ids.tolist()]
 
     def take(self, lane: int, candidates: Candidates) -> None:
         """Advance one lane that is not done, in the order of lanes."""
@@ -188,6 +190,8 @@ class BeamSearch:
     def end_step(self) -> BeamStep:
         """The step of all lanes together."""
         step, self._step = self._step, BeamStep()
+        for lane in self.lanes:
+            lane.chosen_ids = _NOTHING
         stops = np.cumsum([lane.num_rows for lane in self.lanes]).tolist()
         self.rows_by_lane = [range(stop - lane.num_rows, stop) for lane, stop in zip(self.lanes, stops, strict=True)]
         self.num_new_tokens += 1
