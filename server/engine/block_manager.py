@@ -76,19 +76,20 @@ class BlockManager:
 
         False, and nothing changed, if there are not enough blocks.
         """
-        num_blocks = self.blocks_for(num_tokens)
+        num_more = max(0, self.blocks_for(num_tokens) - sequence.num_blocks)
         # Only the block of the next token can be one that is shared: forks and rewinds leave none after it.
-        next_block = sequence.num_computed_tokens // self.block_size
-        block = int(sequence.block_table[next_block]) if next_block < sequence.num_blocks else None
+        place = sequence.num_computed_tokens // self.block_size
+        block = int(sequence.block_table[place]) if place < sequence.num_blocks else None
         is_shared = block is not None and self._ref_counts[block] > 1
-        if num_blocks - sequence.num_blocks + is_shared > self.num_available:
+        if num_more + is_shared > self.num_available:
             return False
         if block is not None:
             if is_shared:
-                sequence.block_table[next_block] = self._copy(block)
-            else:
+                sequence.block_table[place] = self._copy(block)
+            elif self._hashes[block] is not None:
                 self._forget(block)
-        self._extend(sequence, num_blocks)
+        if num_more:
+            self._extend(sequence, sequence.num_blocks + num_more)
         return True
 
     def take_copies(self) -> list[tuple[int, int]]:

@@ -20,7 +20,8 @@ def problem(command: Generate, *, vocab_size: int, max_model_len: int, has_vocab
     longest_prompt = max(len(command.prompt_ids), len(command.negative_prompt_ids))
     if num_tokens > max_model_len or longest_prompt >= max_model_len:
         return f"The request has {max(num_tokens, longest_prompt)} tokens and the model takes at most {max_model_len}."
-    if not has_vocabulary and (params.banned_phrases or params.phrase_penalties or params.stop_strings):
+    has_text_rules = params.banned_phrases or params.phrase_penalties or params.stop_strings or params.grammar
+    if has_text_rules and not has_vocabulary:
         return "The engine does not know the bytes of this model's tokens: it cannot follow rules on text."
     return _problem_of_outputs(command)
 

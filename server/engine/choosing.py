@@ -6,6 +6,7 @@ samples, beams, guidance or a scored prompt sorts its rows.
 Dimension key
     R  logits of a step
     B  rows of a step
+    K  rows of beam searches
     S  sequences that sample
     V  vocabulary size
 """
@@ -15,31 +16,50 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from server.engine import guidance, prompt_scores
+from server.engine.beam_ranking import advance
+from server.engine.beams import BeamStep
 from server.engine.guidance import Pair, Unguided
 from server.engine.sampler import Sampled, Sampler
 from server.engine.scheduler import Batch, Scheduler, Share
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
+from server.errors import NoTokenLeft, NumericalError, UnsupportedGrammar
 
 
 @dataclass(slots=True)
 class Choices:
     """What a step's logits mean."""
 
-    failed: list[SequenceGroup] = field(default_factory=list)
-    """Groups with logits that are not finite, each once."""
+    failed: list[tuple[SequenceGroup, str, str]] = field(default_factory=list)
+    """Groups that no token can be chosen for, each once; the failure's code and what to say."""
     groups: list[SequenceGroup] = field(default_factory=list)
     """Of the sequences."""
     sequences: list[Sequence] = field(default_factory=list)
     """Those that sampled. Where known tokens are left to compute, the sampled one means nothing."""
     sampled: Sampled | None = None
+    beams: list[tuple[SequenceGroup, BeamStep]] = field(default_factory=list)
 
-    def fail(self, group: SequenceGroup) -> None:
-        if group not in self.failed:
-            self.failed.append(group)
+    def fail(self, group: SequenceGroup, *, has_logits: bool) -> None:
+        """``has_logits`` says that the model's output is fine: the request's own rules forbid every token."""
+        if self.has_failed(group):
+            return
+        processors = (processor for sequence in group.sequences for processor in sequence.processors)
+        problem = next((processor.problem for processor in processors if processor.problem), None)
+        if problem is not None:
+            self.failed.append((group, UnsupportedGrammar.code, problem))
+        elif has_logits:
+            message = "The rules of the request together forbid every token at this place of the output."
+            self.failed.append((group, NoTokenLeft.code, message))
+        else:
+            message = "The model's output for this request was not finite. Other requests are not affected."
+            self.failed.append((group, NumericalError.code, message))
+
+    def has_failed(self, group: SequenceGroup) -> bool:
+        return any(failed is group for failed, _, _ in self.failed)
 
 
 class Chooser:
@@ -65,22 +85,24 @@ class Chooser:
             self._sample(logits_BV if rows == list(range(len(logits_BV))) else logits_BV[rows], choices)
             if unguided is not None:
                 _tell(unguided, rows, choices)
+        _rank(logits_BV, batch.shares, choices)
         return choices
 
     def _sample(self, logits_SV: Tensor, choices: Choices) -> None:
         # Also where the prompt goes on, and the token means nothing: what is not finite must be known before others
         # can find it in the cache.
         sampled = choices.sampled = self._sampler.sample(logits_SV, choices.sequences)
-        for group, is_finite in zip(choices.groups, sampled.is_finite, strict=True):
+        for row, is_finite in enumerate(sampled.is_finite):
             if not is_finite:
-                choices.fail(group)
+                has_logits = bool(logits_SV[row].amax() == -torch.inf)
+                choices.fail(choices.groups[row], has_logits=has_logits)
 
     def _sort(self, shares: list[Share], choices: Choices) -> list[int]:
         """Which rows sample, one of them several times if it stands for several samples."""
         rows: list[int] = []
         for row, share in enumerate(shares):
             group = share.group
-            if group.search is not None or group in choices.failed or share.sequence not in group.sequences:
+            if group.search is not None or choices.has_failed(group) or share.sequence not in group.sequences:
                 continue
             sequences = [share.sequence]
             if not group.has_forked and share.sequence.num_new_tokens == 0:
@@ -96,7 +118,7 @@ class Chooser:
 
 def num_logits(share: Share) -> int:
     """Of how many of the row's new tokens the logits are wanted."""
-    return share.num_new_tokens if _is_scored(share) else 1
+    return share.num_new_tokens if share.group.wants_prompt_logprobs and _is_scored(share) else 1
 
 
 def _is_scored(share: Share) -> bool:
@@ -122,7 +144,7 @@ def _find_failed(logits_BV: Tensor, shares: list[Share], choices: Choices) -> No
         is_finite = logits_BV[rows].amax(-1).isfinite().tolist()  # NaN and infinity survive a maximum
         for row, is_good in zip(rows, is_finite, strict=True):
             if not is_good:
-                choices.fail(shares[row].group)
+                choices.fail(shares[row].group, has_logits=False)
 
 
 def _guide(logits_BV: Tensor, shares: list[Share]) -> Unguided | None:
@@ -134,6 +156,29 @@ def _guide(logits_BV: Tensor, shares: list[Share]) -> Unguided | None:
         if share.sequence.shadow is not None and share.sequence.num_new_tokens == 0
     ]
     return guidance.combine(logits_BV, pairs) if pairs else None
+
+
+def _rank(logits_BV: Tensor, shares: list[Share], choices: Choices) -> None:
+    """One step of every beam search whose rows are all computed."""
+    rows = [
+        row
+        for row, share in enumerate(shares)
+        if share.group.search is not None
+        and share.sequence in share.group.sequences
+        and share.sequence.num_new_tokens == 0
+        and not choices.has_failed(share.group)
+    ]
+    if not rows:
+        return
+    groups = list({id(shares[row].group): shares[row].group for row in rows}.values())
+    logits_KV = logits_BV if len(rows) == len(logits_BV) else logits_BV[rows]
+    searches = [group.search for group in groups if group.search is not None]
+    steps = advance(logits_KV, searches, [[row.processors for row in group.sequences] for group in groups])
+    for group, step in zip(groups, steps, strict=True):
+        if step.is_finite:
+            choices.beams.append((group, step))
+        else:
+            choices.fail(group, has_logits=True)
 
 
 def _tell(unguided: Unguided, rows: list[int], choices: Choices) -> None:

@@ -12,14 +12,18 @@ import torch
 
 from server.engine import checks, replies
 from server.engine.batch_inputs import Row
+from server.engine.beams import BeamStep
 from server.engine.block_manager import BlockManager
 from server.engine.choosing import Choices, Chooser, num_logits
+from server.engine.grammar import Grammar, GrammarCompiler
+from server.engine.grammar_queue import GrammarQueue
 from server.engine.model_runner import ModelRunner
+from server.engine.processors.grammar import GrammarMask
 from server.engine.scheduler import Batch, Scheduler, Share
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
-from server.errors import InsufficientMemory, NumericalError, SluiceError
-from server.protocol import Encode, Failed, FinishReason, Generate, Reply, Stats
+from server.errors import InsufficientMemory, SluiceError
+from server.protocol import Encode, Failed, FinishReason, Generate, Reply, Stats, Tokens
 from server.vocabulary import Vocabulary
 
 
@@ -49,22 +53,27 @@ class DecoderEngine:
         )
         self.scheduler = Scheduler(self.blocks, runner, max_batch_tokens=max_batch_tokens, max_running=max_running)
         self._chooser = Chooser(self.scheduler)
+        self._uncompiled = (
+            None if vocabulary is None else GrammarQueue(GrammarCompiler(vocabulary, vocab_size=runner.vocab_size))
+        )
         self._replies: list[Reply] = []
         """Answers that need no step, sent with the next one."""
         self._num_arrivals = 0
 
     @property
     def has_work(self) -> bool:
-        return bool(self._replies or self.scheduler.num_running or self.scheduler.num_waiting)
+        return bool(self._replies or self.scheduler.num_running or self.scheduler.num_waiting or self._uncompiled)
 
     def add(self, command: Generate | Encode) -> None:
         """Queue a request. What cannot be served is answered `Failed` in the next step."""
         if not isinstance(command, Generate):
             self._fail(command.request_id, SluiceError.code, "This model generates text and does not encode it.")
-        elif command.request_id in self.scheduler:
+        elif command.request_id in self.scheduler or command.request_id in (self._uncompiled or ()):
             self._fail(command.request_id, SluiceError.code, "A request with this id is running already.")
         elif problem := self._problem(command):
             self._fail(command.request_id, SluiceError.code, problem)
+        elif command.params.grammar is not None and self._uncompiled is not None:
+            self._uncompiled.add(command)
         else:
             self._queue(command)
 
@@ -72,11 +81,15 @@ class DecoderEngine:
         """Forget a request and free its blocks at once."""
         self._replies = [reply for reply in self._replies if getattr(reply, "request_id", None) != request_id]
         self.scheduler.abort(request_id)
+        if self._uncompiled:
+            self._uncompiled.abort(request_id)
 
     @torch.inference_mode()
     def step(self) -> list[Reply]:
         """Compute one batch. The last reply is `Stats`."""
         start = perf_counter()
+        if self._uncompiled:
+            self._take_compiled(self._uncompiled)
         answers, self._replies = self._replies, []
         batch = self.scheduler.schedule()
         num_prompt_tokens = sum(share.num_prompt_tokens for share in batch.shares)
@@ -84,7 +97,7 @@ class DecoderEngine:
         answers.append(
             Stats(
                 num_running=self.scheduler.num_running,
-                num_waiting=self.scheduler.num_waiting,
+                num_waiting=self.scheduler.num_waiting + len(self._uncompiled or ()),
                 num_blocks_used=self.blocks.num_used,
                 batch_size=len(batch.shares),
                 batch_tokens=sum(share.num_new_tokens for share in batch.shares),
@@ -107,18 +120,25 @@ class DecoderEngine:
         """Run the batch, choose tokens and answer. Returns the seconds of the forward pass."""
         rows = [_row(share) for share in batch.shares]
         start = perf_counter()
+        if grammars := [p for share in batch.shares if share.sequence.grammar for p in share.sequence.processors]:
+            GrammarMask.prepare(grammars)
         if copies := self.blocks.take_copies():
             self._runner.copy_blocks(copies)
         logits_RV = self._runner.forward(rows)
         forward_s = perf_counter() - start
         self.scheduler.computed(batch)
         choices = self._chooser.choose(logits_RV, batch)
-        for group in choices.failed:
-            self._discard(group, answers)
+        for group, code, message in choices.failed:
+            # With everything it left in the cache.
+            if blocks := self.scheduler.discard(group):
+                self._runner.clear_blocks(blocks)
+            answers.append(Failed(group.request_id, code, message))
         # Only now: what a failed sequence computed must not become a prefix of others.
         for share in batch.shares:
             self.blocks.publish(share.sequence)
         self._accept(choices, answers)
+        for group, step in choices.beams:
+            answers += self._go_on(group, step)
         return forward_s
 
     def _accept(self, choices: Choices, answers: list[Reply]) -> None:
@@ -158,23 +178,36 @@ class DecoderEngine:
         self.scheduler.rewind(sequence)
         return None
 
-    def _discard(self, group: SequenceGroup, answers: list[Reply]) -> None:
-        """End a request whose logits are not finite, with everything it left in the cache."""
-        if blocks := self.scheduler.discard(group):
-            self._runner.clear_blocks(blocks)
-        message = "The model's output for this request was not finite. Other requests are not affected."
-        answers.append(Failed(group.request_id, NumericalError.code, message))
+    def _go_on(self, group: SequenceGroup, step: BeamStep) -> list[Tokens]:
+        """The rows of a beam search become those that were chosen. What can be told by now."""
+        assert group.search is not None
+        if group.search.is_done:
+            self.scheduler.finish(group)
+            return replies.of_results(group)
+        sequences = self.scheduler.reproduce(group, step.parents)
+        for sequence, token_id in zip(sequences, step.token_ids, strict=True):
+            sequence.append(token_id)
+        return replies.of_agreed(group)
 
-    def _queue(self, command: Generate) -> None:
+    def _take_compiled(self, uncompiled: GrammarQueue) -> None:
+        is_idle = not (self._replies or self.scheduler.num_running or self.scheduler.num_waiting)
+        ready, failed = uncompiled.take_ready(is_idle=is_idle)
+        for command, grammar in ready:
+            self._queue(command, grammar)
+        self._replies += failed
+
+    def _queue(self, command: Generate, grammar: Grammar | None = None) -> None:
         group = SequenceGroup(
             command,
             max_model_len=self._max_model_len,
             block_size=self._runner.block_size,
             order=self._num_arrivals,
             vocabulary=self._vocabulary,
+            grammar=grammar,
         )
-        if group.num_rows > self.scheduler.max_running:
-            message = f"The request needs {group.num_rows} rows and a step has at most {self.scheduler.max_running}."
+        max_rows = min(self.scheduler.max_running, self.scheduler.max_batch_tokens)
+        if group.num_rows > max_rows:
+            message = f"The request needs {group.num_rows} rows and a step has at most {max_rows}."
             self._fail(command.request_id, InsufficientMemory.code, message)
         elif not self.scheduler.fits_alone(group):
             message = (

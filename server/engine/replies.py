@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
-from server.protocol import FinishReason, Tokens
+from server.protocol import FinishReason, PromptLogprobs, TokenLogprob, Tokens
 
 
 def of_sequence(group: SequenceGroup, sequence: Sequence, finish_reason: FinishReason | None) -> Tokens | None:
@@ -22,24 +20,82 @@ def of_sequence(group: SequenceGroup, sequence: Sequence, finish_reason: FinishR
     sequence.num_sent = stop
     params = sequence.params
     first = sequence.num_prompt_tokens
+    is_told = params.logprobs or params.top_n_tokens
+    num_cached_tokens = None if group.has_replied else group.num_cached_tokens
+    group.has_replied = True
     return Tokens(
         request_id=group.request_id,
         token_ids=sequence.token_ids[first + start : first + stop].tolist(),
         finish_reason=finish_reason,
-        logprobs=sequence.logprobs[start:stop] if params.logprobs or params.top_n_tokens else None,
+        logprobs=sequence.logprobs[start:stop] if is_told else None,
+        num_cached_tokens=num_cached_tokens,
         index=sequence.sample_index,
         top_logprobs=sequence.top_logprobs[start:stop] if params.top_n_tokens else None,
+        prompt_logprobs=_prompt_logprobs(group, sequence.sample_index) if group.prompt_logprobs is not None else None,
         num_rewinds=num_rewinds,
-        **_first(group, sequence.sample_index),
     )
 
 
-def _first(group: SequenceGroup, index: int) -> dict[str, Any]:
-    """What comes with a request's first tokens, and with those of its first output."""
-    fields: dict[str, Any] = {}
-    if not group.has_replied:
-        group.has_replied = True
-        fields["num_cached_tokens"] = group.num_cached_tokens
-    if index == 0 and group.prompt_logprobs is not None:
-        fields["prompt_logprobs"], group.prompt_logprobs = group.prompt_logprobs, None
-    return fields
+def of_agreed(group: SequenceGroup) -> list[Tokens]:
+    """What has become certain in a beam search that goes on: the same for every answer."""
+    assert group.search is not None
+    agreed = group.search.agreed()
+    if not agreed.token_ids:
+        return []
+    group.num_agreed += len(agreed.token_ids)
+    return [
+        _of_beam(group, index, agreed.token_ids, agreed.logprobs, agreed.top_logprobs)
+        for index in range(group.params.num_return_sequences)
+    ]
+
+
+def of_results(group: SequenceGroup) -> list[Tokens]:
+    """The rest of each answer of a beam search that is done, its score and its end."""
+    assert group.search is not None
+    start = group.num_agreed
+    return [
+        _of_beam(
+            group,
+            index,
+            hypothesis.token_ids[start:].tolist(),
+            hypothesis.logprobs[start:].tolist(),
+            hypothesis.top_logprobs[start:],
+            finish_reason=hypothesis.finish_reason,
+            score=hypothesis.score,
+        )
+        for index, hypothesis in enumerate(group.search.results())
+    ]
+
+
+def _of_beam(
+    group: SequenceGroup,
+    index: int,
+    token_ids: list[int],
+    logprobs: list[float],
+    top_logprobs: list[list[TokenLogprob]],
+    *,
+    finish_reason: FinishReason | None = None,
+    score: float | None = None,
+) -> Tokens:
+    params = group.params
+    num_cached_tokens = None if group.has_replied else group.num_cached_tokens
+    group.has_replied = True
+    return Tokens(
+        request_id=group.request_id,
+        token_ids=token_ids,
+        finish_reason=finish_reason,
+        logprobs=logprobs if params.logprobs or params.top_n_tokens else None,
+        num_cached_tokens=num_cached_tokens,
+        index=index,
+        top_logprobs=top_logprobs if params.top_n_tokens else None,
+        prompt_logprobs=_prompt_logprobs(group, index),
+        score=score,
+    )
+
+
+def _prompt_logprobs(group: SequenceGroup, index: int) -> PromptLogprobs | None:
+    """They come with the first output's first tokens."""
+    if index > 0:
+        return None
+    scores, group.prompt_logprobs = group.prompt_logprobs, None
+    return scores

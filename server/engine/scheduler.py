@@ -143,10 +143,11 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Choose the next step's work and give it blocks."""
         batch = Batch()
-        budget = self._schedule_growth(batch)
-        for group in self._running.values():
+        budget, rest = self._schedule_growth(batch)
+        for group in rest:
             if budget == 0:
                 break
+            # One that was preempted meanwhile has no rows.
             budget -= self._share(batch, group, budget, least=2)
         if batch.num_preemptions == 0:
             self._admit(batch, budget)
@@ -154,8 +155,8 @@ class Scheduler:
 
     def computed(self, batch: Batch) -> None:
         """The batch's tokens are in the cache."""
-        for sequence, num_new_tokens, _ in batch.shares:
-            sequence.num_computed_tokens += num_new_tokens
+        for row, num_new_tokens, _ in batch.shares:
+            row.num_computed_tokens += num_new_tokens
 
     def check(self) -> None:
         """Raise if an invariant fails. For tests."""
@@ -173,26 +174,26 @@ class Scheduler:
         if sum(group.num_rows for group in running) > self.max_running:
             raise AssertionError("more rows than may run")
 
-    def _schedule_growth(self, batch: Batch) -> int:
-        """Rows that lack one token. Returns the budget left."""
+    def _schedule_growth(self, batch: Batch) -> tuple[int, list[SequenceGroup]]:
+        """Rows that lack one token. Returns the budget left, and the groups that may lack more."""
         budget = self.max_batch_tokens
+        rest: list[SequenceGroup] = []
         for group in list(self._running.values()):
             # A victim of this very loop holds nothing any more.
             if budget == 0 or not group.rows:
                 continue
-            if group.trunk is not None:
-                if any(group.num_due_tokens(row) > 0 for row in group.rows):
+            if group.trunk is not None and not self._spread(group):
+                rest.append(group)
+            elif self._make_room(group, batch):
+                lacking = [row for row in group.rows if row.num_new_tokens == 1]
+                if len(lacking) < len(group.rows):
+                    rest.append(group)
+                if group.is_joint and not len(lacking) == len(group.rows) <= budget:
                     continue
-                self._spread(group)
-            if not self._make_room(group, batch):
-                continue
-            lacking = [row for row in group.rows if row.num_new_tokens == 1]
-            if group.is_joint and not len(lacking) == len(group.rows) <= budget:
-                continue
-            for row in lacking[:budget]:
-                batch.shares.append(Share(row, 1, group))
-            budget -= min(len(lacking), budget)
-        return budget
+                del lacking[budget:]
+                batch.shares += [Share(row, 1, group) for row in lacking]
+                budget -= len(lacking)
+        return budget, rest
 
     def _make_room(self, group: SequenceGroup, batch: Batch) -> bool:
         """Give each row the blocks of its known tokens. False if the group was preempted for want of them."""
@@ -255,19 +256,19 @@ class Scheduler:
         """Blocks that the group's rows will take when they fork from the trunk."""
         if group.trunk is None:
             return 0
-        leaders = set(map(id, group.rows))
-        return sum(
-            self.blocks.blocks_for(row.num_tokens) - group.trunk_of(row) // self.blocks.block_size
-            for row in group.all_rows
-            if id(row) not in leaders
-        )
+        rows = [row for sequence in group.sequences[1:] for row in sequence.rows]
+        size = self.blocks.block_size
+        return sum(self.blocks.blocks_for(row.num_tokens) - group.trunk_of(row) // size for row in rows)
 
-    def _spread(self, group: SequenceGroup) -> None:
-        """The trunk is computed: the group's other rows go on from it."""
+    def _spread(self, group: SequenceGroup) -> bool:
+        """Let the group's other rows go on from the trunk, if it is computed."""
+        if any(group.num_due_tokens(row) > 0 for row in group.rows):
+            return False
         for sequence in group.sequences[1:]:
             for leader, row in zip(group.leaders, sequence.rows, strict=True):
                 self._fork(leader, row, group.trunk_of(row))
         group.spread()
+        return True
 
     def _forked(self, sequence: Sequence) -> Sequence:
         child = sequence.fork()

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from server.engine.batch_inputs import IntArray
+from server.engine.grammar import Grammar
+from server.engine.phrases import PhraseMatcher, PhraseWatch
 from server.engine.processors import order as processors_order
 from server.engine.processors.base import LogitsProcessor, Start
 from server.engine.stopping import Stopping
 from server.protocol import FinishReason, Generate, Output, TokenLogprob
 from server.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from server.engine.phrases import PhraseMatcher, PhraseWatch
 
 
 class Sequence:
@@ -30,6 +28,7 @@ class Sequence:
         "block_hashes",
         "block_table",
         "cache_seed",
+        "grammar",
         "is_ended",
         "key",
         "logprobs",
@@ -66,6 +65,7 @@ class Sequence:
         cache_seed: bytes = b"",
         vocabulary: Vocabulary | None = None,
         matcher: PhraseMatcher | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         output = command.outputs[sample_index] if command.outputs else Output()
         self.request_id = command.request_id
@@ -76,6 +76,8 @@ class Sequence:
         self.vocabulary = vocabulary
         self.matcher = matcher
         """Of banned phrases."""
+        self.grammar = grammar
+        """Of ``params.grammar``."""
         self.num_prompt_tokens = len(command.prompt_ids)
         self.num_tokens = self.num_prompt_tokens + len(output.token_ids)
         """Known tokens: prompt and output."""
@@ -169,7 +171,7 @@ class Sequence:
         child.top_logprobs = self.top_logprobs.copy()
         child.rewinds_before = self.rewinds_before.copy()
         child.banned_at = {place: ids.copy() for place, ids in self.banned_at.items()}
-        child.processors = tuple(processor.fork() for processor in self.processors)
+        child.processors = processors_order.fork(self.processors)
         child.watch = None if self.watch is None else self.watch.fork()
         child.shadow = None if self.shadow is None else self.shadow.fork()
         child.num_blocks = child.num_published_blocks = child.num_computed_tokens = 0
@@ -199,6 +201,7 @@ class Sequence:
                 vocabulary=self.vocabulary,
                 template_spans=self.template_spans,
                 banned_at=self.banned_at,
+                grammar=self.grammar,
             )
         )
         self.is_ended = any(processor.ends_sequence for processor in self.processors)
@@ -207,8 +210,6 @@ class Sequence:
 
 
 def _watch(matcher: PhraseMatcher, vocabulary: Vocabulary | None, output_ids: list[int]) -> PhraseWatch:
-    from server.engine.phrases import PhraseWatch
-
     assert vocabulary is not None
     watch = PhraseWatch(matcher, vocabulary)
     for token_id in output_ids:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from server.engine.beams import BeamSearch
+from server.engine.grammar import Grammar
+from server.engine.phrases import PhraseMatcher
 from server.engine.sequence import Sequence
 from server.protocol import Generate, PromptLogprobs, SamplingParams
 from server.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from server.engine.beams import BeamSearch
-    from server.engine.phrases import PhraseMatcher
 
 
 class SequenceGroup:
@@ -33,6 +32,7 @@ class SequenceGroup:
         block_size: int,
         order: int = 0,
         vocabulary: Vocabulary | None = None,
+        grammar: Grammar | None = None,
     ) -> None:
         params = command.params
         self.request_id = command.request_id
@@ -41,8 +41,6 @@ class SequenceGroup:
         """Place in the order of arrival."""
         self.prompt_ids = command.prompt_ids
         self.num_prompt_tokens = len(command.prompt_ids)
-        self.search: BeamSearch | None = None
-        """Of beams only."""
         self.has_shadows = params.guidance_scale != 1.0
         self.is_joint = self.has_shadows or params.num_beams > 1
         """Whether all rows compute their last token in the same step, for one choice is made of them all."""
@@ -56,9 +54,14 @@ class SequenceGroup:
             block_size=block_size,
             vocabulary=vocabulary,
             matcher=_matcher(params),
+            grammar=grammar,
         )
         self.sequences = [make(sample_index=index) for index in (indices if self.has_forked else [0])]
         """Outputs that are not finished, in order."""
+        self.search = None if params.num_beams == 1 else _search(params, self.sequences[0], vocabulary)
+        """Of beams only."""
+        self.num_agreed = 0
+        """Output tokens of beams that were sent."""
         self.wants_prompt_logprobs = params.prompt_logprobs and not _has_begun(command)
         """Until they are computed."""
         self.prompt_logprobs: PromptLogprobs | None = None
@@ -145,12 +148,20 @@ def _has_begun(command: Generate) -> bool:
     return any(output.token_ids or output.is_finished for output in command.outputs)
 
 
+def _search(params: SamplingParams, root: Sequence, vocabulary: Vocabulary | None) -> BeamSearch:
+    return BeamSearch(
+        params,
+        ending_ids=root.stopping.ending_ids,
+        max_tokens=root.stopping.max_tokens,
+        num_prompt_tokens=root.num_prompt_tokens,
+        vocabulary=vocabulary,
+    )
+
+
 def _matcher(params: SamplingParams) -> PhraseMatcher | None:
     """Of banned phrases, for all samples; beams leave a phrase out before it is chosen."""
     if not params.banned_phrases or params.num_beams > 1:
         return None
-    from server.engine.phrases import PhraseMatcher
-
     return PhraseMatcher(params.banned_phrases, fold=True)
 
 

@@ -7,7 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.engine.engine import DecoderEngine
-from server.protocol import Failed, FinishReason, Generate, Output, Reply, SamplingParams, Stats, Tokens
+from server.protocol import (
+    Failed,
+    FinishReason,
+    Generate,
+    Output,
+    PromptLogprobs,
+    Reply,
+    SamplingParams,
+    Stats,
+    TokenLogprob,
+    Tokens,
+)
 from tests.engine.fake_runner import FakeRunner
 
 
@@ -27,9 +38,13 @@ class Outcome:
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[list[TokenLogprob]] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     num_cached_tokens: int | None = None
     failure: str | None = None
+    score: float | None = None
+    num_rewinds: int = 0
+    prompt_logprobs: PromptLogprobs | None = None
 
     def take(self, reply: Reply) -> None:
         assert self.finish_reason is None, "a reply after the last"
@@ -43,6 +58,13 @@ class Outcome:
             self.token_ids += reply.token_ids
             self.logprobs += reply.logprobs or []
             self.finish_reason = reply.finish_reason
+            self.score = reply.score
+            assert reply.num_rewinds >= self.num_rewinds
+            self.num_rewinds = reply.num_rewinds
+            self.top_logprobs += reply.top_logprobs or []
+            if reply.prompt_logprobs is not None:
+                assert self.prompt_logprobs is None, "told twice"
+                self.prompt_logprobs = reply.prompt_logprobs
 
     @property
     def is_final(self) -> bool:
