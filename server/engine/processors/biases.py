@@ -51,7 +51,8 @@ class SequenceTable:
 
     def now(self, last_ids: list[int]) -> tuple[IntArray, FloatArray]:
         """Tokens and biases where the sequence ends with ``last_ids``."""
-        met = [self.biases[tail] for n in self.lengths if (tail := tuple(last_ids[-n:])) in self.biases]
+        tails = [tuple(last_ids[-n:]) for n in self.lengths if n <= len(last_ids)]
+        met = [self.biases[tail] for tail in tails if tail in self.biases]
         if not met:
             return self.always
         total = dict(self.biases.get((), {}))
@@ -68,7 +69,7 @@ class SequenceBias(LogitsProcessor):
     def __init__(self, table: SequenceTable, token_ids: IntArray) -> None:
         self.table = table
         self.num_kept = max(table.lengths, default=0)
-        self.last_ids: list[int] = token_ids[len(token_ids) - self.num_kept :].tolist() if self.num_kept else []
+        self.last_ids: list[int] = token_ids[-self.num_kept :].tolist() if self.num_kept else []
 
     @classmethod
     def for_sequence(cls, start: Start) -> Self | None:
