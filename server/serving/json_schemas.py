@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 from server.errors import InvalidParameter, UnsupportedGrammar, echo
 
@@ -30,6 +31,12 @@ ANNOTATIONS = frozenset(
 )
 """Keywords that constrain nothing."""
 KNOWN = SCHEMAS | LISTS_OF_SCHEMAS | MAPS_OF_SCHEMAS | VALUES | ANNOTATIONS
+REAL_DAY = (
+    "^(?:[0-9]{4}-(?:0[13-9]|1[0-2]|02-(?:[01]|2[0-8]))"
+    "|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
+)
+"""How a date begins: llguidance's own format has a 29th of February every year."""
+ASCII_IN_REFERENCES = "#/%$!&'()*+,;=:@?"
 _CONTROL_CHARACTER = re.compile(r"(?<!\\)(?:\\\\)*\\u00[01][0-9a-f]")
 
 OPTIONS = {
@@ -54,7 +61,19 @@ def schema_text(schema: Any, field: str) -> str:
         raise UnsupportedGrammar(f"{field} is a schema of more than {MAX_SCHEMA_BYTES} bytes.")
     if _CONTROL_CHARACTER.search(text):
         raise UnsupportedGrammar(f"{field} holds a control character that JSON can write by its number only.")
-    return json.dumps({"x-guidance": OPTIONS, **schema}, separators=(",", ":"))
+    compiled = json.loads(text)
+    for node in _schemas(compiled, field):
+        _adapt(node)
+    return json.dumps({"x-guidance": OPTIONS, **compiled}, separators=(",", ":"))
+
+
+def _adapt(node: dict[str, Any]) -> None:
+    """Say in a schema what llguidance would understand otherwise."""
+    if node.get("format") in ("date", "date-time"):
+        node["allOf"] = [*node.get("allOf", []), {"pattern": REAL_DAY}]
+    if "$ref" in node:
+        # A name in Chinese, say, stands in a reference as it is, as pydantic writes it.
+        node["$ref"] = quote(node["$ref"], safe=ASCII_IN_REFERENCES)
 
 
 def parsed(text: str, field: str) -> Any:

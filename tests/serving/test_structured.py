@@ -235,6 +235,23 @@ def test_grammars_are_checked_in_a_process_of_their_own() -> None:
     assert hostile == [check_grammar(grammar_text(grammar)) for grammar in HOSTILE.values()]
 
 
+@pytest.mark.parametrize("name", ["地址", "a b", "Pair[int]", "x-y.z_1~", "%41"])
+def test_a_reference_may_have_any_name(name: str) -> None:
+    pointer = name.replace("~", "~0").replace("%", "%25")
+    schema = {"$defs": {name: {"type": "boolean"}}, "type": "array", "items": {"$ref": f"#/$defs/{pointer}"}}
+    assert follows(json_grammar(schema), "[true]")
+
+
+@pytest.mark.parametrize("kind", ["date", "date-time"])
+def test_only_days_of_the_calendar_are_dates(kind: str) -> None:
+    grammar = json_grammar({"type": "array", "items": {"type": "string", "format": kind, "allOf": [{}]}})
+    rest = "T12:30:59Z" if kind == "date-time" else ""
+    real = ["2024-02-29", "2000-02-29", "2023-02-28", "1999-12-31", "2023-04-30", "0400-02-29"]
+    false = ["2023-02-29", "1900-02-29", "2024-02-30", "2023-04-31", "2023-13-01", "2023-00-10", "2023-01-00"]
+    assert follows(grammar, json.dumps([day + rest for day in real]))
+    assert not [day for day in false if follows(grammar, f'["{day}{rest}"]')]
+
+
 class CountingSandbox:
     def __init__(self, answer: Any = None) -> None:
         self.num_calls = 0
