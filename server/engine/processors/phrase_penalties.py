@@ -103,8 +103,10 @@ class PhrasePenalties(LogitsProcessor):
     ``warm``. Elsewhere a phrase may stand anywhere. Only the output counts, not the prompt.
     """
 
-    def __init__(self, table: PenaltyTable) -> None:
+    def __init__(self, table: PenaltyTable, strength: float) -> None:
+        """``strength``: what the table's amounts are parts of."""
         self.table = table
+        self.strength = strength
         self.place = Place()
 
     @classmethod
@@ -113,7 +115,10 @@ class PhrasePenalties(LogitsProcessor):
         if not penalties:
             return None
         assert start.vocabulary is not None
-        processor = cls(penalty_table(start.vocabulary, penalties))
+        # Most requests penalise a list by one strength or another: they share a table.
+        strongest = max(strength for _, strength in penalties)
+        relative = tuple((phrase, strength / strongest) for phrase, strength in penalties)
+        processor = cls(penalty_table(start.vocabulary, relative), strongest)
         for token_id in start.output_ids.tolist():
             processor.accept(token_id)
         return processor
@@ -127,12 +132,14 @@ class PhrasePenalties(LogitsProcessor):
     @classmethod
     def apply(cls, logits_SV: Tensor, rows: list[int], processors: list[Self]) -> None:
         for row, processor in zip(rows, processors, strict=True):
-            logits_SV[row] -= processor.table.beginnings(processor.place, logits_SV.device)
+            amounts_V = processor.table.beginnings(processor.place, logits_SV.device)
+            logits_SV[row].sub_(amounts_V, alpha=processor.strength)
         more = [processor.table.more(processor.place) for processor in processors]
-        add(logits_SV, rows, [ids for ids, _ in more], [-amounts for _, amounts in more])
+        amounts = [-p.strength * amounts for p, (_, amounts) in zip(processors, more, strict=True)]
+        add(logits_SV, rows, [ids for ids, _ in more], amounts)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 def penalty_table(vocabulary: Vocabulary, penalties: tuple[tuple[str, float], ...]) -> PenaltyTable:
-    """Shared by all sequences with the same penalties."""
+    """Shared by all sequences with the same penalties. A large one takes some ten megabytes: few are kept."""
     return PenaltyTable(PhraseTokens(vocabulary_index(vocabulary), WeightedPhrases(penalties)), vocabulary)
