@@ -23,15 +23,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from server.engine import reductions
+from server.engine import cutoffs, reductions
 from server.engine.batch_inputs import IntArray, on_device
 from server.engine.beam_drawing import draw
 from server.engine.beam_pool import Candidates, FloatArray, TopLogprobs
 from server.engine.beams import BeamSearch, BeamStep
+from server.engine.logprobs import Distribution
 from server.engine.processors import order as processors_order
 from server.engine.processors.base import LogitsProcessor
 from server.engine.processors.diversity import HammingDiversity
-from server.protocol import TokenLogprob
+from server.engine.reductions import Scratch
 
 Processors = tuple[LogitsProcessor, ...]
 
@@ -68,14 +69,19 @@ class Choice:
 
 
 def advance(
-    logits_RV: Tensor, searches: Sequence[BeamSearch], processors: Sequence[Sequence[Processors]]
+    logits_RV: Tensor,
+    searches: Sequence[BeamSearch],
+    processors: Sequence[Sequence[Processors]],
+    own_RV: Tensor | None = None,
 ) -> list[BeamStep]:
     """One step of every search. The rows are those of the searches in turn, ``processors`` those of their rows.
 
-    The logits are float32.
+    The logits are float32. ``own_RV`` are the model's own, of which the log-probabilities are told, where those of
+    guided rows are not.
     """
     is_finite = logits_RV.amax(-1).isfinite().tolist()  # NaN and infinity survive a maximum
     logprobs_RV = logits_RV.log_softmax(-1)
+    own_RV = logits_RV if own_RV is None else own_RV
     failed: list[BeamSearch] = []
     passes: dict[int, list[LaneRows]] = {}
     first = 0
@@ -86,24 +92,27 @@ def advance(
             if rows:
                 lane_rows = LaneRows(search, lane, [first + row for row in rows], [processors_K[row] for row in rows])
                 passes.setdefault(lane, []).append(lane_rows)
+        if search.params.guidance_scale != 1.0:
+            # As in transformers: guided logits are differences of log-probabilities and are not normalised again.
+            guided = slice(first, first + search.num_rows)
+            logprobs_RV[guided] = logits_RV[guided]
         first += search.num_rows
     for lane in sorted(passes):
-        _advance_lanes(logprobs_RV, passes[lane], may_change=len(passes) == 1)
+        _advance_lanes(logprobs_RV, own_RV, passes[lane], may_change=len(passes) == 1)
     return [BeamStep(is_finite=False) if search in failed else search.end_step() for search in searches]
 
 
-def _advance_lanes(logprobs_RV: Tensor, lanes: list[LaneRows], *, may_change: bool) -> None:
+def _advance_lanes(logprobs_RV: Tensor, own_RV: Tensor, lanes: list[LaneRows], *, may_change: bool) -> None:
     """Choose the next rows of one lane of each search."""
     rows: list[int] = []
     for lane in lanes:
         lane.first = len(rows)
         rows += lane.rows
-    may_change &= len(rows) == len(logprobs_RV) and not any(lane.is_told for lane in lanes)
-    scores_SV = logprobs_RV if may_change else logprobs_RV[rows]
+    scores_SV = logprobs_RV if may_change and len(rows) == len(logprobs_RV) else logprobs_RV[rows]
     _apply_rules(scores_SV, lanes)
     for lane, choice in zip(lanes, _choose(scores_SV, lanes), strict=True):
         ends_C = _ends(lane, choice)
-        logprobs_C, top_logprobs = _told(lane, choice, logprobs_RV, scores_SV)
+        logprobs_C, top_logprobs = _told(lane, choice, own_RV, scores_SV)
         candidates = Candidates(choice.rows_C, choice.token_ids_C, choice.scores_C, ends_C, logprobs_C, top_logprobs)
         lane.search.take(lane.lane, candidates)
 
@@ -120,8 +129,6 @@ def _apply_rules(scores_SV: Tensor, lanes: list[LaneRows]) -> None:
     for lane in lanes:
         params = lane.search.params
         if params.do_sample:
-            from server.engine import cutoffs
-
             num_kept = len(lane.search.ending_ids) + 1 if len(lane.search.ending_ids) else 2
             scores_SV[lane.place] = cutoffs.apply_full(scores_SV[lane.place], params, min_tokens_to_keep=num_kept)
         if params.renormalize_logits:
@@ -226,28 +233,20 @@ def _ends(lane: LaneRows, choice: Choice) -> npt.NDArray[np.bool_]:
         watches = search.stop_watches[lane.lane]
         for i, (row, token_id) in pairs:
             ends_C[i] |= watches[row].completes(token_id)
-    for i, (row, token_id) in pairs:
-        ends_C[i] |= any(processor.ends_with(token_id) for processor in lane.processors_K[row])
+    if any(lane.processors_K):
+        for i, (row, token_id) in pairs:
+            ends_C[i] |= any(processor.ends_with(token_id) for processor in lane.processors_K[row])
     return ends_C
 
 
-def _told(
-    lane: LaneRows, choice: Choice, logprobs_RV: Tensor, scores_SV: Tensor
-) -> tuple[FloatArray, list[TopLogprobs]]:
+def _told(lane: LaneRows, choice: Choice, own_RV: Tensor, scores_SV: Tensor) -> tuple[FloatArray, list[TopLogprobs]]:
     """The candidates' log-probabilities and the rows' most likely tokens, as asked for."""
     params = lane.search.params
-    if not lane.is_told:
+    if not lane.is_told or not len(choice.rows_C):
         return np.zeros(len(choice.rows_C), dtype=np.float32), []
     is_raw = params.logprobs_mode == "raw"
-    told_KV = logprobs_RV[lane.rows] if is_raw else scores_SV[lane.place].log_softmax(-1)
-    device = told_KV.device
-    logprobs_C = told_KV[on_device(choice.rows_C, device), on_device(choice.token_ids_C, device)].cpu().numpy()
-    if not params.top_n_tokens:
-        return logprobs_C, []
-    values_KW, columns_KW = reductions.largest(told_KV, min(params.top_n_tokens, told_KV.shape[1]))
-    values_KW, order_KW = values_KW.sort(dim=-1, descending=True, stable=True)
-    columns = columns_KW.gather(1, order_KW).tolist()
-    return logprobs_C, [
-        [TokenLogprob(*pair) for pair in zip(ids, values, strict=True)]
-        for ids, values in zip(columns, values_KW.tolist(), strict=True)
-    ]
+    distribution = Distribution(own_RV[lane.rows] if is_raw else scores_SV[lane.place], Scratch())
+    columns_KC = on_device(choice.token_ids_C, own_RV.device).expand(len(lane.rows), -1)
+    logprobs_KC = distribution.of(columns_KC).cpu().numpy()
+    tops = distribution.tell(columns_KC[:, 0], params.top_n_tokens)[1] if params.top_n_tokens else []
+    return logprobs_KC[choice.rows_C, np.arange(len(choice.rows_C))], tops
