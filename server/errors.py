@@ -22,6 +22,7 @@ SluiceError                     500  internal_error
 |-- UriTooLong                  414  uri_too_long
 |-- HeadersTooLarge             431  headers_too_large
 |-- ModelNotFound               404  model_not_found
+|-- TemplateNotFound            404  template_not_found
 |-- Unavailable                 503  (with Retry-After)
 |   |-- QueueFull               503  queue_full
 |   |-- Starting                503  starting
@@ -105,6 +106,7 @@ class ConflictingParameters(InvalidRequest):
 
     def __init__(self, first: str, second: str, reason: str) -> None:
         super().__init__(f"{first} and {second} do not go together: {reason}.", param=first)
+        self.fields = (first, second)
 
 
 class WithoutEffect(ConflictingParameters):
@@ -255,6 +257,18 @@ class ModelNotFound(SluiceError):
         else:
             message = f"This server has no model for {task}."
         super().__init__(message, param="model" if name is not None else None)
+
+
+class TemplateNotFound(SluiceError):
+    """No template of that name and version."""
+
+    status = 404
+    code = "template_not_found"
+    type = "invalid_request_error"
+
+    def __init__(self, reference: str, known: list[str]) -> None:
+        there_are = f"There are: {', '.join(known)}." if known else "This server has no templates."
+        super().__init__(f"There is no template {echo(reference)}. {there_are}", param="template")
 
 
 class Unavailable(SluiceError):
