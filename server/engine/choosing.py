@@ -190,6 +190,5 @@ def _tell(unguided: Unguided, rows: list[int], choices: Choices) -> None:
         if row not in unguided or params.logprobs_mode != "raw" or not sampled.is_finite[i]:
             continue
         if params.logprobs or params.top_n_tokens:
-            sampled.logprobs[i] = unguided.logprob(row, sampled.token_ids[i])
-        if params.top_n_tokens:
-            sampled.top_logprobs[i] = unguided.most_likely(row, params.top_n_tokens)
+            token_id = sampled.token_ids[i]
+            sampled.logprobs[i], sampled.top_logprobs[i] = unguided.tell(row, token_id, params.top_n_tokens)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from server.engine import prompt_scores
+from server.engine.logprobs import logprobs_of
 from server.protocol import TokenLogprob
 
 
@@ -27,28 +27,27 @@ class Pair:
 
 
 class Unguided:
-    """The model's own log-probabilities of guided rows, which are told instead of the guided ones."""
+    """The model's own logits of guided rows, whose log-probabilities are told instead of the guided ones."""
 
-    def __init__(self, logprobs_GV: Tensor, pairs: Sequence[Pair]) -> None:
-        self._logprobs_GV = logprobs_GV
+    def __init__(self, logits_GV: Tensor, pairs: Sequence[Pair]) -> None:
+        self._logits_GV = logits_GV
         self._places = {pair.row: i for i, pair in enumerate(pairs)}
 
     def __contains__(self, row: int) -> bool:
         return row in self._places
 
-    def logprob(self, row: int, token_id: int) -> float:
-        return float(self._logprobs_GV[self._places[row], token_id])
-
-    def most_likely(self, row: int, count: int) -> list[TokenLogprob]:
+    def tell(self, row: int, token_id: int, top_n: int) -> tuple[float, list[TokenLogprob]]:
+        """The token's log-probability and the most likely tokens."""
         place = self._places[row]
-        return prompt_scores.most_likely(self._logprobs_GV[place : place + 1], count)[0]
+        logprobs, tops = logprobs_of(self._logits_GV[place : place + 1], [token_id], top_n)
+        return logprobs[0], tops[0] if top_n else []
 
 
 def combine(logits_BV: Tensor, pairs: Sequence[Pair]) -> Unguided:
     """Put the guided logits, which are not normalised, in the place of the rows' own."""
     rows, shadows = [pair.row for pair in pairs], [pair.shadow for pair in pairs]
-    with_G = logits_BV[rows].log_softmax(-1)
-    without_G = logits_BV[shadows].log_softmax(-1)
+    logits_GV = logits_BV[rows]
+    with_GV, without_GV = logits_GV.log_softmax(-1), logits_BV[shadows].log_softmax(-1)
     scale_G1 = logits_BV.new_tensor([[pair.scale] for pair in pairs])
-    logits_BV[rows] = scale_G1 * (with_G - without_G) + without_G
-    return Unguided(with_G, pairs)
+    logits_BV[rows] = scale_G1 * (with_GV - without_GV) + without_GV
+    return Unguided(logits_GV, pairs)
