@@ -19,11 +19,12 @@ from server.protocol import SamplingParams
 VOCAB_SIZE = 31
 
 
-def start(prompt_ids: list[int], output_ids: list[int] | None = None, **params: Any) -> Start:
+def start(
+    prompt_ids: list[int], output_ids: list[int] | None = None, asked: SamplingParams | None = None, **params: Any
+) -> Start:
     """As a sequence makes it that may have 12 new tokens; ``template_spans`` may be among the parameters."""
     spans = [(first, min(stop, len(prompt_ids))) for first, stop in params.pop("template_spans", ())]
-    params.setdefault("max_new_tokens", 12)
-    asked = SamplingParams(**params)
+    asked = asked or SamplingParams(**{"max_new_tokens": 12, **params})
     ending_ids = frozenset(asked.stop_token_ids) | (frozenset() if asked.ignore_eos else frozenset(asked.end_token_ids))
     return Start(
         params=asked,

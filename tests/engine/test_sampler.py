@@ -9,15 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers.generation import logits_process as hf
 
 from server.engine import cutoffs
 from server.engine.controls import Controls
-from server.engine.randomness import uniforms
+from server.engine.randomness import XTC_STREAM, side_keys, stream_keys, uniforms, uniforms_at
 from server.engine.reductions import Scratch
 from server.engine.sampler import Sampled, Sampler
 from server.engine.sequence import Sequence
 from tests.engine.driving import generate
+from tests.engine.reference_rules import drawn_from, start, theirs
+
+torch.set_num_threads(1)
 
 PROMPT = [3, 5, 7, 5, 11]
 OUTPUT = [7, 2, 2, 9]
@@ -37,30 +39,17 @@ def logits_of(num_rows: int, vocab_size: int, seed: int = 0, scale: float = 3.0)
     return torch.randn(num_rows, vocab_size, generator=torch.Generator().manual_seed(seed)) * scale
 
 
+def excludes_top(row: Sequence) -> bool:
+    """Whether XTC has its way at the row's next position."""
+    keys = side_keys(stream_keys([row.params.seed], [row.sample_index]), XTC_STREAM)
+    return bool(uniforms_at(keys, [row.num_output_tokens])[0] < row.params.xtc_probability)
+
+
 def processed(logits_V: torch.Tensor, row: Sequence) -> torch.Tensor:
     """Scores as `generate` leaves them: its classes, in the order of its ``_get_logits_processor``."""
     params = row.params
-    ids = torch.tensor([row.token_ids[: row.num_tokens].tolist()])
-    scores = logits_V[None].clone()
-    if params.repetition_penalty != 1.0:
-        scores = hf.RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(ids, scores)
-    counts = torch.bincount(torch.tensor(row.output_ids, dtype=torch.int64), minlength=scores.shape[1])
-    scores = scores - params.frequency_penalty * counts - params.presence_penalty * (counts > 0)
-    ending = [*params.stop_token_ids, *(() if params.ignore_eos else params.end_token_ids)]
-    if params.min_new_tokens and ending:
-        scores = hf.MinNewTokensLengthLogitsProcessor(row.num_prompt_tokens, params.min_new_tokens, ending)(ids, scores)
-    if params.do_sample:
-        rules: list[tuple[bool, Any]] = [
-            (params.temperature != 1.0, lambda: hf.TemperatureLogitsWarper(params.temperature)),
-            (params.top_k != 0, lambda: hf.TopKLogitsWarper(params.top_k)),
-            (params.top_p < 1.0, lambda: hf.TopPLogitsWarper(params.top_p)),
-            (params.min_p > 0.0, lambda: hf.MinPLogitsWarper(params.min_p)),
-            (params.typical_p < 1.0, lambda: hf.TypicalLogitsWarper(params.typical_p)),
-        ]
-        for is_asked, make in rules:
-            if is_asked:
-                scores = make()(ids, scores)
-    return scores[0]
+    scores = theirs(logits_V, start(PROMPT, row.output_ids, params))
+    return drawn_from(scores, params, excludes_top=excludes_top(row)) if params.do_sample else scores
 
 
 def expected_token(logits_V: torch.Tensor, row: Sequence) -> int:
@@ -79,6 +68,12 @@ OPTIONS: dict[str, Any] = {
     "top_p": [1.0, 0.01, 0.5, 0.9, 0.999],
     "min_p": [0.0, 0.02, 0.3, 1.0],
     "typical_p": [1.0, 0.1, 0.6, 0.95],
+    "top_n_sigma": [0.0, 0.5, 1.0, 2.5],
+    "epsilon_cutoff": [0.0, 0.0003, 0.02, 0.9],
+    "eta_cutoff": [0.0, 0.0003, 0.02, 0.9],
+    "xtc_probability": [0.0, 0.5, 1.0],
+    "xtc_threshold": [0.1, 0.02, 0.3],
+    "renormalize_logits": [False, True],
     "repetition_penalty": [1.0, 0.8, 1.7],
     "presence_penalty": [0.0, 1.1, -0.5],
     "frequency_penalty": [0.0, 0.9, -0.4],
@@ -86,6 +81,12 @@ OPTIONS: dict[str, Any] = {
     "end_token_ids": [(), (1, 4)],
     "stop_token_ids": [(), (2, 5_000_000)],
     "ignore_eos": [False, True],
+}
+
+
+COMPANIONS: dict[str, dict[str, Any]] = {
+    "ignore_eos": {"end_token_ids": (1, 4), "min_new_tokens": 10},
+    "xtc_threshold": {"xtc_probability": 0.5},
 }
 
 
@@ -103,9 +104,9 @@ def test_of_equal_logits_a_greedy_row_takes_the_lowest_token_id_as_transformers_
 @pytest.mark.parametrize(
     ("option", "value"), [(option, value) for option, values in OPTIONS.items() for value in values[1:]]
 )
-@pytest.mark.parametrize(("vocab_size", "scale"), [(29, 2.0), (2003, 1.0)])
+@pytest.mark.parametrize(("vocab_size", "scale"), [(29, 2.0), (2003, 1.0), (6007, 2.5)])
 def test_each_option_alone_chooses_what_transformers_processors_leave(option, value, vocab_size, scale):
-    companions = {"end_token_ids": (1, 4), "min_new_tokens": 10} if option == "ignore_eos" else {}
+    companions = COMPANIONS.get(option, {})
     rows = [sequence(do_sample=i < 6, seed=i, **companions, **{option: value}) for i in range(8)]
     logits = logits_of(8, vocab_size, seed=1, scale=scale)
     assert sample(logits, rows).token_ids == [expected_token(logits[i], row) for i, row in enumerate(rows)]
