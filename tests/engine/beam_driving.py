@@ -10,7 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation.configuration_utils import GenerationMode
 
 from server.engine.beam_pool import Hypothesis
@@ -135,9 +135,11 @@ def transformers_search(
     *,
     eos: list[int] | None,
     processors: LogitsProcessorList | None = None,
+    criteria: StoppingCriteriaList | None = None,
     **options: Any,
 ) -> Expected:
     """`generate` in transformers' own beam search, for one beam as well."""
+    options.setdefault("do_sample", False)
     margins: list[float] = []
     topk = torch.topk
 
@@ -150,7 +152,6 @@ def transformers_search(
     config = GenerationConfig(
         eos_token_id=eos,
         pad_token_id=399,
-        do_sample=False,
         return_dict_in_generate=True,
         output_scores=True,
         **options,
@@ -166,6 +167,7 @@ def transformers_search(
             attention_mask=torch.ones(1, len(prompt_ids), dtype=torch.long),
             generation_config=config,
             logits_processor=processors,
+            stopping_criteria=criteria,
         )
     lengths = (output.beam_indices >= 0).sum(-1).tolist()
     start = len(prompt_ids)
