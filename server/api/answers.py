@@ -59,6 +59,8 @@ class StreamDetails(Outcome, kw_only=True):
     timings: Timings
     parameters: dict[str, dict[str, Any]] | UnsetType = UNSET
     """Every option that had an effect: its ``value`` and its ``origin``."""
+    template: str | UnsetType = UNSET
+    """Name and version, where the prompt was made by one."""
 
 
 class SequenceDetails(Outcome, kw_only=True):
@@ -173,6 +175,7 @@ def _common(generation: Generation) -> dict[str, Any]:
         "cached_tokens": generation.cached_tokens,
         "timings": Timings(timings.queue_s, timings.first_token_s, timings.total_s),
         "parameters": generation.prompt.parameters if generation.prompt.options.return_parameters else UNSET,
+        "template": generation.prompt.template or UNSET,
     }
 
 

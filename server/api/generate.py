@@ -25,12 +25,15 @@ router = APIRouter()
 
 @router.post("/generate", response_model=None)
 async def generate(body: GenerateRequest, request: Request) -> Response:
-    """Continue the text of ``inputs``, or of each of a list; with ``stream`` as one event per token."""
+    """Continue the text of ``inputs``, or of each of a list, or of a ``template`` or of ``messages``.
+
+    With ``stream`` as one event per token.
+    """
     record: RequestRecord = request.state.record
+    source = _source(body)
     generator: ServedGenerator = request.app.state.registry.get("generate", body.model)
     record.task, record.model = "generate", generator.name
-    source = _source(body)
-    record.num_inputs, record.streamed = len(source.texts), bool(body.stream)
+    record.num_inputs, record.streamed = source.num_prompts, bool(body.stream)
     with parameter_paths(GenerateParameters):
         prompts = await until_disconnect(request, generator.prepare(source, _options(body)))
     generations = [generator.start(prompt) for prompt in prompts]
@@ -53,10 +56,16 @@ def _reply(
 
 
 def _source(body: GenerateRequest) -> PromptSource:
-    if body.inputs is None:
-        raise InvalidRequest("inputs is missing: it is required.", param="inputs")
-    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    return PromptSource(texts=texts, body=body.fields())
+    if body.inputs is None and body.template is None and body.messages is None:
+        raise InvalidRequest("inputs is missing: give inputs, a template or messages.", param="inputs")
+    return PromptSource(
+        texts=[body.inputs] if isinstance(body.inputs, str) else body.inputs,
+        template=body.template,
+        variables=body.variables or {},
+        examples=body.examples or [],
+        messages=None if body.messages is None else [message.model_dump() for message in body.messages],
+        body=body.fields(),
+    )
 
 
 def _options(body: GenerateRequest) -> GenerateOptions:

@@ -166,8 +166,10 @@ async def _run(config: ServeConfig, listener: socket.socket) -> None:
 
 async def _work(config: ServeConfig, app: FastAPI, supervisor: Supervisor) -> None:
     """Load the models, say so, and watch the workers for as long as there are any."""
+    await app.state.registry.services.start()
     await supervisor.start()
     await asyncio.to_thread(app.state.registry.load)
+    await app.state.registry.check_chat_templates()
     # Modules and tokenizers stay for good: the collector need not stop the streams to look at them again and again.
     gc.freeze()
     app.state.lifecycle.is_loaded = True
@@ -207,5 +209,6 @@ async def _end(app: FastAPI, supervisor: Supervisor, http: HttpServer, work: asy
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
     await supervisor.stop()
+    await app.state.registry.services.close()
     await app.state.lifecycle.wait_idle(LAST_WORDS_S)
     http.should_exit = True

@@ -77,6 +77,8 @@ async def info(request: Request) -> dict[str, Any]:
         "version": __version__,
         "models": models,
         "tasks": registry.names_by_task(),
+        "templates": registry.services.templates.describe(),
+        "topics": registry.services.topics.describe(),
         "limits": {
             "max_body_bytes": config.max_body_bytes,
             "max_batch_inputs": config.max_batch_inputs,

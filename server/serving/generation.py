@@ -29,6 +29,8 @@ class Prompt:
     """Every option that has an effect: its ``value`` and ``origin``."""
     banned: PhraseMatcher | None = None
     """Of ``params.banned_phrases``; one for all outputs."""
+    template: str | None = None
+    """Name and version of the template that wrote the prompt."""
     template_spans: list[tuple[int, int]] = field(default_factory=list)
     negative_ids: list[int] = field(default_factory=list)
 
@@ -249,9 +251,9 @@ class Generation:
             self._prompt_logprobs = reply.prompt_logprobs or self._prompt_logprobs
             output = self.outputs[reply.index]
             # An output that has ended here may go on in the engine while others of its prompt do.
-            tokens += output.add(reply) if output.finish_reason is None else []
-        if self.is_finished:
-            self.timings.end()
+            if output.finish_reason is None:
+                tokens += output.add(reply)
+                self.timings.note_end(output)
         return tokens
 
     @property
@@ -273,6 +275,7 @@ class Timings:
         """Until a step computed some of it."""
         self.first_token_s: float | None = None
         self.total_s: float | None = None
+        """Until the output that ended last had ended."""
 
     def note_start(self) -> None:
         self.queue_s = self._elapsed_s() if self.queue_s is None else self.queue_s
@@ -280,8 +283,9 @@ class Timings:
     def note_tokens(self) -> None:
         self.first_token_s = self._elapsed_s() if self.first_token_s is None else self.first_token_s
 
-    def end(self) -> None:
-        self.total_s = self._elapsed_s() if self.total_s is None else self.total_s
+    def note_end(self, output: OutputText) -> None:
+        if output.finish_reason is not None:
+            self.total_s = self._elapsed_s()
 
     def _elapsed_s(self) -> float:
         return time.perf_counter() - self._start_s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -15,12 +15,12 @@ from server.errors import SluiceError
 from server.protocol import Generate, Ready, Tokens
 from server.serving import sampling
 from server.serving.admission import Admission
-from server.serving.classifier import ServedClassifier
 from server.serving.generation import Generation, OutputToken, Prompt, unfinished
 from server.serving.options import GenerateOptions
 from server.serving.prompts import PromptMaker, PromptSource
 from server.serving.ranking import LabelScorer, rank
 from server.serving.record import RequestRecord
+from server.serving.services import Services
 from server.text.tokenizer import Tokenizer
 
 
@@ -34,7 +34,7 @@ class ServedGenerator:
         ready: Ready,
         worker: WorkerClient,
         admission: Admission,
-        classifiers: Mapping[str, ServedClassifier],
+        services: Services,
     ) -> None:
         self.config = config
         self.name = model.name
@@ -42,8 +42,8 @@ class ServedGenerator:
         self.worker = worker
         self.admission = admission
         self.tokenizer = Tokenizer(ready.tokenizer, ready.vocab_size)
-        self._classifiers = classifiers
-        self._prompts = PromptMaker(config, ready, self.tokenizer, self._classifiers)
+        self._classifiers = services.classifiers
+        self._prompts = PromptMaker(config, ready, self.tokenizer, services)
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,15 +11,16 @@ from typing import Any
 import msgspec
 
 from server.config import ServeConfig
-from server.errors import BatchTooLarge, InvalidParameter, UnsupportedParameter
+from server.errors import BatchTooLarge, InvalidParameter
 from server.phrases import PhraseMatcher
 from server.protocol import Ready, SamplingParams
 from server.serving import sampling
-from server.serving.classifier import ServedClassifier
 from server.serving.generation import Prompt
 from server.serving.layers import put_together
-from server.serving.options import GenerateOptions
+from server.serving.options import GenerateOptions, from_mapping
 from server.serving.ranking import LabelScorer
+from server.serving.services import Services
+from server.text.templated import RenderedPrompt, encode_rendered
 from server.text.tokenizer import Tokenizer
 
 
@@ -26,9 +28,17 @@ from server.text.tokenizer import Tokenizer
 class PromptSource:
     """The fields of a body that say what to go on from."""
 
-    texts: Sequence[str] = ()
+    texts: Sequence[str] | None = None
+    template: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    examples: Sequence[dict[str, Any]] = ()
+    messages: Sequence[dict[str, Any]] | None = None
     body: Mapping[str, Any] = field(default_factory=dict)
     """All fields beside the parameters, under the client's names, for what they allow the parameters to be."""
+
+    @property
+    def num_prompts(self) -> int:
+        return 1 if self.texts is None else len(self.texts)
 
 
 class PromptMaker:
@@ -39,70 +49,89 @@ class PromptMaker:
         config: ServeConfig,
         ready: Ready,
         tokenizer: Tokenizer,
-        classifiers: Mapping[str, ServedClassifier],
+        services: Services,
     ) -> None:
         self._config = config
         self._ready = ready
         self._tokenizer = tokenizer
-        self._classifiers = classifiers
-        """By name; those of the settings that come after this model are added when it is served already."""
+        self._services = services
 
     async def make(self, source: PromptSource, options: GenerateOptions) -> list[Prompt]:
         """One prompt for each text. All share one seed, so that each gives what it would give alone."""
-        if not source.texts:
-            raise InvalidParameter("inputs", list(source.texts), "must hold at least one text")
-        if len(source.texts) > self._config.max_batch_inputs:
-            raise BatchTooLarge(len(source.texts), self._config.max_batch_inputs)
+        if not source.num_prompts:
+            raise InvalidParameter("inputs", [], "must hold at least one text")
+        if source.num_prompts > self._config.max_batch_inputs:
+            raise BatchTooLarge(source.num_prompts, self._config.max_batch_inputs)
         sampling.check(options, self._ready, body=source.body)
-        wanted = self._wanted(source, options)
+        texts = await self._texts(source)
+        defaults = texts[0].parameters if isinstance(texts[0], RenderedPrompt) else {}
+        wanted = self._wanted(source, options, defaults)
         if wanted.rank_by is not None:
-            LabelScorer.find(wanted.rank_by, self._classifiers)
-        if wanted.grammar is not None:
-            raise UnsupportedParameter("grammar", "leave it out")
-        work = _Work(self._ready, self._config.default_max_new_tokens, self._tokenizer, source, options, wanted)
-        return await asyncio.to_thread(lambda: [work.prompt(text) for text in source.texts])
+            LabelScorer.find(wanted.rank_by, self._services.classifiers)
+        work = _Work(
+            config=self._config,
+            ready=self._ready,
+            tokenizer=self._tokenizer,
+            source=source,
+            options=options,
+            defaults=defaults,
+            wanted=wanted,
+            grammar=None if wanted.grammar is None else await self._services.grammars.text(wanted.grammar),
+            topics=self._services.topics.phrases if wanted.penalties else {},
+        )
+        return await asyncio.to_thread(lambda: [work.prompt(text) for text in texts])
 
-    def _wanted(self, source: PromptSource, options: GenerateOptions) -> GenerateOptions:
+    async def _texts(self, source: PromptSource) -> Sequence[str | RenderedPrompt]:
+        templates = self._services.templates
+        if source.template is not None:
+            return [await templates.render(source.template, "generate", source.variables, source.examples)]
+        if source.messages is not None:
+            return [await templates.render_chat(self._ready.tokenizer, source.messages)]
+        return source.texts or []
+
+    def _wanted(self, source: PromptSource, options: GenerateOptions, defaults: Mapping[str, Any]) -> GenerateOptions:
         """What request, template and model ask for together."""
-        return GenerateOptions(**put_together(options, GenerateOptions(), self._ready, source.body).values)
+        return GenerateOptions(**put_together(options, from_mapping(defaults), self._ready, source.body).values)
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Work:
     """What one request's prompts have in common; slow for long texts, so not for the event loop."""
 
-    def __init__(
-        self,
-        ready: Ready,
-        default_max_new_tokens: int,
-        tokenizer: Tokenizer,
-        source: PromptSource,
-        options: GenerateOptions,
-        wanted: GenerateOptions,
-    ) -> None:
-        self._ready = ready
-        self._default_max_new_tokens = default_max_new_tokens
-        self._tokenizer = tokenizer
-        self._source = source
-        self._options = options
-        self._wanted = wanted
-        self._seed = sampling.choose_seed(wanted)
-        self._special_stops = _special_stops(tokenizer, wanted.stop or (), ready.vocab_size)
+    config: ServeConfig
+    ready: Ready
+    tokenizer: Tokenizer
+    source: PromptSource
+    options: GenerateOptions
+    """The request's own."""
+    defaults: Mapping[str, Any]
+    """The template's."""
+    wanted: GenerateOptions
+    """What request, template and model ask for together."""
+    grammar: str | None
+    topics: Mapping[str, Sequence[str]]
 
-    def prompt(self, text: str) -> Prompt:
-        ids = _prompt_ids(self._tokenizer, text, self._wanted.truncate)
+    @functools.cached_property
+    def seed(self) -> int:
+        return sampling.choose_seed(self.wanted)
+
+    def prompt(self, source: str | RenderedPrompt) -> Prompt:
+        text, ids, template_spans = self._tokenized(source)
         if not ids:
             raise InvalidParameter("inputs", text, "must have at least one token")
         resolved = sampling.resolve(
-            self._options,
-            self._ready,
+            self.options,
+            self.ready,
             num_prompt_tokens=len(ids),
-            default_max_new_tokens=self._default_max_new_tokens,
-            seed=self._seed,
-            tokenizer=self._tokenizer,
-            body=self._source.body,
+            default_max_new_tokens=self.config.default_max_new_tokens,
+            seed=self.seed,
+            tokenizer=self.tokenizer,
+            template_parameters=self.defaults,
+            body=self.source.body,
+            topics=self.topics,
+            grammar=self.grammar,
         )
-        params = resolved.params
-        params = msgspec.structs.replace(params, stop_token_ids=params.stop_token_ids + self._special_stops)
+        params = self._with_special_stops(resolved.params)
         banned = params.banned_phrases
         return Prompt(
             text=text,
@@ -111,25 +140,37 @@ class _Work:
             options=resolved.options,
             parameters=resolved.parameters(),
             banned=PhraseMatcher(banned, fold=True) if banned else None,
+            template=None if isinstance(source, str) or source.name is None else f"{source.name}@{source.version}",
+            template_spans=template_spans if self.wanted.penalize_template is False else [],
             negative_ids=self._negative_ids(params),
         )
 
+    def _tokenized(self, source: str | RenderedPrompt) -> tuple[str, list[int], list[tuple[int, int]]]:
+        """The text, its tokens, and the ranges of these that a template wrote."""
+        limit = self.wanted.truncate
+        if isinstance(source, str):
+            return source, _prompt_ids(self.tokenizer, source, limit), []
+        tokens = encode_rendered(self.tokenizer, source)
+        if limit is not None:
+            tokens = tokens.truncated(limit)
+        return source.text, tokens.ids, tokens.template_spans
+
+    def _with_special_stops(self, params: SamplingParams) -> SamplingParams:
+        """Special tokens have no text for a stop string to be found in: ``<|im_end|>`` ends the output as a token."""
+        ids = (self.tokenizer.backend.token_to_id(string) for string in self.wanted.stop or ())
+        stops = tuple(id_ for id_ in ids if id_ in self.tokenizer.special_ids and id_ < self.ready.vocab_size)
+        return msgspec.structs.replace(params, stop_token_ids=params.stop_token_ids + stops) if stops else params
+
     def _negative_ids(self, params: SamplingParams) -> list[int]:
-        text = self._wanted.negative_prompt
+        text = self.wanted.negative_prompt
         if text is None:
             return []
-        ids: list[int] = self._tokenizer.encode(text).ids
-        room = self._ready.max_model_len - params.max_new_tokens
+        ids: list[int] = self.tokenizer.encode(text).ids
+        room = self.ready.max_model_len - params.max_new_tokens
         if len(ids) > room:
             rule = f"must have at most {room} tokens, for {params.max_new_tokens} new ones follow; it has {len(ids)}"
             raise InvalidParameter("negative_prompt", text, rule)
         return ids
-
-
-def _special_stops(tokenizer: Tokenizer, stop: Sequence[str], vocab_size: int) -> tuple[int, ...]:
-    """Special tokens have no text for a stop string to be found in: ``<|im_end|>`` ends the output as a token."""
-    ids = (tokenizer.backend.token_to_id(string) for string in stop)
-    return tuple(id_ for id_ in ids if id_ in tokenizer.special_ids and id_ < vocab_size)
 
 
 def _prompt_ids(tokenizer: Tokenizer, text: str, truncate: int | None) -> list[int]:

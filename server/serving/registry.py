@@ -12,6 +12,7 @@ from server.serving.admission import Admission
 from server.serving.classifier import ServedClassifier
 from server.serving.generator import ServedGenerator
 from server.serving.mask_filler import ServedMaskFiller
+from server.serving.services import Services
 from server.serving.tagger import ServedTagger
 
 Served = ServedGenerator | ServedClassifier | ServedTagger | ServedMaskFiller
@@ -29,14 +30,13 @@ class Registry:
     def __init__(self, config: ServeConfig, supervisor: Supervisor) -> None:
         self.config = config
         self.clients = supervisor.clients
+        self.services = Services(config)
         self.admissions = {
             model.name: Admission(model.name, config.max_queued_requests, config.max_queued_tokens)
             for model in config.models
         }
         self._served: dict[str, Served] = {}
         self._names: dict[Task, list[str]] = {}
-        self._classifiers: dict[str, ServedClassifier] = {}
-        """Generators rank samples by them, also by those that come after."""
 
     @property
     def ready_models(self) -> dict[str, Ready]:
@@ -53,13 +53,19 @@ class Registry:
             self._served[model.name] = self._serve(model, ready)
             self._names.setdefault(ready.task, []).append(model.name)
 
+    async def check_chat_templates(self) -> None:
+        """Raise ConfigurationError for a model that generates and whose chat template is broken."""
+        for name, ready in self.ready_models.items():
+            if ready.task == "generate":
+                await self.services.templates.check_chat(name, ready.tokenizer)
+
     def _serve(self, model: ModelConfig, ready: Ready) -> Served:
         client, admission = self.clients[model.name], self.admissions[model.name]
         if ready.task == "generate":
-            return ServedGenerator(self.config, model, ready, client, admission, self._classifiers)
+            return ServedGenerator(self.config, model, ready, client, admission, self.services)
         served = ENCODER_CLASSES[ready.task](self.config, model, ready, client, admission)
         if isinstance(served, ServedClassifier):
-            self._classifiers[model.name] = served
+            self.services.classifiers[model.name] = served
         return served
 
     @overload

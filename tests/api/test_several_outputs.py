@@ -95,6 +95,7 @@ def test_events_of_several_samples_carry_their_number_and_each_ends_once() -> No
         details = own[-1]["details"]
         assert (details["sequence"], details["seed"], details["finish_reason"]) == (number, 5, "eos_token")
         assert details["generated_tokens"] == len(own)
+        assert 0 < details["timings"]["first_token_s"] <= details["timings"]["total_s"]
     assert {event["sequence"] for event in events} == {0, 1, 2, 3}
 
 

@@ -1,0 +1,37 @@
+"""What the served models share besides workers: the sandbox, and what operators and clients put before a model."""
+
+from __future__ import annotations
+
+import asyncio
+
+from server.client.sandbox import Sandbox
+from server.config import ServeConfig
+from server.serving.classifier import ServedClassifier
+from server.serving.structured import Grammars
+from server.serving.templates import Templates
+from server.serving.topics import Topics
+
+
+class Services:
+    """Made once; `start` reads the operator's files and `close` ends what was started."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.sandbox = Sandbox()
+        self.grammars = Grammars(self.sandbox)
+        self.templates = Templates(config.templates, self.sandbox)
+        self.topics = Topics(config.topics)
+        self.classifiers: dict[str, ServedClassifier] = {}
+        """The served ones by name, for generators that rank samples by them; filled by the registry."""
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Check what is in the folders, and follow the topics' changes from now on. Raises ConfigurationError."""
+        await asyncio.to_thread(self.topics.load)
+        await self.templates.check()
+        self._watcher = asyncio.create_task(self.topics.watch())
+
+    async def close(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            await asyncio.gather(self._watcher, return_exceptions=True)
+        await self.sandbox.close()
