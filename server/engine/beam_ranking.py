@@ -130,7 +130,8 @@ def _apply_rules(scores_SV: Tensor, lanes: list[LaneRows]) -> None:
         params = lane.search.params
         if params.do_sample:
             num_kept = len(lane.search.ending_ids) + 1 if len(lane.search.ending_ids) else 2
-            scores_SV[lane.place] = cutoffs.apply_full(scores_SV[lane.place], params, min_tokens_to_keep=num_kept)
+            scores_KV, position = scores_SV[lane.place], lane.search.num_new_tokens
+            scores_SV[lane.place] = cutoffs.apply_full(scores_KV, params, min_tokens_to_keep=num_kept, position=position)
         if params.renormalize_logits:
             scores_SV[lane.place] = scores_SV[lane.place].log_softmax(-1)
 
