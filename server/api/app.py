@@ -6,7 +6,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from server import __version__
-from server.api import classify, error_replies, fill_mask, generate, ner
+from server.api import classify, error_replies, fill_mask, generate, ner, templates
 from server.api.middleware import BodyGate, RequestContext
 from server.api.status import ENDPOINTS, status_router
 from server.client.supervisor import Supervisor
@@ -39,6 +39,7 @@ def build_app(config: ServeConfig, supervisor: Supervisor) -> FastAPI:
     tasks = _task_routes()
     for router in TASK_ROUTERS.values():
         app.include_router(router)
+    app.include_router(templates.router)
     app.include_router(status_router(list(tasks)))
     error_replies.install(app)
     # The last one added is the outermost.

@@ -20,19 +20,25 @@ router = APIRouter()
 
 @router.post("/classify", response_model=ClassifyReply)
 async def classify(body: ClassifyRequest, request: Request) -> Response:
-    """Label ``inputs``: a text, a pair ``{"text", "text_pair"}``, or a list of these.
+    """Label ``inputs``: a text, a pair ``{"text", "text_pair"}``, or a list of these; or what a ``template`` makes.
 
     The answer holds one list for each input, also where there is but one: its labels, the highest score first, all of
     them unless ``top_k`` or ``threshold`` says otherwise.
     """
     served: ServedClassifier = request.app.state.registry.get("classify", body.model)
-    inputs = [_pair(item) for item in (body.inputs if isinstance(body.inputs, list) else [body.inputs])]
+    prompt = await encoder_route.rendered(request, body, "classify")
+    inputs = _pairs(body.inputs) if prompt is None else [TextPair(prompt.text)]
     parameters = body.parameters or ClassifyParameters()
     options = _options(parameters)
     results = await encoder_route.run(
         request, served, inputs, parameters, lambda record: served.classify(inputs, options, record)
     )
     return encoder_route.reply([[_label(score) for score in scores] for scores in results])
+
+
+def _pairs(inputs: ClassifyInput | list[ClassifyInput] | None) -> list[TextPair]:
+    assert inputs is not None
+    return [_pair(item) for item in (inputs if isinstance(inputs, list) else [inputs])]
 
 
 def _pair(item: ClassifyInput) -> TextPair:

@@ -1,4 +1,4 @@
-"""What the three encoder routes have in common: note the request, run until done or the client leaves, reply."""
+"""What the encoder routes have in common: fill the template, note the request, run while the client stays, reply."""
 
 from __future__ import annotations
 
@@ -10,12 +10,37 @@ import msgspec
 from fastapi import Request, Response
 
 from server.api.disconnect import until_disconnect
+from server.api.encoder_schemas import ClassifyRequest, NerRequest
 from server.api.parameter_paths import parameter_paths
 from server.api.schemas import StrictModel
+from server.errors import ConflictingParameters, InvalidRequest
 from server.serving.encoder_client import ServedEncoder
 from server.serving.record import RequestRecord
+from server.serving.template_files import TemplateTask
+from server.serving.templates import Templates
+from server.text.templated import RenderedPrompt
 
 R = TypeVar("R")
+
+
+async def rendered(request: Request, body: ClassifyRequest | NerRequest, task: TemplateTask) -> RenderedPrompt | None:
+    """The text that the body's template makes; None if the body has ``inputs``. It has one of them."""
+    if body.template is None:
+        _check_no_template(body)
+        return None
+    if body.inputs is not None:
+        raise ConflictingParameters("template", "inputs", "a template makes the input; send one of them")
+    templates: Templates = request.app.state.registry.services.templates
+    rendering = templates.render(body.template, task, body.variables or {}, body.examples or [])
+    return await until_disconnect(request, rendering)
+
+
+def _check_no_template(body: ClassifyRequest | NerRequest) -> None:
+    if body.inputs is None:
+        raise InvalidRequest("inputs is missing: it is required, unless there is a template.", param="inputs")
+    for name in ("variables", "examples"):
+        if getattr(body, name) is not None:
+            raise InvalidRequest(f"{name} are for a template, and the request names none.", param=name)
 
 
 async def run(

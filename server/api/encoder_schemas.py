@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NotRequired
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -43,10 +43,18 @@ class ClassifyParameters(StrictModel):
     truncate: bool | None = None
 
 
-class ClassifyRequest(StrictModel):
+class TemplatedRequest(StrictModel):
+    """What a body may have in place of ``inputs``: an operator's template and what goes into it."""
+
+    template: str | None = None
+    variables: dict[str, Any] | None = None
+    examples: Annotated[list[dict[str, Any]], STOP_AT_FIRST_ERROR] | None = None
+
+
+class ClassifyRequest(TemplatedRequest):
     """Body of ``POST /classify``."""
 
-    inputs: ClassifyInputs
+    inputs: ClassifyInputs | None = None
     parameters: ClassifyParameters | None = None
     model: str | None = None
 
@@ -60,10 +68,10 @@ class NerParameters(StrictModel):
     threshold: Probability | None = None
 
 
-class NerRequest(StrictModel):
+class NerRequest(TemplatedRequest):
     """Body of ``POST /ner``."""
 
-    inputs: TextOrTexts
+    inputs: TextOrTexts | None = None
     parameters: NerParameters | None = None
     model: str | None = None
 
@@ -91,7 +99,10 @@ class LabelReply(TypedDict):
 
 
 class EntityReply(TypedDict):
-    """One entity; with strategy ``none`` one token, whose label is ``entity``."""
+    """One entity; with strategy ``none`` one token, whose label is ``entity``.
+
+    Of a template, ``start`` and ``end`` count characters of the text that ``variable`` names.
+    """
 
     entity_group: NotRequired[str]
     entity: NotRequired[str]
@@ -100,6 +111,7 @@ class EntityReply(TypedDict):
     word: str
     start: int
     end: int
+    variable: NotRequired[str]
 
 
 class FillingReply(TypedDict):

@@ -80,15 +80,17 @@ class Variable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if not self._is_of_type(value):
             raise InvalidParameter(path, value, f"must be {_KINDS[self.type]}")
         if self.type == "list":
-            _check_range(path, len(value), self.min_items, self.max_items, " entries")
+            _check_size(path, value, self.min_items, self.max_items, "entries")
             for i, item in enumerate(value):
-                _check_range(f"{path}.{i}", len(item), None, self.max_length, " characters")
+                _check_size(f"{path}.{i}", item, None, self.max_length, "characters")
         elif self.type == "string":
-            _check_range(path, len(value), self.min_length, self.max_length, " characters")
+            _check_size(path, value, self.min_length, self.max_length, "characters")
             if self.choices is not None and value not in self.choices:
                 raise InvalidParameter(path, value, f"must be one of {', '.join(self.choices)}")
-        elif self.type != "boolean":
-            _check_range(path, value, self.minimum, self.maximum, "")
+        elif self.minimum is not None and value < self.minimum:
+            raise InvalidParameter(path, value, f"must be at least {self.minimum:g}")
+        elif self.maximum is not None and value > self.maximum:
+            raise InvalidParameter(path, value, f"must be at most {self.maximum:g}")
 
     def _is_of_type(self, value: Any) -> bool:
         if self.type == "list":
@@ -111,11 +113,11 @@ class Variable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return next((limit for limit in (self.minimum, self.maximum) if limit is not None), 1)
 
 
-def _check_range(path: str, number: float, least: float | None, most: float | None, unit: str) -> None:
-    if least is not None and number < least:
-        raise InvalidParameter(path, number, f"must be at least {least:g}{unit}")
-    if most is not None and number > most:
-        raise InvalidParameter(path, number, f"must be at most {most:g}{unit}")
+def _check_size(path: str, value: str | list[str], least: int | None, most: int | None, unit: str) -> None:
+    if least is not None and len(value) < least:
+        raise InvalidParameter(path, value, f"must have at least {least} {unit}, and has {len(value)}")
+    if most is not None and len(value) > most:
+        raise InvalidParameter(path, value, f"must have at most {most} {unit}, and has {len(value)}")
 
 
 class Examples(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

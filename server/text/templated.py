@@ -45,6 +45,14 @@ class RenderedPrompt:
     add_special_tokens: bool = True
     """Whether the tokenizer is to put special tokens around the text: a chat template writes its own."""
 
+    def place(self, start: int, stop: int) -> tuple[str, int] | None:
+        """Which of the client's texts a range of characters lies in, and where in it; None if in no one of them."""
+        nearest = bisect_right(self.variable_spans, start, key=lambda span: span.start) - 1
+        if nearest < 0 or stop > self.variable_spans[nearest].stop:
+            return None
+        span = self.variable_spans[nearest]
+        return span.path, span.offset + start - span.start
+
 
 @dataclass(frozen=True, kw_only=True)
 class TemplatedIds:
