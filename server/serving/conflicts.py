@@ -6,69 +6,11 @@ cannot be honoured together. Every combination that no rule forbids is honoured.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-GREEDY_BELOW = 1e-5
-"""A lower temperature leaves all probability on the most likely token: it is the same as 0."""
-
-DRAW = (
-    "temperature",
-    "top_n_sigma",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "xtc_probability",
-)
-"""Options of the draw: whoever gives one wants to sample."""
-
-NEUTRAL: dict[str, Any] = {
-    "min_new_tokens": 0,
-    "min_length": 0,
-    "ignore_eos": False,
-    "do_sample": False,
-    "temperature": 1.0,
-    "top_n_sigma": 0.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "xtc_probability": 0.0,
-    "num_return_sequences": 1,
-    "n": 1,
-    "best_of": 1,
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "diversity_penalty": 0.0,
-    "length_penalty": 1.0,
-    "early_stopping": False,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "penalize_template": True,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "dry_multiplier": 0.0,
-    "renormalize_logits": False,
-    "guidance_scale": 1.0,
-    "details": False,
-    "top_n_tokens": 0,
-    "decoder_input_details": False,
-    "logprobs_mode": "raw",
-    "return_full_text": False,
-    "stream": False,
-    "return_parameters": False,
-    "penalty_alpha": 0.0,
-    "watermark": False,
-}
-"""The values that are no wish. An option that is not here is a wish whenever it is given, unless its list is empty."""
+from server.serving.wishes import DRAW, GREEDY_BELOW, Wishes
 
 BODY_FIELDS = ("inputs", "template", "variables", "examples", "messages", "stream")
 """Fields beside the parameters that rules look at."""
@@ -88,33 +30,6 @@ SYNONYMS = (
 """Two ways to say one thing: whoever says it last, the request before the template before the model, is heard."""
 
 
-class Wishes:
-    """The values that count, under the client's names: options, and the fields beside them in the body."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.values = values
-
-    def __getitem__(self, name: str) -> Any:
-        value = self.values.get(name)
-        return NEUTRAL.get(name) if value is None else value
-
-    def has(self, name: str) -> bool:
-        """Whether the field has a value that wishes something."""
-        return is_wish(name, self.values.get(name))
-
-    @property
-    def is_sampling(self) -> bool:
-        return bool(self["do_sample"]) and self["temperature"] >= GREEDY_BELOW
-
-    @property
-    def num_outputs(self) -> int:
-        return int(max(self["num_return_sequences"], self["best_of"]))
-
-
-def is_wish(name: str, value: Any) -> bool:
-    return value is not None and value != () and value != {} and value != NEUTRAL.get(name)
-
-
 @dataclass(frozen=True)
 class Rule:
     """Two fields that do not go together where ``is_broken``."""
@@ -126,6 +41,11 @@ class Rule:
     is_broken: Callable[[Wishes], bool]
     has_no_effect: bool = False
     """The first would be ignored: it is dropped silently where it is a default that the request did not ask for."""
+
+    @property
+    def words(self) -> str:
+        """The reason, for the docs."""
+        return self.reason.format(first=self.first, second=self.second)
 
 
 def needs(first: str, *others: str, reason: str = "") -> Rule:
@@ -153,6 +73,29 @@ def _sampling(name: str) -> Rule:
 
 def _details(name: str) -> Rule:
     return needs(name, "details", reason="it is told in the details: set details to true")
+
+
+def _forbidden_first(other: str, reason: str, forbids: Callable[[int, Any], bool]) -> Rule:
+    return Rule(
+        "forced_bos_token_id",
+        other,
+        reason,
+        lambda w: w.has("forced_bos_token_id") and w.has(other) and forbids(w["forced_bos_token_id"], w[other]),
+    )
+
+
+def _is_banned(token_id: int, biases: Any) -> bool:
+    by_id = {str(key): bias for key, bias in (biases.items() if isinstance(biases, dict) else biases)}
+    return by_id.get(str(token_id)) is False or by_id.get(str(token_id)) == "-inf"
+
+
+def _counts_prompt(wishes: Wishes) -> bool:
+    """Whether a penalty looks at the prompt: presence and frequency do if the scope says so."""
+    if wishes.has("dry_multiplier") or wishes.has("encoder_repetition_penalty"):
+        return True
+    scope = wishes["penalty_scope"]
+    of_output = wishes.has("presence_penalty") or wishes.has("frequency_penalty")
+    return (wishes.has("repetition_penalty") and scope != "output") or (of_output and scope not in (None, "output"))
 
 
 PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -184,7 +127,12 @@ RULES: tuple[Rule, ...] = (
         lambda w: w["max_length"] is not None and w["min_length"] > w["max_length"],
     ),
     excludes("eos_token_id", "ignore_eos", "it names tokens that shall end the output, and none shall"),
-    excludes("exponential_decay_length_penalty", "ignore_eos", "it makes end tokens likelier, and they end nothing"),
+    Rule(
+        "exponential_decay_length_penalty",
+        "ignore_eos",
+        "it makes end tokens likelier, and none ends the output; give stop_token_ids",
+        lambda w: w.has("exponential_decay_length_penalty") and w["ignore_eos"] and not w.has("stop_token_ids"),
+    ),
     # The draw.
     *(_sampling(name) for name in DRAW),
     Rule(
@@ -237,10 +185,15 @@ RULES: tuple[Rule, ...] = (
     excludes("num_beam_groups", "do_sample", "groups are searched, not sampled"),
     excludes("num_beams", "guidance_scale", "guidance is for greedy and sampled outputs"),
     excludes("num_beams", "max_rewinds", "a beam search drops a hypothesis with a banned phrase and never goes back"),
-    excludes("num_beams", "top_n_tokens", "the likeliest tokens of a step belong to several hypotheses"),
     # Penalties.
     needs("penalty_scope", *PENALTIES),
-    needs("penalize_template", *PENALTIES, "dry_multiplier", "no_repeat_ngram_size"),
+    Rule(
+        "penalize_template",
+        "repetition_penalty",
+        "no penalty counts the prompt; set one that does",
+        lambda w: w.has("penalize_template") and not _counts_prompt(w),
+        has_no_effect=True,
+    ),
     Rule(
         "penalize_template",
         "template",
@@ -253,23 +206,21 @@ RULES: tuple[Rule, ...] = (
     needs("dry_range", "dry_multiplier"),
     needs("dry_sequence_breakers", "dry_multiplier"),
     # Tokens that must and must not come.
-    Rule(
-        "forced_bos_token_id",
-        "suppress_tokens",
-        "the forced token is suppressed",
-        lambda w: w["forced_bos_token_id"] in (w["suppress_tokens"] or ()),
-    ),
-    Rule(
-        "forced_bos_token_id",
-        "begin_suppress_tokens",
-        "the forced token is suppressed",
-        lambda w: w["forced_bos_token_id"] in (w["begin_suppress_tokens"] or ()),
-    ),
+    _forbidden_first("suppress_tokens", "the forced token is suppressed", lambda id_, ids: id_ in ids),
+    _forbidden_first("allowed_token_ids", "the forced token is not allowed", lambda id_, ids: id_ not in ids),
+    _forbidden_first("logit_bias", "the forced token is banned", _is_banned),
+    _forbidden_first("bad_words_ids", "the forced token is a bad word", lambda id_, words: (id_,) in words),
     Rule(
         "forced_eos_token_id",
         "suppress_tokens",
         "every forced token is suppressed",
         lambda w: w.has("forced_eos_token_id") and set(w["forced_eos_token_id"]) <= set(w["suppress_tokens"] or ()),
+    ),
+    Rule(
+        "forced_eos_token_id",
+        "allowed_token_ids",
+        "not every forced token is allowed",
+        lambda w: w.has("allowed_token_ids") and not set(w["forced_eos_token_id"] or ()) <= set(w["allowed_token_ids"]),
     ),
     Rule(
         "allowed_token_ids",
@@ -280,10 +231,9 @@ RULES: tuple[Rule, ...] = (
     needs("negative_prompt", "guidance_scale"),
     # Text.
     needs("max_rewinds", "banned_phrases"),
-    # Structure: every token is the grammar's choice, and it must be free to make it.
+    # Structure. Bans go with it: where nothing is left to choose, the request ends with an error that says so.
     excludes("grammar", "forced_bos_token_id", "the grammar alone says which tokens may come"),
     excludes("grammar", "forced_eos_token_id", "the grammar alone says which tokens may come"),
-    excludes("grammar", "allowed_token_ids", "the grammar alone says which tokens may come"),
     excludes("grammar", "min_new_tokens", "the grammar says when the output is complete"),
     excludes("grammar", "min_length", "the grammar says when the output is complete"),
     excludes("grammar", "ignore_eos", "the grammar says when the output is complete"),

@@ -14,8 +14,9 @@ from typing import Any, Literal
 from server.errors import ConflictingParameters, InvalidParameter, WithoutEffect, echo
 from server.protocol import Ready
 from server.serving import ranges
-from server.serving.conflicts import BODY_FIELDS, DRAW, GREEDY_BELOW, RULES, SYNONYMS, Rule, Wishes
+from server.serving.conflicts import BODY_FIELDS, RULES, SYNONYMS, Rule
 from server.serving.options import GenerateOptions, from_mapping
+from server.serving.wishes import DRAW, GREEDY_BELOW, Wishes
 
 Origin = Literal["request", "template", "model", "server"]
 

@@ -42,7 +42,7 @@ class GenerateOptions:
     max_new_tokens: int | None = None
     """Most new tokens."""
     min_new_tokens: int | None = None
-    """Before so many new tokens nothing can end the output."""
+    """Before so many new tokens no end token and no stop token is chosen."""
     max_length: int | None = None
     """Most tokens of prompt and output together."""
     min_length: int | None = None
@@ -129,7 +129,7 @@ class GenerateOptions:
     dry_base: float | None = None
     """The penalty grows by this factor with each token of the repetition; 1.75 where it is left out."""
     dry_allowed_length: int | None = None
-    """Repetitions up to so many tokens are free; 2 where it is left out."""
+    """A repetition of so many tokens costs the multiplier, a shorter one nothing; 2 where it is left out."""
     dry_range: int | None = None
     """Looks at so many last tokens; 0, or left out, at all."""
     dry_sequence_breakers: tuple[str, ...] | None = None
@@ -148,7 +148,7 @@ class GenerateOptions:
     suppress_tokens: Ids | None = None
     """Tokens that never occur in the output."""
     begin_suppress_tokens: Ids | None = None
-    """Tokens that do not begin the output."""
+    """Tokens that do not begin the output, nor follow a forced first token."""
     renormalize_logits: bool | None = None
     """Beams add log-probabilities that sum to 1 again after penalties and bans; a draw always does."""
     guidance_scale: float | None = None

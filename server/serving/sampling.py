@@ -14,10 +14,11 @@ from typing import Any
 from server.errors import InvalidParameter, PromptTooLong, UnsupportedParameter
 from server.protocol import Ready, SamplingParams
 from server.serving import ranges
-from server.serving.conflicts import DRAW, UNSUPPORTED, Wishes, is_wish
+from server.serving.conflicts import UNSUPPORTED
 from server.serving.layers import Layered, Origin, model_defaults, put_together
 from server.serving.options import Bias, GenerateOptions, Ids, from_mapping
 from server.serving.ranges import MAX_SEED, MAX_STOP_STRINGS
+from server.serving.wishes import DRAW, Wishes, is_wish
 from server.serving.word_ids import bad_word_ids, breaker_ids
 from server.text.tokenizer import Tokenizer
 
