@@ -85,7 +85,7 @@ class Chooser:
             self._sample(logits_BV if rows == list(range(len(logits_BV))) else logits_BV[rows], choices)
             if unguided is not None:
                 _tell(unguided, rows, choices)
-        _rank(logits_BV, batch.shares, choices)
+        _rank(logits_BV, unguided, batch.shares, choices)
         return choices
 
     def _sample(self, logits_SV: Tensor, choices: Choices) -> None:
@@ -158,7 +158,7 @@ def _guide(logits_BV: Tensor, shares: list[Share]) -> Unguided | None:
     return guidance.combine(logits_BV, pairs) if pairs else None
 
 
-def _rank(logits_BV: Tensor, shares: list[Share], choices: Choices) -> None:
+def _rank(logits_BV: Tensor, unguided: Unguided | None, shares: list[Share], choices: Choices) -> None:
     """One step of every beam search whose rows are all computed."""
     rows = [
         row
@@ -173,7 +173,8 @@ def _rank(logits_BV: Tensor, shares: list[Share], choices: Choices) -> None:
     groups = list({id(shares[row].group): shares[row].group for row in rows}.values())
     logits_KV = logits_BV if len(rows) == len(logits_BV) else logits_BV[rows]
     searches = [group.search for group in groups if group.search is not None]
-    steps = advance(logits_KV, searches, [[row.processors for row in group.sequences] for group in groups])
+    own_KV = logits_KV if unguided is None else unguided.put_back(logits_KV, rows)
+    steps = advance(logits_KV, searches, [[row.processors for row in group.sequences] for group in groups], own_KV)
     for group, step in zip(groups, steps, strict=True):
         if step.is_finite:
             choices.beams.append((group, step))

@@ -42,6 +42,15 @@ class Unguided:
         logprobs, tops = logprobs_of(self._logits_GV[place : place + 1], [token_id], top_n)
         return logprobs[0], tops[0] if top_n else []
 
+    def put_back(self, logits_RV: Tensor, rows: Sequence[int]) -> Tensor:
+        """The model's own logits of some rows of the step, of which ``logits_RV`` are the guided ones."""
+        guided = [(i, self._places[row]) for i, row in enumerate(rows) if row in self]
+        if not guided:
+            return logits_RV
+        own_RV = logits_RV.clone()
+        own_RV[[i for i, _ in guided]] = self._logits_GV[[place for _, place in guided]]
+        return own_RV
+
 
 def combine(logits_BV: Tensor, pairs: Sequence[Pair]) -> Unguided:
     """Put the guided logits, which are not normalised, in the place of the rows' own."""
