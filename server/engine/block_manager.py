@@ -106,6 +106,8 @@ class BlockManager:
             self._ref_counts[block] += 1
         child.num_blocks = num_blocks
         child.num_published_blocks = min(parent.num_published_blocks, num_tokens // self.block_size)
+        num_known = len(child.block_hashes)
+        child.block_hashes += parent.block_hashes[num_known : child.num_published_blocks]
         child.num_computed_tokens = num_tokens
 
     def rewind(self, sequence: Sequence, num_tokens: int) -> None:

@@ -169,6 +169,8 @@ class DecoderEngine:
         place = sequence.watch.push(int(sequence.token_ids[last]))
         if place is None:
             return sequence.finish_reason
+        # A rewind may bring back a phrase's beginning that had been harmless, and sent: then its next token has to go.
+        place = max(place, sequence.num_sent)
         banned = sequence.banned_at.setdefault(place, set())
         banned.add(int(sequence.token_ids[sequence.num_prompt_tokens + place]))
         sequence.num_rewinds += 1
