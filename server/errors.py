@@ -113,8 +113,8 @@ class WithoutEffect(ConflictingParameters):
     """A field that would be ignored as long as another is as it is."""
 
     def __init__(self, name: str, other: str, reason: str) -> None:
-        super().__init__(name, other, reason)
-        self.message = f"{name} has no effect with {other} as it is: {reason}."
+        InvalidRequest.__init__(self, f"{name} has no effect with {other} as it is: {reason}.", param=name)
+        self.fields = (name, other)
 
 
 class UnsupportedParameter(InvalidRequest):

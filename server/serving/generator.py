@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -22,6 +23,8 @@ from server.serving.ranking import LabelScorer, rank
 from server.serving.record import RequestRecord
 from server.serving.services import Services
 from server.text.tokenizer import Tokenizer
+
+log = logging.getLogger("sluice.serving")
 
 
 class ServedGenerator:
@@ -44,16 +47,19 @@ class ServedGenerator:
         self.tokenizer = Tokenizer(ready.tokenizer, ready.vocab_size)
         self._classifiers = services.classifiers
         self._prompts = PromptMaker(config, ready, self.tokenizer, services)
+        sound, problems = sampling.model_defaults(ready)
+        self._defaults = {k: v for k, v in ready.generation_config.items() if k in sound or k == "end_token_ids"}
+        for problem in problems:
+            log.warning("model %s: of its generation_config %s It is left out.", model.name, problem.message)
 
     def describe(self) -> dict[str, Any]:
         return {
             "max_total_tokens": self.ready.max_model_len,
             "max_input_tokens": self.ready.max_model_len - 1,
-            "default_max_new_tokens": self.ready.generation_config.get("max_new_tokens")
-            or self.config.default_max_new_tokens,
+            "default_max_new_tokens": self._defaults.get("max_new_tokens") or self.config.default_max_new_tokens,
             "max_stop_sequences": sampling.MAX_STOP_STRINGS,
             "vocab_size": self.ready.vocab_size,
-            "generation_config": self.ready.generation_config,
+            "generation_config": self._defaults,
         }
 
     async def prepare(self, source: PromptSource, options: GenerateOptions) -> list[Prompt]:

@@ -78,6 +78,13 @@ def put_together(
     return layered
 
 
+def check_body(body: Mapping[str, Any]) -> None:
+    """Raise for what does not go together whatever the parameters are."""
+    for rule in RULES:
+        if {rule.first, rule.second} <= {*BODY_FIELDS} and rule.is_broken(Wishes(body)):
+            raise _refusal(rule, Layered({}, {}))
+
+
 def _add(layered: Layered, origin: Origin, values: dict[str, Any]) -> None:
     """What a higher layer has said, by either of two names, stays."""
     heard = set(layered.values)

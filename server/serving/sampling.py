@@ -15,7 +15,7 @@ from server.errors import InvalidParameter, PromptTooLong, UnsupportedParameter
 from server.protocol import Ready, SamplingParams
 from server.serving import ranges
 from server.serving.conflicts import UNSUPPORTED
-from server.serving.layers import Layered, Origin, model_defaults, put_together
+from server.serving.layers import Layered, Origin, check_body, model_defaults, put_together
 from server.serving.options import Bias, GenerateOptions, Ids, from_mapping
 from server.serving.ranges import MAX_SEED, MAX_STOP_STRINGS
 from server.serving.wishes import DRAW, Wishes, is_wish
@@ -52,7 +52,10 @@ def check(options: GenerateOptions, ready: Ready, *, body: Mapping[str, Any] | N
     ``body`` holds the fields beside the parameters, such as ``stream`` and ``template``.
     """
     _check_values(options, ready)
-    _check_rows(put_together(options, GenerateOptions(), ready, body), ready)
+    check_body(body or {})
+    # A template's own parameters are not known yet: `resolve` judges all together.
+    if "template" not in (body or {}):
+        _check_rows(put_together(options, GenerateOptions(), ready, body), ready)
 
 
 def _check_values(options: GenerateOptions, ready: Ready) -> None:

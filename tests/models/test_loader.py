@@ -64,6 +64,22 @@ def test_every_way_to_write_end_tokens_is_understood(decoder: Path, end: Any, ex
     assert read(decoder).generation_config == {"end_token_ids": expected}
 
 
+def test_every_rule_of_a_generation_config_that_the_engine_knows_is_read(decoder: Path) -> None:
+    rules = {
+        "num_beams": 4,
+        "early_stopping": "never",
+        "no_repeat_ngram_size": 3,
+        "bad_words_ids": [[4, 5]],
+        "suppress_tokens": [7],
+        "forced_eos_token_id": 1,
+        "exponential_decay_length_penalty": [5, 1.1],
+        "sequence_bias": [[[4, 5], -2.0]],
+        "renormalize_logits": True,
+    }
+    edit(decoder, "generation_config.json", lambda c: c.update(rules, max_length=20, top_h=0.5))
+    assert read(decoder).generation_config == {**rules, "end_token_ids": [EOS_ID]}
+
+
 @pytest.mark.parametrize("field", [{"eos_token_id": "</s>"}, {"eos_token_id": 5.5}, {"repetition_penalty": "1.2"}])
 def test_a_default_that_is_no_number_is_refused_by_name(decoder: Path, field: dict[str, Any]) -> None:
     edit(decoder, "generation_config.json", lambda c: c.update(field))

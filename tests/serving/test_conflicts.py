@@ -11,7 +11,7 @@ from server.serving import sampling
 from server.serving.conflicts import BODY_FIELDS, RULES, SYNONYMS
 from server.serving.options import from_mapping
 from server.serving.sampling import Resolved
-from tests.api.scripted import END_ID, TOKENIZER, ready
+from tests.api.scripted import END_ID, TOKENIZER, front, ready, says
 from tests.option_examples import EXAMPLES
 
 BROKEN: dict[tuple[str, str], dict[str, Any]] = {
@@ -180,6 +180,14 @@ def test_a_template_is_never_undone_by_a_conflict_but_refused_by_name() -> None:
         layered({"num_beams": 2}, template)
 
 
+def test_what_one_template_lacks_another_may_bring() -> None:
+    options = from_mapping({"max_rewinds": 3})
+    sampling.check(options, ready(), body={"template": "a"})
+    assert layered({"max_rewinds": 3}, {"banned_phrases": ["a"]}).params.max_rewinds == 3
+    with pytest.raises(WithoutEffect, match="max_rewinds has no effect with banned_phrases"):
+        layered({"max_rewinds": 3}, {"top_k": 1})
+
+
 def test_what_the_request_leaves_without_effect_in_a_template_is_dropped() -> None:
     resolved = layered({"do_sample": False}, {"temperature": 0.5, "num_beams": 2})
     assert resolved.params.do_sample is False and resolved.params.num_beams == 2
@@ -209,3 +217,13 @@ def test_an_unsound_default_of_the_models_is_left_out_and_told() -> None:
     assert values == {"top_p": 0.5}
     assert {problem.param for problem in problems} == {*config} - {"top_p"}
     assert layered({"do_sample": True}, **config).params.top_p == 0.5
+
+
+def test_an_unsound_default_of_the_models_is_logged_and_not_described(caplog: pytest.LogCaptureFixture) -> None:
+    app = front(says("yes"), generation_config={"end_token_ids": [END_ID], "top_p": 2, "max_new_tokens": 3})
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "model tiny: of its generation_config top_p is 2.0: it must be greater than 0 and at most 1. It is left out."
+    ]
+    described = app.state.registry.get("generate", None).describe()
+    assert described["generation_config"] == {"end_token_ids": [END_ID], "max_new_tokens": 3}
+    assert described["default_max_new_tokens"] == 3
