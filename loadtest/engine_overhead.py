@@ -33,7 +33,42 @@ CASES: dict[str, dict[str, Any]] = {
     "temperature only": {"do_sample": True, "temperature": 0.8},
     "top_p 0.95 only": {"do_sample": True, "temperature": 0.8, "top_p": 0.95},
     "greedy, repetition penalty": {"repetition_penalty": 1.1},
+    "typical_p 0.9": {"do_sample": True, "typical_p": 0.9},
+    "greedy, 5 most likely told": {"top_n_tokens": 5},
+    "all processors": {
+        "sequence_bias": tuple(((i, i + 1, i + 2), -1.0) for i in range(0, 300, 3)),
+        "logit_bias": {i: 0.5 for i in range(300)},
+        "encoder_repetition_penalty": 1.05,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.2,
+        "frequency_penalty": 0.1,
+        "penalty_scope": "both",
+        "dry_multiplier": 0.8,
+        "dry_breaker_ids": tuple(range(40)),
+        "no_repeat_ngram_size": 4,
+        "encoder_no_repeat_ngram_size": 4,
+        "min_new_tokens": 700,
+        "allowed_token_ids": tuple(range(49_000)),
+        "forced_bos_token_id": 5,
+        "forced_eos_token_ids": (0,),
+        "exponential_decay_length_penalty": (5, 1.0001),
+        "suppress_tokens": tuple(range(100, 200)),
+        "begin_suppress_tokens": (1, 2),
+        "stop_token_ids": (0,),
+    },
 }
+DRAW: dict[str, Any] = {
+    **SAMPLED,
+    "top_n_sigma": 3.0,
+    "min_p": 0.001,
+    "typical_p": 0.99,
+    "epsilon_cutoff": 1e-5,
+    "eta_cutoff": 1e-5,
+    "xtc_probability": 0.5,
+    "renormalize_logits": True,
+}
+CASES["all processors, all of the draw"] = {**CASES["all processors"], **DRAW}
+CASES["the same, and 5 most likely told"] = {**CASES["all processors"], **DRAW, "top_n_tokens": 5}
 
 
 class RecordedRunner(ModelRunner):
@@ -120,16 +155,18 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, default=49152)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--case", action="append", choices=CASES, help="only this; may be given again")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(
         f"vocabulary {options.vocab_size}, {options.threads} threads; ms a step over {options.steps}: median, p95, CPU"
     )
-    for name, params in CASES.items():
+    for name in options.case or CASES:
+        params = CASES[name]
         for num_running in (1, 8, 32):
             result = measure(num_running, 0, params, options.vocab_size, options.steps)
             print(f"{name:32} {num_running:4} running {0:6} waiting {result}", flush=True)
-    for num_waiting in (10, 10_000):
+    for num_waiting in () if options.case else (10, 10_000):
         result = measure(32, num_waiting, {}, options.vocab_size, options.steps)
         print(f"{'greedy':32} {32:4} running {num_waiting:6} waiting {result}", flush=True)
 
