@@ -1,0 +1,264 @@
+"""Streams whose model keeps trying to say what is banned: the text, the runner that favours it, and a front.
+
+Dimension key
+    R  rows of a step
+    V  vocabulary size
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from zlib import crc32
+
+import numpy as np
+import torch
+
+from server.engine import batch_inputs
+from server.engine.batch_inputs import Row
+from server.engine.engine import DecoderEngine
+from server.phrases import PhraseMatcher, folded
+from server.protocol import Failed, Generate, Output, SamplingParams, Tokens
+from server.text.banned_text import BannedText
+from server.text.detokenizer import Detokenizer
+from server.text.tokenizer import Tokenizer
+from server.vocabulary import TokenBytes
+from tests.engine.fake_runner import FakeRunner
+
+WORDS = [
+    "foo", "Bar", "the mill", "river", "Straße", "STRASSE", "İstanbul", "ısı", "naïve", "a", "aa", "ab",
+    "ba", "天气", "天", "今天天气", "你好", "磨坊", "世界！", "😀", "🚀",
+    "👨‍👩‍👧", "❤️", "🇩🇪", "café", "ﬃ", "Σας", "x1", "1.5", "</b>", "##",
+]  # fmt: skip
+JOINTS = ["", "", " ", " ", "\n", ".", "，", "\n\n"]
+
+
+@dataclass
+class Script:
+    """What one stream's request is, and what its model would like to say."""
+
+    token_ids: list[int]
+    banned: list[str]
+    stop: list[str]
+    params: SamplingParams
+
+
+@dataclass
+class Kind:
+    """A tokenizer, with every token that can stand at a place of a text."""
+
+    tokenizer: Tokenizer
+    vocabulary: TokenBytes
+    eos_id: int
+    by_first_byte: dict[int, list[tuple[bytes, int]]] = field(default_factory=lambda: defaultdict(list))
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Kind:
+        vocab_size = tokenizer.backend.get_vocab_size()
+        kind = cls(tokenizer, TokenBytes(tokenizer.files, vocab_size), tokenizer.backend.token_to_id("</s>"))
+        for token_id, data in enumerate(kind.vocabulary.all_bytes()):
+            if data:
+                kind.by_first_byte[data[0]].append((data, token_id))
+        return kind
+
+    def spell(self, text: str, rng: random.Random) -> list[int]:
+        """Token ids for a text, in any of the ways there are; what no token begins with is left out."""
+        data, token_ids = text.encode(), []
+        while data:
+            fitting = [(token, id_) for token, id_ in self.by_first_byte[data[0]] if data.startswith(token)]
+            token, token_id = rng.choice(fitting) if fitting else (data[:1], None)
+            data = data[len(token) :]
+            if token_id is not None:
+                token_ids.append(token_id)
+        return token_ids
+
+
+def phrase(rng: random.Random) -> str:
+    words = rng.choices(WORDS, k=rng.choice([1, 1, 2, 3]))
+    return (words[0] + "".join(rng.choice(JOINTS) + word for word in words[1:])).strip()
+
+
+def in_another_case(text: str, rng: random.Random) -> str:
+    return rng.choice([text, text, text.upper(), text.lower(), text.swapcase(), text.title()])
+
+
+def script(kind: Kind, rng: random.Random, **params: object) -> Script:
+    """A request for few tokens, of a model that says fillers, banned phrases and stop strings, whole and in part."""
+    banned = [phrase(rng) for _ in range(rng.choice([1, 1, 2, 5]))]
+    stop = [rng.choice(JOINTS) + phrase(rng) for _ in range(rng.choice([0, 1, 1, 2]))]
+    parts: list[str] = []
+    for _ in range(rng.randint(1, 4)):
+        wanted = rng.choice([in_another_case(rng.choice(banned), rng), *stop, phrase(rng)])
+        # Whole, or as much of it as will make the stream hold text for nothing.
+        parts.append(wanted[: rng.choice([None, None, len(wanted) // 2])])
+        parts.append(rng.choice(JOINTS))
+    token_ids = kind.spell("".join(parts), rng)[:24]
+    for _ in range(rng.choice([0, 0, 1])):
+        # A special token, or any token, or half a character.
+        token_ids.insert(rng.randint(0, len(token_ids)), rng.randrange(kind.tokenizer.backend.get_vocab_size()))
+    if params.get("num_beams"):
+        params["stop_strings"] = tuple(stop)
+    sampling = SamplingParams(
+        max_new_tokens=rng.choice([len(token_ids) or 1, 20]),
+        banned_phrases=tuple(phrase.strip() for phrase in banned),
+        max_rewinds=rng.choice([0, 2, 64, 64]),
+        do_sample=rng.random() < 0.5,
+        seed=rng.randrange(2**31),
+        end_token_ids=(kind.eos_id,),
+        **params,  # type: ignore[arg-type]
+    )
+    return Script(token_ids, banned, stop, sampling)
+
+
+class ScriptRunner(FakeRunner):
+    """Favours the next token of each stream's script, whose number is the prompt, over others that may do as well."""
+
+    def __init__(self, kind: Kind, scripts: Sequence[Script], num_blocks: int) -> None:
+        super().__init__(num_blocks, block_size=4)
+        self.vocab_size = kind.tokenizer.backend.get_vocab_size()
+        self._scripts = scripts
+        self._eos_id = kind.eos_id
+        self._salts_V = np.arange(1, self.vocab_size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+
+    def prompt_of(self, number: int) -> list[int]:
+        return [*divmod(number, self.vocab_size)]
+
+    def forward(self, rows: Sequence[Row]) -> torch.Tensor:
+        inputs = batch_inputs.build(rows, self.block_size, self.device)
+        slots = inputs.slots_T.numpy()
+        self.slots[slots, 0] = inputs.token_ids_T.numpy()
+        self.slots[slots, 1] = inputs.position_ids_T.numpy()
+        prefixes = [self._prefix(row, row.num_computed + len(row.token_ids)) for row in rows]
+        seeds_R = np.array([crc32(prefix.tobytes()) for prefix in prefixes], dtype=np.uint64)
+        mixed_RV = (seeds_R[:, None] ^ self._salts_V) * np.uint64(0xD6E8FEB86659FD93)
+        mixed_RV = (mixed_RV ^ (mixed_RV >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
+        logits_RV = (mixed_RV >> np.uint64(40)).astype(np.float32) / np.float32(2**24) * 4
+        for row, prefix in enumerate(prefixes):
+            assert (prefix[:, 1] == np.arange(len(prefix))).all(), "a token is not where it was"
+            if len(prefix) < 2:
+                continue
+            place = len(prefix) - 2
+            token_ids = self._scripts[prefix[0, 0] * self.vocab_size + prefix[1, 0]].token_ids
+            logits_RV[row, token_ids] += 2
+            logits_RV[row, token_ids[place] if place < len(token_ids) else self._eos_id] += 6
+        return torch.from_numpy(logits_RV)
+
+    def release(self, key: int) -> None:
+        """Nothing is kept by key."""
+
+    def fork(self, parent_key: int, child_key: int) -> None:
+        """Nothing is kept by key."""
+
+    def _prefix(self, row: Row, stop: int) -> np.ndarray:
+        places = np.arange(stop)
+        return self.slots[np.asarray(row.block_table)[places // 4] * 4 + places % 4]
+
+
+class Front:
+    """One stream's way from token ids to deltas, as a client sees them."""
+
+    def __init__(self, kind: Kind, script: Script) -> None:
+        self.token_ids: list[int] = []
+        self.deltas: list[str] = []
+        self.reply: Tokens | Failed | None = None
+        """The last one."""
+        self.num_rewinds = 0
+        self._detokenizer = Detokenizer(kind.tokenizer, (), script.stop)
+        self.guard = BannedText(PhraseMatcher(script.banned, fold=True))
+
+    @property
+    def output(self) -> Output:
+        """What another engine has to know to go on."""
+        return Output(self.token_ids, self.has_ended, self.num_rewinds)
+
+    @property
+    def stop_string(self) -> str | None:
+        return self._detokenizer.stop_string
+
+    @property
+    def has_ended(self) -> bool:
+        return self.reply is not None or self.guard.found or self.stop_string is not None
+
+    def take(self, reply: Tokens | Failed) -> None:
+        for token_id in reply.token_ids if isinstance(reply, Tokens) else []:
+            self.token_ids.append(token_id)
+            self.deltas.append(self.guard.push(self._detokenizer.push(token_id)))
+            if self.has_ended:
+                break
+        if isinstance(reply, Tokens):
+            self.num_rewinds = reply.num_rewinds
+        if isinstance(reply, Failed) or reply.finish_reason is not None:
+            self.reply = reply
+        if self.has_ended:
+            if self.stop_string is None and not self.guard.found:
+                self.deltas.append(self.guard.push(self._detokenizer.finish()))
+            self.deltas.append(self.guard.finish())
+
+
+def run(
+    kind: Kind,
+    scripts: Sequence[Script],
+    *,
+    num_blocks: int = 512,
+    max_running: int = 64,
+    fronts: list[list[Front]] | None = None,
+    max_steps: int = 5000,
+) -> list[list[Front]]:
+    """Every request's outputs, all in one engine; a request is aborted when its front has ended all of them.
+
+    With ``fronts``, the requests go on that another engine left there; after ``max_steps`` this one leaves them too.
+    """
+    runner = ScriptRunner(kind, scripts, num_blocks)
+    engine = DecoderEngine(
+        runner,
+        max_model_len=64,
+        max_batch_tokens=256,
+        max_running=max_running,
+        prefix_cache=True,
+        vocabulary=kind.vocabulary,
+    )
+    outputs: list[list[Output]] = [[] for _ in scripts]
+    if fronts is None:
+        fronts = [[Front(kind, one) for _ in range(one.params.num_return_sequences)] for one in scripts]
+    else:
+        outputs = [[front.output for front in several] for several in fronts]
+    for number, one in enumerate(scripts):
+        if not all(front.has_ended for front in fronts[number]):
+            engine.add(Generate(str(number), runner.prompt_of(number), one.params, outputs[number]))
+    for _ in range(max_steps):
+        for reply in engine.step():
+            if isinstance(reply, Tokens | Failed):
+                _deliver(reply, fronts[int(reply.request_id)], engine)
+        if not engine.has_work:
+            assert engine.blocks.num_used == 0
+            break
+    return fronts
+
+
+def _deliver(reply: Tokens | Failed, fronts: list[Front], engine: DecoderEngine) -> None:
+    front = fronts[reply.index if isinstance(reply, Tokens) else 0]
+    if front.has_ended:
+        return
+    front.take(reply)
+    if all(front.has_ended for front in fronts):
+        engine.abort(reply.request_id)
+
+
+def text_by_definition(kind: Kind, front: Front, script: Script) -> str:
+    """What a stream of these tokens shows: their text, to the first stop string."""
+    text = kind.tokenizer.decode(front.token_ids)
+    if kind.tokenizer.fallback_bytes:
+        # Decoded all at once, a run of byte tokens that breaks off in a character has no text at all.
+        plain = Detokenizer(kind.tokenizer)
+        text = "".join(map(plain.push, front.token_ids)) + plain.finish()
+    for end in range(len(text) + 1):
+        complete = [string for string in script.stop if text[:end].endswith(string)]
+        if complete:
+            return text[: end - max(map(len, complete))]
+    return text
+
+
+def banned_in(text: str, script: Script) -> list[str]:
+    return [phrase for phrase in script.banned if folded(phrase.strip()) in folded(text)]
