@@ -29,6 +29,17 @@ def test_only_allowed_tokens_and_those_that_end_the_sequence_can_be_chosen():
     assert torch.equal(kept[[1, 2, 3, 4]], LOGITS[0, [1, 2, 3, 4]])
 
 
+@pytest.mark.parametrize("num_allowed", [3, 999, 1000, 4000])
+def test_a_long_list_of_allowed_tokens_is_as_exact_as_a_short_one(num_allowed):
+    logits = torch.randn(2, 5000, generator=torch.Generator().manual_seed(1))
+    ids = torch.randperm(5000, generator=torch.Generator().manual_seed(2))[:num_allowed]
+    row = start([5], allowed_token_ids=(*ids.tolist(), 10**6))
+    expected = torch.full((5000,), -torch.inf)
+    expected[ids] = logits[0, ids]
+    found = ours(logits, [row, start([5])])
+    assert torch.equal(found, torch.stack([expected, logits[1]]))
+
+
 def test_suppressed_tokens_are_never_chosen_and_begin_suppressed_ones_not_first():
     params = {"suppress_tokens": (3, 3, 9), "begin_suppress_tokens": (9, 4)}
     assert allowed([5], [], **params) == ALL - {3, 4, 9}

@@ -6,6 +6,7 @@ import copy
 from typing import Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from server.engine.batch_inputs import IntArray, on_device
@@ -15,8 +16,12 @@ from server.engine.processors.base import LogitsProcessor, Start, allow_only, fl
 class AllowedTokens(LogitsProcessor):
     """Only these tokens and those that end the sequence."""
 
+    MANY = 1000
+    """From so many on, the tokens are a mask over the vocabulary: reading each by its index would cost more."""
+
     def __init__(self, ids: IntArray) -> None:
         self.ids = ids
+        self._forbidden_V: Tensor | None = None
 
     @classmethod
     def for_sequence(cls, start: Start) -> Self | None:
@@ -31,7 +36,20 @@ class AllowedTokens(LogitsProcessor):
 
     @classmethod
     def apply(cls, logits_SV: Tensor, rows: list[int], processors: list[Self]) -> None:
-        allow_only(logits_SV, rows, [p.ids for p in processors])
+        few = [(row, p.ids) for row, p in zip(rows, processors, strict=True) if len(p.ids) < cls.MANY]
+        if few:
+            allow_only(logits_SV, [row for row, _ in few], [ids for _, ids in few])
+        for row, processor in zip(rows, processors, strict=True):
+            if len(processor.ids) >= cls.MANY:
+                logits_SV[row].masked_fill_(processor._mask(logits_SV[row]), -torch.inf)
+
+    def _mask(self, logits_V: Tensor) -> Tensor:
+        """The vocabulary's other tokens."""
+        if self._forbidden_V is None:
+            is_forbidden = np.ones(len(logits_V), dtype=np.bool_)
+            is_forbidden[self.ids[self.ids < len(logits_V)]] = False
+            self._forbidden_V = on_device(is_forbidden, logits_V.device)
+        return self._forbidden_V
 
 
 class SuppressTokens(LogitsProcessor):
