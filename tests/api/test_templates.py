@@ -91,9 +91,9 @@ def test_an_unknown_template_is_404(folder: str, name: str) -> None:
 
 def test_classify_judges_the_text_that_the_template_makes(folder: str) -> None:
     with served(folder, "classify") as client:
-        body = {"template": "mood@1", "variables": {"first": TEXTS[0], "rest": [TEXTS[1], TEXTS[2]]}}
+        body = {"template": "mood@1", "variables": {"first": TEXTS[0][:30], "rest": ["a", TEXTS[1][:30]]}}
         templated = client.post("/classify", json=body)
-        plain = client.post("/classify", json={"inputs": f"{TEXTS[0]} / {TEXTS[1]} {TEXTS[2]}"})
+        plain = client.post("/classify", json={"inputs": f"{TEXTS[0][:30]} / a {TEXTS[1][:30]}"})
     assert templated.status_code == 200, templated.text
     assert templated.json() == plain.json()
 

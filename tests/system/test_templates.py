@@ -1,0 +1,141 @@
+"""A real server with templates: what it answers, and what it does when its sandbox dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+from server.errors import EXIT_CONFIG
+from tests.conftest import TINY_SETTINGS
+from tests.server_process import ServerProcess, running_server, started_server
+
+pytestmark = pytest.mark.timeout(240)
+
+STORY = """
+task = "generate"
+text = "The {{ hero }} and the {{ others|join(' and ') }}:"
+[variables.hero]
+[variables.others]
+type = "list"
+default = ["mill"]
+[parameters]
+max_new_tokens = 5
+do_sample = false
+"""
+SLOW = """
+task = "generate"
+text = "{% for i in range(count) %}{% for j in range(count) %}{% endfor %}{% endfor %}x"
+[variables.count]
+type = "integer"
+default = 1
+maximum = 99999
+"""
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("templates")
+    (folder / "story.toml").write_text(STORY)
+    (folder / "slow.toml").write_text(SLOW)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tiny_llama: Path, templates: Path) -> Iterator[ServerProcess]:
+    with running_server("--model", f"chat={tiny_llama}", "--templates", str(templates), *TINY_SETTINGS) as server:
+        yield server
+
+
+def sandboxes(server: ServerProcess) -> list[psutil.Process]:
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    return [child for child in children if "server.sandbox" in " ".join(child.cmdline())]
+
+
+def generate(server: ServerProcess, **body: Any) -> httpx2.Response:
+    return httpx2.post(f"{server.url}/generate", json=body, timeout=60)
+
+
+def test_a_template_gives_what_its_text_gives(server: ServerProcess) -> None:
+    variables = {"hero": "river", "others": ["carts", "sacks"]}
+    templated = generate(server, template="story", variables=variables)
+    parameters = {"max_new_tokens": 5, "do_sample": False}
+    plain = generate(server, inputs="The river and the carts and sacks:", parameters=parameters)
+    assert templated.status_code == 200, templated.text
+    assert templated.json()["generated_text"] == plain.json()["generated_text"]
+
+
+def test_a_conversation_gives_what_its_rendered_text_gives(server: ServerProcess) -> None:
+    parameters = {"max_new_tokens": 5, "do_sample": False}
+    chat = generate(server, messages=[{"role": "user", "content": "{{ 7 }} mill"}], parameters=parameters)
+    rendered = "user: {{ 7 }} mill\nassistant: "
+    plain = generate(server, inputs=rendered, parameters=parameters)
+    assert chat.status_code == 200, chat.text
+    assert chat.json()["generated_text"] == plain.json()["generated_text"]
+
+
+def test_fifty_requests_survive_the_death_of_every_sandbox(server: ServerProcess) -> None:
+    async def main() -> list[int]:
+        async with httpx2.AsyncClient(timeout=60) as client:
+            body = {"template": "story", "variables": {"hero": "river"}}
+            posts = [asyncio.ensure_future(client.post(f"{server.url}/generate", json=body)) for _ in range(50)]
+            for _ in range(3):
+                await asyncio.sleep(0.02)
+                for process in sandboxes(server):
+                    process.kill()
+            return [(await post).status_code for post in posts]
+
+    assert asyncio.run(main()) == [200] * 50
+
+
+def test_a_template_without_end_is_refused_while_the_server_answers_others(server: ServerProcess) -> None:
+    async def main() -> tuple[httpx2.Response, float]:
+        async with httpx2.AsyncClient(timeout=60) as client:
+            body = {"template": "slow", "variables": {"count": 99999}}
+            slow = asyncio.ensure_future(client.post(f"{server.url}/generate", json=body))
+            worst_s = 0.0
+            while not slow.done():
+                start_s = time.monotonic()
+                assert (await client.get(f"{server.url}/livez")).status_code == 200
+                worst_s = max(worst_s, time.monotonic() - start_s)
+                await asyncio.sleep(0.05)
+            return await slow, worst_s
+
+    response, worst_s = asyncio.run(main())
+    assert response.status_code == 422
+    assert response.json()["error"]["code"] == "unsupported_value"
+    assert "2 s" in response.json()["error"]["message"]
+    assert worst_s < 1.0
+    assert generate(server, template="story", variables={"hero": "mill"}).status_code == 200
+
+
+def test_no_sandbox_outlives_its_server(tiny_llama: Path, templates: Path) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        flags = ("--model", f"chat={tiny_llama}", "--templates", str(templates), *TINY_SETTINGS)
+        with running_server(*flags) as server:
+            assert generate(server, template="story", variables={"hero": "x"}).status_code == 200
+            left = sandboxes(server)
+            assert left
+            os.kill(server.process.pid, number)
+            server.wait()
+            deadline_s = time.monotonic() + 10
+            while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in left):
+                assert time.monotonic() < deadline_s, "a sandbox outlived the server"
+                time.sleep(0.02)
+
+
+def test_a_broken_template_stops_the_start(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_text(STORY.replace("}}:", "}:"))
+    flags = ("--model", f"chat={tiny_llama}", "--templates", str(tmp_path), *TINY_SETTINGS)
+    with started_server(*flags) as server:
+        assert server.wait(60) == EXIT_CONFIG
+        assert "broken.toml" in server.logs()
+        assert "Line 1" in server.logs()
