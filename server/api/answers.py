@@ -121,7 +121,7 @@ def events(generation: Generation, tokens: Sequence[OutputToken]) -> list[Stream
 
 def _event(generation: Generation, token: OutputToken, is_last: bool) -> StreamEvent:
     output = generation.outputs[token.sequence]
-    event = StreamEvent(index=token.index, token=_token(token))
+    event = StreamEvent(index=token.place, token=_token(token))
     if generation.prompt.params.top_n_tokens:
         event.top_tokens = _top(token)
     if len(generation.outputs) > 1:

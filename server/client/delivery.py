@@ -51,20 +51,27 @@ class Delivery:
 
     def append(self, tokens: Tokens) -> None:
         """Deliver what the worker computed, without what had been delivered before. Raises `OutputDiverged`."""
-        num_known = min(len(self.token_ids) - self.num_confirmed, len(tokens.token_ids))
-        known = self.token_ids[self.num_confirmed : self.num_confirmed + num_known]
-        self.num_confirmed += len(tokens.token_ids)
-        is_cut = tokens.finish_reason is not None and self.num_confirmed < len(self.token_ids)
-        if tokens.token_ids[:num_known] != known or is_cut:
-            raise OutputDiverged()
-        if not self.has_begun:
+        num_known = self._num_known(tokens) if self.num_confirmed < len(self.token_ids) else 0
+        if not self.token_ids:
             self.num_cached_tokens, self.prompt_logprobs = tokens.num_cached_tokens, tokens.prompt_logprobs
+        self.num_confirmed += len(tokens.token_ids)
         self.token_ids += tokens.token_ids[num_known:]
-        self.logprobs += (tokens.logprobs or [])[num_known:]
-        self.top_logprobs += (tokens.top_logprobs or [])[num_known:]
+        if tokens.logprobs is not None:
+            self.logprobs += tokens.logprobs[num_known:]
+        if tokens.top_logprobs is not None:
+            self.top_logprobs += tokens.top_logprobs[num_known:]
         self.num_rewinds = tokens.num_rewinds
         if self.finish_reason is None:
             self.finish_reason, self.score = tokens.finish_reason, tokens.score
+
+    def _num_known(self, tokens: Tokens) -> int:
+        """How many of these tokens had been delivered; they must be the same as they were then."""
+        delivered = self.token_ids[self.num_confirmed :]
+        num_known = min(len(delivered), len(tokens.token_ids))
+        is_cut = tokens.finish_reason is not None and num_known < len(delivered)
+        if tokens.token_ids[:num_known] != delivered[:num_known] or is_cut:
+            raise OutputDiverged()
+        return num_known
 
     def abort(self) -> None:
         """No more of it will come."""

@@ -77,8 +77,10 @@ class Entry:
 
     def append(self, tokens: Tokens) -> None:
         """Deliver what the worker computed. Raises `OutputDiverged`."""
-        self.outputs[tokens.index].append(tokens)
-        self._tell()
+        output = self.outputs[tokens.index]
+        output.append(tokens)
+        if output.has_news:
+            self._tell()
 
     def abort(self) -> None:
         """End every output that is not finished."""
@@ -87,19 +89,24 @@ class Entry:
         self._tell()
 
     def _tell(self) -> None:
-        if self.all_taken:
-            return
         if self.unread_since_s is None:
             self.unread_since_s = time.monotonic()
         self.news.set()
 
     @property
     def is_finished(self) -> bool:
-        return all(output.finish_reason is not None for output in self.outputs)
+        # Loops, here and below, for generator expressions cost more than all else that is done for a token.
+        for output in self.outputs:  # noqa: SIM110
+            if output.finish_reason is None:
+                return False
+        return True
 
     @property
     def all_taken(self) -> bool:
-        return not any(output.has_news for output in self.outputs)
+        for output in self.outputs:  # noqa: SIM110
+            if output.has_news:
+                return False
+        return True
 
     def unread_s(self) -> float:
         """For how long the consumer has taken nothing of what is there."""

@@ -237,7 +237,7 @@ class WorkerClient:
         except OutputDiverged as error:
             self._fail(entry, error)
             return True
-        if entry.is_finished:
+        if tokens.finish_reason is not None and entry.is_finished:
             self._finish(entry)
             return True
         if entry.unread_s() > MAX_UNREAD_S:

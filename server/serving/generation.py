@@ -72,8 +72,7 @@ class ToldToken(NamedTuple):
     special: bool
 
 
-@dataclass(frozen=True, slots=True)
-class OutputToken:
+class OutputToken(NamedTuple):
     """One new token and the text that it made safe to send."""
 
     id: int
@@ -81,10 +80,10 @@ class OutputToken:
     """Often empty: a character or a possible stop string is not complete."""
     special: bool
     logprob: float | None
-    sequence: int = 0
+    sequence: int
     """Number of the output that it belongs to."""
-    index: int = 1
-    """Its place in the output, from 1 on."""
+    place: int
+    """In the output, from 1 on."""
     top: list[ToldToken] | None = None
     """The most likely tokens at its place, if asked for."""
 
@@ -109,6 +108,7 @@ class OutputText:
         end_ids = () if prompt.params.ignore_eos else prompt.params.end_token_ids
         self._ending_ids = {*end_ids, *prompt.params.stop_token_ids}
         self._tokenizer = tokenizer
+        self._special_ids = tokenizer.special_ids
         self._safe = SafeText(tokenizer, prompt.ids, prompt.stop, prompt.banned)
         self._texts: list[str] = []
         self._last_id: int | None = None
@@ -183,7 +183,8 @@ class OutputText:
         end_id = next(iter(self._params.end_token_ids), 0)
         text = self._end(finish_reason)
         self._texts.append(text)
-        return OutputToken(end_id, text, self._is_special(end_id) and not text, None, self.number, self.num_tokens + 1)
+        is_special = not text and end_id in self._special_ids
+        return OutputToken(end_id, text, is_special, None, self.number, self.num_tokens + 1)
 
     def _output_token(self, token_id: int, text: str, reply: Tokens, i: int) -> OutputToken:
         self._texts.append(text)
@@ -191,14 +192,11 @@ class OutputText:
         self.sum_logprobs += logprob or 0.0
         top = [self._told(pair) for pair in reply.top_logprobs[i]] if reply.top_logprobs is not None else None
         # Clients leave out the text of special tokens; what was held back until now must reach them.
-        is_special = self._is_special(token_id) and not text
+        is_special = not text and token_id in self._special_ids
         return OutputToken(token_id, text, is_special, logprob, self.number, self.num_tokens, top)
 
     def _told(self, pair: TokenLogprob) -> ToldToken:
         return told_token(self._tokenizer, pair.token_id, pair.logprob)
-
-    def _is_special(self, token_id: int) -> bool:
-        return token_id in self._tokenizer.special_ids
 
 
 def told_token(tokenizer: Tokenizer, token_id: int, logprob: float | None) -> ToldToken:
