@@ -51,14 +51,15 @@ def schema_text(schema: Any, field: str) -> str:
     """The schema as llguidance's compiler takes it. Raises for what is too large, unknown, or elsewhere on the net."""
     if not isinstance(schema, dict):
         raise InvalidParameter(field, schema, "must be a JSON schema, an object")
+    # First of all its size, so that nothing after takes long.
+    text = _encoded(schema, field)
+    if len(text.encode()) > MAX_SCHEMA_BYTES:
+        raise UnsupportedGrammar(f"{field} is a schema of more than {MAX_SCHEMA_BYTES} bytes.")
     num_properties = 0
     for node in _schemas(schema, field):
         num_properties += _check_node(node, field)
         if num_properties > MAX_SCHEMA_PROPERTIES:
             raise UnsupportedGrammar(f"{field} has more than {MAX_SCHEMA_PROPERTIES} properties in all.")
-    text = _encoded(schema, field)
-    if len(text.encode()) > MAX_SCHEMA_BYTES:
-        raise UnsupportedGrammar(f"{field} is a schema of more than {MAX_SCHEMA_BYTES} bytes.")
     if _CONTROL_CHARACTER.search(text):
         raise UnsupportedGrammar(f"{field} holds a control character that JSON can write by its number only.")
     compiled = json.loads(text)
@@ -92,6 +93,8 @@ def _encoded(schema: dict[str, Any], field: str) -> str:
     try:
         text = json.dumps(schema, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         text.encode()
+    except RecursionError:
+        raise _too_deep(field) from None
     except ValueError:
         raise UnsupportedGrammar(f"{field} holds a number or a text that JSON in UTF-8 cannot write.") from None
     return text

@@ -6,6 +6,7 @@ grammar is tried in the sandbox, so that no grammar can stop the server or a mod
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections import OrderedDict
@@ -49,7 +50,8 @@ class Grammars:
 
     async def text(self, grammar: Mapping[str, Any]) -> str:
         """`SamplingParams.grammar` of a client's grammar. Raises for one that cannot be followed, and says why."""
-        text = grammar_text(grammar)
+        # Milliseconds for a large schema.
+        text = await asyncio.to_thread(grammar_text, grammar)
         problem = await self._verdict(text)
         if problem is not None:
             raise UnsupportedGrammar(problem)

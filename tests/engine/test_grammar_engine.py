@@ -111,6 +111,17 @@ def test_without_an_end_token_a_text_that_cannot_grow_is_the_end(params: dict[st
         assert re.fullmatch("[ab]{2,4}c", text(token_ids))
 
 
+@pytest.mark.parametrize("end_token_ids", [(END,), ()], ids=str)
+@pytest.mark.parametrize("grammar", ['start: "e"', 'start: "e" | "f"', 'start: "ef" | "eg"'])
+def test_more_beams_than_texts_answer_nothing_but_texts(grammar: str, end_token_ids: tuple[int, ...]) -> None:
+    params = {"grammar": lark(grammar), "num_beams": 4, "num_return_sequences": 4, "end_token_ids": end_token_ids}
+    answers = run(make_engine(), command("r", **params))
+    assert len(answers) == 4
+    texts = set(re.findall('"(.*?)"', grammar))
+    assert {text(token_ids) for token_ids, _ in answers.values()} == texts
+    assert {finish_reason for _, finish_reason in answers.values()} == {"stop"}
+
+
 def test_a_stop_token_ends_the_text_where_the_grammar_lets_it_come() -> None:
     [stop] = VOCABULARY.ids("b")
     answers = run(make_engine(), command("r", grammar=lark('start: "cdba"'), stop_token_ids=(stop,)))

@@ -114,6 +114,8 @@ def test_a_grammar_at_its_limit_is_taken(grammar: dict[str, Any]) -> None:
         (json_grammar(numbered(1001)), "1000 properties"),
         (json_grammar({"allOf": [numbered(600), numbered(600)]}), "1000 properties"),
         (json_grammar({"enum": ["x" * 70_000]}), "65536 bytes"),
+        (json_grammar(nested(5_000)), "16 levels"),
+        (json_grammar({"anyOf": [{} for _ in range(40_000)]}), "65536 bytes"),
         (json_grammar({"$ref": "http://127.0.0.1:9/x.json"}), "$ref"),
         (json_grammar({"items": {"$ref": "file:///etc/passwd"}}), "$ref"),
         (json_grammar({"$ref": "other.json#/a"}), "$ref"),
