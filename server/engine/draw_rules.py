@@ -20,8 +20,9 @@ from torch import Tensor
 from server.engine import reductions
 from server.engine.batch_inputs import on_device
 
-NEAREST_WIDTH = 2048
-"""Tokens that typical_p sorts at first."""
+NEAREST_WIDTHS = (512, 4096)
+"""Tokens that typical_p sorts at the first and second try; after that, all."""
+HUGE = 1e30
 
 
 def keep_top_n_sigma(logits_SV: Tensor, rows: list[int], num_sigmas: list[float]) -> None:
@@ -93,23 +94,29 @@ def _leave_out(scores_KW: Tensor, removed_KW: Tensor, num_kept: int) -> Tensor:
 
 def _entropy(logprobs_KW: Tensor, probs_KW: Tensor) -> Tensor:
     """In nats, ``[K, 1]``."""
-    surprise_KW = (logprobs_KW * probs_KW).masked_fill_(probs_KW == 0, 0.0)
+    # What cannot be has no surprise: a bound, for minus infinity times 0 is no number.
+    surprise_KW = logprobs_KW.clamp(min=-HUGE).mul_(probs_KW)
     return -reductions.total(surprise_KW)[:, None].float()
 
 
-def _farthest(distance_KW: Tensor, probs_KW: Tensor, mass_K1: Tensor, num_kept: int) -> Tensor:
+def _farthest(
+    distance_KW: Tensor,
+    probs_KW: Tensor,
+    mass_K1: Tensor,
+    num_kept: int,
+    widths: tuple[int, ...] = NEAREST_WIDTHS,
+) -> Tensor:
     """The distance up to which tokens have the mass and are at least ``num_kept``, ``[K, 1]``."""
-    width = distance_KW.shape[1]
-    if width <= 2 * NEAREST_WIDTH:
+    if not widths or 4 * widths[0] > distance_KW.shape[1]:
         return _farthest_sorted(distance_KW, probs_KW, mass_K1, num_kept)
     # A few nearest ones have it nearly always: no sort of the vocabulary then.
-    negative_KW, columns_KW = reductions.largest(-distance_KW, NEAREST_WIDTH)
+    negative_KW, columns_KW = reductions.largest(-distance_KW, widths[0])
     near_probs_KW = probs_KW.gather(1, columns_KW)
     farthest_K1 = _farthest_sorted(-negative_KW, near_probs_KW, mass_K1, num_kept)
     is_short_K = near_probs_KW.sum(-1) <= mass_K1[:, 0] + 1e-4
     if is_short_K.any():
         rest = (distance_KW[is_short_K], probs_KW[is_short_K], mass_K1[is_short_K])
-        farthest_K1[is_short_K] = _farthest_sorted(*rest, num_kept)
+        farthest_K1[is_short_K] = _farthest(*rest, num_kept, widths[1:])
     return farthest_K1
 
 
