@@ -43,7 +43,7 @@ class LaneRows:
 
     search: BeamSearch
     lane: int
-    rows: list[int]
+    rows: range
     """Of R."""
     processors_K: Sequence[Processors]
     first: int = 0
@@ -90,7 +90,8 @@ def advance(
             failed.append(search)
         for lane, rows in enumerate(search.rows_by_lane if search not in failed else []):
             if rows:
-                lane_rows = LaneRows(search, lane, [first + row for row in rows], [processors_K[row] for row in rows])
+                rows_of_step = range(first + rows.start, first + rows.stop)
+                lane_rows = LaneRows(search, lane, rows_of_step, processors_K[rows.start : rows.stop])
                 passes.setdefault(lane, []).append(lane_rows)
         if search.params.guidance_scale != 1.0:
             # As in transformers: guided logits are differences of log-probabilities and are not normalised again.
@@ -131,7 +132,9 @@ def _apply_rules(scores_SV: Tensor, lanes: list[LaneRows]) -> None:
         if params.do_sample:
             num_kept = len(lane.search.ending_ids) + 1 if len(lane.search.ending_ids) else 2
             scores_KV, position = scores_SV[lane.place], lane.search.num_new_tokens
-            scores_SV[lane.place] = cutoffs.apply_full(scores_KV, params, min_tokens_to_keep=num_kept, position=position)
+            scores_SV[lane.place] = cutoffs.apply_full(
+                scores_KV, params, min_tokens_to_keep=num_kept, position=position
+            )
         if params.renormalize_logits:
             scores_SV[lane.place] = scores_SV[lane.place].log_softmax(-1)
 
@@ -228,8 +231,9 @@ def _not_banned(lane: LaneRows) -> Callable[[int, int], bool]:
 def _ends(lane: LaneRows, choice: Choice) -> npt.NDArray[np.bool_]:
     """Which candidates end with their token."""
     search = lane.search
-    ends_C = np.isin(choice.token_ids_C, search.ending_ids)
-    pairs = list(enumerate(zip(choice.rows_C.tolist(), choice.token_ids_C.tolist(), strict=True)))
+    token_ids = choice.token_ids_C.tolist()
+    ends_C = np.array([token_id in search.ending_ids for token_id in token_ids], dtype=np.bool_)
+    pairs = list(enumerate(zip(choice.rows_C.tolist(), token_ids, strict=True)))
     if search.stop_watches:
         watches = search.stop_watches[lane.lane]
         for i, (row, token_id) in pairs:
@@ -246,7 +250,8 @@ def _told(lane: LaneRows, choice: Choice, own_RV: Tensor, scores_SV: Tensor) -> 
     if not lane.is_told or not len(choice.rows_C):
         return np.zeros(len(choice.rows_C), dtype=np.float32), []
     is_raw = params.logprobs_mode == "raw"
-    distribution = Distribution(own_RV[lane.rows] if is_raw else scores_SV[lane.place], Scratch())
+    told_KV = own_RV[lane.rows.start : lane.rows.stop] if is_raw else scores_SV[lane.place]
+    distribution = Distribution(told_KV, Scratch())
     columns_KC = on_device(choice.token_ids_C, own_RV.device).expand(len(lane.rows), -1)
     logprobs_KC = distribution.of(columns_KC).cpu().numpy()
     tops = distribution.tell(columns_KC[:, 0], params.top_n_tokens)[1] if params.top_n_tokens else []

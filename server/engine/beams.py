@@ -148,7 +148,7 @@ class BeamSearch:
         vocabulary: Vocabulary | None = None,
     ) -> None:
         self.params = params
-        self.ending_ids = np.array(sorted(ending_ids), dtype=np.int64)
+        self.ending_ids = ending_ids
         size = params.num_beams // params.num_beam_groups
         max_new_tokens = max_tokens - num_prompt_tokens
         self.lanes = [Lane(params, size, max_new_tokens) for _ in range(params.num_beam_groups)]
