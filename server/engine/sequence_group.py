@@ -12,7 +12,7 @@ from server.engine.beams import BeamSearch
 from server.engine.grammar import Grammar
 from server.engine.phrases import PhraseMatcher
 from server.engine.sequence import Sequence
-from server.protocol import Generate, PromptLogprobs, SamplingParams
+from server.protocol import Generate, Output, PromptLogprobs, SamplingParams
 from server.vocabulary import Vocabulary
 
 
@@ -45,7 +45,7 @@ class SequenceGroup:
         self.is_joint = self.has_shadows or params.num_beams > 1
         """Whether all rows compute their last token in the same step, for one choice is made of them all."""
         indices = [i for i, output in enumerate(command.outputs) if not output.is_finished] or [0]
-        self.has_forked = params.num_beams > 1 or params.num_return_sequences == 1 or _has_begun(command)
+        self.has_forked = params.num_beams > 1 or params.num_return_sequences == 1 or _has_begun(command.outputs)
         """False while the root stands for several samples."""
         make = partial(
             _sequence,
@@ -62,7 +62,8 @@ class SequenceGroup:
         """Of beams only."""
         self.num_agreed = 0
         """Output tokens of beams that were sent."""
-        self.wants_prompt_logprobs = params.prompt_logprobs and not _has_begun(command)
+        # They were sent with the first tokens of the first output.
+        self.wants_prompt_logprobs = params.prompt_logprobs and not _has_begun(command.outputs[:1])
         """Until they are computed."""
         self.prompt_logprobs: PromptLogprobs | None = None
         """Computed, or as far as they are, and not yet sent."""
@@ -144,8 +145,8 @@ def common_length(sequences: list[Sequence]) -> int:
     return length
 
 
-def _has_begun(command: Generate) -> bool:
-    return any(output.token_ids or output.is_finished for output in command.outputs)
+def _has_begun(outputs: list[Output]) -> bool:
+    return any(output.token_ids or output.is_finished for output in outputs)
 
 
 def _search(params: SamplingParams, root: Sequence, vocabulary: Vocabulary | None) -> BeamSearch:
