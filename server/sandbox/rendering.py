@@ -14,6 +14,8 @@ from server.sandbox.tracked import TEMPLATE, Source, Tracked, literal
 
 MAX_CHARACTERS = 2 * 1024 * 1024
 """Of one rendered text."""
+MAX_RUNS = 65_536
+"""How often a rendered text may change between what the template wrote and what the client did."""
 OWN_NAMES = frozenset({"messages", "tools", "documents", "add_generation_prompt", "strftime_now"})
 """What every chat template may use, and no client may set."""
 MISTAKES = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
@@ -109,6 +111,8 @@ def _rendered(text: str, values: Mapping[str, Any], *, is_strict: bool) -> Track
 
 def _answer(text: Tracked, source: Source) -> dict[str, Any]:
     runs = tracked.runs(text)
+    if len(runs) > MAX_RUNS:
+        raise ValueError(f"The template cuts what was sent into more pieces than the limit of {MAX_RUNS}.")
     places = [(start, stop, *source.place(origin)) for start, stop, origin in runs if origin >= 0]
     return {
         "text": str.__str__(text),

@@ -157,6 +157,13 @@ def test_examples_are_laid_out_and_known_by_their_own_names() -> None:
     assert paths == ["examples.0.review", "examples.0.label", "examples.1.review", "examples.1.label", "review"]
 
 
+def test_a_text_in_too_many_pieces_is_refused() -> None:
+    template = "{% for c in a %}{{ c }}|{% endfor %}"
+    assert len(render_template(template, {"a": "x" * 1000}, None, "", [])["template_spans"]) == 1000
+    with pytest.raises(ValueError, match="more pieces than the limit"):
+        render_template(template, {"a": "x" * 40_000}, None, "", [])
+
+
 def test_the_time_is_the_one_that_was_passed() -> None:
     rendered = render_chat("{{ strftime_now('%d %b %Y') }}", [], {}, {}, NOW, True)
     assert rendered["text"] == "02 Jan 2026"
