@@ -152,3 +152,123 @@ def test_check_finds_broken_invariants(fault):
         held.num_computed_tokens = 3
     with pytest.raises(AssertionError):
         blocks.check([held])
+
+
+def forked(blocks: BlockManager, parent: Sequence, num_tokens: int) -> Sequence:
+    child = parent.fork()
+    blocks.fork(parent, child, num_tokens)
+    return child
+
+
+def written(blocks: BlockManager, row: Sequence, token_id: int) -> None:
+    """The row takes a token and computes it."""
+    row.append(token_id)
+    assert blocks.grow(row, row.num_tokens)
+    row.num_computed_tokens = row.num_tokens
+
+
+def test_a_fork_holds_its_parents_blocks_and_takes_none():
+    blocks = BlockManager(8, SIZE, prefix_cache=True)
+    parent = computed(blocks, [1, 2, 3, 4, 5, 6])
+    children = [forked(blocks, parent, 6) for _ in range(3)]
+    assert blocks.num_used == 2
+    assert all(child.block_table[:2].tolist() == parent.block_table[:2].tolist() for child in children)
+    blocks.check([parent, *children])
+
+
+def test_each_who_writes_into_a_shared_block_gets_a_copy_but_for_the_last():
+    blocks = BlockManager(8, SIZE, prefix_cache=True)
+    parent = computed(blocks, [1, 2, 3, 4, 5, 6])
+    shared = int(parent.block_table[1])
+    rows = [parent, *(forked(blocks, parent, 6) for _ in range(2))]
+    for token_id, row in enumerate(rows, start=50):
+        written(blocks, row, token_id)
+    copies = blocks.take_copies()
+    assert [source for source, _ in copies] == [shared, shared]
+    assert sorted(destination for _, destination in copies) == sorted(int(row.block_table[1]) for row in rows[:2])
+    assert rows[2].block_table[1] == shared
+    assert len({int(row.block_table[0]) for row in rows}) == 1
+    assert blocks.take_copies() == []
+    assert blocks.num_used == 4
+    blocks.check(rows)
+
+
+def test_a_copy_for_which_there_is_no_block_changes_nothing():
+    blocks = BlockManager(2, SIZE, prefix_cache=False)
+    parent = computed(blocks, [1, 2, 3, 4, 5, 6])
+    child = forked(blocks, parent, 6)
+    child.append(9)
+    assert not blocks.grow(child, 7)
+    assert blocks.take_copies() == []
+    blocks.check([parent, child])
+
+
+def test_a_copy_into_a_block_that_was_given_back_is_not_made():
+    blocks = BlockManager(3, SIZE, prefix_cache=False)
+    parent = computed(blocks, [1, 2, 3, 4, 5, 6])
+    child = forked(blocks, parent, 6)
+    written(blocks, child, 9)
+    blocks.free(child)
+    newcomer = sequence([7])
+    assert blocks.admit(newcomer, num_spare=0)
+    assert blocks.take_copies() == []
+    blocks.check([parent, newcomer])
+
+
+def test_a_rewound_sequence_gives_back_what_it_no_longer_covers():
+    blocks = BlockManager(8, SIZE, prefix_cache=True)
+    row = computed(blocks, [1, 2, 3, 4, 5, 6])
+    for token_id in range(7, 13):
+        written(blocks, row, token_id)
+    blocks.publish(row)
+    assert blocks.num_used == 3
+    row.truncate(1)
+    blocks.rewind(row, row.num_tokens - 1)
+    assert (row.num_computed_tokens, row.num_blocks, row.num_published_blocks) == (6, 2, 1)
+    blocks.check([row])
+
+
+def test_a_published_block_is_no_prefix_hit_once_its_owner_writes_into_it_again():
+    blocks = BlockManager(8, SIZE, prefix_cache=True)
+    row = computed(blocks, [1, 2, 3, 4, 5, 6])
+    for token_id in (7, 8, 9):
+        written(blocks, row, token_id)
+    blocks.publish(row)
+    row.truncate(1)
+    blocks.rewind(row, row.num_tokens - 1)
+    row.num_computed_tokens = 6
+    row.token_ids[6] = 40
+    assert blocks.grow(row, 7)
+    other = sequence([1, 2, 3, 4, 5, 6, 7, 8, 9])
+    assert blocks.admit(other, num_spare=0)
+    assert other.num_computed_tokens == 4
+    blocks.check([row, other])
+
+
+def test_a_published_block_that_others_hold_is_copied_before_it_is_written_again():
+    blocks = BlockManager(8, SIZE, prefix_cache=True)
+    row = computed(blocks, [1, 2, 3, 4, 5, 6])
+    for token_id in (7, 8, 9):
+        written(blocks, row, token_id)
+    blocks.publish(row)
+    other = sequence([1, 2, 3, 4, 5, 6, 7, 8, 9])
+    assert blocks.admit(other, num_spare=0)
+    assert other.num_computed_tokens == 8
+    row.truncate(1)
+    blocks.rewind(row, row.num_tokens - 1)
+    assert blocks.grow(row, 7)
+    assert blocks.take_copies() == [(int(other.block_table[1]), int(row.block_table[1]))]
+    row.num_computed_tokens = 7
+    row.token_ids[6] = 40
+    blocks.check([row, other])
+
+
+def test_check_finds_a_block_that_rows_with_different_tokens_share():
+    blocks = BlockManager(8, SIZE, prefix_cache=True)
+    parent = computed(blocks, [1, 2, 3, 4, 5, 6])
+    child = forked(blocks, parent, 6)
+    for token_id, row in ((50, parent), (51, child)):
+        row.append(token_id)
+        row.num_computed_tokens = row.num_tokens
+    with pytest.raises(AssertionError, match="different tokens"):
+        blocks.check([parent, child])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.protocol import Failed, Generate, Output
+from server.protocol import Failed, Generate, Output, Tokens
 from tests.engine.driving import Outcome, generate, make_engine, run, run_alone, step
 from tests.engine.fake_runner import POISON, FakeRunner
 
@@ -132,3 +132,69 @@ def test_no_more_rows_run_than_may():
     commands = [samples(str(i), [i + 1, 2], n=3, max_new_tokens=5) for i in range(4)]
     run(make_engine(runner, max_running=7, max_batch_tokens=64), commands)
     assert max(len(rows) for rows in runner.batches) == 6
+
+
+def test_requests_with_different_salts_share_no_block():
+    engine = make_engine()
+    for name, salt, num_cached in (("a", "x", 0), ("b", "x", 28), ("c", "y", 0), ("d", "", 0), ("e", "", 28)):
+        command = generate(name, LONG)
+        salted = Generate(name, command.prompt_ids, command.params, cache_salt=salt)
+        assert run(engine, [salted])[name].num_cached_tokens == num_cached
+
+
+def test_only_the_first_reply_of_a_request_tells_its_cached_tokens():
+    engine = make_engine()
+    engine.add(samples("r", LONG, n=3))
+    told = []
+    while engine.has_work:
+        told += [reply.num_cached_tokens for reply in engine.step()[:-1] if isinstance(reply, Tokens)]
+    assert [count for count in told if count is not None] == [0]
+
+
+def test_outputs_that_end_leave_the_others_running():
+    command = samples("r", LONG[:6], n=4, max_new_tokens=20, stop_token_ids=tuple(range(0, 60, 7)))
+    engine = make_engine(FakeRunner(), max_batch_tokens=64)
+    outcomes = run(engine, [command])
+    outputs = outputs_of(outcomes, command)
+    assert outputs == alone(command)
+    assert len({len(output) for output in outputs}) > 1
+    reasons = {outcome.finish_reason for outcome in outcomes.values()}
+    assert reasons <= {"stop", "length"}
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 5])
+def test_an_aborted_group_returns_every_block(num_steps):
+    runner = FakeRunner()
+    engine = make_engine(runner)
+    outcomes: dict[str, Outcome] = {}
+    engine.add(samples("r", LONG))
+    for _ in range(num_steps):
+        step(engine, outcomes)
+    engine.abort("r")
+    engine.check()
+    assert (engine.blocks.num_used, runner.live, engine.has_work) == (0, {}, False)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "problem"),
+    [
+        ([Output([1])], "1 outputs"),
+        ([Output([1], is_finished=True)] * 2, "finished already"),
+    ],
+)
+def test_outputs_that_do_not_belong_to_the_request_are_refused(outputs, problem):
+    engine = make_engine()
+    command = samples("r", LONG, n=2)
+    engine.add(Generate("r", LONG, command.params, outputs))
+    failed, _ = engine.step()
+    assert isinstance(failed, Failed)
+    assert problem in failed.message
+
+
+def test_rules_on_text_are_refused_where_the_tokens_bytes_are_not_known():
+    for params in ({"banned_phrases": ("a",)}, {"phrase_penalties": (("a", 1.0),)}, {"grammar": "{}"}):
+        engine = make_engine()
+        engine.add(generate("r", LONG, **params))
+        failed, _ = engine.step()
+        assert isinstance(failed, Failed)
+        assert "bytes" in failed.message
