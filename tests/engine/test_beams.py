@@ -199,6 +199,21 @@ def test_without_rules_the_log_probabilities_sum_to_the_score(llama):
     assert run.results[0].logprobs.sum() == pytest.approx(run.scores[0], abs=1e-4)
 
 
+def test_processed_log_probabilities_are_those_of_what_is_ranked(llama):
+    """With one rule that a reader can follow: the tokens of the prompt are less likely, whichever they are."""
+    prompt_ids = prompt_of(5)
+    options: dict[str, Any] = {"num_beams": 3, "max_new_tokens": 1, "repetition_penalty": 1.8, "top_n_tokens": 4}
+    run = search(llama, prompt_ids, logprobs_mode="processed", **options)
+    scores = dense(llama)([prompt_ids]).log_softmax(-1)[0]
+    scores[prompt_ids] *= 1.8
+    top = scores.log_softmax(-1).topk(4)
+    told = run.results[0].top_logprobs[0]
+    assert [entry.token_id for entry in told] == top.indices.tolist()
+    assert [entry.logprob for entry in told] == pytest.approx(top.values.tolist(), abs=1e-5)
+    assert run.results[0].logprobs[0] == pytest.approx(told[0].logprob)
+    assert told[0].logprob != pytest.approx(run.results[0].score), "the score is not normalised again"
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_search_whose_logits_are_not_finite_has_failed_and_its_neighbours_go_on(bad):
     runs = [Run([1], SamplingParams(num_beams=2, max_new_tokens=5)) for _ in range(3)]

@@ -32,6 +32,9 @@ class HammingDiversity(LogitsProcessor):
     def accept(self, token_id: int) -> None:
         """The tokens of the output do not matter."""
 
+    def fork(self) -> Self:
+        return type(self)(self.penalty)
+
     @classmethod
     def apply(cls, logits_SV: Tensor, rows: list[int], processors: list[Self]) -> None:
         indices_N = on_device(flat_indices(rows, [p._ids for p in processors], logits_SV.shape[1]), logits_SV.device)
