@@ -152,9 +152,8 @@ class PhraseScan:
             state = self._state = matcher.advance(self._state, unit)
             self._marks.append(mark)
             del self._marks[: len(self._marks) - matcher.depth[state]]
-            length = matcher.longest[state]
-            if length and start is None:
-                start = self._marks[-length]
+            if length := matcher.longest[state]:
+                start = self._marks[-length] if start is None else min(start, self._marks[-length])
         return start
 
     def fork(self) -> PhraseScan:

@@ -7,6 +7,7 @@ Dimension key
 
 from __future__ import annotations
 
+import codecs
 import random
 from collections import defaultdict
 from collections.abc import Sequence
@@ -131,19 +132,23 @@ class ScriptRunner(FakeRunner):
         self.slots[slots, 0] = inputs.token_ids_T.numpy()
         self.slots[slots, 1] = inputs.position_ids_T.numpy()
         prefixes = [self._prefix(row, row.num_computed + len(row.token_ids)) for row in rows]
+        assert all((prefix[:, 1] == np.arange(len(prefix))).all() for prefix in prefixes), "a token is not where it was"
+        return torch.from_numpy(self.scores([prefix[:, 0] for prefix in prefixes]))
+
+    def scores(self, prefixes: Sequence[np.ndarray]) -> np.ndarray:
+        """Logits after each of the prefixes, which are token ids."""
         seeds_R = np.array([crc32(prefix.tobytes()) for prefix in prefixes], dtype=np.uint64)
         mixed_RV = (seeds_R[:, None] ^ self._salts_V) * np.uint64(0xD6E8FEB86659FD93)
         mixed_RV = (mixed_RV ^ (mixed_RV >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
         logits_RV = (mixed_RV >> np.uint64(40)).astype(np.float32) / np.float32(2**24) * 4
         for row, prefix in enumerate(prefixes):
-            assert (prefix[:, 1] == np.arange(len(prefix))).all(), "a token is not where it was"
             if len(prefix) < 2:
                 continue
             place = len(prefix) - 2
-            token_ids = self._scripts[prefix[0, 0] * self.vocab_size + prefix[1, 0]].token_ids
+            token_ids = self._scripts[prefix[0] * self.vocab_size + prefix[1]].token_ids
             logits_RV[row, token_ids] += 2
             logits_RV[row, token_ids[place] if place < len(token_ids) else self._eos_id] += 6
-        return torch.from_numpy(logits_RV)
+        return logits_RV
 
     def release(self, key: int) -> None:
         """Nothing is kept by key."""
@@ -244,6 +249,47 @@ def _deliver(reply: Tokens | Failed, fronts: list[Front], engine: DecoderEngine)
     front.take(reply)
     if all(front.has_ended for front in fronts):
         engine.abort(reply.request_id)
+
+
+def greedy_by_definition(kind: Kind, scripts: Sequence[Script], number: int) -> tuple[list[int], str]:
+    """A stream's tokens and how it ends, one token after the other, every phrase looked for in the whole text."""
+    runner, params = ScriptRunner(kind, scripts, num_blocks=1), scripts[number].params
+    token_ids: list[int] = []
+    banned_at: dict[int, set[int]] = {}
+    num_rewinds = 0
+    while True:
+        logits_V = runner.scores([np.array(runner.prompt_of(number) + token_ids)])[0]
+        logits_V[list(banned_at.get(len(token_ids), ()))] = -np.inf
+        token_ids.append(int(logits_V.argmax()))
+        place = phrase_start([kind.vocabulary.token_bytes(id_) for id_ in token_ids], params.banned_phrases)
+        if place is None:
+            if token_ids[-1] == kind.eos_id or len(token_ids) == params.max_new_tokens:
+                return token_ids, "stop" if token_ids[-1] == kind.eos_id else "length"
+            continue
+        banned_at = {at: ids for at, ids in banned_at.items() if at <= place}
+        banned_at.setdefault(place, set()).add(token_ids[place])
+        del token_ids[place:]
+        num_rewinds += 1
+        if num_rewinds > params.max_rewinds:
+            return token_ids, "banned_phrase"
+
+
+def phrase_start(tokens: Sequence[bytes], phrases: Sequence[str]) -> int | None:
+    """The first token that has a part of any phrase in the text of the tokens."""
+    owners: list[int] = []
+    """For each character of the folded text, the token with its first byte."""
+    text, pending, began = "", b"", 0
+    for token, data in enumerate(tokens):
+        for i in range(len(data)):
+            began = began if pending else token
+            decoded, num_bytes = codecs.utf_8_decode(pending + data[i : i + 1], "replace", False)
+            pending = (pending + data[i : i + 1])[num_bytes:]
+            for character in decoded:
+                owners += [began] * len(folded(character))
+                text += folded(character)
+                began = token
+    starts = [text.find(folded(phrase)) for phrase in phrases]
+    return min((owners[start] for start in starts if start >= 0), default=None)
 
 
 def text_by_definition(kind: Kind, front: Front, script: Script) -> str:

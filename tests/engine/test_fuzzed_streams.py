@@ -11,7 +11,16 @@ import torch
 
 from server.protocol import Tokens
 from server.text.tokenizer import Tokenizer
-from tests.engine.fuzzed_streams import Front, Kind, Script, banned_in, run, script, text_by_definition
+from tests.engine.fuzzed_streams import (
+    Front,
+    Kind,
+    Script,
+    banned_in,
+    greedy_by_definition,
+    run,
+    script,
+    text_by_definition,
+)
 from tests.tiny_tokenizers import tokenizer_files
 
 STREAMS = {
@@ -75,6 +84,20 @@ def test_no_banned_text_and_no_stop_string_is_in_any_stream_and_all_other_text_i
     # The fuzz has reached every way in which a stream can end.
     assert min(ends[end] for end in ("stop", "length", "banned_phrase", "stop string")) > 0
     assert num_rewinds > ends.total() // 20
+
+
+def test_a_greedy_stream_is_the_one_that_goes_back_to_where_a_phrase_begins_and_says_something_else() -> None:
+    kind, scripts = kind_of("byte_level"), scripts_of("byte_level", 79)
+    num_rewinds = 0
+    for number, (one, [front]) in enumerate(zip(scripts, run(kind, scripts), strict=True)):
+        if one.params.do_sample:
+            continue
+        token_ids, reason = greedy_by_definition(kind, scripts, number)
+        # Its front may have ended it at a stop string.
+        assert front.token_ids == (token_ids if front.stop_string is None else token_ids[: len(front.token_ids)])
+        assert front.stop_string is not None or check(kind, one, front) == reason
+        num_rewinds += front.num_rewinds
+    assert num_rewinds > 20
 
 
 @pytest.mark.parametrize(
