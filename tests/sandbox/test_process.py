@@ -163,21 +163,24 @@ def test_a_caller_who_leaves_ends_the_work() -> None:
 
 
 def test_fifty_calls_at_once_share_two_processes_and_the_event_loop_goes_on() -> None:
-    async def main() -> tuple[list[Any], int, float]:
+    async def main() -> tuple[list[Any], int, float, float]:
         async with hostile_sandbox(2) as sandbox:
             calls = [sandbox.call("echo", "x" * 10_000 + str(i)) for i in range(50)]
             work = asyncio.gather(*calls)
-            worst_s = 0.0
+            worst_s = worst_busy_s = 0.0
             while not work.done():
-                start_s = time.monotonic()
+                start_s, start_busy_s = time.monotonic(), time.thread_time()
                 await asyncio.sleep(0.001)
                 worst_s = max(worst_s, time.monotonic() - start_s)
-            return await work, len(sandbox.pids), worst_s
+                worst_busy_s = max(worst_busy_s, time.thread_time() - start_busy_s)
+            return await work, len(sandbox.pids), worst_s, worst_busy_s
 
-    answers, num_processes, worst_s = run(main())
+    answers, num_processes, worst_s, worst_busy_s = run(main())
     assert answers == ["x" * 10_000 + str(i) for i in range(50)]
     assert num_processes <= 2
-    assert worst_s < 0.25
+    assert worst_busy_s < 0.05
+    # The clock on the wall also counts what other processes of a busy machine take.
+    assert worst_s < 1.0
 
 
 def test_while_a_call_spins_others_are_answered() -> None:

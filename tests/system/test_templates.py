@@ -113,7 +113,8 @@ def test_a_template_without_end_is_refused_while_the_server_answers_others(serve
     assert response.status_code == 422
     assert response.json()["error"]["code"] == "unsupported_value"
     assert "2 s" in response.json()["error"]["message"]
-    assert worst_s < 1.0
+    # Far below the 2 s that the template may take, also on a busy machine.
+    assert worst_s < 1.5
     assert generate(server, template="story", variables={"hero": "mill"}).status_code == 200
 
 
