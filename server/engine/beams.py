@@ -15,6 +15,7 @@ Dimension key
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
@@ -192,7 +193,7 @@ class BeamSearch:
         step, self._step = self._step, BeamStep()
         for lane in self.lanes:
             lane.chosen_ids = _NOTHING
-        stops = np.cumsum([lane.num_rows for lane in self.lanes]).tolist()
+        stops = accumulate(lane.num_rows for lane in self.lanes)
         self.rows_by_lane = [range(stop - lane.num_rows, stop) for lane, stop in zip(self.lanes, stops, strict=True)]
         self.num_new_tokens += 1
         step.is_finite = not self.is_done or bool(self._returnable())
