@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -55,8 +56,8 @@ def expected(module: PreTrainedModel) -> dict[str, list[int]]:
 
 
 @torch.inference_mode()
-def reference(module: PreTrainedModel, command: Generate) -> list[int]:
-    sequence = Sequence(command, max_model_len=MAX_MODEL_LEN, block_size=4)
+def reference(module: PreTrainedModel, command: Generate, sample_index: int = 0) -> list[int]:
+    sequence = Sequence(command, max_model_len=MAX_MODEL_LEN, block_size=4, sample_index=sample_index)
     while True:
         ids = torch.from_numpy(sequence.token_ids[: sequence.num_tokens])[None]
         token = expected_token(module(ids, use_cache=False).logits[0, -1].float(), sequence)
@@ -126,3 +127,40 @@ def test_greedy_tokens_equal_those_of_generate(module, expected):
             pad_token_id=0,
         )
         assert output[0, len(command.prompt_ids) :].tolist() == expected[command.request_id]
+
+
+def sampled_groups() -> list[Generate]:
+    many = [command for command in commands() if command.params.do_sample]
+    return [
+        Generate(
+            command.request_id, command.prompt_ids, msgspec.structs.replace(command.params, num_return_sequences=3)
+        )
+        for command in many
+    ]
+
+
+@pytest.mark.parametrize("limits", [{}, {"num_blocks": 26, "max_batch_tokens": 8}])
+def test_samples_of_one_prefill_are_the_references_one_by_one(module, limits):
+    outcomes = run(engine_of(module, **limits), sampled_groups())
+    for command in sampled_groups():
+        name = command.request_id
+        ours = [outcomes[f"{name}#{i}" if i else name].token_ids for i in range(3)]
+        assert ours == [reference(module, command, i) for i in range(3)]
+
+
+@pytest.mark.parametrize("num_sent", [(2, 5, 3), (0, 4, 4)])
+def test_resumed_samples_go_on_with_the_references_tokens(module, num_sent):
+    wholes = {command.request_id: [reference(module, command, i) for i in range(3)] for command in sampled_groups()}
+    resumed = [
+        Generate(
+            command.request_id,
+            command.prompt_ids,
+            command.params,
+            [Output(whole[:n]) for whole, n in zip(wholes[command.request_id], num_sent, strict=True)],
+        )
+        for command in sampled_groups()
+    ]
+    outcomes = run(engine_of(module), resumed)
+    for name, whole in wholes.items():
+        rest = [outcomes[f"{name}#{i}" if i else name].token_ids for i in range(3)]
+        assert [tokens[:n] + more for tokens, n, more in zip(whole, num_sent, rest, strict=True)] == whole

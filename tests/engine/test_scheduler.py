@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from server.engine.block_manager import BlockManager
 from server.engine.scheduler import Batch, Scheduler
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
+from server.protocol import Generate, Output
 from tests.engine.driving import generate
 
 SIZE = 4
@@ -33,18 +36,22 @@ class Line:
     def rewind(self, key: int, num_tokens: int) -> int:
         return num_tokens
 
-    def add(self, name: str, num_prompt_tokens: int, max_new_tokens: int = 50) -> Sequence:
-        command = generate(name, [1] * num_prompt_tokens, max_new_tokens=max_new_tokens)
+    def add(self, name: str, num_prompt_tokens: int, max_new_tokens: int = 50, **params: Any) -> Sequence:
+        return self.add_group(
+            generate(name, [1] * num_prompt_tokens, max_new_tokens=max_new_tokens, **params)
+        ).sequences[0]
+
+    def add_group(self, command: Generate) -> SequenceGroup:
         group = SequenceGroup(command, max_model_len=200, block_size=SIZE, order=self.num_arrivals)
         self.num_arrivals += 1
         self.scheduler.add(group)
-        return group.sequences[0]
+        return group
 
     def step(self) -> Batch:
         batch = self.scheduler.schedule()
         self.scheduler.computed(batch)
-        for sequence, _, _ in batch.shares:
-            if sequence.num_new_tokens == 0:
+        for sequence, _, group in batch.shares:
+            if sequence.num_new_tokens == 0 and sequence in group.sequences:
                 sequence.append(7)
         self.scheduler.check()
         return batch
@@ -119,3 +126,75 @@ def test_aborting_a_waiting_sequence_leaves_the_others_in_order():
     assert line.shares() == {"b": 2}
     line.scheduler.abort("b")
     assert line.shares() == {"d": 2}
+
+
+def rows(line: Line) -> list[tuple[int, int]]:
+    """Each share's sample and tokens; a shadow's sample is negative."""
+    return [
+        (row.sample_index if row in group.sequences else ~row.sample_index, num_new)
+        for row, num_new, group in line.step().shares
+    ]
+
+
+def resumed(outputs: list[list[int]], num_prompt_tokens: int = 6, **params: Any) -> Generate:
+    command = generate("r", [1] * num_prompt_tokens, num_return_sequences=len(outputs), **params)
+    return Generate("r", command.prompt_ids, command.params, [Output(output) for output in outputs])
+
+
+def test_rows_of_a_resumed_group_follow_when_the_first_has_computed_what_all_begin_with():
+    line = Line(max_batch_tokens=5)
+    group = line.add_group(resumed([[2, 3, 4, 5], [2, 3, 9], [2, 3, 4]]))
+    assert rows(line) == [(0, 5)]
+    assert rows(line) == [(0, 3)]
+    assert [row.num_computed_tokens for row in group.rows] == [8]
+    # The last of the trunk's two blocks is full: nobody's next token lies in it.
+    assert rows(line) == [(1, 1), (2, 1), (0, 2)]
+    assert rows(line) == [(0, 1), (1, 1), (2, 1)]
+    tables = [row.block_table[: row.num_blocks].tolist() for row in group.rows]
+    assert len({tuple(table[:2]) for table in tables}) == 1
+    assert len({table[2] for table in tables}) == 3
+
+
+def test_a_guided_row_and_its_shadow_compute_their_last_tokens_in_one_step():
+    line = Line(max_batch_tokens=6)
+    line.add_group(Generate("r", [1] * 10, generate("r", [1], guidance_scale=2.0).params, negative_prompt_ids=[2] * 4))
+    assert rows(line) == [(0, 6)]
+    assert rows(line) == [(0, 3), (~0, 3)]
+    assert rows(line) == [(0, 1), (~0, 1)]
+    assert rows(line) == [(0, 1), (~0, 1)]
+
+
+def test_rows_that_must_go_together_wait_for_a_step_with_room_for_all():
+    line = Line(max_batch_tokens=3, max_running=4)
+    line.add_group(Generate("r", [1], generate("r", [1], guidance_scale=2.0).params, negative_prompt_ids=[2]))
+    line.add("a", 1)
+    line.add("b", 1)
+    for _ in range(4):
+        assert rows(line) == [(0, 1), (~0, 1), (0, 1)]
+
+
+def test_a_group_reserves_the_rows_it_will_come_to():
+    line = Line(max_running=4)
+    line.add("group", 3, num_return_sequences=3)
+    line.add("other", 2, num_return_sequences=2)
+    assert line.shares() == {"group": 3}
+    assert line.scheduler.num_waiting == 1
+    line.scheduler.abort("group")
+    assert line.shares() == {"other": 2}
+
+
+def test_reproducing_keeps_forks_and_gives_back():
+    line = Line()
+    root = line.add("beams", 6, num_beams=3)
+    line.scheduler.computed(line.scheduler.schedule())
+    group = next(iter(line.scheduler._running.values()))
+    first = line.scheduler.reproduce(group, [0, 0, 0])
+    assert first[0] is root
+    line.scheduler.check()
+    second = line.scheduler.reproduce(group, [2, 2, 1])
+    assert (second[0], second[2]) == (first[2], first[1])
+    assert (root.key, root.num_blocks) == (None, 0)
+    assert line.released == [0]
+    line.scheduler.check()
+    line.scheduler.finish(group)
+    assert line.scheduler.blocks.num_used == 0
