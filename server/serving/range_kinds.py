@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from server.phrases import folded
 from server.protocol import Ready
 
 Limit = int | float | Literal["vocab_size", "max_model_len", "max_running"]
@@ -137,7 +138,7 @@ class Texts(Range):
         if len(value) > self.max_texts:
             yield list(value), f"must hold at most {self.max_texts} strings"
         for text in value:
-            length = len(text.strip() if self.is_stripped else text)
+            length = len(folded(text).strip() if self.is_stripped else text)
             if length < 1 or len(text) > self.max_characters:
                 blanks = " that are not only blanks" if self.is_stripped else ""
                 yield text, f"must hold strings of 1 to {self.max_characters} characters{blanks}"
@@ -252,7 +253,7 @@ class Penalties(Range):
             yield "...", f"must hold at most {self.max_entries} entries"
         for entry in value:
             texts = [text for text in (entry.phrase, entry.topic) if text is not None]
-            is_text = len(texts) == 1 and texts[0].strip() and len(texts[0]) <= self.max_characters
+            is_text = len(texts) == 1 and folded(texts[0]).strip() and len(texts[0]) <= self.max_characters
             if not (is_text and 0 <= entry.strength <= 100):
                 shown = {"phrase": entry.phrase, "topic": entry.topic, "strength": entry.strength}
                 yield {name: part for name, part in shown.items() if part is not None}, self.rule

@@ -22,8 +22,8 @@ from server.engine.batch_inputs import Row
 from server.engine.engine import DecoderEngine
 from server.phrases import PhraseMatcher, folded
 from server.protocol import Failed, Generate, Output, SamplingParams, Tokens
-from server.text.banned_text import BannedText
 from server.text.detokenizer import Detokenizer
+from server.text.safe_text import SafeText
 from server.text.tokenizer import Tokenizer
 from server.vocabulary import TokenBytes
 from tests.engine.fake_runner import FakeRunner
@@ -170,8 +170,7 @@ class Front:
         self.reply: Tokens | Failed | None = None
         """The last one."""
         self.num_rewinds = 0
-        self._detokenizer = Detokenizer(kind.tokenizer, (), script.stop)
-        self.guard = BannedText(PhraseMatcher(script.banned, fold=True))
+        self.text = SafeText(kind.tokenizer, (), script.stop, PhraseMatcher(script.banned, fold=True))
 
     @property
     def output(self) -> Output:
@@ -179,27 +178,25 @@ class Front:
         return Output(self.token_ids, self.has_ended, self.num_rewinds)
 
     @property
-    def stop_string(self) -> str | None:
-        return self._detokenizer.stop_string
+    def is_cut(self) -> bool:
+        return self.text.has_banned or self.text.stop_string is not None
 
     @property
     def has_ended(self) -> bool:
-        return self.reply is not None or self.guard.found or self.stop_string is not None
+        return self.reply is not None or self.is_cut
 
     def take(self, reply: Tokens | Failed) -> None:
         for token_id in reply.token_ids if isinstance(reply, Tokens) else []:
             self.token_ids.append(token_id)
-            self.deltas.append(self.guard.push(self._detokenizer.push(token_id)))
-            if self.has_ended:
+            self.deltas.append(self.text.push(token_id))
+            if self.is_cut:
                 break
         if isinstance(reply, Tokens):
             self.num_rewinds = reply.num_rewinds
         if isinstance(reply, Failed) or reply.finish_reason is not None:
             self.reply = reply
         if self.has_ended:
-            if self.stop_string is None and not self.guard.found:
-                self.deltas.append(self.guard.push(self._detokenizer.finish()))
-            self.deltas.append(self.guard.finish())
+            self.deltas.append(self.text.finish())
 
 
 def run(

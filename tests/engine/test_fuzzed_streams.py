@@ -53,11 +53,11 @@ def check(kind: Kind, one: Script, front: Front) -> str:
     # Deltas are only ever added: a text that is in any prefix of the stream is in the whole as well.
     assert not banned_in(text, one), (text, one)
     assert not [stop for stop in one.stop if stop in text], (text, one)
-    if front.guard.found:
+    if front.text.has_banned:
         assert text_by_definition(kind, front, one).startswith(text), (text, one)
         return "guard"
     assert text == text_by_definition(kind, front, one), (text, one)
-    if front.stop_string is not None:
+    if front.text.stop_string is not None:
         return "stop string"
     assert isinstance(front.reply, Tokens), front.reply
     return str(front.reply.finish_reason)
@@ -94,8 +94,8 @@ def test_a_greedy_stream_is_the_one_that_goes_back_to_where_a_phrase_begins_and_
             continue
         token_ids, reason = greedy_by_definition(kind, scripts, number)
         # Its front may have ended it at a stop string.
-        assert front.token_ids == (token_ids if front.stop_string is None else token_ids[: len(front.token_ids)])
-        assert front.stop_string is not None or check(kind, one, front) == reason
+        assert front.token_ids == (token_ids if front.text.stop_string is None else token_ids[: len(front.token_ids)])
+        assert front.text.stop_string is not None or check(kind, one, front) == reason
         num_rewinds += front.num_rewinds
     assert num_rewinds > 20
 
