@@ -30,23 +30,23 @@ def keep_top_n_sigma(logits_SV: Tensor, rows: list[int], num_sigmas: list[float]
 
     Before the temperature, which changes nothing of it.
     """
-    logits_RV = logits_SV[rows]
-    below_RV = logits_RV - logits_RV.amax(-1, keepdim=True)
-    sigma_R1 = _deviation(below_RV)
+    is_all = len(rows) == len(logits_SV)
+    logits_RV = logits_SV if is_all else logits_SV[rows]
+    top_R1 = logits_RV.amax(-1, keepdim=True)
+    below_RV = logits_RV - top_R1
     num_sigmas_R1 = on_device(np.array(num_sigmas)[:, None], logits_SV.device)
-    logits_SV[rows] = logits_RV.masked_fill_(below_RV < -(num_sigmas_R1 * sigma_R1).float(), -torch.inf)
+    removed_RV = logits_RV - top_R1 < -(num_sigmas_R1 * _deviation(below_RV)).float()
+    logits_RV.masked_fill_(removed_RV, -torch.inf)
+    if not is_all:
+        logits_SV[rows] = logits_RV
 
 
 def _deviation(values_RV: Tensor) -> Tensor:
-    """The standard deviation of each row's finite values, float64, ``[R, 1]``."""
-    width = values_RV.shape[1]
-    is_forbidden_RV = values_RV == -torch.inf if (values_RV.amin(-1) == -torch.inf).any() else None
-    if is_forbidden_RV is None:
-        mean_R1 = reductions.total(values_RV)[:, None] / width
-        return (reductions.total((values_RV - mean_R1.float()).square_())[:, None] / width).sqrt()
-    count_R1 = width - reductions.total(is_forbidden_RV.float())[:, None]
-    mean_R1 = reductions.total(values_RV.masked_fill(is_forbidden_RV, 0.0))[:, None] / count_R1
-    spread_RV = (values_RV - mean_R1.float()).masked_fill_(is_forbidden_RV, 0.0)
+    """The standard deviation of each row's finite values, float64, ``[R, 1]``. The values are written over."""
+    is_forbidden_RV = values_RV == -torch.inf
+    count_R1 = values_RV.shape[1] - is_forbidden_RV.sum(-1, keepdim=True)
+    mean_R1 = (reductions.total(values_RV.masked_fill_(is_forbidden_RV, 0.0))[:, None] / count_R1).float()
+    spread_RV = values_RV.sub_(mean_R1).masked_fill_(is_forbidden_RV, 0.0)
     return (reductions.total(spread_RV.square_())[:, None] / count_R1).sqrt()
 
 
