@@ -59,7 +59,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "sequence_bias": {"sequence_bias": [[[9, 11], -5]]},
     "bad_words_ids": {"bad_words_ids": [[9, 11]]},
     "bad_words": {"bad_words": ["mill"]},
-    "allowed_token_ids": {"allowed_token_ids": [9, 11, 12]},
+    "allowed_token_ids": {"allowed_token_ids": [67, 69, 73]},
     "suppress_tokens": {"suppress_tokens": [9, 11]},
     "begin_suppress_tokens": {"begin_suppress_tokens": [9]},
     "renormalize_logits": {"renormalize_logits": True, "num_beams": 4},
@@ -81,5 +81,5 @@ BODIES: dict[str, dict[str, Any]] = {
     "penalize_template": {"template": "summary", "variables": {"text": "The mill runs."}},
 }
 """What stands beside the parameters where it is not ``inputs``."""
-NEEDS_MORE = {"rank_by": "a served classifier", "penalize_template": "a template", "grammar": "the sandbox"}
+NEEDS_MORE = {"rank_by": "a served classifier"}
 """Examples that one model alone cannot answer."""

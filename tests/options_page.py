@@ -112,6 +112,7 @@ def page() -> str:
         if name in GROUPS:
             parts.append(f"\n## {GROUPS[name]}\n\n| Option | Meaning | Value | Example |\n| --- | --- | --- | --- |\n")
         example = f"`{json.dumps(EXAMPLES[name], ensure_ascii=False)}`" if name in EXAMPLES else ""
+        example += f" beside `{json.dumps(BODIES[name])}`" if name in BODIES else ""
         parts.append(f"| `{name}` | {helps[name]} | {range_of(name)} | {example} |\n")
     parts += [TABLE_HEAD, f"| Option | {' | '.join(COLUMNS)} |\n|{' --- |' * (len(COLUMNS) + 1)}\n"]
     for name in EXAMPLES:
