@@ -15,7 +15,8 @@ class PhraseWatch:
 
     Knows at which output token each character of a partial match began, also where a character's bytes are spread
     over several tokens. A phrase counts as complete with its last character; a sequence that goes back gets a new
-    watch, which its remaining tokens are pushed to.
+    watch, which its remaining tokens are pushed to. These may then end with the beginning of another phrase, which
+    the tokens that are gone had made harmless: what is held now may be more than was held before.
     """
 
     __slots__ = ("_num_tokens", "_pending", "_pending_start", "_scan", "_vocabulary")

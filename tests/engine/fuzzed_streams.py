@@ -253,16 +253,20 @@ def greedy_by_definition(kind: Kind, scripts: Sequence[Script], number: int) -> 
     runner, params = ScriptRunner(kind, scripts, num_blocks=1), scripts[number].params
     token_ids: list[int] = []
     banned_at: dict[int, set[int]] = {}
-    num_rewinds = 0
+    num_rewinds = num_sent = 0
     while True:
         logits_V = runner.scores([np.array(runner.prompt_of(number) + token_ids)])[0]
         logits_V[list(banned_at.get(len(token_ids), ()))] = -np.inf
         token_ids.append(int(logits_V.argmax()))
-        place = phrase_start([kind.vocabulary.token_bytes(id_) for id_ in token_ids], params.banned_phrases)
+        text = OwnedText([kind.vocabulary.token_bytes(id_) for id_ in token_ids])
+        place = text.start_of(params.banned_phrases)
         if place is None:
+            num_sent = max(num_sent, text.start_of_beginning(params.banned_phrases))
             if token_ids[-1] == kind.eos_id or len(token_ids) == params.max_new_tokens:
                 return token_ids, "stop" if token_ids[-1] == kind.eos_id else "length"
             continue
+        # What was sent while it was harmless is not taken back: then the token after it goes.
+        place = max(place, num_sent)
         banned_at = {at: ids for at, ids in banned_at.items() if at <= place}
         banned_at.setdefault(place, set()).add(token_ids[place])
         del token_ids[place:]
@@ -271,22 +275,34 @@ def greedy_by_definition(kind: Kind, scripts: Sequence[Script], number: int) -> 
             return token_ids, "banned_phrase"
 
 
-def phrase_start(tokens: Sequence[bytes], phrases: Sequence[str]) -> int | None:
-    """The first token that has a part of any phrase in the text of the tokens."""
-    owners: list[int] = []
-    """For each character of the folded text, the token with its first byte."""
-    text, pending, began = "", b"", 0
-    for token, data in enumerate(tokens):
-        for i in range(len(data)):
-            began = began if pending else token
-            decoded, num_bytes = codecs.utf_8_decode(pending + data[i : i + 1], "replace", False)
-            pending = (pending + data[i : i + 1])[num_bytes:]
-            for character in decoded:
-                owners += [began] * len(folded(character))
-                text += folded(character)
-                began = token
-    starts = [text.find(folded(phrase)) for phrase in phrases]
-    return min((owners[start] for start in starts if start >= 0), default=None)
+class OwnedText:
+    """The folded text of tokens, and which token each of its characters began with."""
+
+    def __init__(self, tokens: Sequence[bytes]) -> None:
+        self.text, self.owners = "", []
+        pending, began = b"", 0
+        for token, data in enumerate(tokens):
+            for i in range(len(data)):
+                began = began if pending else token
+                decoded, num_bytes = codecs.utf_8_decode(pending + data[i : i + 1], "replace", False)
+                pending = (pending + data[i : i + 1])[num_bytes:]
+                for character in decoded:
+                    self.owners += [began] * len(folded(character))
+                    self.text += folded(character)
+                    began = token
+        self.stop = began if pending else len(tokens)
+        """The token of an unfinished character, or the number of tokens."""
+
+    def start_of(self, phrases: Sequence[str]) -> int | None:
+        """The first token that has a part of any phrase."""
+        starts = [self.text.find(folded(phrase)) for phrase in phrases]
+        return min((self.owners[start] for start in starts if start >= 0), default=None)
+
+    def start_of_beginning(self, phrases: Sequence[str]) -> int:
+        """The first token of what may still become a phrase, or of an unfinished character."""
+        beginnings = {folded(phrase)[:length] for phrase in phrases for length in range(1, len(folded(phrase)))}
+        lengths = [len(beginning) for beginning in beginnings if self.text.endswith(beginning)]
+        return min([self.stop, *(self.owners[-length] for length in lengths)])
 
 
 def text_by_definition(kind: Kind, front: Front, script: Script) -> str:
