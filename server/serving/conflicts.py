@@ -244,3 +244,6 @@ RULES: tuple[Rule, ...] = (
     _details("return_parameters"),
     excludes("decoder_input_details", "stream", "the prompt's tokens are told in a JSON answer only"),
 )
+
+BODY_RULES = tuple(rule for rule in RULES if rule.first in BODY_FIELDS and rule.second in BODY_FIELDS)
+OPTION_RULES = tuple(rule for rule in RULES if rule.first not in BODY_FIELDS and rule.second not in BODY_FIELDS)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from server.errors import ConflictingParameters, InvalidParameter, WithoutEffect, echo
 from server.protocol import Ready
 from server.serving import ranges
-from server.serving.conflicts import BODY_FIELDS, RULES, SYNONYMS, Rule
+from server.serving.conflicts import BODY_RULES, OPTION_RULES, RULES, SYNONYMS, Rule
 from server.serving.options import GenerateOptions, from_mapping
 from server.serving.wishes import DRAW, GREEDY_BELOW, Wishes
 
@@ -42,8 +42,7 @@ class Layered:
 
 
 def given(options: GenerateOptions) -> dict[str, Any]:
-    values = {name: getattr(options, name) for name in OPTION_NAMES}
-    return {name: value for name, value in values.items() if value is not None}
+    return {name: value for name in OPTION_NAMES if (value := getattr(options, name)) is not None}
 
 
 def model_defaults(ready: Ready) -> tuple[dict[str, Any], list[InvalidParameter]]:
@@ -80,8 +79,8 @@ def put_together(
 
 def check_body(body: Mapping[str, Any]) -> None:
     """Raise for what does not go together whatever the parameters are."""
-    for rule in RULES:
-        if {rule.first, rule.second} <= {*BODY_FIELDS} and rule.is_broken(Wishes(body)):
+    for rule in BODY_RULES:
+        if rule.is_broken(Wishes(body)):
             raise _refusal(rule, Layered({}, {}))
 
 
@@ -113,7 +112,7 @@ def _decide_sampling(layered: Layered, layers: list[dict[str, Any]]) -> None:
 
 def _settle(layered: Layered, body: Mapping[str, Any] | None) -> None:
     """Every round drops one value or ends."""
-    rules = RULES if body is not None else [rule for rule in RULES if not {rule.first, rule.second} & {*BODY_FIELDS}]
+    rules = OPTION_RULES if body is None else RULES
     while True:
         wishes = Wishes({**(body or {}), **layered.values})
         broken = next((rule for rule in rules if rule.is_broken(wishes)), None)

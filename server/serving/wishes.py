@@ -78,7 +78,8 @@ class Wishes:
 
     def has(self, name: str) -> bool:
         """Whether the field has a value that wishes something."""
-        return is_wish(name, self.values.get(name))
+        value = self.values.get(name)
+        return value is not None and is_wish(name, value)
 
     @property
     def is_sampling(self) -> bool:
