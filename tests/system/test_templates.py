@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -56,8 +57,13 @@ def server(tiny_llama: Path, templates: Path) -> Iterator[ServerProcess]:
 
 
 def sandboxes(server: ServerProcess) -> list[psutil.Process]:
-    children = psutil.Process(server.process.pid).children(recursive=True)
-    return [child for child in children if "server.sandbox" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(server.process.pid).children(recursive=True):
+        # One that was killed a moment ago has no command any more.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "server.sandbox" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def generate(server: ServerProcess, **body: Any) -> httpx2.Response:
