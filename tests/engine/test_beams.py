@@ -90,6 +90,20 @@ def test_searches_that_end_by_end_tokens_end_in_the_same_step(llama):
     assert num_stopped_early > 10
 
 
+def test_never_goes_on_while_a_longer_hypothesis_could_be_better_as_in_transformers(llama):
+    end_ids = list(range(2, 62))
+    for seed in (9, 11, 13):
+        prompt_ids = [5 + seed, 90, 41 + seed]
+        options: dict[str, Any] = {"num_beams": 2, "length_penalty": 2.0, "max_new_tokens": 24}
+        early, late = (
+            search(llama, prompt_ids, end_token_ids=tuple(end_ids), early_stopping=early_stopping, **options)
+            for early_stopping in (False, "never")
+        )
+        assert early.num_steps < late.num_steps
+        assert early.scores[0] < late.scores[0]
+        assert_same(late, transformers_search(llama, prompt_ids, eos=end_ids, early_stopping="never", **options))
+
+
 RULES: list[dict[str, Any]] = [
     {"repetition_penalty": 1.7},
     {"repetition_penalty": 0.8, "no_repeat_ngram_size": 2},

@@ -140,6 +140,12 @@ def test_guided_beams_rank_guided_scores_and_tell_the_models_own_log_probabiliti
         outcome = outcomes[f"r#{index}" if index else "r"]
         assert outcome.token_ids == hypothesis.token_ids.tolist()
         assert outcome.score == pytest.approx(hypothesis.score, abs=1e-3)
+        forward = guided(module, prompt_ids, negative_ids, scale)
+        ranked = [
+            float(forward([prompt_ids + outcome.token_ids[:i]])[0, token_id])
+            for i, token_id in enumerate(outcome.token_ids)
+        ]
+        assert outcome.score == pytest.approx(sum(ranked) / len(ranked), abs=1e-3), "guided scores as they are"
         for i, token_id in enumerate(outcome.token_ids):
             own = dense(module)([prompt_ids + outcome.token_ids[:i]]).log_softmax(-1)[0]
             assert outcome.logprobs[i] == pytest.approx(own[token_id].item(), abs=1e-4)
