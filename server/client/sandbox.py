@@ -24,6 +24,8 @@ QUEUE_LIMIT_S = 15.0
 """A call that finds no free process for so long is refused."""
 STARVED_FACTOR = 5
 """A call's time is processor time as long as the clock on the wall shows at most so many times as much."""
+MAX_STARTS = 3
+"""Deaths of processes that have not been asked anything yet, before a request is given up."""
 LEAST_WAIT_S = 0.05
 REAP_LIMIT_S = 5.0
 POLL_S = 0.005
@@ -108,14 +110,19 @@ class Sandbox:
             self._end(process)
         if self._is_closed:
             raise ServerShutdown("The server is about to stop.")
-        process = await _Process.start(self._command)
-        self._all.add(process)
-        try:
-            await process.started()
-        except BaseException:
-            self._end(process)
-            raise
-        return process
+        for _ in range(MAX_STARTS):
+            process = await _Process.start(self._command)
+            self._all.add(process)
+            try:
+                await process.started()
+            except _Died:
+                self._end(process)
+            except BaseException:
+                self._end(process)
+                raise
+            else:
+                return process
+        raise SluiceError("The server could not start a process for this request.")
 
     def _end(self, process: _Process) -> None:
         process.kill()
@@ -174,13 +181,11 @@ class _Process(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing()
 
     async def started(self) -> None:
-        """Return when it takes calls."""
+        """Return when it takes calls; raises _Died if it never will."""
         try:
             await asyncio.wait_for(self._reply, START_LIMIT_S)
         except TimeoutError:
             raise QueueFull("The server is too busy to start a process for this request.", retry_after_s=5.0) from None
-        except _Died:
-            raise SluiceError("The server could not start a process for this request.") from None
 
     async def call(self, call: Call) -> Reply:
         """The answer; raises SandboxTimeout when its time is over, and _Died when the process is gone."""
