@@ -26,10 +26,12 @@ def block_hash(previous: bytes, token_ids: IntArray) -> bytes:
 class BlockManager:
     """The only one who changes reference counts, block tables and hashes."""
 
-    def __init__(self, num_blocks: int, block_size: int, *, prefix_cache: bool) -> None:
+    def __init__(self, num_blocks: int, block_size: int, *, prefix_cache: bool, reuse_multiple: int = 1) -> None:
+        """``reuse_multiple``: only so many blocks of a prompt together are kept for reuse; 1 keeps any, outputs too."""
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefix_cache = prefix_cache
+        self._reuse_multiple = reuse_multiple
         self._ref_counts = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._by_hash: dict[bytes, int] = {}
@@ -122,7 +124,7 @@ class BlockManager:
 
     def publish(self, sequence: Sequence) -> None:
         """Let full blocks whose tokens are computed by now serve other sequences."""
-        num_full = sequence.num_computed_tokens // self.block_size
+        num_full = self._num_reusable(sequence)
         if not self.prefix_cache or num_full <= sequence.num_published_blocks:
             return
         self._hash_up_to(sequence, num_full)
@@ -193,7 +195,15 @@ class BlockManager:
             if block is None:
                 break
             hits.append(block)
-        return hits
+        return hits[: len(hits) // self._reuse_multiple * self._reuse_multiple]
+
+    def _num_reusable(self, sequence: Sequence) -> int:
+        """Leading blocks that are computed and may serve others."""
+        multiple = self._reuse_multiple
+        if multiple == 1:
+            return sequence.num_computed_tokens // self.block_size
+        num_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
+        return num_tokens // (self.block_size * multiple) * multiple
 
     def _hash_up_to(self, sequence: Sequence, num_blocks: int) -> None:
         hashes, size = sequence.block_hashes, self.block_size

@@ -15,6 +15,7 @@ from server.engine.batch_inputs import Row
 from server.engine.beams import BeamStep
 from server.engine.block_manager import BlockManager
 from server.engine.choosing import Choices, Chooser, num_logits
+from server.engine.chunking import FixedChunks, FreeChunks
 from server.engine.grammar import Grammar, GrammarCompiler
 from server.engine.grammar_queue import GrammarQueue
 from server.engine.model_runner import ModelRunner
@@ -25,6 +26,9 @@ from server.engine.sequence_group import SequenceGroup
 from server.errors import InsufficientMemory, SluiceError
 from server.protocol import Encode, Failed, FinishReason, Generate, Reply, Stats, Tokens
 from server.vocabulary import Vocabulary
+
+FIXED_CHUNK_TOKENS = 128
+"""Prompts are cut about here where cuts may not depend on the batch."""
 
 
 def default_max_batch_tokens(device: torch.device, max_running: int) -> int:
@@ -44,14 +48,26 @@ class DecoderEngine:
         max_running: int,
         prefix_cache: bool,
         vocabulary: Vocabulary | None = None,
+        deterministic: bool = False,
     ) -> None:
+        """``deterministic`` is for a runner whose rows do not feel one another: no row's parts do, either."""
         self._runner = runner
         self._max_model_len = max_model_len
         self._vocabulary = vocabulary
+        blocks_per_chunk = -(-FIXED_CHUNK_TOKENS // runner.block_size)
         self.blocks = BlockManager(
-            runner.num_blocks, runner.block_size, prefix_cache=prefix_cache and runner.can_reuse_blocks
+            runner.num_blocks,
+            runner.block_size,
+            prefix_cache=prefix_cache and runner.can_reuse_blocks,
+            reuse_multiple=blocks_per_chunk if deterministic else 1,
         )
-        self.scheduler = Scheduler(self.blocks, runner, max_batch_tokens=max_batch_tokens, max_running=max_running)
+        self.scheduler = Scheduler(
+            self.blocks,
+            runner,
+            max_batch_tokens=max_batch_tokens,
+            max_running=max_running,
+            chunking=FixedChunks(blocks_per_chunk * runner.block_size) if deterministic else FreeChunks(),
+        )
         self._chooser = Chooser(self.scheduler)
         self._uncompiled = (
             None if vocabulary is None else GrammarQueue(GrammarCompiler(vocabulary, vocab_size=runner.vocab_size))

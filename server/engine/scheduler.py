@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from server.engine.block_manager import BlockManager
+from server.engine.chunking import Chunking, FreeChunks
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
 
@@ -56,12 +57,21 @@ class Batch:
 class Scheduler:
     """The only one who moves groups between waiting, running and finished, and who makes their rows."""
 
-    def __init__(self, blocks: BlockManager, states: RowStates, *, max_batch_tokens: int, max_running: int) -> None:
+    def __init__(
+        self,
+        blocks: BlockManager,
+        states: RowStates,
+        *,
+        max_batch_tokens: int,
+        max_running: int,
+        chunking: Chunking | None = None,
+    ) -> None:
         self.blocks = blocks
         self.max_batch_tokens = max_batch_tokens
         self.max_running = max_running
         """Most rows."""
         self._states = states
+        self._chunking = chunking or FreeChunks()
         self._waiting: OrderedDict[str, SequenceGroup] = OrderedDict()
         self._running: OrderedDict[str, SequenceGroup] = OrderedDict()
         self._next_key = 0
@@ -138,14 +148,14 @@ class Scheduler:
         """The sequence went back to fewer tokens, the last of which is computed again: it chooses the next."""
         for row in sequence.rows:
             assert row.key is not None
-            self.blocks.rewind(row, self._states.rewind(row.key, row.num_tokens - 1))
+            self.blocks.rewind(row, self._states.rewind(row.key, self._chunking.restart(row)))
 
     def schedule(self) -> Batch:
         """Choose the next step's work and give it blocks."""
         batch = Batch()
         budget, rest = self._schedule_growth(batch)
         for group in rest:
-            if budget == 0:
+            if budget <= 0:
                 break
             # One that was preempted meanwhile has no rows.
             budget -= self._share(batch, group, budget, least=2)
@@ -213,14 +223,13 @@ class Scheduler:
         due = [(row, group.num_due_tokens(row)) for row in group.rows]
         due = [(row, num_tokens) for row, num_tokens in due if num_tokens >= least]
         if group.is_joint and group.trunk is None and due:
-            due = [(row, row.num_new_tokens) for row in group.rows]
-            if sum(num_tokens for _, num_tokens in due) > budget:
-                due = [(row, num_tokens - 1) for row, num_tokens in due if num_tokens > 1]
+            due = self._chunking.joint([(row, row.num_new_tokens) for row in group.rows], budget)
         left = budget
         for row, num_tokens in due:
             if left > 0:
-                batch.shares.append(Share(row, min(num_tokens, left), group))
-                left -= min(num_tokens, left)
+                num_new_tokens = self._chunking.size(row, num_tokens, left)
+                batch.shares.append(Share(row, num_new_tokens, group))
+                left -= num_new_tokens
         return budget - left
 
     def _admit(self, batch: Batch, budget: int) -> None:

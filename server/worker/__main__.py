@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.config import ModelConfig
 from server.protocol import Ready
+from server.vocabulary import TokenBytes
 from server.worker import loop, process
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         max_batch_tokens=max_batch_tokens,
         max_running=model.max_running,
         prefix_cache=model.prefix_cache,
+        vocabulary=TokenBytes(loaded.tokenizer, runner.vocab_size),
+        deterministic=model.deterministic,
     )
     ready = _ready(
         loaded,
