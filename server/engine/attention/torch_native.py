@@ -25,27 +25,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from server.engine.attention.backend import AttentionBackend
+from server.engine.attention.spans import Span, grouped, spans_of
 from server.engine.batch_inputs import BatchInputs, on_device
 from server.engine.kv_cache import KvCache, LayerSpec
 
 MAX_GATHER_BYTES = 64 * 1024 * 1024
 """A group's keys and values of one layer lie in one scratch buffer of about this size."""
-
-MIN_SAVED_BLOCKS = 16
-"""Starting another group costs as much as gathering and attending about this many blocks of padding."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Span:
-    """One row of the step and the part of its block table that a layer looks at."""
-
-    start: int
-    """Index of its first new token in T."""
-    num_new: int
-    num_computed: int
-    first_block: int
-    """Blocks before this one lie outside the window of every new token."""
-    blocks: np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +39,7 @@ class _Group:
 
     tokens: Tensor | None
     """Indices into T; None where the group is the whole step, in order."""
-    span: _Span | None
+    span: Span | None
     """Set for a single sequence with several new tokens."""
     gather_rows: Tensor | None
     """None where nothing is cached yet: the new keys and values are the whole context."""
@@ -196,15 +181,15 @@ class TorchNativeAttention(AttentionBackend):
 
     def _plan(self, spec: LayerSpec) -> _Plan:
         assert self._inputs is not None
-        spans = _spans(self._inputs, spec.window, self._block_size)
+        spans = spans_of(self._inputs, spec.window, self._block_size)
         most_blocks = max(1, MAX_GATHER_BYTES // spec.block_bytes(self._block_size, self._dtype))
         single = [span for span in spans if span.num_new == 1]
-        decode_groups = [[span] for span in single] if self._deterministic else _group(single, most_blocks)
+        decode_groups = [[span] for span in single] if self._deterministic else grouped(single, most_blocks)
         groups = [self._decode_group(spec, chosen, len(spans)) for chosen in decode_groups]
         groups += [self._prefill_group(spec, span) for span in spans if span.num_new > 1]
         return _Plan(write_rows=self._cache.write_rows(self._inputs.slots_T, spec.num_kv_heads), groups=groups)
 
-    def _decode_group(self, spec: LayerSpec, spans: list[_Span], num_rows: int) -> _Group:
+    def _decode_group(self, spec: LayerSpec, spans: list[Span], num_rows: int) -> _Group:
         num_blocks = max(len(span.blocks) for span in spans)
         tables = np.empty((len(spans), num_blocks), dtype=np.int64)
         for row, span in zip(tables, spans, strict=True):
@@ -229,7 +214,7 @@ class TorchNativeAttention(AttentionBackend):
             bias_BQC=bias[:, None],
         )
 
-    def _prefill_group(self, spec: LayerSpec, span: _Span) -> _Group:
+    def _prefill_group(self, spec: LayerSpec, span: Span) -> _Group:
         if span.num_computed == 0:
             windowed = spec.window is not None and span.num_new > spec.window
             bias = (
@@ -250,34 +235,6 @@ class TorchNativeAttention(AttentionBackend):
             num_places=num_places,
             bias_BQC=_causal_bias(span.num_new, num_places, offset, spec.window, self._dtype, self._device),
         )
-
-
-def _spans(inputs: BatchInputs, window: int | None, block_size: int) -> list[_Span]:
-    spans: list[_Span] = []
-    start = 0
-    for row in inputs.rows:
-        num_new = len(row.token_ids)
-        first = 0 if window is None else max(0, row.num_computed - window + 1) // block_size
-        stop = (row.num_computed + num_new - 1) // block_size + 1
-        blocks = np.asarray(row.block_table[first:stop], dtype=np.int64)
-        spans.append(
-            _Span(start=start, num_new=num_new, num_computed=row.num_computed, first_block=first, blocks=blocks)
-        )
-        start += num_new
-    return spans
-
-
-def _group(spans: list[_Span], most_blocks: int) -> list[list[_Span]]:
-    """Split by length where that saves more padding than another group costs; keep the order where it does not."""
-    by_length = sorted(spans, key=lambda span: len(span.blocks), reverse=True)
-    groups: list[list[_Span]] = []
-    for i, span in enumerate(by_length):
-        longest = len(groups[-1][0].blocks) if groups else 0
-        saved = (longest - len(span.blocks)) * (len(by_length) - i)
-        if not groups or saved >= MIN_SAVED_BLOCKS or longest * (len(groups[-1]) + 1) > most_blocks:
-            groups.append([])
-        groups[-1].append(span)
-    return [sorted(group, key=lambda span: span.start) for group in groups]
 
 
 def _causal_bias(
