@@ -41,9 +41,14 @@ class Admission:
         self._check(num_tokens=1, num_requests=1)
 
     @contextmanager
-    def admit(self, num_tokens: int, num_requests: int = 1) -> Iterator[None]:
-        """Hold a place for the request until the block is left."""
-        self._check(num_tokens, num_requests)
+    def admit(self, num_tokens: int, num_requests: int = 1, *, is_part: bool = False) -> Iterator[None]:
+        """Hold a place for the request until the block is left.
+
+        ``is_part`` of a request that another model admitted: it is counted and never refused, for what has been done
+        for the request would be lost.
+        """
+        if not is_part:
+            self._check(num_tokens, num_requests)
         self._tick()
         self._change(num_requests, num_tokens)
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -67,6 +69,21 @@ class ServedClassifier(ServedEncoder):
         commands = await self._tokenize(lambda pair: self._command(pair, options.truncate, record.request_id), inputs)
         scores = await self._encode(commands, record)
         return [self._ranked(_apply(function, rows(score)), options) for score in scores]
+
+    async def label_scores(self, texts: Sequence[str], label: str, record: RequestRecord) -> list[float]:
+        """One label's score for each text, cut where the model takes no more; the least for a text of no tokens.
+
+        The texts are part of a request that another model has admitted, and are not refused.
+        """
+        pairs = [TextPair(text) for text in texts if text]
+        commands = await asyncio.to_thread(lambda: [self._command(pair, True, record.request_id) for pair in pairs])
+        filled = [command for command in commands if command.token_ids]
+        replies = iter(await self._encode(filled, record, is_part=True) if filled else ())
+        place = self.ready.labels.index(label)
+        scores = iter(
+            [_apply(self._default_function, rows(next(replies)))[place] if c.token_ids else -math.inf for c in commands]
+        )
+        return [float(next(scores)) if text else -math.inf for text in texts]
 
     @property
     def _default_function(self) -> Function:

@@ -53,13 +53,15 @@ class ServedEncoder(ABC):
         self._admission.check()
         return await asyncio.to_thread(lambda: [tokenize(input_) for input_ in inputs])
 
-    async def _encode(self, commands: Sequence[Encode], record: RequestRecord) -> list[Scores]:
+    async def _encode(
+        self, commands: Sequence[Encode], record: RequestRecord, *, is_part: bool = False
+    ) -> list[Scores]:
         """Scores in the order of the commands. One HTTP request holds one place in the queue, and all its tokens."""
         if not all(command.token_ids for command in commands):
             raise InvalidParameter("inputs", "", "must have at least one token")
         num_tokens = sum(len(command.token_ids) for command in commands)
         record.prompt_tokens += num_tokens
-        with self._admission.admit(num_tokens):
+        with self._admission.admit(num_tokens, is_part=is_part):
             tasks = [asyncio.ensure_future(self._worker.encode(command, record.note_start)) for command in commands]
             try:
                 return await asyncio.gather(*tasks)

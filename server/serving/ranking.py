@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from server.errors import InvalidParameter
-from server.serving.classifier import ClassifyOptions, ServedClassifier, TextPair
+from server.serving.classifier import ServedClassifier
 from server.serving.generation import Generation, OutputText
 from server.serving.options import RankBy
 from server.serving.record import RequestRecord
@@ -37,16 +37,8 @@ class LabelScorer:
 
     async def score(self, texts: Sequence[str], record: RequestRecord) -> list[float]:
         """The label's score for each text, cut where the classifier takes no more; the least for an empty one."""
-        filled = [text for text in texts if text]
-        scores: list[float] = []
-        if filled:
-            # Of its own: what the classifier reads is no part of the prompt.
-            noted = copy.copy(record)
-            pairs = [TextPair(text) for text in filled]
-            results = await self.classifier.classify(pairs, ClassifyOptions(truncate=True), noted)
-            scores = [next(pair.score for pair in result if pair.label == self.label) for result in results]
-        rest = iter(scores)
-        return [next(rest) if text else -math.inf for text in texts]
+        # A record of its own: what the classifier reads is no part of the prompt.
+        return await self.classifier.label_scores(texts, self.label, copy.copy(record))
 
 
 async def rank(generation: Generation, scorer: LabelScorer | None, record: RequestRecord) -> None:

@@ -177,6 +177,18 @@ def test_the_best_of_several_is_the_one_that_a_served_classifier_likes_best(labe
     assert [sequence["score"] for sequence in ranked] == pytest.approx(sorted(scores, reverse=True), abs=1e-6)
 
 
+def test_samples_are_ranked_though_the_classifiers_queue_is_full_or_draining() -> None:
+    """What has been computed is not lost to a limit on new work."""
+    client = ranked_client(says_each("The mill", "The river"))
+    classifier = client.app.state.registry.services.classifiers["mood"]  # type: ignore[attr-defined]
+    rank_by = {"model": "mood", "label": "neutral"}
+    with classifier._admission.admit(classifier._admission.max_tokens):
+        classifier._admission.draining = True
+        answer = post(client, best_of=2, do_sample=True, rank_by=rank_by)
+        assert classifier._admission.num_requests == 1
+    assert answer["generated_text"] in ("The mill", "The river")
+
+
 def test_an_empty_sample_is_never_the_best_and_costs_no_error() -> None:
     client = ranked_client(says_each("", "mill", ""))
     answer = post(client, best_of=3, do_sample=True, rank_by={"model": "mood", "label": "neutral"})
