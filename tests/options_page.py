@@ -46,6 +46,22 @@ tells what had an effect in the end and where each value came from. A value of `
 range is left out, with a line in the log.
 """
 
+BODY_TABLE = """
+## Beside the parameters
+
+| Field | Meaning |
+| --- | --- |
+| `inputs` | A text to go on from, or a list of texts that are answered as a list. |
+| `template`, `variables`, `examples` | A prompt template of the server's and what fills it, in place of `inputs`. |
+| `messages` | A conversation for the model's own chat template, in place of `inputs`. |
+| `chat_template_kwargs` | For `messages`: numbers, texts and truth values under names that the chat template uses. |
+| `cache_salt` | A text of at most 64 characters: requests with different ones share nothing in the prefix cache. |
+| `stream` | Answer with one server-sent event for each token. |
+| `model` | The served model; the first that generates where it is left out. |
+
+A `chat_template` of the request's own is refused.
+"""
+
 TABLE_HEAD = """
 ## What goes with what
 
@@ -114,7 +130,7 @@ def page() -> str:
         example = f"`{json.dumps(EXAMPLES[name], ensure_ascii=False)}`" if name in EXAMPLES else ""
         example += f" beside `{json.dumps(BODIES[name])}`" if name in BODIES else ""
         parts.append(f"| `{name}` | {helps[name]} | {range_of(name)} | {example} |\n")
-    parts += [TABLE_HEAD, f"| Option | {' | '.join(COLUMNS)} |\n|{' --- |' * (len(COLUMNS) + 1)}\n"]
+    parts += [BODY_TABLE, TABLE_HEAD, f"| Option | {' | '.join(COLUMNS)} |\n|{' --- |' * (len(COLUMNS) + 1)}\n"]
     for name in EXAMPLES:
         parts.append(f"| `{name}` | {' | '.join(cell(name, column) for column in COLUMNS)} |\n")
     parts.append("\n## Every rule between two fields\n\n| Field | and field | Why not |\n| --- | --- | --- |\n")

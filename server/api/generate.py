@@ -13,7 +13,7 @@ from server.api.disconnect import until_disconnect
 from server.api.parameter_paths import parameter_paths
 from server.api.schemas import GenerateParameters, GenerateRequest
 from server.api.sse import data_event, event_stream
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, UnsupportedParameter
 from server.serving.generation import Generation, OutputToken
 from server.serving.generator import ServedGenerator
 from server.serving.options import GenerateOptions, from_mapping
@@ -58,12 +58,16 @@ def _reply(
 def _source(body: GenerateRequest) -> PromptSource:
     if body.inputs is None and body.template is None and body.messages is None:
         raise InvalidRequest("inputs is missing: give inputs, a template or messages.", param="inputs")
+    if body.chat_template is not None:
+        raise UnsupportedParameter("chat_template", "messages are rendered by the template in the model's own folder")
     return PromptSource(
         texts=[body.inputs] if isinstance(body.inputs, str) else body.inputs,
         template=body.template,
         variables=body.variables or {},
         examples=body.examples or [],
         messages=None if body.messages is None else [message.model_dump() for message in body.messages],
+        chat_template_kwargs=body.chat_template_kwargs or {},
+        cache_salt=body.cache_salt or "",
         body=body.fields(),
     )
 

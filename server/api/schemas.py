@@ -173,7 +173,11 @@ class GenerateRequest(StrictModel):
     variables: dict[str, Any] | None = None
     examples: Annotated[list[dict[str, Any]], STOP_AT_FIRST_ERROR] | None = None
     messages: Annotated[list[Message], STOP_AT_FIRST_ERROR] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template: Any = None
+    """Refused by name."""
     parameters: GenerateParameters | None = None
+    cache_salt: str | None = None
     stream: bool | None = None
     model: str | None = None
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from server.serving.wishes import DRAW, GREEDY_BELOW, Wishes
 
-BODY_FIELDS = ("inputs", "template", "variables", "examples", "messages", "stream")
+BODY_FIELDS = ("inputs", "template", "variables", "examples", "messages", "chat_template_kwargs", "stream")
 """Fields beside the parameters that rules look at."""
 
 UNSUPPORTED = {
@@ -107,6 +107,7 @@ RULES: tuple[Rule, ...] = (
     excludes("template", "messages", "a request has one prompt"),
     needs("variables", "template"),
     needs("examples", "template"),
+    needs("chat_template_kwargs", "messages"),
     Rule(
         "stream",
         "inputs",

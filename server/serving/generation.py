@@ -33,6 +33,8 @@ class Prompt:
     """Name and version of the template that wrote the prompt."""
     template_spans: list[tuple[int, int]] = field(default_factory=list)
     negative_ids: list[int] = field(default_factory=list)
+    cache_salt: str = ""
+    """Requests with different salts share nothing in the prefix cache."""
 
     @property
     def stop(self) -> tuple[str, ...]:

@@ -139,6 +139,7 @@ def _command(prompt: Prompt, request_id: str) -> Generate:
         prompt.params,
         negative_prompt_ids=prompt.negative_ids,
         template_spans=prompt.template_spans,
+        cache_salt=prompt.cache_salt,
     )
 
 

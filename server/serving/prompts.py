@@ -23,6 +23,8 @@ from server.serving.services import Services
 from server.text.templated import RenderedPrompt, encode_rendered
 from server.text.tokenizer import Tokenizer
 
+MAX_SALT_CHARACTERS = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSource:
@@ -33,6 +35,8 @@ class PromptSource:
     variables: Mapping[str, Any] = field(default_factory=dict)
     examples: Sequence[dict[str, Any]] = ()
     messages: Sequence[dict[str, Any]] | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    cache_salt: str = ""
     body: Mapping[str, Any] = field(default_factory=dict)
     """All fields beside the parameters, under the client's names, for what they allow the parameters to be."""
 
@@ -62,6 +66,10 @@ class PromptMaker:
             raise InvalidParameter("inputs", [], "must hold at least one text")
         if source.num_prompts > self._config.max_batch_inputs:
             raise BatchTooLarge(source.num_prompts, self._config.max_batch_inputs)
+        if len(source.cache_salt) > MAX_SALT_CHARACTERS:
+            raise InvalidParameter(
+                "cache_salt", source.cache_salt, f"must have at most {MAX_SALT_CHARACTERS} characters"
+            )
         sampling.check(options, self._ready, body=source.body)
         texts = await self._texts(source)
         defaults = texts[0].parameters if isinstance(texts[0], RenderedPrompt) else {}
@@ -86,7 +94,8 @@ class PromptMaker:
         if source.template is not None:
             return [await templates.render(source.template, "generate", source.variables, source.examples)]
         if source.messages is not None:
-            return [await templates.render_chat(self._ready.tokenizer, source.messages)]
+            files = self._ready.tokenizer
+            return [await templates.render_chat(files, source.messages, source.chat_template_kwargs)]
         return source.texts or []
 
     def _wanted(self, source: PromptSource, options: GenerateOptions, defaults: Mapping[str, Any]) -> GenerateOptions:
@@ -143,6 +152,7 @@ class _Work:
             template=None if isinstance(source, str) or source.name is None else f"{source.name}@{source.version}",
             template_spans=template_spans if self.wanted.penalize_template is False else [],
             negative_ids=self._negative_ids(params),
+            cache_salt=self.source.cache_salt,
         )
 
     def _tokenized(self, source: str | RenderedPrompt) -> tuple[str, list[int], list[tuple[int, int]]]:

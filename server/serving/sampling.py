@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.errors import InvalidParameter, PromptTooLong, UnsupportedParameter
+from server.errors import InvalidParameter, PromptTooLong, UnsupportedParameter, WithoutEffect
 from server.protocol import Ready, SamplingParams
 from server.serving import ranges
 from server.serving.conflicts import UNSUPPORTED
@@ -55,7 +55,9 @@ def check(options: GenerateOptions, ready: Ready, *, body: Mapping[str, Any] | N
     check_body(body or {})
     # A template's own parameters are not known yet: `resolve` judges all together.
     if "template" not in (body or {}):
-        _check_rows(put_together(options, GenerateOptions(), ready, body), ready)
+        layered = put_together(options, GenerateOptions(), ready, body)
+        _check_rows(layered, ready)
+        _check_ends(layered, ready)
 
 
 def _check_values(options: GenerateOptions, ready: Ready) -> None:
@@ -76,6 +78,16 @@ def _check_rows(layered: Layered, ready: Ready) -> None:
             name = "guidance_scale"
         rule = f"would take {num_rows} of the server's rows and there are {ready.max_running} (max_running)"
         raise InvalidParameter(layered.shown(name), layered.values[name], rule)
+
+
+def _check_ends(layered: Layered, ready: Ready) -> None:
+    """What raises the chance of the end needs a token that ends the output."""
+    wishes, name = Wishes(layered.values), "exponential_decay_length_penalty"
+    has_end = wishes["eos_token_id"] or wishes["stop_token_ids"] or _end_token_ids(ready)
+    if wishes.has(name) and not has_end:
+        if layered.origins[name] != "model":
+            raise WithoutEffect(name, "eos_token_id", "the model has no end token; set eos_token_id or stop_token_ids")
+        layered.drop(name)
 
 
 def choose_seed(options: GenerateOptions) -> int:
@@ -100,6 +112,7 @@ def resolve(
     _check_values(template, ready)
     layered = put_together(options, template, ready, body)
     _check_rows(layered, ready)
+    _check_ends(layered, ready)
     wishes = Wishes(layered.values)
     max_new_tokens = _max_new_tokens(layered, ready, num_prompt_tokens, default_max_new_tokens)
     params = SamplingParams(
@@ -234,9 +247,9 @@ def _min_new_tokens(layered: Layered, max_new_tokens: int, num_prompt_tokens: in
     if layered.origins[name] == "model":
         return max_new_tokens
     limit = max_new_tokens if name == "min_new_tokens" else max_new_tokens + num_prompt_tokens
-    raise InvalidParameter(
-        name, layered.values[name], f"must be at most {limit}, for there are {max_new_tokens} new tokens at most"
-    )
+    most = "max_length" if "max_length" in layered.values else "max_new_tokens"
+    rule = f"must be at most {limit}, for {most} leaves room for {max_new_tokens} new tokens"
+    raise InvalidParameter(name, layered.values[name], rule)
 
 
 def _effective_origins(layered: Layered, wishes: Wishes, ready: Ready) -> dict[str, Origin]:

@@ -64,8 +64,7 @@ class Templates:
         try:
             answer = await self._rendered(template, values, template.example_values(list(examples)))
         except SandboxFailure as error:
-            error.param = "template"
-            raise
+            raise _named("template", error) from None
         return _prompt(answer, template)
 
     async def render_chat(
@@ -97,8 +96,7 @@ class Templates:
                 add_generation_prompt,
             )
         except SandboxFailure as error:
-            error.param = "messages" if not options else "chat_template_kwargs"
-            raise
+            raise _named("chat_template_kwargs" if options else "messages", error) from None
         return _prompt(answer, None)
 
     def find(self, reference: str) -> Template:
@@ -155,6 +153,15 @@ class Templates:
             timeout_s=limit_s,
         )
         return answer
+
+
+def _named(param: str, error: SandboxFailure) -> SandboxFailure:
+    """The error of the body's field."""
+    error.param = param
+    # What befalls any work in the sandbox is told of "it".
+    if error.message.startswith("It "):
+        error.message = f"{param} cannot be rendered. {error.message}"
+    return error
 
 
 def _check_chat_values(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:

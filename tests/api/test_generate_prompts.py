@@ -147,6 +147,49 @@ def test_messages_become_the_models_own_prompt() -> None:
         assert front.post(messages=[], status=422)["param"] == "messages"
 
 
+THINKING = "{% if enable_thinking %}Think! {% endif %}{{ messages[0].content }}"
+
+
+def test_a_chat_template_takes_options_under_the_names_that_it_uses() -> None:
+    messages = [{"role": "user", "content": "the mill"}]
+    with fronted(THINKING) as front:
+        front.post(messages=messages, chat_template_kwargs={"enable_thinking": True})
+        assert decoded(front.command.prompt_ids) == "Think! the mill"
+        front.post(messages=messages)
+        assert decoded(front.command.prompt_ids) == "the mill"
+        for options, words in [
+            ({"thinking": True}, "enable_thinking"),
+            ({"messages": "x"}, "'messages' is not an option"),
+            ({"chat_template": "x"}, "'chat_template' is not an option"),
+            ({"enable_thinking": []}, "must be a string"),
+        ]:
+            error = front.post(messages=messages, chat_template_kwargs=options, status=422)
+            assert error["param"].startswith("chat_template_kwargs") and words in error["message"]
+        error = front.post(inputs="a", chat_template_kwargs={"enable_thinking": True}, status=422)
+        assert "chat_template_kwargs" in error["message"] and "messages" in error["message"]
+
+
+def test_a_chat_template_of_the_requests_own_is_refused_by_name() -> None:
+    with fronted(CHATML) as front:
+        error = front.post(messages=[{"role": "user", "content": "a"}], chat_template="{{ x }}", status=422)
+    assert (error["param"], error["code"]) == ("chat_template", "unsupported_value")
+
+
+def test_a_prompt_that_takes_too_long_to_render_is_refused_by_the_fields_name() -> None:
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ messages }}"
+    with fronted(endless) as front:
+        error = front.post(messages=[{"role": "user", "content": "a"}], status=422)
+    assert error["param"] == "messages" and error["message"].startswith("messages cannot be rendered. It takes")
+
+
+def test_a_salt_goes_to_the_worker_and_is_limited() -> None:
+    with fronted() as front:
+        front.post(inputs="a", cache_salt="s" * 64)
+        assert front.command.cache_salt == "s" * 64
+        error = front.post(inputs="a", cache_salt="s" * 65, status=422)
+        assert error["param"] == "cache_salt" and "64" in error["message"]
+
+
 def test_a_grammar_is_tried_before_the_response_starts() -> None:
     with fronted() as front:
         front.post(inputs="a", parameters={"grammar": {"type": "regex", "value": "[a-z]+"}})

@@ -46,6 +46,7 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("template", "messages"): {"template": "a", "messages": []},
     ("variables", "template"): {"inputs": "a", "variables": {"x": 1}},
     ("examples", "template"): {"inputs": "a", "examples": [{"x": 1}]},
+    ("chat_template_kwargs", "messages"): {"inputs": "a", "chat_template_kwargs": {"x": 1}},
     ("stream", "inputs"): {"inputs": ["a"], "stream": True},
     ("best_of", "stream"): {"inputs": "a", "stream": True},
     ("decoder_input_details", "stream"): {"inputs": "a", "stream": True},

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.api.schemas import GenerateParameters
-from server.errors import InvalidParameter, InvalidRequest, PromptTooLong
+from server.errors import InvalidParameter, InvalidRequest, PromptTooLong, WithoutEffect
 from server.protocol import SamplingParams
 from server.serving import sampling
 from server.serving.conflicts import UNSUPPORTED
@@ -227,6 +227,27 @@ def test_outputs_that_could_not_run_together_are_refused() -> None:
             resolved(parameters, **few)
         assert refused.value.param == name and "max_running" in refused.value.message
     assert resolved({"n": 3, "do_sample": True}, **few).params.num_return_sequences == 3
+
+
+def test_end_tokens_cannot_grow_likelier_where_there_are_none() -> None:
+    decay, endless = {"exponential_decay_length_penalty": [2, 1.5]}, {"ready": {"generation_config": {}}}
+    with pytest.raises(WithoutEffect) as refused:
+        resolved(decay, **endless)
+    assert refused.value.fields == ("exponential_decay_length_penalty", "eos_token_id")
+    for ends in ({"eos_token_id": 5}, {"stop_token_ids": [5]}):
+        assert resolved({**decay, **ends}, **endless).params.exponential_decay_length_penalty == (2, 1.5)
+    mine = resolved({}, ready={"generation_config": decay})
+    assert mine.params.exponential_decay_length_penalty is None and not mine.origins.keys() & decay.keys()
+
+
+def test_a_least_length_beyond_the_greatest_names_both() -> None:
+    for parameters, names in [
+        ({"min_length": 30, "max_new_tokens": 5}, ("min_length", "max_new_tokens")),
+        ({"min_new_tokens": 30, "max_length": 20}, ("min_new_tokens", "max_length")),
+    ]:
+        with pytest.raises(InvalidParameter) as refused:
+            resolved(parameters)
+        assert all(name in refused.value.message for name in names)
 
 
 # Values become parameters.
