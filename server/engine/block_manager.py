@@ -188,6 +188,9 @@ class BlockManager:
             return []
         # The last known token is recomputed even when all of it is cached: its logits choose the next token.
         num_full = (sequence.num_tokens - 1) // self.block_size
+        if self._reuse_multiple > 1:
+            # An output may stand in another's prompt, where it was computed in other parts.
+            num_full = min(num_full, sequence.num_prompt_tokens // self.block_size)
         hits: list[int] = []
         for i in range(num_full):
             self._hash_up_to(sequence, i + 1)

@@ -18,8 +18,15 @@ class Chunking(ABC):
         """Of ``num_due`` tokens of the row, how many this step computes. ``budget`` is at least 1."""
 
     @abstractmethod
-    def joint(self, due: Due, budget: int) -> Due:
-        """What rows compute of whose last tokens one choice is made: all of them their last one, or none of them."""
+    def joint(self, due: Due, budget: int) -> tuple[Due, bool]:
+        """What rows compute of whose last tokens one choice is made: all of them their last one, or none of them.
+
+        The second is whether it is all of them: no budget may cut that.
+        """
+
+    @abstractmethod
+    def shared(self, row: Sequence, num_tokens: int) -> int:
+        """Of ``num_tokens`` that rows like ``row`` all begin with, how many one of them computes for all."""
 
     @abstractmethod
     def restart(self, row: Sequence) -> int:
@@ -32,10 +39,13 @@ class FreeChunks(Chunking):
     def size(self, row: Sequence, num_due: int, budget: int) -> int:  # noqa: ARG002
         return min(num_due, budget)
 
-    def joint(self, due: Due, budget: int) -> Due:
+    def joint(self, due: Due, budget: int) -> tuple[Due, bool]:
         if sum(num_tokens for _, num_tokens in due) <= budget:
-            return due
-        return [(row, num_tokens - 1) for row, num_tokens in due if num_tokens > 1]
+            return due, True
+        return [(row, num_tokens - 1) for row, num_tokens in due if num_tokens > 1], False
+
+    def shared(self, row: Sequence, num_tokens: int) -> int:  # noqa: ARG002
+        return num_tokens
 
     def restart(self, row: Sequence) -> int:
         return row.num_tokens - 1
@@ -45,7 +55,8 @@ class FixedChunks(Chunking):
     """Cuts that depend on the row alone, for results that are bitwise the same in every batch.
 
     A prompt is computed in chunks from one multiple of ``num_tokens`` to the next, and the output token by token, also
-    when it is computed again. The last chunk of a step may exceed the budget.
+    when it is computed again. The last chunk of a step may exceed the budget, and so may the last tokens of rows that
+    belong together.
     """
 
     def __init__(self, num_tokens: int) -> None:
@@ -58,12 +69,19 @@ class FixedChunks(Chunking):
         stop = min((start // self.num_tokens + 1) * self.num_tokens, row.num_prompt_tokens)
         return min(num_due, stop - start)
 
-    def joint(self, due: Due, budget: int) -> Due:
+    def joint(self, due: Due, budget: int) -> tuple[Due, bool]:
         unfinished = [(row, num_due) for row, num_due in due if self.size(row, num_due, budget) < num_due]
-        return unfinished or due
+        return (unfinished, False) if unfinished else (due, True)
+
+    def shared(self, row: Sequence, num_tokens: int) -> int:
+        return num_tokens if num_tokens >= row.num_prompt_tokens else self._whole(num_tokens)
 
     def restart(self, row: Sequence) -> int:
         last = row.num_tokens - 1
         if last >= row.num_prompt_tokens:
             return last
-        return last // self.num_tokens * self.num_tokens
+        return self._whole(last)
+
+    def _whole(self, num_tokens: int) -> int:
+        """The whole chunks among the first tokens of a prompt."""
+        return max(0, num_tokens) // self.num_tokens * self.num_tokens

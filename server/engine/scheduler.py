@@ -220,13 +220,14 @@ class Scheduler:
         """Let the rows that lack ``least`` tokens or more compute what the budget allows. Returns what it took."""
         if group.trunk is not None:
             least = 1
+        is_whole = False
         due = [(row, group.num_due_tokens(row)) for row in group.rows]
         due = [(row, num_tokens) for row, num_tokens in due if num_tokens >= least]
         if group.is_joint and group.trunk is None and due:
-            due = self._chunking.joint([(row, row.num_new_tokens) for row in group.rows], budget)
+            due, is_whole = self._chunking.joint([(row, row.num_new_tokens) for row in group.rows], budget)
         left = budget
         for row, num_tokens in due:
-            if left > 0:
+            if left > 0 or is_whole:
                 num_new_tokens = self._chunking.size(row, num_tokens, left)
                 batch.shares.append(Share(row, num_new_tokens, group))
                 left -= num_new_tokens
@@ -247,7 +248,7 @@ class Scheduler:
 
     def _place(self, group: SequenceGroup) -> bool:
         """Give the group's leaders blocks. False, and nothing changed, if there are not enough."""
-        group.begin()
+        group.begin(self._chunking.shared)
         # A spare block for each row that runs, and those of rows to come, or someone would soon be preempted for them.
         num_spare = sum(other.num_rows + self._num_later_blocks(other) for other in self._running.values())
         num_spare += self._num_later_blocks(group) or group.num_rows - len(group.rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from hashlib import blake2b
 from typing import Any
@@ -72,6 +73,7 @@ class SequenceGroup:
         self.has_replied = False
         self.rows: list[Sequence] = []
         """The sequences and shadows that hold blocks, sequences first."""
+        self._shared: Callable[[Sequence, int], int] = _all
         self.trunk: int | None = None
         """Tokens of prompt and output that the first row computes before the others fork from it; None if none do."""
         for sequence in self.sequences:
@@ -106,14 +108,18 @@ class SequenceGroup:
     def trunk_of(self, row: Sequence) -> int:
         """The trunk in tokens of ``row``, whose prompt may be the negative one."""
         assert self.trunk is not None
-        return self.trunk - self.num_prompt_tokens + row.num_prompt_tokens
+        return self._shared(row, self.trunk - self.num_prompt_tokens + row.num_prompt_tokens)
 
     def num_due_tokens(self, row: Sequence) -> int:
         """Tokens that the row has to compute now."""
         return row.num_new_tokens if self.trunk is None else self.trunk_of(row) - row.num_computed_tokens
 
-    def begin(self) -> None:
-        """The group is admitted: its leaders compute, the others follow when the trunk is computed."""
+    def begin(self, shared: Callable[[Sequence, int], int]) -> None:
+        """The group is admitted: its leaders compute, the others follow when the trunk is computed.
+
+        ``shared`` says how much of a beginning that rows have in common is computed once.
+        """
+        self._shared = shared
         self.rows = self.leaders
         self.trunk = None if len(self.sequences) == 1 else common_length(self.sequences)
 
@@ -132,6 +138,10 @@ class SequenceGroup:
         self.sequences.remove(sequence)
         self.rows = self.all_rows
         return sequence.rows
+
+
+def _all(_row: Sequence, num_tokens: int) -> int:
+    return num_tokens
 
 
 def common_length(sequences: list[Sequence]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -43,7 +44,7 @@ GROUPS = st.one_of(
     st.fixed_dictionaries({"num_return_sequences": st.integers(2, 3), "do_sample": st.just(True)}),
     st.fixed_dictionaries({"num_beams": st.integers(2, 4), "length_penalty": st.sampled_from([0.0, 1.0])}),
     st.fixed_dictionaries({"num_beams": st.just(2), "do_sample": st.just(True)}),
-    st.fixed_dictionaries({"guidance_scale": st.sampled_from([0.5, 2.0])}),
+    st.fixed_dictionaries({"guidance_scale": st.sampled_from([0.5, 2.0]), "num_beams": st.sampled_from([1, 1, 2])}),
     st.fixed_dictionaries({"banned_phrases": st.just(("ab", "dd", "eca", "ge")), "max_rewinds": st.integers(0, 6)}),
     st.fixed_dictionaries(
         {
@@ -87,15 +88,22 @@ class EngineMachine(RuleBasedStateMachine):
         stop=st.sampled_from([(), tuple(range(0, 60, 9))]),
         params=PARAMS,
         group=GROUPS,
+        negative=st.one_of(st.just([]), st.sampled_from(STEMS[:-1])),
     )
     def add(
-        self, stem: list[int], tail: list[int], max_new_tokens: int, stop: tuple[int, ...], params: Any, group: Any
+        self,
+        stem: list[int],
+        tail: list[int],
+        max_new_tokens: int,
+        stop: tuple[int, ...],
+        params: Any,
+        group: Any,
+        negative: list[int],
     ) -> None:
-        command = generate(
-            str(self.num_added),
-            stem + tail,
-            **{"max_new_tokens": max_new_tokens, "stop_token_ids": stop, **params, **group},
-        )
+        params = {"max_new_tokens": max_new_tokens, "stop_token_ids": stop, **params, **group}
+        command = generate(str(self.num_added), stem + tail, **params)
+        if "guidance_scale" in group:
+            command = msgspec.structs.replace(command, negative_prompt_ids=negative)
         self.num_added += 1
         self.commands[command.request_id] = command
         self.engine.add(command)
@@ -135,7 +143,7 @@ class EngineMachine(RuleBasedStateMachine):
                     outcome.token_ids, outcome.prompt_logprobs = [], None
                 else:
                     outputs.append(Output(list(outcome.token_ids), outcome.is_final, outcome.num_rewinds))
-            self.engine.add(Generate(command.request_id, command.prompt_ids, command.params, outputs))
+            self.engine.add(msgspec.structs.replace(command, outputs=outputs))
 
     @invariant()
     def is_consistent(self) -> None:
