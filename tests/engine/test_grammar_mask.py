@@ -224,6 +224,17 @@ def test_a_text_that_the_tokens_cannot_write_is_a_problem_of_that_row_alone() ->
     assert "cannot write" in bad.problem
 
 
+@pytest.mark.parametrize("type_", ["string", "integer"])
+def test_a_grammar_with_too_many_ways_to_go_on_is_told_to_be_too_complex(type_: str) -> None:
+    schema = {"type": "object", "properties": {f"p{i}": {"type": type_} for i in range(900)}}
+    vocabulary = Words([bytes([byte]) for byte in range(256)])
+    rule = processor(vocabulary, lark(f"start: %json {json.dumps(schema)}"))
+    allowed(rule, vocab_size=len(vocabulary))
+    rule.accept(vocabulary.ids("{")[0])
+    assert allowed(rule, vocab_size=len(vocabulary)) == [[]]
+    assert "too complex" in str(rule.problem)
+
+
 def test_a_request_without_a_grammar_has_no_such_rule() -> None:
     plain = Start(
         params=SamplingParams(max_new_tokens=4),

@@ -112,7 +112,8 @@ class GrammarMask(LogitsProcessor):
 
 def _explain(matcher: LLMatcher) -> str:
     """What became of a grammar that was fine at its beginning."""
-    if matcher.stop_reason() in ("ParserTooComplex", "LexerTooComplex"):
+    # Too many ways to go on at once have no reason of their own.
+    if matcher.stop_reason() in ("ParserTooComplex", "LexerTooComplex") or "Current row has" in matcher.get_error():
         return "The grammar became too complex to follow. Make it smaller, or its repetitions shorter."
     return "The model's tokens cannot write what the grammar wants next."
 
