@@ -133,9 +133,7 @@ def _event(generation: Generation, token: OutputToken, is_last: bool) -> StreamE
 
 
 def _details(generation: Generation, tokens: Sequence[OutputToken]) -> Details:
-    by_output: dict[int, list[OutputToken]] = {output.number: [] for output in generation.outputs}
-    for token in tokens:
-        by_output[token.sequence].append(token)
+    by_output = _by_output(generation, tokens)
     first, *others = generation.ranked
     prefill = _prefill(generation)
     return Details(
@@ -154,6 +152,18 @@ def _details(generation: Generation, tokens: Sequence[OutputToken]) -> Details:
         ]
         or UNSET,
     )
+
+
+def _by_output(generation: Generation, tokens: Sequence[OutputToken]) -> dict[int, list[OutputToken]]:
+    """The tokens that were computed; the text of an end that came by itself is its output's last token's."""
+    found: dict[int, list[OutputToken]] = {output.number: [] for output in generation.outputs}
+    for token in tokens:
+        mine = found[token.sequence]
+        if token.place <= generation.outputs[token.sequence].num_tokens:
+            mine.append(token)
+        elif mine:
+            mine[-1] = mine[-1]._replace(text=mine[-1].text + token.text)
+    return found
 
 
 def _outcome(generation: Generation, output: OutputText) -> dict[str, Any]:

@@ -73,17 +73,15 @@ class ServedClassifier(ServedEncoder):
     async def label_scores(self, texts: Sequence[str], label: str, record: RequestRecord) -> list[float]:
         """One label's score for each text, cut where the model takes no more; the least for a text of no tokens.
 
-        The texts are part of a request that another model has admitted, and are not refused.
+        The texts are part of a request that another model has admitted, and are not refused. Equal ones have one score.
         """
-        pairs = [TextPair(text) for text in texts if text]
+        pairs = [TextPair(text) for text in dict.fromkeys(texts) if text]
         commands = await asyncio.to_thread(lambda: [self._command(pair, True, record.request_id) for pair in pairs])
-        filled = [command for command in commands if command.token_ids]
-        replies = iter(await self._encode(filled, record, is_part=True) if filled else ())
-        place = self.ready.labels.index(label)
-        scores = iter(
-            [_apply(self._default_function, rows(next(replies)))[place] if c.token_ids else -math.inf for c in commands]
-        )
-        return [float(next(scores)) if text else -math.inf for text in texts]
+        filled = {pair.text: command for pair, command in zip(pairs, commands, strict=True) if command.token_ids}
+        replies = await self._encode(list(filled.values()), record, is_part=True) if filled else []
+        place, function = self.ready.labels.index(label), self._default_function
+        scores = {text: float(_apply(function, rows(r))[place]) for text, r in zip(filled, replies, strict=True)}
+        return [scores.get(text, -math.inf) for text in texts]
 
     @property
     def _default_function(self) -> Function:

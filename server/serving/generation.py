@@ -180,7 +180,8 @@ class OutputText:
     def _end_token(self, finish_reason: FinishReason) -> OutputToken:
         """The end as a token, for clients know no event without one; it is not counted.
 
-        Only for a request that is resumed at its very end: the last token came before, and only the finish reason now.
+        For an output whose last token came before, and only its finish reason now: one that has gone back to before a
+        banned phrase for the last time, or a request that is resumed at its very end.
         """
         end_id = next(iter(self._params.end_token_ids), 0)
         text = self._end(finish_reason)
@@ -229,6 +230,13 @@ class Generation:
     @property
     def is_finished(self) -> bool:
         return all(output.finish_reason is not None for output in self.outputs)
+
+    @property
+    def samples_at_end(self) -> list[int]:
+        """Numbers of the samples that have ended here, some of them with a text that the engine knows nothing of."""
+        if self.prompt.params.num_beams > 1:
+            return []
+        return [output.number for output in self.outputs if output.finish_reason is not None]
 
     @property
     def finish_reason(self) -> FinishReason:

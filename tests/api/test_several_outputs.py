@@ -373,6 +373,28 @@ def test_the_engines_own_end_before_a_banned_phrase_is_told_with_its_rewinds() -
     assert (details["finish_reason"], details["num_rewinds"], details["stop"]) == ("banned_phrase", 64, None)
 
 
+def test_an_end_that_comes_after_its_last_token_is_no_token_of_the_answer() -> None:
+    ids = TOKENIZER.encode("The ri").ids
+
+    def script(command: Generate) -> Iterator[Step]:
+        yield Tokens(command.request_id, ids, None, [-0.5] * len(ids))
+        yield Tokens(command.request_id, [], "banned_phrase", num_rewinds=5)
+
+    for given in ({}, {"stop": ["river"]}):
+        answer = post(client_of(script), banned_phrases=["mill"], max_rewinds=4, details=True, **given)
+        tokens = answer["details"]["tokens"]
+        assert [token["id"] for token in tokens] == ids and answer["details"]["generated_tokens"] == len(ids)
+        assert "".join(token["text"] for token in tokens) == answer["generated_text"] == "The ri"
+
+
+def test_samples_of_one_text_have_one_score_and_keep_their_order() -> None:
+    client = ranked_client(says_each("The mill", "The river", "The mill"))
+    rank_by = {"model": "mood", "label": "neutral"}
+    details = post(client, best_of=3, do_sample=True, rank_by=rank_by, details=True)["details"]
+    scores = {sequence["sequence"]: sequence["score"] for sequence in [details, *details["best_of_sequences"]]}
+    assert scores[0] == scores[2] != scores[1] and [*scores].index(0) < [*scores].index(2)
+
+
 def test_the_record_counts_the_tokens_of_all_outputs_and_not_what_the_classifier_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
