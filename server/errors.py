@@ -42,6 +42,7 @@ holds a path, a class name or a stack trace (configuration errors may name a pat
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 MAX_ECHO_CHARACTERS = 64
@@ -164,6 +165,11 @@ class NoTokenLeft(InvalidRequest):
     """The rules of a request together forbid every token at some place of the output."""
 
     code = "no_token_left"
+
+    def name_fields(self, names: Sequence[str]) -> None:
+        """Tell whose rules they are."""
+        if names:
+            self.message = f"{self.message.rstrip('.')}. Rules that forbid tokens come from: {', '.join(names)}."
 
 
 class BatchTooLarge(InvalidRequest):

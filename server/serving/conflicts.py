@@ -22,6 +22,25 @@ UNSUPPORTED = {
 }
 """Options that peers know and this server refuses by name."""
 
+FORBIDDING = (
+    "grammar",
+    "allowed_token_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "logit_bias",
+    "sequence_bias",
+    "bad_words_ids",
+    "bad_words",
+    "banned_phrases",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "min_new_tokens",
+    "min_length",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
+"""Options that can forbid tokens: together they may forbid all, which is known only when the place is reached."""
+
 SYNONYMS = (
     ("num_return_sequences", "n", "they are two names of one option"),
     ("max_new_tokens", "max_length", "both limit the output; give one"),

@@ -12,10 +12,11 @@ from typing import Any
 from server import metrics
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
-from server.errors import SluiceError
+from server.errors import NoTokenLeft, SluiceError
 from server.protocol import Generate, Ready, Tokens
 from server.serving import sampling
 from server.serving.admission import Admission
+from server.serving.conflicts import FORBIDDING
 from server.serving.generation import Generation, OutputToken, Prompt, unfinished
 from server.serving.options import GenerateOptions
 from server.serving.prompts import PromptMaker, PromptSource
@@ -123,8 +124,10 @@ class ServedGenerator:
                     raise unfinished("error")
             # The worker's stream is closed first: a stop string frees the blocks before the last text leaves.
             yield tokens
-        except SluiceError:
+        except SluiceError as error:
             generation.has_failed = True
+            if isinstance(error, NoTokenLeft):
+                error.name_fields([name for name in FORBIDDING if name in generation.prompt.parameters])
             raise
         finally:
             record.output_tokens += generation.num_tokens

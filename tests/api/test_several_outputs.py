@@ -13,6 +13,7 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.inference._generated.types import TextGenerationOutput
 from starlette.testclient import TestClient
 
+from server.errors import NoTokenLeft
 from server.protocol import Generate, PromptLogprobs, TokenLogprob, Tokens
 from server.serving.record import RequestRecord
 from tests.api.scripted import END_ID, MODEL, TOKENIZER, Script, ScriptedWorker, Step, front, ready
@@ -385,6 +386,19 @@ def test_an_end_that_comes_after_its_last_token_is_no_token_of_the_answer() -> N
         tokens = answer["details"]["tokens"]
         assert [token["id"] for token in tokens] == ids and answer["details"]["generated_tokens"] == len(ids)
         assert "".join(token["text"] for token in tokens) == answer["generated_text"] == "The ri"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_where_no_token_is_left_the_fields_that_forbid_are_named(stream: bool) -> None:
+    def script(command: Generate) -> Iterator[Step]:
+        yield NoTokenLeft("The rules forbid every token.")
+
+    client = client_of(script)
+    given = {"allowed_token_ids": [9], "bad_words_ids": [[9]], "repetition_penalty": 1.2}
+    response = client.post("/generate", json={"inputs": "a", "parameters": given, "stream": stream})
+    assert response.status_code == 422
+    message = response.json()["error"]["message"]
+    assert message.endswith("come from: allowed_token_ids, bad_words_ids.")
 
 
 def test_samples_of_one_text_have_one_score_and_keep_their_order() -> None:
