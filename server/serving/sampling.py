@@ -72,12 +72,13 @@ def _check_rows(layered: Layered, ready: Ready) -> None:
     """All of a request's sequences run in one step."""
     wishes = Wishes(layered.values)
     name = max(("num_beams", "best_of", "num_return_sequences"), key=lambda name: int(wishes[name]))
-    num_rows = wishes[name] * (2 if wishes.has("guidance_scale") else 1)
+    shown, is_guided = layered.shown(name), wishes.has("guidance_scale")
+    num_rows = wishes[name] * (2 if is_guided else 1)
     if num_rows > max(1, ready.max_running):
-        if wishes.has("guidance_scale"):
-            name = "guidance_scale"
-        rule = f"would take {num_rows} of the server's rows and there are {ready.max_running} (max_running)"
-        raise InvalidParameter(layered.shown(name), layered.values[name], rule)
+        twice = f", two for each output ({shown} is {wishes[name]})" if is_guided else ""
+        rule = f"would take {num_rows} of the server's rows{twice}, and there are {ready.max_running} (max_running)"
+        name, shown = ("guidance_scale", "guidance_scale") if is_guided else (name, shown)
+        raise InvalidParameter(shown, layered.values[name], rule)
 
 
 def _check_ends(layered: Layered, ready: Ready) -> None:

@@ -226,6 +226,7 @@ def test_outputs_that_could_not_run_together_are_refused() -> None:
         with pytest.raises(InvalidParameter) as refused:
             resolved(parameters, **few)
         assert refused.value.param == name and "max_running" in refused.value.message
+        assert any(f"{count} is" in refused.value.message for count in ("num_beams", "n", "best_of"))
     assert resolved({"n": 3, "do_sample": True}, **few).params.num_return_sequences == 3
 
 
