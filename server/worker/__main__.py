@@ -37,19 +37,22 @@ def build(model: ModelConfig) -> tuple[loop.Engine, Ready]:
 def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Ready]:
     from server.engine.engine import DecoderEngine, default_max_batch_tokens
     from server.engine.executors.build import build_runner
+    from server.engine.phrase_index import vocabulary_index
     from server.models.packed_linear import pack_linears
 
     runner = build_runner(loaded.module, model, loaded.max_model_len, pack=pack_linears)
     max_batch_tokens = model.max_batch_tokens or default_max_batch_tokens(runner.device, model.max_running)
     # A model with positions for more tokens than the whole cache has is served up to what the cache holds.
     loaded = dataclasses.replace(loaded, max_model_len=min(loaded.max_model_len, runner.num_blocks * runner.block_size))
+    vocabulary = TokenBytes(loaded.tokenizer, runner.vocab_size)
+    vocabulary_index(vocabulary)  # it is kept: half a second now that the first request with penalties would cost all
     engine = DecoderEngine(
         runner,
         max_model_len=loaded.max_model_len,
         max_batch_tokens=max_batch_tokens,
         max_running=model.max_running,
         prefix_cache=model.prefix_cache,
-        vocabulary=TokenBytes(loaded.tokenizer, runner.vocab_size),
+        vocabulary=vocabulary,
         deterministic=model.deterministic,
     )
     ready = _ready(
