@@ -189,6 +189,9 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
     """Forget a request, whatever its state. Nothing is answered; an unknown id is no error."""
 
     request_id: str
+    index: int | None = None
+    """Only this sample; the others of its request go on. Hypotheses of a beam search cannot be forgotten one by one:
+    nothing happens then."""
 
 
 class Ping(msgspec.Struct, frozen=True, tag=True):

@@ -130,7 +130,9 @@ class FakeEngine:
         if not all(done):
             self.requests[command.request_id] = request
 
-    def abort(self, request_id: str) -> None:
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        if index is not None:
+            return
         self.requests.pop(request_id, None)
 
     def step(self) -> list[Reply]:

@@ -26,6 +26,8 @@ class Delivery:
     score: float | None = None
     num_rewinds: int = 0
     end_was_taken: bool = False
+    is_dropped: bool = False
+    """Its consumer wants no more of it."""
     # What goes with the tokens that the consumer does not have yet.
     logprobs: list[float] = field(default_factory=list)
     top_logprobs: list[list[TokenLogprob]] = field(default_factory=list)
@@ -51,6 +53,8 @@ class Delivery:
 
     def append(self, tokens: Tokens) -> None:
         """Deliver what the worker computed, without what had been delivered before. Raises `OutputDiverged`."""
+        if self.is_dropped:
+            return
         num_known = self._num_known(tokens) if self.num_confirmed < len(self.token_ids) else 0
         if not self.token_ids:
             self.num_cached_tokens, self.prompt_logprobs = tokens.num_cached_tokens, tokens.prompt_logprobs
@@ -76,6 +80,13 @@ class Delivery:
     def abort(self) -> None:
         """No more of it will come."""
         self.finish_reason = self.finish_reason or "abort"
+
+    def drop(self) -> None:
+        """Its consumer has seen its end; what the worker has computed beyond that is left out."""
+        self.is_dropped = True
+        self.finish_reason = "stop"
+        self.num_taken = len(self.token_ids)
+        self.end_was_taken = True
 
     def take(self, request_id: str) -> Tokens:
         """All that the consumer has not had yet, as one message."""

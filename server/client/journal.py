@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -87,6 +87,13 @@ class Entry:
         for output in self.outputs:
             output.abort()
         self._tell()
+
+    def drop(self, indices: Iterable[int]) -> list[int]:
+        """Let outputs be whose end the consumer has seen. Those of them that a worker may still go on with."""
+        going_on = [index for index in indices if self.outputs[index].finish_reason is None]
+        for index in going_on:
+            self.outputs[index].drop()
+        return going_on
 
     def _tell(self) -> None:
         if self.unread_since_s is None:

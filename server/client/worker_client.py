@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -82,13 +82,17 @@ class WorkerClient:
         return self._pinged or self._journal.worker_has_work
 
     async def stream(
-        self, command: Generate, on_start: Callable[[], None] | None = None
+        self,
+        command: Generate,
+        on_start: Callable[[], None] | None = None,
+        unwanted: Callable[[], Iterable[int]] | None = None,
     ) -> AsyncGenerator[list[Tokens], None]:
         """Tokens in order, each once, until every output has had its message with the finish reason.
 
         What comes together has one message for each output. A slow consumer gets several steps' tokens in one.
         Closing the generator early aborts the request. ``on_start`` is called once, when the first step has computed
-        any of it.
+        any of it. ``unwanted`` names samples that need not go on, such as those with a stop string; it is called each
+        time the consumer comes back for more.
         """
         with self._running(command) as entry:
             entry.on_start = on_start
@@ -97,6 +101,8 @@ class WorkerClient:
                 if entry.error is not None and entry.all_taken:
                     raise entry.error
                 yield entry.take()
+                if unwanted is not None:
+                    self._drop(entry, unwanted())
                 if entry.is_finished and entry.all_taken:
                     return
 
@@ -139,6 +145,12 @@ class WorkerClient:
         if entry.sent and self._connection is not None:
             self._connection.send([Abort(entry.wire_id)])
         self._send_what_may_go()
+
+    def _drop(self, entry: Entry, indices: Iterable[int]) -> None:
+        """The worker need not go on with these outputs; nothing more is delivered to them."""
+        dropped = entry.drop(indices)
+        if dropped and entry.sent and self._connection is not None:
+            self._connection.send([Abort(entry.wire_id, index) for index in dropped])
 
     def _send_what_may_go(self) -> None:
         if self._connection is None or self.state != "ready" or not self._connection.is_writable:

@@ -60,7 +60,7 @@ class EncoderEngine:
         elif isinstance(command, Encode):
             self._waiting.add(command)
 
-    def abort(self, request_id: str) -> None:
+    def abort(self, request_id: str, index: int | None = None) -> None:  # noqa: ARG002
         """Forget a request; an unknown one is no error."""
         self._waiting.abort(request_id)
         self._refused.pop(request_id, None)

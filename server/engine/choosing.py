@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from server.engine import guidance, prompt_scores
+from server.engine.batch import Batch, Share
 from server.engine.beam_ranking import advance
 from server.engine.beams import BeamStep
 from server.engine.guidance import Pair, Unguided
 from server.engine.sampler import Sampled, Sampler
-from server.engine.scheduler import Batch, Scheduler, Share
+from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
 from server.errors import NoTokenLeft, NumericalError, UnsupportedGrammar
@@ -95,7 +96,8 @@ class Chooser:
         for row, is_finite in enumerate(sampled.is_finite):
             if not is_finite:
                 has_logits = bool(logits_SV[row].amax() == -torch.inf)
-                choices.fail(choices.groups[row], has_logits=has_logits)
+                if not (has_logits and choices.sequences[row].is_cut_by_bans):
+                    choices.fail(choices.groups[row], has_logits=has_logits)
 
     def _sort(self, shares: list[Share], choices: Choices) -> list[int]:
         """Which rows sample, one of them several times if it stands for several samples."""

@@ -11,6 +11,7 @@ from time import perf_counter
 import torch
 
 from server.engine import checks, replies
+from server.engine.batch import Batch, Share
 from server.engine.batch_inputs import Row
 from server.engine.beams import BeamStep
 from server.engine.block_manager import BlockManager
@@ -20,7 +21,8 @@ from server.engine.grammar import Grammar, GrammarCompiler
 from server.engine.grammar_queue import GrammarQueue
 from server.engine.model_runner import ModelRunner
 from server.engine.processors.grammar import GrammarMask
-from server.engine.scheduler import Batch, Scheduler, Share
+from server.engine.sampler import Sampled
+from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
 from server.errors import InsufficientMemory, SluiceError
@@ -93,8 +95,11 @@ class DecoderEngine:
         else:
             self._queue(command)
 
-    def abort(self, request_id: str) -> None:
-        """Forget a request and free its blocks at once."""
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Forget a request, or one of its samples, and free its blocks at once."""
+        if index is not None:
+            self.scheduler.abort_sample(request_id, index)
+            return
         self._replies = [reply for reply in self._replies if getattr(reply, "request_id", None) != request_id]
         self.scheduler.abort(request_id)
         if self._uncompiled:
@@ -163,19 +168,26 @@ class DecoderEngine:
         if sampled is None:
             return
         for i, sequence in enumerate(choices.sequences):
-            group, params = choices.groups[i], sequence.params
-            if sequence.num_new_tokens or not sampled.is_finite[i]:
+            group = choices.groups[i]
+            if sequence.num_new_tokens:
                 continue
-            sequence.append(sampled.token_ids[i])
-            if params.logprobs or params.top_n_tokens:
-                sequence.logprobs.append(sampled.logprobs[i])
-            if params.top_n_tokens:
-                sequence.top_logprobs.append(sampled.top_logprobs[i])
-            finish_reason = self._watch(sequence) if sequence.watch is not None else sequence.finish_reason
+            finish_reason = self._take(sequence, sampled, i)
             if finish_reason is not None:
                 self.scheduler.end(group, sequence)
             if (reply := replies.of_sequence(group, sequence, finish_reason)) is not None:
                 answers.append(reply)
+
+    def _take(self, sequence: Sequence, sampled: Sampled, i: int) -> FinishReason | None:
+        """The sequence goes on with choice ``i``. Why it ends, if it does."""
+        if not sampled.is_finite[i]:
+            return "banned_phrase"  # the only cause that does not fail the request
+        params = sequence.params
+        sequence.append(sampled.token_ids[i])
+        if params.logprobs or params.top_n_tokens:
+            sequence.logprobs.append(sampled.logprobs[i])
+        if params.top_n_tokens:
+            sequence.top_logprobs.append(sampled.top_logprobs[i])
+        return self._watch(sequence) if sequence.watch is not None else sequence.finish_reason
 
     def _watch(self, sequence: Sequence) -> FinishReason | None:
         """Go back to before a banned phrase if the last token completed one. Why the sequence ends, if it does."""

@@ -13,9 +13,9 @@ A group is admitted, preempted and finished as one entry of these queues.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from server.engine.batch import Batch, Share
 from server.engine.block_manager import BlockManager
 from server.engine.chunking import Chunking, FreeChunks
 from server.engine.sequence import Sequence
@@ -28,30 +28,6 @@ class RowStates(Protocol):
     def release(self, key: int) -> None: ...
     def fork(self, parent_key: int, child_key: int) -> None: ...
     def rewind(self, key: int, num_tokens: int) -> int: ...
-
-
-class Share(NamedTuple):
-    """A row's part of a step."""
-
-    sequence: Sequence
-    num_new_tokens: int
-    group: SequenceGroup
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Of the new tokens, those of the prompt. Asked before they are computed."""
-        missing = self.sequence.num_prompt_tokens - self.sequence.num_computed_tokens
-        return max(0, min(self.num_new_tokens, missing))
-
-
-@dataclass(slots=True)
-class Batch:
-    """One step's decision."""
-
-    shares: list[Share] = field(default_factory=list)
-    started: list[SequenceGroup] = field(default_factory=list)
-    """Groups admitted for the first time."""
-    num_preemptions: int = 0
 
 
 class Scheduler:
@@ -103,6 +79,20 @@ class Scheduler:
         """Forget a group; an unknown id is no error."""
         if self._waiting.pop(request_id, None) is None and request_id in self._running:
             self.finish(self._running[request_id])
+
+    def abort_sample(self, request_id: str, index: int) -> None:
+        """Forget one sample of a group; an unknown one is no error."""
+        group = self._running.get(request_id) or self._waiting.get(request_id)
+        sequence = None if group is None else group.sample(index)
+        if group is None or sequence is None:
+            return
+        if len(group.sequences) == 1:
+            self.abort(request_id)
+        elif group.trunk is not None and sequence is group.sequences[0]:
+            group.drops_leader = True  # not yet: the others wait for what it computes
+        else:
+            for row in group.remove(sequence):
+                self._give_back(row)
 
     def finish(self, group: SequenceGroup) -> None:
         """A running group gives its blocks back and is forgotten."""
@@ -250,8 +240,10 @@ class Scheduler:
         """Give the group's leaders blocks. False, and nothing changed, if there are not enough."""
         group.begin(self._chunking.shared)
         # A spare block for each row that runs, and those of rows to come, or someone would soon be preempted for them.
-        num_spare = sum(other.num_rows + self._num_later_blocks(other) for other in self._running.values())
-        num_spare += self._num_later_blocks(group) or group.num_rows - len(group.rows)
+        num_spare = sum(
+            other.num_rows + other.num_later_blocks(self.blocks.block_size) for other in self._running.values()
+        )
+        num_spare += group.num_later_blocks(self.blocks.block_size) or group.num_rows - len(group.rows)
         for row in group.rows:
             if not self.blocks.admit(row, num_spare=num_spare):
                 for leader in group.rows:
@@ -262,14 +254,6 @@ class Scheduler:
             row.key = self._new_key()
         return True
 
-    def _num_later_blocks(self, group: SequenceGroup) -> int:
-        """Blocks that the group's rows will take when they fork from the trunk."""
-        if group.trunk is None:
-            return 0
-        rows = [row for sequence in group.sequences[1:] for row in sequence.rows]
-        size = self.blocks.block_size
-        return sum(self.blocks.blocks_for(row.num_tokens) - group.trunk_of(row) // size for row in rows)
-
     def _spread(self, group: SequenceGroup) -> bool:
         """Let the group's other rows go on from the trunk, if it is computed."""
         if any(group.num_due_tokens(row) > 0 for row in group.rows):
@@ -278,6 +262,10 @@ class Scheduler:
             for leader, row in zip(group.leaders, sequence.rows, strict=True):
                 self._fork(leader, row, group.trunk_of(row))
         group.spread()
+        if group.drops_leader and len(group.sequences) > 1:
+            for row in group.remove(group.sequences[0]):
+                self._give_back(row)
+        group.drops_leader = False
         return True
 
     def _forked(self, sequence: Sequence) -> Sequence:

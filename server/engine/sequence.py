@@ -16,6 +16,8 @@ from server.engine.stopping import Stopping
 from server.protocol import FinishReason, Generate, Output, TokenLogprob
 from server.vocabulary import Vocabulary
 
+SPARE_TOKENS = 64
+
 
 class Sequence:
     """One output of a request from its first token to its last: a row of the batch.
@@ -83,7 +85,8 @@ class Sequence:
         """Known tokens: prompt and output."""
         self.stopping = Stopping(command.params, self.num_prompt_tokens, max_model_len)
         capacity = max(self.stopping.max_tokens, self.num_tokens)
-        self.token_ids: IntArray = np.zeros(capacity, dtype=np.int64)
+        self.token_ids: IntArray = np.zeros(min(capacity, self.num_tokens + SPARE_TOKENS), dtype=np.int64)
+        """With room to grow: a long output that waits, or never comes, takes no memory."""
         self.token_ids[: self.num_prompt_tokens] = command.prompt_ids
         self.token_ids[self.num_prompt_tokens : self.num_tokens] = output.token_ids
         self.shadow: Sequence | None = None
@@ -141,6 +144,12 @@ class Sequence:
         return ids
 
     @property
+    def is_cut_by_bans(self) -> bool:
+        """Whether there were tokens to go on with here, all of which began banned phrases, where none is left now."""
+        has_problem = any(processor.problem is not None for processor in self.processors)
+        return not has_problem and bool(self.banned_at.get(self.num_output_tokens))
+
+    @property
     def finish_reason(self) -> FinishReason | None:
         """Why no token follows the last one, if so."""
         if self.num_tokens == self.num_prompt_tokens:
@@ -151,6 +160,8 @@ class Sequence:
 
     def append(self, token_id: int) -> None:
         """Take a chosen token into the output."""
+        if self.num_tokens == len(self.token_ids):
+            self.token_ids = np.concatenate([self.token_ids, np.zeros_like(self.token_ids)])
         self.token_ids[self.num_tokens] = token_id
         self.num_tokens += 1
         if self.shadow is not None:

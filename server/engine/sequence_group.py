@@ -76,6 +76,8 @@ class SequenceGroup:
         self._shared: Callable[[Sequence, int], int] = _all
         self.trunk: int | None = None
         """Tokens of prompt and output that the first row computes before the others fork from it; None if none do."""
+        self.drops_leader = False
+        """Whether the first output is not wanted, once the others have forked from it."""
         for sequence in self.sequences:
             sequence.reuses_prefix = not self.wants_prompt_logprobs
 
@@ -114,6 +116,13 @@ class SequenceGroup:
         """Tokens that the row has to compute now."""
         return row.num_new_tokens if self.trunk is None else self.trunk_of(row) - row.num_computed_tokens
 
+    def num_later_blocks(self, block_size: int) -> int:
+        """Blocks that the rows will take when they fork from the trunk."""
+        if self.trunk is None:
+            return 0
+        rows = [row for sequence in self.sequences[1:] for row in sequence.rows]
+        return sum(-(-row.num_tokens // block_size) - self.trunk_of(row) // block_size for row in rows)
+
     def begin(self, shared: Callable[[Sequence, int], int]) -> None:
         """The group is admitted: its leaders compute, the others follow when the trunk is computed.
 
@@ -134,10 +143,17 @@ class SequenceGroup:
         self.trunk = None
 
     def remove(self, sequence: Sequence) -> list[Sequence]:
-        """An output is complete. Returns its rows."""
+        """An output is complete, or not wanted any more. Returns its rows."""
         self.sequences.remove(sequence)
-        self.rows = self.all_rows
-        return sequence.rows
+        gone = sequence.rows
+        self.rows = [row for row in self.rows if row not in gone]
+        return gone
+
+    def sample(self, index: int) -> Sequence | None:
+        """The sample with this number, if it runs by itself."""
+        if not self.has_forked or self.search is not None:
+            return None
+        return next((sequence for sequence in self.sequences if sequence.sample_index == index), None)
 
 
 def _all(_row: Sequence, num_tokens: int) -> int:

@@ -111,7 +111,9 @@ class ServedGenerator:
         record.prompt_tokens += len(generation.prompt.ids)
         clock = _Clock(self.name, generation, record)
         try:
-            replies = self.worker.stream(_command(generation.prompt, request_id), on_start=clock.note_start)
+            replies = self.worker.stream(
+                _command(generation.prompt, request_id), clock.note_start, lambda: generation.samples_at_end
+            )
             async with aclosing(replies):
                 async for messages in replies:
                     clock.note_tokens(messages)

@@ -21,8 +21,8 @@ class Engine(Protocol):
     def add(self, command: Generate | Encode) -> None:
         """Take a request. One that cannot be served is answered `Failed` by the next step; nothing is raised."""
 
-    def abort(self, request_id: str) -> None:
-        """Forget a request and free what it holds. An unknown id is no error."""
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        """Forget a request, or one of its samples, and free what it holds. An unknown one is no error."""
 
     def step(self) -> list[Reply]:
         """Compute once and return what it yielded; the last reply is `Stats`.
@@ -44,7 +44,7 @@ def run(engine: Engine, connection: Connection) -> None:
                 case Generate() | Encode():
                     engine.add(command)
                 case Abort():
-                    engine.abort(command.request_id)
+                    engine.abort(command.request_id, command.index)
                 case Ping():
                     replies.append(Pong())
                 case Load():

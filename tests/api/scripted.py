@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,12 @@ class ScriptedWorker:
     def num_running(self) -> int:
         return len(self.running)
 
-    async def stream(self, command: Generate, on_start: Callable[[], None]) -> AsyncGenerator[list[Tokens], None]:
+    async def stream(
+        self,
+        command: Generate,
+        on_start: Callable[[], None],
+        unwanted: Callable[[], Iterable[int]],
+    ) -> AsyncGenerator[list[Tokens], None]:
         assert command.request_id not in self.running
         self.commands.append(command)
         self.running.add(command.request_id)

@@ -52,6 +52,25 @@ def test_what_is_told_of_tokens_goes_with_them_once() -> None:
     assert entry.take() == [Tokens("r", [3], None, [-0.4], None, 0, told, num_rewinds=2)]
 
 
+def test_an_output_that_was_dropped_has_no_news_and_counts_as_finished() -> None:
+    journal, entry = entry_of(n=2)
+    entry.append(Tokens(entry.wire_id, [4, 5], index=0))
+    entry.append(Tokens(entry.wire_id, [6], index=1))
+    entry.take()
+    assert entry.drop([0]) == [0]
+    assert entry.drop([0]) == []
+    entry.append(Tokens(entry.wire_id, [7], "stop", index=0))
+    assert entry.all_taken
+    entry.append(Tokens(entry.wire_id, [8], index=1))
+    assert entry.take() == [Tokens("r", [8], index=1)]
+    journal.worker_died()
+    resumed = entry.resumed()
+    assert isinstance(resumed, Generate)
+    assert resumed.outputs == [Output([4, 5], is_finished=True), Output([6, 8])]
+    entry.append(Tokens(entry.wire_id, [], "length", index=1))
+    assert entry.is_finished
+
+
 def test_a_resumed_command_tells_how_far_each_output_is() -> None:
     journal, entry = entry_of(n=3)
     entry.append(Tokens(entry.wire_id, [4, 5], index=0, num_rewinds=1))

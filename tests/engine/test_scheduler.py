@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.engine.batch import Batch
 from server.engine.block_manager import BlockManager
-from server.engine.scheduler import Batch, Scheduler
+from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
 from server.protocol import Generate, Output

@@ -39,8 +39,8 @@ class Scripted:
     def add(self, command: Generate | Encode) -> None:
         self.log.append(f"add {command.request_id}")
 
-    def abort(self, request_id: str) -> None:
-        self.log.append(f"abort {request_id}")
+    def abort(self, request_id: str, index: int | None = None) -> None:
+        self.log.append(f"abort {request_id}" if index is None else f"abort {request_id}#{index}")
 
     def step(self) -> list[Reply]:
         self.num_steps -= 1
