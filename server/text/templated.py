@@ -84,18 +84,19 @@ def encode_rendered(tokenizer: Tokenizer, rendered: RenderedPrompt) -> Templated
     """
     encoding = tokenizer.encode(rendered.text, add_special_tokens=rendered.add_special_tokens)
     inside = _inside(encoding, rendered.template_spans)
-    if not any(_is_smuggled(tokenizer, rendered.text, encoding, place) for place, own in enumerate(inside) if not own):
-        return _templated(encoding, encoding.ids, inside)
-    return _read_plainly(tokenizer, rendered)
+    if _has_smuggled(tokenizer, rendered.text, encoding, inside):
+        return _read_plainly(tokenizer, rendered)
+    return _templated(encoding, encoding.ids, inside)
 
 
 def _read_plainly(tokenizer: Tokenizer, rendered: RenderedPrompt) -> TemplatedIds:
     """Slower: once more, and without the client's special tokens."""
     reading = tokenizer.plain_reader.read(rendered.text, rendered.template_spans, rendered.add_special_tokens)
     tokenizer.check_ids(reading.ids)
-    for place, id_ in enumerate(reading.ids):
-        is_text = not reading.encoding.special_tokens_mask[place] and not reading.is_meant[place]
-        if is_text and id_ in tokenizer.special_ids and id_ != _unk_id(tokenizer):
+    refused = tokenizer.special_ids - {_unk_id(tokenizer)}
+    around = reading.encoding.special_tokens_mask
+    for id_, is_around, is_meant in zip(reading.ids, around, reading.is_meant, strict=True):
+        if id_ in refused and not is_around and not is_meant:
             raise InvalidRequest(
                 f"The text holds {echo(tokenizer.token_text(id_))}, which is a special token of this model, and its "
                 "tokenizer has no other way to write it. Leave it out."
@@ -103,13 +104,17 @@ def _read_plainly(tokenizer: Tokenizer, rendered: RenderedPrompt) -> TemplatedId
     return _templated(reading.encoding, reading.ids, _inside(reading.encoding, reading.spans))
 
 
-def _is_smuggled(tokenizer: Tokenizer, text: str, encoding: tokenizers.Encoding, place: int) -> bool:
+def _has_smuggled(tokenizer: Tokenizer, text: str, encoding: tokenizers.Encoding, inside: Sequence[bool]) -> bool:
     """Whether a token that is not the template's is special, and neither put around the text nor an unknown word."""
-    id_ = encoding.ids[place]
-    if id_ not in tokenizer.special_ids or encoding.special_tokens_mask[place]:
-        return False
-    start, stop = encoding.offsets[place]
-    return id_ != _unk_id(tokenizer) or tokenizer.token_text(id_) in text[start:stop]
+    unk_id = _unk_id(tokenizer)
+    # Each of these is made anew, whole, whenever it is asked for.
+    places = zip(encoding.ids, encoding.special_tokens_mask, inside, encoding.offsets, strict=True)
+    for id_, is_around, is_own, (start, stop) in places:
+        if id_ not in tokenizer.special_ids or is_around or is_own:
+            continue
+        if id_ != unk_id or tokenizer.token_text(id_) in text[start:stop]:
+            return True
+    return False
 
 
 def _unk_id(tokenizer: Tokenizer) -> int | None:

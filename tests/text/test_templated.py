@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from functools import cache
 from typing import Any
 
@@ -122,3 +123,16 @@ def test_a_token_that_swallows_spaces_is_read_as_before() -> None:
     greedy = Tokenizer(TokenizerFiles(tokenizer_json=backend.to_str()))
     prompt = rendered(["  the mill  "])
     assert encode_rendered(greedy, prompt).ids == backend.encode(prompt.text).ids
+
+
+@pytest.mark.parametrize("ending", ["", "<|im_end|>"])
+def test_a_long_text_takes_about_as_long_as_reading_it(ending: str) -> None:
+    prompt = rendered(["the river " * 20_000 + ending])
+    start_s = time.process_time()
+    whole = tokenizer("byte_level").encode(prompt.text)
+    reading_s = time.process_time() - start_s
+    start_s = time.process_time()
+    encoded = encode_rendered(tokenizer("byte_level"), prompt)
+    assert len(encoded.ids) >= len(whole.ids) - 1 > 20_000
+    # A list of the tokens for each token would take minutes.
+    assert time.process_time() - start_s < 2 + 20 * reading_s
