@@ -130,6 +130,8 @@ def _read(path: Path, known: Topic, room: int) -> Topic:
             if signature == known.signature:
                 return known
             data = file.read(MAX_FILE_BYTES + 1)
+            if signature != _signature(file):
+                raise BadTopic("is being written")
         phrases = _phrases(data)
     except OSError as error:
         return replace(known, error=f"cannot be read: {error.strerror}", signature=None)

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -95,6 +96,29 @@ def test_a_file_that_turns_bad_leaves_the_topic_as_it_was(
     assert topics.phrases == {"war": ("war", "wars")}
     assert topics.describe()[0]["error"] is None
     assert topics.describe()[0]["version"] != before["version"]
+
+
+def test_a_file_that_is_written_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "war.txt", "war\n")
+    topics = loaded(tmp_path)
+    write(tmp_path, "war.txt", "software\nsoft")
+    signature = topics_module._signature
+
+    def written_after(file: BinaryIO) -> tuple[int, ...]:
+        found = signature(file)
+        with (tmp_path / "war.txt").open("a") as more:
+            more.write("ware house")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(topics_module, "_signature", written_after)
+        topics.reload()
+    assert topics.phrases == {"war": ("war",)}
+    assert topics.describe()[0]["error"] == "is being written"
+    write(tmp_path, "war.txt", "software\nsoftware house\n")
+    topics.reload()
+    assert topics.phrases == {"war": ("software", "software house")}
+    assert topics.describe()[0]["error"] is None
 
 
 def test_files_that_come_and_go_are_followed(tmp_path: Path) -> None:
