@@ -66,5 +66,7 @@ def _drawn(weights: FloatArray, numbers: Iterator[float]) -> Iterator[int]:
 def _first_above(cumulated: npt.NDArray[np.float64], target: float, weights: npt.NDArray[np.float64]) -> int:
     """First index of positive weight with ``cumulated > target``; the last such where rounding leaves none."""
     first = int(cumulated.searchsorted(target, side="right"))
+    if first < len(weights) and weights[first] > 0:
+        return first
     positive = np.flatnonzero(weights)
     return int(positive[min(int(positive.searchsorted(first)), len(positive) - 1)])

@@ -136,7 +136,8 @@ def _apply_rules(scores_SV: Tensor, lanes: list[LaneRows]) -> None:
                 scores_KV, params, min_tokens_to_keep=num_kept, position=position
             )
         if params.renormalize_logits:
-            scores_SV[lane.place] = scores_SV[lane.place].log_softmax(-1)
+            # A row of which nothing may follow has nothing to share out, and the others go on.
+            scores_SV[lane.place] = scores_SV[lane.place].log_softmax(-1).nan_to_num_(-torch.inf, neginf=-torch.inf)
 
 
 def _choose(scores_SV: Tensor, lanes: list[LaneRows]) -> list[Choice]:

@@ -62,3 +62,26 @@ def test_other_samples_of_the_request_go_on() -> None:
 def test_rules_that_leave_no_token_without_a_ban_fail_the_request() -> None:
     params: dict[str, Any] = {"allowed_token_ids": (A,), "suppress_tokens": (A,), "banned_phrases": ("zz",)}
     assert served(generate("r", PROMPT, **params))["r"].failure == "no_token_left"
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_beam_that_nothing_may_follow_ends_no_other(seed: int, renormalize: bool, do_sample: bool) -> None:
+    dead_end = tuple(((A, token_id), -float("inf")) for token_id in (A, B, C))
+    command = generate(
+        "r",
+        [seed, 9, 9],
+        num_beams=3,
+        num_return_sequences=2,
+        do_sample=do_sample,
+        seed=seed,
+        renormalize_logits=renormalize,
+        allowed_token_ids=(A, B, C),
+        sequence_bias=dead_end,
+    )
+    outcomes = served(command)
+    for name in ("r", "r#1"):
+        assert (outcomes[name].finish_reason, outcomes[name].failure) == ("length", None)
+        assert len(outcomes[name].token_ids) == 8
+        assert A not in outcomes[name].token_ids[:-1]
