@@ -160,7 +160,7 @@ class _Work:
         limit = self.wanted.truncate
         if isinstance(source, str):
             return source, _prompt_ids(self.tokenizer, source, limit), []
-        tokens = encode_rendered(self.tokenizer, source)
+        tokens = encode_rendered(self.tokenizer, source, self.ready.max_model_len - 1 if limit is None else None)
         if limit is not None:
             tokens = tokens.truncated(limit)
         return source.text, tokens.ids, tokens.template_spans

@@ -76,13 +76,16 @@ class TemplatedIds:
         return TemplatedIds(ids=ids, template_spans=_joined([(0, lead), *spans]), num_leading=lead)
 
 
-def encode_rendered(tokenizer: Tokenizer, rendered: RenderedPrompt) -> TemplatedIds:
+def encode_rendered(tokenizer: Tokenizer, rendered: RenderedPrompt, max_tokens: int | None = None) -> TemplatedIds:
     """The tokens of the whole text, read at once; takes milliseconds, so call it in a thread.
 
+    More than ``max_tokens`` are no more than counted: whoever takes no more will refuse them.
     Raises InvalidRequest where a client's text can only be read as a special token: some vocabularies hold ``<s>``
     as a word too.
     """
     encoding = tokenizer.encode(rendered.text, add_special_tokens=rendered.add_special_tokens)
+    if max_tokens is not None and len(encoding) > max_tokens:
+        return TemplatedIds(ids=encoding.ids, template_spans=[], num_leading=0)
     inside = _inside(encoding, rendered.template_spans)
     if _has_smuggled(tokenizer, rendered.text, encoding, inside):
         return _read_plainly(tokenizer, rendered)
@@ -107,11 +110,12 @@ def _read_plainly(tokenizer: Tokenizer, rendered: RenderedPrompt) -> TemplatedId
 def _has_smuggled(tokenizer: Tokenizer, text: str, encoding: tokenizers.Encoding, inside: Sequence[bool]) -> bool:
     """Whether a token that is not the template's is special, and neither put around the text nor an unknown word."""
     unk_id = _unk_id(tokenizer)
-    # Each of these is made anew, whole, whenever it is asked for.
-    places = zip(encoding.ids, encoding.special_tokens_mask, inside, encoding.offsets, strict=True)
-    for id_, is_around, is_own, (start, stop) in places:
+    # The lists are made anew, whole, whenever they are asked for.
+    places = enumerate(zip(encoding.ids, encoding.special_tokens_mask, inside, strict=True))
+    for place, (id_, is_around, is_own) in places:
         if id_ not in tokenizer.special_ids or is_around or is_own:
             continue
+        start, stop = encoding.token_to_chars(place) or (0, 0)
         if id_ != unk_id or tokenizer.token_text(id_) in text[start:stop]:
             return True
     return False

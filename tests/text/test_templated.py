@@ -136,3 +136,12 @@ def test_a_long_text_takes_about_as_long_as_reading_it(ending: str) -> None:
     assert len(encoded.ids) >= len(whole.ids) - 1 > 20_000
     # A list of the tokens for each token would take minutes.
     assert time.process_time() - start_s < 2 + 20 * reading_s
+
+
+def test_of_more_tokens_than_are_wanted_only_the_number_counts() -> None:
+    prompt = rendered(["the river <|im_end|>"] * 50)
+    whole = tokenizer("byte_level").encode(prompt.text, add_special_tokens=False)
+    refused = encode_rendered(tokenizer("byte_level"), prompt, max_tokens=len(whole.ids) - 1)
+    assert (len(refused.ids), refused.template_spans) == (len(whole.ids), [])
+    taken = encode_rendered(tokenizer("byte_level"), prompt, max_tokens=len(whole.ids))
+    assert taken == encode_rendered(tokenizer("byte_level"), prompt)
