@@ -33,7 +33,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     min_new_tokens: int = 0
     """Below this many new tokens no end token or stop token can be chosen."""
     num_return_sequences: int = 1
-    """Independent samples from one prefill or, with beams, how many of the best hypotheses are answered."""
+    """Independent samples from one prefill or, with beams, how many of the best hypotheses are answered.
+    Where a search found fewer, because all others were forbidden, its last is answered again in their places."""
     seed: int = 0
     """Always set: chosen by the front where the client gave none. 0 to 2**63 - 1."""
 

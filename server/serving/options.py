@@ -90,7 +90,7 @@ class GenerateOptions:
     """The probability from which a token is among the likeliest for XTC; 0.1 where it is left out."""
 
     num_return_sequences: int | None = None
-    """How many outputs: samples, or the best hypotheses of a beam search."""
+    """How many outputs: samples, or the best hypotheses of a beam search; of too few, the last again."""
     n: int | None = None
     """Another name of `num_return_sequences`."""
     best_of: int | None = None
