@@ -81,7 +81,8 @@ def eta_cutoff(scores_KW: Tensor, value_K1: Tensor, num_kept: int) -> Tensor:
 def exclude_top_choices(scores_KW: Tensor, threshold_K1: Tensor, num_kept: int) -> Tensor:
     """XTC: leave out the tokens of at least this probability, but for the least likely of them."""
     probs_KW = scores_KW.softmax(-1)
-    is_above_KW = probs_KW >= threshold_K1
+    # A threshold of 0 asks for every token that is left, and not for those that are forbidden.
+    is_above_KW = (probs_KW >= threshold_K1) & (scores_KW > -torch.inf)
     least_K1 = probs_KW.masked_fill(~is_above_KW, torch.inf).argmin(-1, keepdim=True)
     left_KW = scores_KW.masked_fill(is_above_KW.scatter_(1, least_K1, value=False), -torch.inf)
     if num_kept == 1:

@@ -149,6 +149,12 @@ def test_xtc_excludes_all_top_choices_but_the_least_likely_of_them(threshold, le
     assert found[0].isfinite().nonzero()[:, 0].tolist() == left
 
 
+def test_xtc_never_brings_back_a_token_that_is_forbidden():
+    scores = torch.tensor([[-torch.inf, 2.0, 1.0, -torch.inf]])
+    left = draw_rules.exclude_top_choices(scores, torch.tensor([[0.0]]), 1)
+    assert left.tolist() == [[-torch.inf, -torch.inf, 1.0, -torch.inf]]
+
+
 def test_xtc_leaves_as_many_tokens_as_must_stay():
     scores = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
     exclude = draw_rules.exclude_top_choices
