@@ -65,6 +65,8 @@ class EngineMachine(RuleBasedStateMachine):
         self.commands: dict[str, Generate] = {}
         self.outcomes: dict[str, Outcome] = {}
         self.num_added = 0
+        self.dropped: set[str] = set()
+        """Names of samples that nobody wants any more."""
 
     @initialize(
         num_blocks=st.sampled_from([14, 22, 40]),
@@ -111,7 +113,9 @@ class EngineMachine(RuleBasedStateMachine):
     def is_final(self, command: Generate) -> bool:
         """Whether every output has had its last reply."""
         outcomes = [self.outcomes.get(name, Outcome()) for name in names_of(command)]
-        return outcomes[0].failure is not None or all(outcome.is_final for outcome in outcomes)
+        return outcomes[0].failure is not None or all(
+            outcome.is_final or name in self.dropped for name, outcome in zip(names_of(command), outcomes, strict=True)
+        )
 
     @precondition(lambda self: self.commands)
     @rule(data=st.data())
@@ -121,6 +125,16 @@ class EngineMachine(RuleBasedStateMachine):
         if not self.is_final(self.commands[request_id]):
             for name in names_of(self.commands.pop(request_id)):
                 self.outcomes.pop(name, None)
+
+    @precondition(lambda self: self.commands)
+    @rule(data=st.data(), index=st.integers(0, 2))
+    def abort_sample(self, data: st.DataObject, index: int) -> None:
+        """The front does so when a sample it has tokens of has come to a stop string."""
+        command = self.commands[data.draw(st.sampled_from(sorted(self.commands)))]
+        names = names_of(command)
+        if len(names) > index and names[index] in self.outcomes and command.params.num_beams == 1:
+            self.engine.abort(command.request_id, index)
+            self.dropped.add(names[index])
 
     @rule(count=st.integers(1, 6))
     def steps(self, count: int) -> None:
@@ -136,13 +150,15 @@ class EngineMachine(RuleBasedStateMachine):
                 continue
             outcomes = [self.outcomes.setdefault(name, Outcome()) for name in names_of(command)]
             outputs = []
-            for outcome in outcomes:
+            for name, outcome in zip(names_of(command), outcomes, strict=True):
                 outcome.num_cached_tokens = None
                 if command.params.num_beams > 1:
                     # It begins anew: the front would leave out what it has.
                     outcome.token_ids, outcome.prompt_logprobs = [], None
                 else:
-                    outputs.append(Output(list(outcome.token_ids), outcome.is_final, outcome.num_rewinds))
+                    outputs.append(
+                        Output(list(outcome.token_ids), outcome.is_final or name in self.dropped, outcome.num_rewinds)
+                    )
             self.engine.add(msgspec.structs.replace(command, outputs=outputs))
 
     @invariant()
@@ -166,7 +182,8 @@ class EngineMachine(RuleBasedStateMachine):
                 continue
             alone = run(self.fresh_engine(64, True, max_batch_tokens=256, prefix_cache=False), [command])
             expected = [alone.get(name, Outcome()) for name in names_of(command)]
-            assert list(map(told, ours)) == list(map(told, expected))
+            for name, one, other in zip(names_of(command), ours, expected, strict=True):
+                assert name in self.dropped or told(one) == told(other)
 
 
 def names_of(command: Generate) -> list[str]:
