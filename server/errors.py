@@ -132,10 +132,10 @@ class PromptTooLong(InvalidRequest):
 
     code = "context_length_exceeded"
 
-    def __init__(self, num_tokens: int, limit: int, advice: str) -> None:
+    def __init__(self, num_tokens: int, limit: int, advice: str, *, param: str = "inputs") -> None:
         super().__init__(
             f"The input has {num_tokens} tokens and this model takes at most {limit}. {advice}",
-            param="inputs",
+            param=param,
         )
 
 

@@ -115,7 +115,8 @@ def resolve(
     _check_rows(layered, ready)
     _check_ends(layered, ready)
     wishes = Wishes(layered.values)
-    max_new_tokens = _max_new_tokens(layered, ready, num_prompt_tokens, default_max_new_tokens)
+    source = next((name for name in ("messages", "template") if (body or {}).get(name) is not None), "inputs")
+    max_new_tokens = _max_new_tokens(layered, ready, num_prompt_tokens, default_max_new_tokens, source)
     params = SamplingParams(
         max_new_tokens=max_new_tokens,
         min_new_tokens=_min_new_tokens(layered, max_new_tokens, num_prompt_tokens),
@@ -221,11 +222,11 @@ def _phrase_penalties(wishes: Wishes, topics: Mapping[str, Sequence[str]]) -> tu
     return tuple((phrase, strength) for phrase, strength in found.items() if strength != 0)
 
 
-def _max_new_tokens(layered: Layered, ready: Ready, num_prompt_tokens: int, default: int) -> int:
+def _max_new_tokens(layered: Layered, ready: Ready, num_prompt_tokens: int, default: int, source: str) -> int:
     room = ready.max_model_len - num_prompt_tokens
     if room < 1:
         advice = "Shorten it, or set truncate to the number of its last tokens that count."
-        raise PromptTooLong(num_prompt_tokens, ready.max_model_len - 1, advice)
+        raise PromptTooLong(num_prompt_tokens, ready.max_model_len - 1, advice, param=source)
     if "max_length" in layered.values:
         if layered.values["max_length"] <= num_prompt_tokens:
             rule = f"must be more than the input's {num_prompt_tokens} tokens"

@@ -122,6 +122,7 @@ def test_penalties_leave_out_the_templates_tokens_on_request(templated: Front) -
         ({"template": "greeting"}, 422, None, ["who"]),
         ({"template": "greeting", "variables": {"who": "a", "whom": "b"}}, 422, None, ["whom"]),
         ({"template": "nothing"}, 404, "template", ["nothing"]),
+        ({"template": "greeting", "variables": {"who": "mill " * 500}}, 422, "template", ["tokens", "at most"]),
         ({"template": "judge", "variables": {"text": "a"}}, 422, "template", ["classify"]),
         ({"template": "greeting", "variables": {"who": "a"}, "inputs": "a"}, 422, None, ["inputs", "template"]),
         ({"messages": [{"role": "user", "content": "a"}], "inputs": "a"}, 422, None, ["inputs", "messages"]),
