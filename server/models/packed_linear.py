@@ -34,6 +34,9 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = weight_NK.shape
         self.bias = None if bias_N is None else bias_N.detach()
+        self.pads_single_row = weight_NK.dtype == torch.float32
+        """A single row takes another kernel than a batch does, and its result may depend on batch mates: often in
+        float32, hardly ever in bfloat16, where the other kernel is much slower."""
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK.detach().contiguous())
         self.weight_bytes = weight_NK.numel() * weight_NK.itemsize
 
@@ -45,8 +48,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.numel() // self.in_features
-        if rows == 1:
-            # A single row takes another kernel than a batch does, and its result would depend on batch mates.
+        if rows == 1 and self.pads_single_row:
             padded = x.reshape(1, -1).expand(2, -1).contiguous()
             return self._linear(padded)[:1].view(*x.shape[:-1], self.out_features)
         if rows == 0:

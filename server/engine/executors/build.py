@@ -15,7 +15,7 @@ from server.engine import memory, selfcheck
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import Row
 from server.engine.executors.compat import CompatRunner
-from server.engine.executors.deterministic import DeterministicRunner, steady_activations, unsteady
+from server.engine.executors.deterministic import DeterministicRunner, steady, unsteady
 from server.engine.executors.generic import ATTENTION, GenericRunner, Unsupported, probe, set_attention
 from server.engine.kv_cache import LayerSpec
 from server.engine.model_runner import ModelRunner
@@ -82,7 +82,7 @@ def _deterministic(
     module: PreTrainedModel, config: ModelConfig, max_model_len: int, expected: Reference
 ) -> DeterministicRunner:
     """Only over the generic executor, whose products and attention are known."""
-    steady_activations(module)
+    steady(module)
     try:
         runner = _generic(module, config, max_model_len, expected)
         problem = unsteady(module)

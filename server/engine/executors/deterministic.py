@@ -89,9 +89,11 @@ class SteadySiLU(nn.Module):
         return (wide / (1.0 + (-wide).exp())).to(x.dtype)
 
 
-def steady_activations(module: nn.Module) -> None:
-    """Replace the activations whose results depend on where a value lies."""
+def steady(module: nn.Module) -> None:
+    """Single rows take a batch's kernel, and activations whose results depend on where a value lies are replaced."""
     for parent in list(module.modules()):
+        if hasattr(parent, "pads_single_row"):
+            parent.pads_single_row = True  # type: ignore[assignment]
         for name, child in list(parent.named_children()):
             if type(child) in (nn.SiLU, SiLUActivation):
                 setattr(parent, name, SteadySiLU())
