@@ -37,7 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "greedy, 5 most likely told": {"top_n_tokens": 5},
     "all processors": {
         "sequence_bias": tuple(((i, i + 1, i + 2), -1.0) for i in range(0, 300, 3)),
-        "logit_bias": {i: 0.5 for i in range(300)},
+        "logit_bias": dict.fromkeys(range(300), 0.5),
         "encoder_repetition_penalty": 1.05,
         "repetition_penalty": 1.1,
         "presence_penalty": 0.2,
