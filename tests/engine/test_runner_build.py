@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, FalconConfig, MambaConfig, PreTra
 
 from server.config import ModelConfig
 from server.engine import memory, selfcheck
-from server.engine.attention import torch_native
+from server.engine.attention import spans, torch_native
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import Row
 from server.engine.executors import build_runner
@@ -135,7 +135,7 @@ def test_long_and_short_sequences_are_attended_in_groups_without_changing_result
             )
 
     grouped = run()
-    monkeypatch.setattr(torch_native, "MIN_SAVED_BLOCKS", 10**9)
+    monkeypatch.setattr(spans, "MIN_SAVED_BLOCKS", 10**9)
     together = run()
     monkeypatch.setattr(torch_native, "MAX_GATHER_BYTES", 1)
     apart = run()

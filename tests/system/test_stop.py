@@ -86,8 +86,10 @@ def test_a_second_sigterm_ends_every_request_with_an_error_and_exits_0(one_model
         assert server.wait(10) == 0
         outcomes = clients.finish()
         cut = [outcome for outcome in outcomes if not outcome.is_whole]
-        assert len(cut) > 40
-        assert {outcome.error_code for outcome in cut} == {"server_shutdown"}
+        # One that was still being read when the first signal came is refused as any newcomer.
+        ended = [outcome for outcome in cut if outcome.error_code != "draining"]
+        assert len(ended) > 40
+        assert {outcome.error_code for outcome in ended} == {"server_shutdown"}
         assert {outcome.status for outcome in cut if outcome.token_ids} == {200}
         assert {outcome.status for outcome in cut if not outcome.token_ids} == {503}
 
