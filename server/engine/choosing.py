@@ -120,7 +120,7 @@ class Chooser:
 
 def num_logits(share: Share) -> int:
     """Of how many of the row's new tokens the logits are wanted."""
-    return share.num_new_tokens if share.group.wants_prompt_logprobs and _is_scored(share) else 1
+    return share.num_new_tokens if _is_scored(share) else 1
 
 
 def _is_scored(share: Share) -> bool:

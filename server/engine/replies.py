@@ -21,14 +21,12 @@ def of_sequence(group: SequenceGroup, sequence: Sequence, finish_reason: FinishR
     params = sequence.params
     first = sequence.num_prompt_tokens
     is_told = params.logprobs or params.top_n_tokens
-    num_cached_tokens = None if group.has_replied else group.num_cached_tokens
-    group.has_replied = True
     return Tokens(
         request_id=group.request_id,
         token_ids=sequence.token_ids[first + start : first + stop].tolist(),
         finish_reason=finish_reason,
         logprobs=sequence.logprobs[start:stop] if is_told else None,
-        num_cached_tokens=num_cached_tokens,
+        num_cached_tokens=_num_cached_tokens(group),
         index=sequence.sample_index,
         top_logprobs=sequence.top_logprobs[start:stop] if params.top_n_tokens else None,
         prompt_logprobs=_prompt_logprobs(group, sequence.sample_index) if group.prompt_logprobs is not None else None,
@@ -78,19 +76,25 @@ def _of_beam(
     score: float | None = None,
 ) -> Tokens:
     params = group.params
-    num_cached_tokens = None if group.has_replied else group.num_cached_tokens
-    group.has_replied = True
     return Tokens(
         request_id=group.request_id,
         token_ids=token_ids,
         finish_reason=finish_reason,
         logprobs=logprobs if params.logprobs or params.top_n_tokens else None,
-        num_cached_tokens=num_cached_tokens,
+        num_cached_tokens=_num_cached_tokens(group),
         index=index,
         top_logprobs=top_logprobs if params.top_n_tokens else None,
         prompt_logprobs=_prompt_logprobs(group, index),
         score=score,
     )
+
+
+def _num_cached_tokens(group: SequenceGroup) -> int | None:
+    """They come with the group's first reply."""
+    if group.has_replied:
+        return None
+    group.has_replied = True
+    return group.num_cached_tokens
 
 
 def _prompt_logprobs(group: SequenceGroup, index: int) -> PromptLogprobs | None:

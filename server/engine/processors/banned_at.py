@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Self
 
 import numpy as np
@@ -34,9 +33,6 @@ class BannedAt(LogitsProcessor):
     def accept(self, token_id: int) -> None:  # noqa: ARG002
         self.num_new_tokens += 1
         self.is_spent = self.num_new_tokens > self._last
-
-    def fork(self) -> Self:
-        return copy.copy(self)
 
     @classmethod
     def apply(cls, logits_SV: Tensor, rows: list[int], processors: list[Self]) -> None:

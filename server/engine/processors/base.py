@@ -82,8 +82,12 @@ class LogitsProcessor(ABC):
         return False
 
     def fork(self) -> Self:
-        """The same state for a copy of the sequence; afterwards neither changes the other."""
-        return copy.deepcopy(self)
+        """The same state for a copy of the sequence; afterwards neither changes the other.
+
+        Beams fork in every step: what never changes is shared. A rule whose `accept` changes an object in place gives
+        its fork one of its own.
+        """
+        return copy.copy(self)
 
     @classmethod
     @abstractmethod

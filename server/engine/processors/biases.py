@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Self
 
 import numpy as np
@@ -77,11 +76,9 @@ class SequenceBias(LogitsProcessor):
         return cls(SequenceTable(biases), start.token_ids) if biases else None
 
     def accept(self, token_id: int) -> None:
+        # A new list each time, for forks share the one that was.
         if self.num_kept:
             self.last_ids = [*self.last_ids[-self.num_kept + 1 :], token_id] if self.num_kept > 1 else [token_id]
-
-    def fork(self) -> Self:
-        return copy.copy(self)  # `accept` makes a new list
 
     @classmethod
     def apply(cls, logits_SV: Tensor, rows: list[int], processors: list[Self]) -> None:

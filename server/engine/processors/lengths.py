@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Self
 
 import numpy as np
@@ -31,9 +30,6 @@ class MinNewTokens(LogitsProcessor):
         self.num_missing -= 1
         self.is_spent = self.num_missing <= 0
 
-    def fork(self) -> Self:
-        return copy.copy(self)
-
     @classmethod
     def apply(cls, logits_SV: Tensor, rows: list[int], processors: list[Self]) -> None:
         forbid(logits_SV, rows, [p.ending_ids for p in processors])
@@ -57,9 +53,6 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
 
     def accept(self, token_id: int) -> None:  # noqa: ARG002
         self.num_new += 1
-
-    def fork(self) -> Self:
-        return copy.copy(self)
 
     @property
     def growth(self) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import copy
 from functools import lru_cache
 from typing import NamedTuple, Self
 
@@ -125,9 +124,6 @@ class PhrasePenalties(LogitsProcessor):
 
     def accept(self, token_id: int) -> None:
         self.place = self.place.after(self.table.token_bytes(token_id), self.table.phrases)
-
-    def fork(self) -> Self:
-        return copy.copy(self)
 
     @classmethod
     def apply(cls, logits_SV: Tensor, rows: list[int], processors: list[Self]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Self
 
 import numpy as np
@@ -93,9 +92,6 @@ class BeginSuppressTokens(LogitsProcessor):
         self.num_before -= 1
         self.is_spent = self.num_before < 0
 
-    def fork(self) -> Self:
-        return copy.copy(self)
-
     @classmethod
     def apply(cls, logits_SV: Tensor, rows: list[int], processors: list[Self]) -> None:
         now = [(row, p.ids) for row, p in zip(rows, processors, strict=True) if p.num_before == 0]
@@ -116,9 +112,6 @@ class ForcedFirstToken(LogitsProcessor):
 
     def accept(self, token_id: int) -> None:  # noqa: ARG002
         self.is_spent = True
-
-    def fork(self) -> Self:
-        return copy.copy(self)
 
     @classmethod
     def apply(cls, logits_SV: Tensor, rows: list[int], processors: list[Self]) -> None:
@@ -142,9 +135,6 @@ class ForcedLastToken(LogitsProcessor):
     def accept(self, token_id: int) -> None:  # noqa: ARG002
         self.num_before -= 1
         self.is_spent = self.num_before < 0
-
-    def fork(self) -> Self:
-        return copy.copy(self)
 
     @classmethod
     def apply(cls, logits_SV: Tensor, rows: list[int], processors: list[Self]) -> None:
