@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import re
 import statistics
@@ -26,7 +25,7 @@ import httpx2
 import torch
 import transformers
 from report import save, table
-from throughput import PAUSE_S, ROOT, prompts, server
+from throughput import PAUSE_S, parse, prompts, server
 
 
 async def search_all(url: str, texts: list[str], num_beams: int, new_tokens: int) -> float:
@@ -120,20 +119,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Beam search over HTTP beside model.generate(num_beams=...).")
-    parser.add_argument("--model", default=str(ROOT / "models/smollm2-135m-instruct"))
     parser.add_argument("--requests", type=int, default=8)
     parser.add_argument("--num-beams", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3, help="of which the median is reported; one more warms up")
-    parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--long-prompt-tokens", type=int, default=1000)
-    parser.add_argument("--new-tokens", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("serve_flags", nargs=argparse.REMAINDER, help="after --: flags for sluice serve")
-    args = parser.parse_args()
-    args.serve_flags = [flag for flag in args.serve_flags if flag != "--"]
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    args = parse(parser, new_tokens=32)
     result = measure(args)
     header = ["requests", "beams", "server tok/s", "x one by one", "x static batch", "blocks 1 / beams", "memory"]
     row = [

@@ -154,13 +154,12 @@ def summary(size: int, num_tokens: int, rounds: list[dict[str, float]]) -> dict[
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="The server's output tokens/s beside those of model.generate.")
+def parse(parser: argparse.ArgumentParser, *, new_tokens: int) -> argparse.Namespace:
+    """The arguments of a script that compares the server with transformers, which is quiet from now on."""
     parser.add_argument("--model", default=str(ROOT / "models/smollm2-135m-instruct"))
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=3, help="of which the median is reported; one more warms up")
     parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=new_tokens)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("serve_flags", nargs=argparse.REMAINDER, help="after --: flags for sluice serve")
     args = parser.parse_args()
@@ -169,6 +168,13 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return args
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The server's output tokens/s beside those of model.generate.")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
+    args = parse(parser, new_tokens=64)
     results = measure(args)
     rows = [
         [

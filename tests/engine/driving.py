@@ -105,3 +105,17 @@ def run_alone(command: Generate) -> Outcome:
     """The undisturbed run: its own engine, room for everything, the prompt in one piece, no prefix cache."""
     engine = make_engine(FakeRunner(64), max_batch_tokens=256, prefix_cache=False)
     return run(engine, [command])[command.request_id]
+
+
+def run_preempted(
+    engine: DecoderEngine, commands: Iterable[Generate], outcomes: dict[str, Outcome] | None = None
+) -> dict[str, Outcome]:
+    """Serve the commands to the end, in a cache that is too small for all of them; ``outcomes`` go on."""
+    outcomes = {} if outcomes is None else outcomes
+    for command in commands:
+        engine.add(command)
+    num_preemptions = 0
+    while engine.has_work:
+        num_preemptions += step(engine, outcomes).num_preemptions
+    assert num_preemptions > 0
+    return outcomes

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from server.protocol import Generate, Stats, Tokens
-from tests.engine.driving import Outcome, generate, make_engine, run, run_alone, step
+from tests.engine.driving import Outcome, generate, make_engine, run, run_alone, run_preempted, step
 from tests.engine.fake_runner import POISON, FakeRunner
 from tests.engine.test_engine_parity import engine_of
 from tests.tiny_models import EOS_ID, PAD_ID, tiny_decoder
@@ -42,14 +42,8 @@ def alone() -> dict[str, Outcome]:
 @pytest.mark.parametrize("max_batch_tokens", [8, 64])
 def test_searches_give_what_they_give_alone_preempted_and_in_any_batch(can_reuse_blocks, max_batch_tokens):
     engine = make_engine(FakeRunner(14, can_reuse_blocks=can_reuse_blocks), max_batch_tokens=max_batch_tokens)
-    outcomes: dict[str, Outcome] = {}
     others = [generate(f"other{i}", LONG[i : i + 9], max_new_tokens=12, do_sample=True, seed=i) for i in range(3)]
-    for command in (*others, *commands()):
-        engine.add(command)
-    num_preemptions = 0
-    while engine.has_work:
-        num_preemptions += step(engine, outcomes).num_preemptions
-    assert num_preemptions > 0
+    outcomes = run_preempted(engine, (*others, *commands()))
     expected = alone() | {command.request_id: run_alone(command) for command in others}
     assert {name: (outcome.token_ids, outcome.score) for name, outcome in outcomes.items()} == {
         name: (outcome.token_ids, outcome.score) for name, outcome in expected.items()

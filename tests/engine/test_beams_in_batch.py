@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from server.engine.engine import DecoderEngine
 from server.protocol import Generate, SamplingParams
 from tests.engine.beam_driving import Forward, Run, dense, drive
-from tests.engine.driving import Outcome, generate, run, step
+from tests.engine.driving import Outcome, generate, run, run_preempted
 from tests.engine.test_beams_text import LETTERS
 from tests.engine.test_engine_parity import engine_of
 from tests.tiny_models import tiny_decoder
@@ -101,13 +101,7 @@ def test_searches_alone_and_all_at_once_beside_samples_give_the_dense_answers(mo
 @pytest.mark.parametrize(("num_blocks", "max_batch_tokens"), [(60, 24), (45, 64)])
 def test_searches_that_are_preempted_and_chunked_give_the_dense_answers(module, expected, num_blocks, max_batch_tokens):
     small = engine(module, num_blocks=num_blocks, max_batch_tokens=max_batch_tokens)
-    outcomes: dict[str, Outcome] = {}
-    for command in (*others(), *searches()):
-        small.add(command)
-    num_preemptions = 0
-    while small.has_work:
-        num_preemptions += step(small, outcomes).num_preemptions
-    assert num_preemptions > 0
+    outcomes = run_preempted(small, (*others(), *searches()))
     for command in searches():
         assert_answers(outcomes, command, expected[command.request_id])
 

@@ -7,7 +7,7 @@ import pytest
 
 from server.engine.engine import DecoderEngine, default_max_batch_tokens
 from server.protocol import Encode, Failed, Stats, Tokens
-from tests.engine.driving import Outcome, generate, make_engine, run, run_alone, step
+from tests.engine.driving import Outcome, generate, make_engine, run, run_alone, run_preempted, step
 from tests.engine.fake_runner import POISON, VOCAB_SIZE, FakeRunner
 
 LONG = list(range(1, 31))
@@ -68,13 +68,7 @@ def test_output_blocks_serve_the_next_turn_of_a_conversation():
 def test_a_preempted_sequence_gives_the_same_tokens_as_an_undisturbed_one():
     commands = [generate(str(i), LONG[i : i + 6], max_new_tokens=24, do_sample=True, seed=i) for i in range(4)]
     engine = make_engine(FakeRunner(12))
-    outcomes: dict[str, Outcome] = {}
-    for command in commands:
-        engine.add(command)
-    num_preemptions = 0
-    while engine.has_work:
-        num_preemptions += step(engine, outcomes).num_preemptions
-    assert num_preemptions > 0
+    outcomes = run_preempted(engine, commands)
     for command in commands:
         assert outcomes[command.request_id].token_ids == run_alone(command).token_ids
         assert outcomes[command.request_id].num_cached_tokens is not None

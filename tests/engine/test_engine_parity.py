@@ -18,7 +18,7 @@ from server.engine.executors import build_runner
 from server.engine.sequence import Sequence
 from server.models.packed_linear import pack_linears
 from server.protocol import Generate, Output
-from tests.engine.driving import Outcome, generate, run, step
+from tests.engine.driving import Outcome, generate, run, run_preempted
 from tests.engine.test_sampler import expected_token
 from tests.tiny_models import tiny_decoder
 
@@ -93,13 +93,7 @@ def test_requests_one_after_another_and_all_at_once_give_the_references_tokens(m
 
 def test_chunks_and_preemptions_change_no_token(module, expected):
     engine = engine_of(module, num_blocks=16, max_batch_tokens=8)
-    outcomes: dict[str, Outcome] = {}
-    for command in commands():
-        engine.add(command)
-    num_preemptions = 0
-    while engine.has_work:
-        num_preemptions += step(engine, outcomes).num_preemptions
-    assert num_preemptions > 0
+    outcomes = run_preempted(engine, commands())
     assert tokens_of(outcomes) == expected
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.protocol import Failed, Generate, Output, Tokens
-from tests.engine.driving import Outcome, generate, make_engine, run, run_alone, step
+from tests.engine.driving import Outcome, generate, make_engine, run, run_alone, run_preempted, step
 from tests.engine.fake_runner import POISON, FakeRunner
 
 LONG = list(range(1, 31))
@@ -61,13 +61,7 @@ def test_preempted_groups_give_the_same_tokens(prefix_cache, can_reuse_blocks):
     commands = [samples(str(i), LONG[i : i + 5 + i], n=3, max_new_tokens=14, seed=i) for i in range(3)]
     runner = FakeRunner(20, can_reuse_blocks=can_reuse_blocks)
     engine = make_engine(runner, prefix_cache=prefix_cache, max_batch_tokens=12)
-    outcomes: dict[str, Outcome] = {}
-    for command in commands:
-        engine.add(command)
-    num_preemptions = 0
-    while engine.has_work:
-        num_preemptions += step(engine, outcomes).num_preemptions
-    assert num_preemptions > 0
+    outcomes = run_preempted(engine, commands)
     for command in commands:
         assert outputs_of(outcomes, command) == alone(command)
     assert runner.live == {}

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from server.protocol import Generate, Output, SamplingParams
-from tests.engine.driving import Outcome, make_engine, run, step
+from tests.engine.driving import Outcome, make_engine, run, run_preempted
 from tests.engine.fake_runner import POISON, FakeRunner
 from tests.engine.test_engine_parity import engine_of
 from tests.tiny_models import PAD_ID, tiny_decoder
@@ -89,13 +89,7 @@ def commands() -> list[Generate]:
 @pytest.mark.parametrize("max_batch_tokens", [8, 64])
 def test_guided_groups_give_what_they_give_alone_also_preempted(can_reuse_blocks, max_batch_tokens):
     engine = make_engine(FakeRunner(17, can_reuse_blocks=can_reuse_blocks), max_batch_tokens=max_batch_tokens)
-    outcomes: dict[str, Outcome] = {}
-    for command in commands():
-        engine.add(command)
-    num_preemptions = 0
-    while engine.has_work:
-        num_preemptions += step(engine, outcomes).num_preemptions
-    assert num_preemptions > 0
+    outcomes = run_preempted(engine, commands())
     alone: dict[str, Outcome] = {}
     for command in commands():
         alone |= lone(command)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from server.protocol import Generate, Output
-from tests.engine.driving import Outcome, generate, make_engine, run, step
+from tests.engine.driving import Outcome, generate, make_engine, run, run_preempted, step
 from tests.engine.fake_runner import FakeRunner
 from tests.engine.test_engine_parity import engine_of
 from tests.tiny_models import tiny_decoder
@@ -68,11 +68,8 @@ def test_a_prompt_that_is_preempted_half_scored_is_scored_once():
     engine.add(generate("old", LONG[:5], max_new_tokens=30))
     for _ in range(8):
         step(engine, outcomes)
-    engine.add(generate("new", LONG[:24], prompt_logprobs=True, max_new_tokens=2))
-    num_preemptions = 0
-    while engine.has_work:
-        num_preemptions += step(engine, outcomes).num_preemptions
-    assert num_preemptions > 0
+    new = generate("new", LONG[:24], prompt_logprobs=True, max_new_tokens=2)
+    run_preempted(engine, [new], outcomes)
     scores = outcomes["new"].prompt_logprobs
     assert scores is not None
     assert scores.logprobs == pytest.approx(expected(LONG[:24]), abs=1e-5)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from server.protocol import Generate, Output, SamplingParams
-from tests.engine.driving import Outcome, make_engine, run, step
+from tests.engine.driving import Outcome, make_engine, run, run_preempted, step
 from tests.engine.fake_runner import VOCAB_SIZE, FakeRunner
 from tests.engine.test_engine_parity import engine_of
 from tests.tiny_models import tiny_decoder
@@ -86,13 +86,7 @@ def commands() -> list[Generate]:
 @pytest.mark.parametrize("can_reuse_blocks", [True, False])
 def test_outputs_are_those_of_the_rule_in_any_batch_also_preempted(prefix_cache, can_reuse_blocks):
     served = engine(FakeRunner(20, can_reuse_blocks=can_reuse_blocks), prefix_cache=prefix_cache)
-    outcomes: dict[str, Outcome] = {}
-    for command in commands():
-        served.add(command)
-    num_preemptions = 0
-    while served.has_work:
-        num_preemptions += step(served, outcomes).num_preemptions
-    assert num_preemptions > 0
+    outcomes = run_preempted(served, commands())
     for command in commands():
         outcome = outcomes[command.request_id]
         expected = reference(command)
