@@ -31,8 +31,14 @@ class ModelConfig:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """``auto``: bfloat16 where the device computes in it, else float32."""
-    executor: Literal["auto", "generic", "compat"] = "auto"
+    quantize: Literal["none", "int8", "int4"] = "none"
+    """Weights in fewer bits: ``int8`` is the fastest on a CPU, ``int4`` the smallest; what is lost is told at load."""
+    executor: Literal["auto", "fused", "generic", "compat"] = "auto"
     """``auto``: the first that passes the numeric self-check at load."""
+    kernels: Literal["auto", "native", "torch"] = "auto"
+    """``auto``: the CPU kernels that were built at install where the processor has them; ``torch`` does without."""
+    prompt_lookup: Literal["auto", "off"] = "auto"
+    """``auto``: few streams guess their next tokens from the text so far, where it is faster; results are the same."""
     threads: int = 0
     """CPU threads of the worker; 0 takes all that the process may use."""
     max_model_len: int = 0

@@ -32,7 +32,7 @@ class Row:
     block_table: Sequence[int] | IntArray
     """Blocks that cover at least ``num_computed + len(token_ids)`` tokens. Valid for this step only."""
     num_logits: int = 1
-    """Of how many of the new tokens, from the last one back, the logits are wanted. At least 1."""
+    """Of how many of the new tokens, from the last one back, the logits are wanted; 0 where only the cache is."""
 
 
 @dataclass(frozen=True, kw_only=True)

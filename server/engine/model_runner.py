@@ -40,8 +40,11 @@ class ModelRunner(ABC):
         """Compute the rows' tokens, write their keys and values, return float32 logits ``[R, V]``.
 
         R counts ``num_logits`` rows for each of ``rows``, in order: those after its last tokens. If any of a row's new
-        tokens gave keys or values that are not finite, they are not finite either.
+        tokens gave keys or values that are not finite, they are not finite either, or `failed_rows` has the row.
         """
+
+    failed_rows: Sequence[int] = ()
+    """Of the rows of the last `forward` that asked for no logits: those with keys or values that are not finite."""
 
     @abstractmethod
     def release(self, key: int) -> None:

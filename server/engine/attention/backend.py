@@ -1,16 +1,41 @@
 """The one interface between executors and attention kernels.
 
-Dimension key: T new tokens in the step, Hq query heads, H key/value heads.
+Dimension key
+    T       new tokens in the step
+    Hq, H   query heads, key/value heads
+    Dk, Dv  width of a key, of a value
+    P, R    positions of the model, rotated pairs of a head
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from server.engine.batch_inputs import BatchInputs
+from server.engine.kv_cache import LayerSpec
+from server.native import reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotary:
+    """Rotary positions, place i of a head with place i + R. Float32; scaling of the model is in the tables."""
+
+    cos_PR: Tensor
+    sin_PR: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadNorm:
+    """RMS norm of each query and key head before its rotation. Weights float32, ``[Dk]``."""
+
+    query_weight_D: Tensor
+    key_weight_D: Tensor
+    eps: float
 
 
 class AttentionBackend(ABC):
@@ -21,6 +46,7 @@ class AttentionBackend(ABC):
 
     name: str
     kv_cache_bytes: int
+    specs: tuple[LayerSpec, ...]
 
     @abstractmethod
     def begin(self, inputs: BatchInputs) -> None:
@@ -33,6 +59,36 @@ class AttentionBackend(ABC):
         ``query`` is ``[1, Hq, T, Dk]``, ``key`` ``[1, H, T, Dk]``, ``value`` ``[1, H, T, Dv]``; the result is
         ``[1, T, Hq, Dv]``.
         """
+
+    def attend_packed(
+        self,
+        layer: int,
+        qkv_TX: Tensor,
+        positions_T: Tensor,
+        *,
+        rotary: Rotary | None,
+        head_norm: HeadNorm | None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from the product of the three projections: norm, rotate, write, attend.
+
+        ``qkv_TX`` is ``[T, Hq * Dk + H * Dk + H * Dv]``, queries, keys, values; the result is ``[T, Hq * Dv]``.
+        """
+        spec = self.specs[layer]
+        num_tokens = qkv_TX.shape[0]
+        widths = [spec.num_heads * spec.key_dim, spec.num_kv_heads * spec.key_dim, spec.num_kv_heads * spec.value_dim]
+        query, key, value = torch.split(qkv_TX, widths, dim=-1)
+        query = query.view(num_tokens, spec.num_heads, spec.key_dim)
+        key = key.view(num_tokens, spec.num_kv_heads, spec.key_dim)
+        value = value.view(num_tokens, spec.num_kv_heads, spec.value_dim)
+        if head_norm is not None:
+            query = reference.rms_norm(query, head_norm.query_weight_D, head_norm.eps)
+            key = reference.rms_norm(key, head_norm.key_weight_D, head_norm.eps)
+        if rotary is not None:
+            cos_TR, sin_TR = rotary.cos_PR[positions_T], rotary.sin_PR[positions_T]
+            query, key = reference.rotate(query, cos_TR, sin_TR), reference.rotate(key, cos_TR, sin_TR)
+        query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+        return self.attend(layer, query, key, value, sinks).reshape(num_tokens, -1)
 
     @abstractmethod
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:

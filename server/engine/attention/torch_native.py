@@ -71,7 +71,7 @@ class TorchNativeAttention(AttentionBackend):
         deterministic: bool = False,
     ) -> None:
         """``deterministic`` attends every row by itself: no shape depends on another row."""
-        self._specs = tuple(specs)
+        self.specs = tuple(specs)
         self._deterministic = deterministic
         self._cache = KvCache(specs, num_blocks, block_size, dtype, device)
         self._block_size = block_size
@@ -93,7 +93,7 @@ class TorchNativeAttention(AttentionBackend):
         self._cache.clear_blocks(blocks)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
-        spec = self._specs[layer]
+        spec = self.specs[layer]
         plan = self._plans.get((spec.num_kv_heads, spec.window))
         if plan is None:
             plan = self._plans[spec.num_kv_heads, spec.window] = self._plan(spec)
@@ -115,7 +115,7 @@ class TorchNativeAttention(AttentionBackend):
         self, layer: int, group: _Group, query_THD: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None
     ) -> Tensor:
         """Returns the group's ``[tokens, query heads, value_dim]``."""
-        spec = self._specs[layer]
+        spec = self.specs[layer]
         if group.span is not None:
             part = slice(group.span.start, group.span.start + group.span.num_new)
             query_THD, key, value = query_THD[part], key[:, :, part], value[:, :, part]
@@ -148,7 +148,7 @@ class TorchNativeAttention(AttentionBackend):
 
     def _gather(self, layer: int, group: _Group) -> tuple[Tensor, Tensor]:
         """Cached keys and values ``[B, H, C, D]`` of a group; valid until the next gather."""
-        spec = self._specs[layer]
+        spec = self.specs[layer]
         assert group.gather_rows is not None
         shape = (group.gather_rows.shape[0], self._block_size * spec.width)
         if self._scratch.numel() < math.prod(shape):

@@ -1,0 +1,22 @@
+// The CPU kernels as one extension module. It is compiled once for each instruction set, and the loader
+// (kernels.py) imports the best one that the processor has.
+#include "python.h"
+
+#include "linear.h"
+
+namespace {
+
+PyObject *set_num_threads(PyObject *, Args args, Py_ssize_t count) {
+  if (!takes(1, count, "set_num_threads")) return nullptr;
+  num_threads = static_cast<int>(integer(args[0]));
+  if (PyErr_Occurred()) return nullptr;
+  Py_RETURN_NONE;
+}
+
+PyMethodDef methods[] = {METHOD(set_num_threads), LINEAR_METHODS, {nullptr, nullptr, 0, nullptr}};
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT, NAME, nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
+
+} // namespace
+
+PyMODINIT_FUNC INIT() { return PyModule_Create(&definition); }
