@@ -91,6 +91,13 @@ class AttentionBackend(ABC):
         return self.attend(layer, query, key, value, sinks).reshape(num_tokens, -1)
 
     @abstractmethod
+    def failed_rows(self) -> list[int]:
+        """Rows of the step, by index, with new keys or values that are not finite in a layer so far.
+
+        A row that asks for logits may be missing: these are not finite either.
+        """
+
+    @abstractmethod
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, ``(source, destination)``, in every layer."""
 

@@ -80,11 +80,23 @@ class TorchNativeAttention(AttentionBackend):
         self._scratch = torch.empty(0, dtype=dtype, device=device)
         self._inputs: BatchInputs | None = None
         self._plans: dict[tuple[int, int | None], _Plan] = {}
+        self._failed_T: Tensor | None = None
         self.kv_cache_bytes = self._cache.num_bytes
 
     def begin(self, inputs: BatchInputs) -> None:
         self._inputs = inputs
         self._plans = {}
+        # Rows with logits show it in these, and a pass over all keys and values is saved.
+        is_asked = any(row.num_logits == 0 for row in inputs.rows)
+        self._failed_T = torch.zeros_like(inputs.slots_T, dtype=torch.bool) if is_asked else None
+
+    def failed_rows(self) -> list[int]:
+        if self._failed_T is None or self._inputs is None:
+            return []
+        stops = np.cumsum([len(row.token_ids) for row in self._inputs.rows])
+        tokens = self._failed_T.nonzero()[:, 0].cpu().numpy()
+        rows: list[int] = np.unique(np.searchsorted(stops, tokens, side="right")).tolist()
+        return rows
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         self._cache.copy_blocks(pairs)
@@ -98,6 +110,9 @@ class TorchNativeAttention(AttentionBackend):
         if plan is None:
             plan = self._plans[spec.num_kv_heads, spec.window] = self._plan(spec)
         self._cache.write(layer, key[0], value[0], plan.write_rows)
+        if self._failed_T is not None:
+            for new in (key[0], value[0]):
+                self._failed_T |= ~new.isfinite().all(-1).all(0)
         query_THD = query[0].transpose(0, 1)
         if len(plan.groups) == 1:
             return self._attend_group(layer, plan.groups[0], query_THD, key, value, sinks)[None]

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from server.config import ModelConfig
 from server.engine import memory, selfcheck
-from server.engine.attention.torch_native import TorchNativeAttention
+from server.engine.attention.choose import choose_attention
 from server.engine.batch_inputs import Row
 from server.engine.executors.compat import CompatRunner
 from server.engine.executors.deterministic import DeterministicRunner, steady, unsteady
@@ -117,7 +117,7 @@ def _generic(module: PreTrainedModel, config: ModelConfig, max_model_len: int, e
 def _generic_runner(
     module: PreTrainedModel, config: ModelConfig, specs: list[LayerSpec], num_blocks: int, expected: Reference
 ) -> GenericRunner:
-    backend = TorchNativeAttention(
+    backend = choose_attention(
         specs, num_blocks, config.block_size, module.dtype, module.device, deterministic=config.deterministic
     )
     return GenericRunner(

@@ -1,0 +1,27 @@
+"""Which attention back end serves a model's layers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from server.engine.attention.backend import AttentionBackend
+from server.engine.attention.torch_native import TorchNativeAttention
+from server.engine.kv_cache import LayerSpec
+
+log = logging.getLogger("sluice.engine")
+
+
+def choose_attention(
+    specs: Sequence[LayerSpec],
+    num_blocks: int,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    deterministic: bool = False,
+) -> AttentionBackend:
+    """The fastest back end that can attend in all of these layers."""
+    return TorchNativeAttention(specs, num_blocks, block_size, dtype, device, deterministic=deterministic)
