@@ -15,12 +15,25 @@ class Share(NamedTuple):
     sequence: Sequence
     num_new_tokens: int
     group: SequenceGroup
+    num_logits: int = 1
+    """Of how many of the new tokens, from the last one back, the logits are wanted."""
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the log-probabilities of its prompt tokens are wanted."""
+        return self.group.wants_prompt_logprobs and self.sequence is self.group.sequences[0]
 
     @property
     def num_prompt_tokens(self) -> int:
         """Of the new tokens, those of the prompt. Asked before they are computed."""
         missing = self.sequence.num_prompt_tokens - self.sequence.num_computed_tokens
         return max(0, min(self.num_new_tokens, missing))
+
+
+def share_of(row: Sequence, num_new_tokens: int, group: SequenceGroup) -> Share:
+    """A row's part whose logits are wanted only where they choose or score a token: not in the middle of a prompt."""
+    share = Share(row, num_new_tokens, group, num_logits=int(num_new_tokens == row.num_new_tokens))
+    return share._replace(num_logits=num_new_tokens) if share.is_scored else share
 
 
 @dataclass(slots=True)

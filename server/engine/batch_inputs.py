@@ -47,7 +47,7 @@ class BatchInputs:
     slots_T: Tensor
     """int64: each new token's row in the cache, ``block * block_size + offset``."""
     wanted_R: Tensor
-    """int64 indices into T: the tokens whose logits are computed, each row's last ``num_logits``."""
+    """int64 indices into T: the tokens whose logits are computed, each row's last ``num_logits``; may be empty."""
 
 
 def slot_mapping(block_table: Sequence[int] | IntArray, start: int, stop: int, block_size: int) -> IntArray:

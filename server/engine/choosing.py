@@ -1,11 +1,13 @@
 """From a step's logits to its choices: who samples, which rows stand for several, which belong together.
 
+Rows in the middle of a prompt have no logits; of these the runner says which have failed.
+
 Rows that ask for nothing but their next token go straight to the sampler; only a step with a request for several
 samples, beams, guidance or a scored prompt sorts its rows.
 
 Dimension key
     R  logits of a step
-    B  rows of a step
+    B  rows of a step that have logits
     K  rows of beam searches
     S  sequences that sample
     V  vocabulary size
@@ -13,6 +15,7 @@ Dimension key
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,28 +73,36 @@ class Chooser:
         self._scheduler = scheduler
         self._sampler = Sampler()
 
-    def choose(self, logits_RV: Tensor, batch: Batch) -> Choices:
-        """The logits may be changed. The batch's tokens count as computed already."""
+    def choose(self, logits_RV: Tensor, batch: Batch, failed_rows: Iterable[int] = ()) -> Choices:
+        """The logits may be changed. The batch's tokens count as computed already.
+
+        ``failed_rows`` are the shares without logits whose keys or values are not finite.
+        """
         choices = Choices()
-        if all(share.group.is_simple for share in batch.shares):
-            choices.groups = [share.group for share in batch.shares]
-            choices.sequences = [share.sequence for share in batch.shares]
+        for row in failed_rows:
+            choices.fail(batch.shares[row].group, has_logits=False)
+        shares = [share for share in batch.shares if share.num_logits]
+        if not shares:
+            return choices
+        if all(share.group.is_simple for share in shares):
+            choices.groups = [share.group for share in shares]
+            choices.sequences = [share.sequence for share in shares]
             self._sample(logits_RV, choices)
             return choices
-        logits_BV = _last_logits(logits_RV, batch.shares)
-        _find_failed(logits_BV, batch.shares, choices)
-        unguided = _guide(logits_BV, batch.shares)
-        rows = self._sort(batch.shares, choices)
+        logits_BV = _last_logits(logits_RV, shares)
+        _find_failed(logits_BV, shares, choices)
+        unguided = _guide(logits_BV, shares)
+        rows = self._sort(shares, choices)
         if rows:
             self._sample(logits_BV if rows == list(range(len(logits_BV))) else logits_BV[rows], choices)
             if unguided is not None:
                 _tell(unguided, rows, choices)
-        _rank(logits_BV, unguided, batch.shares, choices)
+        _rank(logits_BV, unguided, shares, choices)
         return choices
 
     def _sample(self, logits_SV: Tensor, choices: Choices) -> None:
-        # Also where the prompt goes on, and the token means nothing: what is not finite must be known before others
-        # can find it in the cache.
+        # Also where a scored prompt goes on, and the token means nothing: what is not finite must be known before
+        # others can find it in the cache.
         sampled = choices.sampled = self._sampler.sample(logits_SV, choices.sequences)
         for row, is_finite in enumerate(sampled.is_finite):
             if not is_finite:
@@ -118,21 +129,12 @@ class Chooser:
         return rows
 
 
-def num_logits(share: Share) -> int:
-    """Of how many of the row's new tokens the logits are wanted."""
-    return share.num_new_tokens if _is_scored(share) else 1
-
-
-def _is_scored(share: Share) -> bool:
-    return share.group.wants_prompt_logprobs and share.sequence is share.group.sequences[0]
-
-
 def _last_logits(logits_RV: Tensor, shares: list[Share]) -> Tensor:
     """Each row's last logits, after the others have scored the prompts."""
-    scored = [_is_scored(share) for share in shares]
+    scored = [share.is_scored for share in shares]
     if not any(scored):
         return logits_RV
-    stops = np.cumsum([num_logits(share) for share in shares]).tolist()
+    stops = np.cumsum([share.num_logits for share in shares]).tolist()
     for share, stop, is_scored in zip(shares, stops, scored, strict=True):
         if is_scored:
             prompt_scores.take(share.group, logits_RV[stop - share.num_new_tokens : stop])

@@ -15,7 +15,7 @@ from server.engine.batch import Batch, Share
 from server.engine.batch_inputs import Row
 from server.engine.beams import BeamStep
 from server.engine.block_manager import BlockManager
-from server.engine.choosing import Choices, Chooser, num_logits
+from server.engine.choosing import Choices, Chooser
 from server.engine.chunking import FixedChunks, FreeChunks
 from server.engine.grammar import Grammar, GrammarCompiler
 from server.engine.grammar_queue import GrammarQueue
@@ -148,7 +148,7 @@ class DecoderEngine:
         logits_RV = self._runner.forward(rows)
         forward_s = perf_counter() - start
         self.scheduler.computed(batch)
-        choices = self._chooser.choose(logits_RV, batch)
+        choices = self._chooser.choose(logits_RV, batch, self._runner.failed_rows)
         for group, code, message in choices.failed:
             # With everything it left in the cache.
             if blocks := self.scheduler.discard(group):
@@ -273,13 +273,13 @@ class DecoderEngine:
 
 
 def _row(share: Share) -> Row:
-    sequence, num_new_tokens, _ = share
+    sequence = share.sequence
     assert sequence.key is not None
     start = sequence.num_computed_tokens
     return Row(
         key=sequence.key,
-        token_ids=sequence.token_ids[start : start + num_new_tokens],
+        token_ids=sequence.token_ids[start : start + share.num_new_tokens],
         num_computed=start,
         block_table=sequence.block_table[: sequence.num_blocks],
-        num_logits=num_logits(share),
+        num_logits=share.num_logits,
     )

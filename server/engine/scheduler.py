@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Protocol
 
-from server.engine.batch import Batch, Share
+from server.engine.batch import Batch, Share, share_of
 from server.engine.block_manager import BlockManager
 from server.engine.chunking import Chunking, FreeChunks
 from server.engine.sequence import Sequence
@@ -155,8 +155,8 @@ class Scheduler:
 
     def computed(self, batch: Batch) -> None:
         """The batch's tokens are in the cache."""
-        for row, num_new_tokens, _ in batch.shares:
-            row.num_computed_tokens += num_new_tokens
+        for share in batch.shares:
+            share.sequence.num_computed_tokens += share.num_new_tokens
 
     def check(self) -> None:
         """Raise if an invariant fails. For tests."""
@@ -219,7 +219,7 @@ class Scheduler:
         for row, num_tokens in due:
             if left > 0 or is_whole:
                 num_new_tokens = self._chunking.size(row, num_tokens, left)
-                batch.shares.append(Share(row, num_new_tokens, group))
+                batch.shares.append(share_of(row, num_new_tokens, group))
                 left -= num_new_tokens
         return budget - left
 

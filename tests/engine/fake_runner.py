@@ -47,15 +47,19 @@ class FakeRunner(ModelRunner):
         self.slots[slots, 1] = inputs.position_ids_T.numpy()
         self.num_computed += len(slots)
         self.batches.append(list(rows))
-        logits = []
-        for row in rows:
+        logits = [torch.empty(0, VOCAB_SIZE)]
+        failed = []
+        for i, row in enumerate(rows):
             stop = row.num_computed + len(row.token_ids)
             # A key that comes back after its blocks were given up would find another sequence's state.
             assert row.key not in self.live or self.live[row.key] == row.num_computed
             self.live[row.key] = stop
             prefix = self._prefix(row, stop)
-            logits += [self.logits_of(prefix[: len(prefix) - i]) for i in reversed(range(row.num_logits))]
-        return torch.stack(logits)
+            logits += [self.logits_of(prefix[: len(prefix) - j])[None] for j in reversed(range(row.num_logits))]
+            if row.num_logits == 0 and not self.logits_of(prefix).isfinite().all():
+                failed.append(i)
+        self.failed_rows = failed
+        return torch.cat(logits)
 
     def fork(self, parent_key: int, child_key: int) -> None:
         assert child_key not in self.live

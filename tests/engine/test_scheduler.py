@@ -51,14 +51,14 @@ class Line:
     def step(self) -> Batch:
         batch = self.scheduler.schedule()
         self.scheduler.computed(batch)
-        for sequence, _, group in batch.shares:
+        for sequence, _, group, *_ in batch.shares:
             if sequence.num_new_tokens == 0 and sequence in group.sequences:
                 sequence.append(7)
         self.scheduler.check()
         return batch
 
     def shares(self) -> dict[str, int]:
-        return {sequence.request_id: num_new for sequence, num_new, _ in self.step().shares}
+        return {sequence.request_id: num_new for sequence, num_new, *_ in self.step().shares}
 
 
 def test_sequences_that_lack_one_token_come_before_the_rest_of_an_older_prompt():
@@ -133,7 +133,7 @@ def rows(line: Line) -> list[tuple[int, int]]:
     """Each share's sample and tokens; a shadow's sample is negative."""
     return [
         (row.sample_index if row in group.sequences else ~row.sample_index, num_new)
-        for row, num_new, group in line.step().shares
+        for row, num_new, group, *_ in line.step().shares
     ]
 
 

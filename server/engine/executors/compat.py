@@ -58,7 +58,13 @@ class CompatRunner(ModelRunner):
         return sum(_tensor_bytes(layer) for cache in self._caches.values() for layer in cache.layers)
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
-        return torch.cat([self._advance(row) for row in rows])
+        # What a cache holds shows in the last token's logits, which are computed where none are wanted, too.
+        logits = [self._advance(row) for row in rows]
+        parts = zip(rows, logits, strict=True)
+        self.failed_rows = [
+            i for i, (row, part) in enumerate(parts) if row.num_logits == 0 and not bool(part.isfinite().all())
+        ]
+        return torch.cat([part[len(part) - row.num_logits :] for row, part in zip(rows, logits, strict=True)])
 
     def release(self, key: int) -> None:
         self._caches.pop(key, None)
@@ -86,19 +92,20 @@ class CompatRunner(ModelRunner):
         """Blocks hold nothing here; a sequence's cache goes with `release`."""
 
     def _advance(self, row: Row) -> Tensor:
-        """Compute one row's tokens; float32 logits ``[num_logits, V]`` of the last ones."""
+        """Compute one row's tokens; float32 logits ``[num_logits, V]`` of the last ones, of one at least."""
         if row.num_computed == 0:
             self._caches[row.key] = DynamicCache(config=self._module.config)
         assert row.num_computed == (self._lengths.get(row.key, 0) if row.num_computed else 0)
+        num_logits = max(1, row.num_logits)
         ids = [int(token) for token in row.token_ids]
         self._lengths[row.key] = row.num_computed + len(ids)
         size = 1 if row.num_computed and self._resumes_token_by_token else len(ids)
         cache = self._caches[row.key]
         parts = [
-            self._compute(cache, ids[i : i + size], row.num_computed + i, min(size, row.num_logits))
+            self._compute(cache, ids[i : i + size], row.num_computed + i, min(size, num_logits))
             for i in range(0, len(ids), size)
         ]
-        return torch.cat(parts)[-row.num_logits :]
+        return torch.cat(parts)[-num_logits:]
 
     def _compute(self, cache: DynamicCache, ids: list[int], start: int, num_logits: int) -> Tensor:
         stop = start + len(ids)

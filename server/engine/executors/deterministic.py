@@ -48,11 +48,14 @@ class DeterministicRunner(ModelRunner):
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
         logits: list[Tensor | None] = [None] * len(rows)
+        failed: list[int] = []
         for members in _passes(rows):
             computed = self._runner.forward([rows[i] for i in members])
+            failed += [members[i] for i in self._runner.failed_rows]
             parts = torch.split(computed, [rows[i].num_logits for i in members])
             for i, part in zip(members, parts, strict=True):
                 logits[i] = part
+        self.failed_rows = failed
         return torch.cat([part for part in logits if part is not None])
 
     def release(self, key: int) -> None:

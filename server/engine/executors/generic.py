@@ -154,14 +154,18 @@ class GenericRunner(ModelRunner):
         inputs = batch_inputs.build(rows, self.block_size, self.device)
         self._backend.begin(inputs)
         self._layer = 0
-        keep = {"logits_to_keep": inputs.wanted_R} if self._selects_rows else {}
+        num_wanted = len(inputs.wanted_R)
+        # Not every module takes an empty index: where no logits are wanted, one row is computed and left out.
+        wanted_R = inputs.wanted_R if num_wanted else torch.zeros(1, dtype=torch.int64, device=self.device)
+        keep = {"logits_to_keep": wanted_R} if self._selects_rows else {}
         with _answering(self._attend):
             output = self._module(
                 input_ids=inputs.token_ids_T[None], position_ids=inputs.position_ids_T[None], use_cache=False, **keep
             )
         assert self._layer == len(self._sinks), "the model's attention calls are not those of the probe"
+        self.failed_rows = [i for i in self._backend.failed_rows() if rows[i].num_logits == 0]
         logits: Tensor = output.logits[0]
-        return (logits if self._selects_rows else logits[inputs.wanted_R]).float()
+        return (logits[:num_wanted] if self._selects_rows else logits[inputs.wanted_R]).float()
 
     def release(self, key: int) -> None:
         """Nothing is held outside blocks."""
