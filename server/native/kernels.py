@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 
@@ -36,6 +37,17 @@ def use(choice: str, num_threads: int) -> str:
     if found is not None:
         found.set_num_threads(num_threads)
     return name()
+
+
+def has(method: str) -> bool:
+    """Whether the kernels in use can do this: some do with an instruction set what others leave to torch."""
+    return hasattr(_State.module, method)
+
+
+def get(method: str) -> Callable[..., None]:
+    """The kernel of that name, which `has` says is there."""
+    kernel: Callable[..., None] = getattr(_State.module, method)
+    return kernel
 
 
 def module() -> ModuleType | None:

@@ -7,12 +7,13 @@ Dimension key: M rows of the input, K input width, N rows of the weight.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional
 
-from server.native import reference
+from server.native import onednn, reference
+from server.native.packing import NativeWeight, problem
 
 Quantize = Literal["none", "int8", "int4"]
 
@@ -22,6 +23,8 @@ class Linear(nn.Module):
 
     Of the weight only the packed form is kept. ``is_gated``: the weight's first half of rows is the gate, to which the
     activation goes, and the second half is multiplied by it; the output has ``N / 2`` places.
+
+    In our kernels a row's result does not depend on the other rows (`is_row_invariant`).
     """
 
     def __init__(
@@ -33,20 +36,62 @@ class Linear(nn.Module):
         is_gated: bool = False,
         quantize: Quantize = "none",
     ) -> None:
+        """Raises ValueError for a weight that cannot be quantised."""
         super().__init__()
         num_rows, self.in_features = weight_NK.shape
         self.out_features = num_rows // 2 if is_gated else num_rows
+        self.weight_bytes = 0
         self._activation, self._is_gated = activation, is_gated
-        self._weight_NK = weight_NK.detach()
+        self._dtype = weight_NK.dtype
         self._bias_N = None if bias_N is None else bias_N.detach().float()
-        assert quantize == "none"
+        weight_NK = weight_NK.detach()
+        self._native: NativeWeight | None = None
+        self._plain: onednn.Product | None = None
+        reason = problem(weight_NK, quantize)
+        if reason is None:
+            self._native = NativeWeight(weight_NK, self._bias_N, activation, is_gated=is_gated, quantize=quantize)
+            self.weight_bytes = self._native.num_bytes
+        elif quantize != "none":
+            raise ValueError(f"A weight cannot be quantised to {quantize}: {reason}.")
+        else:
+            self._plain = onednn.Product(weight_NK)
+            self.weight_bytes = self._plain.num_bytes
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """``x`` is ``[..., K]``, ``residual`` like the result ``[..., out_features]``, which has the dtype of ``x``."""
-        product = functional.linear(x, self._weight_NK)
+    @property
+    def is_row_invariant(self) -> bool:
+        return self._native is not None
+
+    @property
+    def bias(self) -> Tensor | None:
+        """In the weight's dtype, as an `nn.Linear` has it."""
+        return None if self._bias_N is None else self._bias_N.to(self._dtype)
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """The plain weight, kept from the first time that a model reads it by itself: Mamba and MobileBERT do."""
+        return self.dense_weight()
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, *, out_float: bool = False) -> Tensor:
+        """``x`` is ``[..., K]``, ``residual`` like the result ``[..., out_features]``.
+
+        The result has the dtype of ``x``, or float32 for ``out_float``.
+        """
+        if self._native is not None and x.dtype is self._dtype:
+            return self._native.multiply(x, residual, out_float=out_float)
+        if self._plain is None:
+            return self.forward(x.to(self._dtype), residual, out_float=out_float).to(x.dtype)
+        if self._activation is None and residual is None and not out_float:
+            return self._plain(x, self.bias)  # type: ignore[no-any-return]
+        product = self._plain(x)
         out = reference.finish(product, self._bias_N, self._activation, is_gated=self._is_gated, residual=residual)
-        return out.to(x.dtype)
+        return out if out_float else out.to(x.dtype)
 
     def dense_weight(self) -> Tensor:
         """``[N, K]`` in the dtype it was given, made from the packed form."""
-        return self._weight_NK
+        if self._native is not None:
+            return self._native.dense()
+        assert self._plain is not None
+        return self._plain.dense()
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self._bias_N is not None}"

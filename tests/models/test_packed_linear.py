@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from server.models import packed_linear
-from server.models.packed_linear import PackedLinear, pack_linears, packing_works
+from server.models.packed_linear import pack_linears
+from server.native.linear import Linear
 from tests.tiny_models import tiny_decoder
 
 torch.set_num_threads(1)
@@ -23,21 +23,11 @@ def test_a_packed_linear_equals_the_plain_one(dtype: torch.dtype, kind: type[nn.
     plain = (nn.Linear(80, 48) if kind is nn.Linear else Conv1D(48, 80)).to(dtype)
     holder = nn.Sequential(plain)
     assert pack_linears(holder) == 1
-    assert isinstance(holder[0], PackedLinear)
+    assert isinstance(holder[0], Linear)
     for shape in ((80,), (1, 80), (1, 1, 80), (2, 7, 80), (0, 80)):
         x = torch.randn(shape).to(dtype)
         with torch.inference_mode():
             torch.testing.assert_close(holder(x), plain(x), rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-2)
-
-
-def test_in_float32_a_row_does_not_depend_on_its_batch() -> None:
-    torch.manual_seed(0)
-    packed = PackedLinear(torch.randn(64, 2048), None)
-    x = torch.randn(33, 2048)
-    with torch.inference_mode():
-        together = packed(x)
-        for size in (1, 2, 5, 16):
-            assert torch.equal(packed(x[:size]), together[:size])
 
 
 def test_packing_frees_the_weight_and_leaves_a_tied_embedding_alone() -> None:
@@ -50,21 +40,12 @@ def test_packing_frees_the_weight_and_leaves_a_tied_embedding_alone() -> None:
     assert sum(parameter.numel() for parameter in module.parameters()) < weights
 
 
-def test_where_packing_gives_other_numbers_nothing_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = PackedLinear._linear
-    monkeypatch.setattr(PackedLinear, "_linear", lambda self, x: right(self, x) * 1.1)
-    assert not packing_works(torch.float32)
-    module = tiny_decoder("llama")
-    assert packed_linear.pack_linears(module) == 0
-    assert isinstance(module.lm_head, nn.Linear)
-
-
-def test_other_dtypes_and_subclasses_are_left_as_they_are() -> None:
+def test_subclasses_are_left_as_they_are() -> None:
     class Scaled(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) * 2
 
-    assert pack_linears(nn.Sequential(Scaled(8, 8), nn.Linear(8, 8).half())) == 0
+    assert pack_linears(nn.Sequential(Scaled(8, 8))) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,3 +1,235 @@
+// Products with packed weights: out = residual + gate(activation(x W^T + bias)).
+//
+// Rows of the weight lie in panels of 48. A panel holds, word after word along K, one 32-bit word for each of its rows:
+// one float, two bfloat16 or four int8. So the inner loop is the same for all kinds: load 3 x 16 words of the weight,
+// broadcast a word of each of up to 8 rows of x, multiply and add.
+//
+// Every element of the result is summed over K in one order, whatever the number of rows or threads: a row's result
+// does not depend on its batch.
 #pragma once
+
 #include "python.h"
-#define LINEAR_METHODS METHOD(set_num_threads)
+#include "simd.h"
+
+#ifdef __AVX512BF16__
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+namespace linear_kernels {
+
+constexpr int64_t VECTORS = 3, PANEL = 16 * VECTORS, TILE = 8;
+
+struct Float32 {
+  using Sum = __m512;
+  static Sum zero() { return _mm512_setzero_ps(); }
+  static Sum dot(Sum sum, __m512i x, __m512i w) {
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(w), sum);
+  }
+};
+
+struct BFloat16 {
+  using Sum = __m512;
+  static Sum zero() { return _mm512_setzero_ps(); }
+  static Sum dot(Sum sum, __m512i x, __m512i w) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w)); // the intrinsic makes GCC copy every sum
+    return sum;
+  }
+};
+
+// x is unsigned with an offset of 128, which `Job::offset` takes back.
+struct Int8 {
+  using Sum = __m512i;
+  static Sum zero() { return _mm512_setzero_si512(); }
+  static Sum dot(Sum sum, __m512i x, __m512i w) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
+    return sum;
+  }
+};
+
+// One call. Addresses may be null where the part is absent.
+struct Job {
+  const uint32_t *x;       // [M, words]
+  int64_t num_rows, words; // M, 32-bit words along K
+  const uint32_t *weight;  // [panels, words, 48]
+  const float *scale;      // [panels * 48], int8
+  const int32_t *offset;   // [panels * 48], int8: 128 times the sum of a row's weights
+  const float *row_scale;  // [M], int8
+  const float *bias;       // [panels * 48]
+  int64_t num_outputs;     // places of an output row
+  Activation activation;
+  bool is_gated;           // panels alternate: gate, up, gate, up
+  const void *residual;    // [M, num_outputs], in the type of x
+  void *out;
+};
+
+template <class Kind, int R>
+inline void multiply(const Job &job, int64_t row, const uint32_t *panel, const char *next,
+                     typename Kind::Sum (&sums)[R][VECTORS]) {
+  for (auto &of_row : sums)
+    for (auto &sum : of_row) sum = Kind::zero();
+  const uint32_t *x = job.x + row * job.words;
+  for (int64_t k = 0; k < job.words; ++k) {
+    __m512i w[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) w[v] = _mm512_loadu_si512(panel + k * PANEL + 16 * v);
+    if (next)
+      for (int v = 0; v < VECTORS; ++v) _mm_prefetch(next + (k * VECTORS + v) * 64, _MM_HINT_T1);
+    for (int r = 0; r < R; ++r) {
+      const __m512i word = _mm512_set1_epi32(static_cast<int>(x[r * job.words + k]));
+      for (int v = 0; v < VECTORS; ++v) sums[r][v] = Kind::dot(sums[r][v], word, w[v]);
+    }
+  }
+}
+
+inline __m512 as_float(const Job &, int64_t, int64_t, __m512 sum) { return sum; }
+inline __m512 as_float(const Job &job, int64_t row, int64_t column, __m512i sum) {
+  const __m512i whole = _mm512_sub_epi32(sum, _mm512_loadu_si512(job.offset + column));
+  const __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(job.scale + column), _mm512_set1_ps(job.row_scale[row]));
+  return _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale);
+}
+
+// `R` rows of one panel, or of a gate's and its partner's.
+template <class Kind, class In, class Out, int R>
+void tile(const Job &job, int64_t row, int64_t index, const char *next) {
+  typename Kind::Sum sums[R][VECTORS];
+  __m512 gate[R][VECTORS];
+  const int64_t size = job.words * PANEL;
+  int64_t panel = job.is_gated ? 2 * index : index;
+  if (job.is_gated) {
+    multiply<Kind, R>(job, row, job.weight + panel * size, next, sums);
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < VECTORS; ++v) {
+        const int64_t column = panel * PANEL + 16 * v;
+        __m512 y = as_float(job, row + r, column, sums[r][v]);
+        if (job.bias) y = _mm512_add_ps(y, _mm512_loadu_ps(job.bias + column));
+        gate[r][v] = activate(job.activation, y);
+      }
+    ++panel;
+    if (next) next += size * 4;
+  }
+  multiply<Kind, R>(job, row, job.weight + panel * size, next, sums);
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < VECTORS; ++v) {
+      const int64_t column = panel * PANEL + 16 * v, place = index * PANEL + 16 * v;
+      if (place >= job.num_outputs) break;
+      const __mmask16 mask = first(job.num_outputs - place);
+      const int64_t at = (row + r) * job.num_outputs + place;
+      __m512 y = as_float(job, row + r, column, sums[r][v]);
+      if (job.bias) y = _mm512_add_ps(y, _mm512_loadu_ps(job.bias + column));
+      y = job.is_gated ? _mm512_mul_ps(gate[r][v], y) : activate(job.activation, y);
+      if (job.residual) y = _mm512_add_ps(y, load(static_cast<const In *>(job.residual) + at, mask));
+      store(static_cast<Out *>(job.out) + at, mask, y);
+    }
+}
+
+template <class Kind, class In, class Out> void rows(const Job &job, int64_t from, int64_t to, int64_t index) {
+  const int64_t tiles = (to - from + TILE - 1) / TILE, step = (to - from + tiles - 1) / tiles;
+  const int64_t panels = job.is_gated ? 2 : 1;
+  const char *next = reinterpret_cast<const char *>(job.weight + (index + 1) * panels * job.words * PANEL);
+  for (int64_t row = from; row < to; row += step) {
+    // The first tile pulls this panel in, the second one the panel after it.
+    const char *ahead = row == from + step ? next : nullptr;
+    switch (std::min(step, to - row)) {
+#define ROWS(n) case n: tile<Kind, In, Out, n>(job, row, index, ahead); break;
+      ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
+#undef ROWS
+    }
+  }
+}
+
+// Inside of a parallel region. A piece of work is some rows of some panels.
+template <class Kind, class In, class Out> void share(const Job &job) {
+  const int64_t panels = (job.num_outputs + PANEL - 1) / PANEL;
+  int64_t blocks = 1;
+  while (panels * blocks < 4 * num_threads && job.num_rows / (blocks + 1) >= TILE) ++blocks;
+  const int64_t block = (((job.num_rows + blocks - 1) / blocks) + TILE - 1) / TILE * TILE;
+  blocks = (job.num_rows + block - 1) / block;
+  const int64_t chunk = std::max<int64_t>(1, panels * blocks / (8 * num_threads));
+#pragma omp for schedule(dynamic, chunk)
+  for (int64_t item = 0; item < panels * blocks; ++item) {
+    const int64_t from = item % blocks * block;
+    rows<Kind, In, Out>(job, from, std::min(from + block, job.num_rows), item / blocks);
+  }
+}
+
+// Each row of x by its largest value to 1..255, 128 is zero. The scale of a row that is not finite is NaN.
+template <class In> void quantize(const In *x, int64_t row, int64_t width, uint8_t *to, float *scale) {
+  const In *from = x + row * width;
+  __m512 top = _mm512_setzero_ps(), zero = _mm512_setzero_ps();
+  for (int64_t i = 0; i < width; i += 16) {
+    const __m512 part = load(from + i, first(width - i));
+    top = _mm512_max_ps(top, _mm512_abs_ps(part));
+    zero = _mm512_fmadd_ps(part, _mm512_setzero_ps(), zero);
+  }
+  const float largest = _mm512_reduce_max_ps(top);
+  const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+  scale[row] = largest / 127.0f + _mm512_reduce_add_ps(zero);
+  for (int64_t i = 0; i < width; i += 16) {
+    const __mmask16 mask = first(width - i);
+    const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(load(from + i, mask), _mm512_set1_ps(inverse)));
+    _mm_mask_storeu_epi8(to + row * width + i, mask, _mm512_cvtepi32_epi8(_mm512_add_epi32(q, _mm512_set1_epi32(128))));
+  }
+}
+
+enum class WeightKind : int64_t { float32, bfloat16, int8 };
+
+template <class In, class Out> void run(WeightKind kind, Job job, int64_t width) {
+  static thread_local std::vector<uint8_t> scratch;
+  static thread_local std::vector<float> scales;
+  if (kind == WeightKind::int8) {
+    scratch.resize(job.num_rows * width);
+    scales.resize(job.num_rows);
+  }
+  uint8_t *quantized = scratch.data();
+  float *row_scale = scales.data();
+  const In *x = reinterpret_cast<const In *>(job.x);
+#pragma omp parallel num_threads(num_threads) firstprivate(job)
+  {
+    if (kind == WeightKind::int8) {
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < job.num_rows; ++row) quantize(x, row, width, quantized, row_scale);
+      job.x = reinterpret_cast<const uint32_t *>(quantized);
+      job.row_scale = row_scale;
+      share<Int8, In, Out>(job);
+    } else if (kind == WeightKind::bfloat16) {
+      share<BFloat16, In, Out>(job);
+    } else {
+      share<Float32, In, Out>(job);
+    }
+  }
+}
+
+// linear(kind, x, x_is_float, rows, width, words, weight, scale, offset, bias, outputs, activation, is_gated, residual,
+//        out, out_is_float)
+PyObject *linear(PyObject *, Args args, Py_ssize_t count) {
+  if (!takes(16, count, "linear")) return nullptr;
+  const auto kind = static_cast<WeightKind>(integer(args[0]));
+  Job job{};
+  job.x = address<const uint32_t>(args[1]);
+  const bool x_is_float = integer(args[2]);
+  job.num_rows = integer(args[3]);
+  const int64_t width = integer(args[4]);
+  job.words = integer(args[5]);
+  job.weight = address<const uint32_t>(args[6]);
+  job.scale = address<const float>(args[7]);
+  job.offset = address<const int32_t>(args[8]);
+  job.bias = address<const float>(args[9]);
+  job.num_outputs = integer(args[10]);
+  job.activation = static_cast<Activation>(integer(args[11]));
+  job.is_gated = integer(args[12]);
+  job.residual = address<const void>(args[13]);
+  job.out = address<void>(args[14]);
+  const bool out_is_float = integer(args[15]);
+  return unlocked([&] {
+    if (x_is_float) run<float, float>(kind, job, width);
+    else if (out_is_float) run<bfloat16, float>(kind, job, width);
+    else run<bfloat16, bfloat16>(kind, job, width);
+  });
+}
+
+} // namespace linear_kernels
+
+#define LINEAR_METHODS METHOD_AS(linear, linear_kernels::linear),
+#else
+#define LINEAR_METHODS
+#endif

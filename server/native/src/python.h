@@ -36,4 +36,5 @@ template <class Body> inline PyObject *unlocked(Body body) {
   Py_RETURN_NONE;
 }
 
-#define METHOD(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(name)), METH_FASTCALL, nullptr}
+#define METHOD_AS(name, function) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, nullptr}
+#define METHOD(name) METHOD_AS(name, name)

@@ -1,0 +1,129 @@
+"""Our products equal torch's, with all that follows them, and no row feels another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from server.native import kernels, reference
+from server.native.linear import Linear
+
+torch.set_num_threads(1)
+
+TOLERANCE = {(torch.float32, "none"): 1e-5, (torch.bfloat16, "none"): 1e-2,
+             (torch.float32, "int8"): 3e-2, (torch.bfloat16, "int8"): 3e-2}  # fmt: skip
+"""As a part of the largest output. In int8 the inputs are rounded too."""
+
+
+@pytest.fixture(autouse=True)
+def native() -> Iterator[None]:
+    if kernels.use("auto", 2) != "avx512":
+        pytest.skip("this machine has no kernels for products")
+    yield
+    kernels.use("torch", 1)
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("dtype", "quantize"), TOLERANCE)
+@pytest.mark.parametrize(("num_rows", "width"), [(48, 64), (100, 20), (1, 8), (49, 576), (250, 1536)])
+@pytest.mark.parametrize("activation", [None, "silu", "gelu", "gelu_tanh", "relu"])
+def test_a_product_and_what_follows_it_equal_torch(
+    dtype: torch.dtype, quantize: str, num_rows: int, width: int, activation: str | None
+) -> None:
+    weight, bias = numbers(num_rows, width).to(dtype) / width**0.5, numbers(num_rows, seed=1).to(dtype)
+    linear = Linear(weight, bias, activation=activation, quantize=quantize)
+    for rows in (1, 2, 7, 8, 9, 17, 70):
+        x, residual = numbers(rows, width, seed=2).to(dtype), numbers(rows, num_rows, seed=3).to(dtype)
+        product = x.float() @ weight.float().T
+        expected = reference.finish(product, bias.float(), activation, is_gated=False, residual=residual)
+        for out_float in (False, True):
+            ours = linear(x, residual, out_float=out_float)
+            assert ours.dtype is (torch.float32 if out_float else dtype)
+            worst = (ours.float() - expected).abs().max() / expected.abs().max()
+            assert worst < TOLERANCE[dtype, quantize], (rows, out_float)
+
+
+@pytest.mark.parametrize(("dtype", "quantize"), TOLERANCE)
+@pytest.mark.parametrize("half", [1, 48, 50, 150])
+def test_a_gate_multiplies_its_partner(dtype: torch.dtype, quantize: str, half: int) -> None:
+    weight = numbers(2 * half, 64).to(dtype) / 8
+    linear = Linear(weight, numbers(2 * half, seed=1), activation="silu", is_gated=True, quantize=quantize)
+    x = numbers(19, 64, seed=2).to(dtype)
+    product = x.float() @ weight.float().T
+    expected = reference.finish(product, numbers(2 * half, seed=1), "silu", is_gated=True, residual=None)
+    ours = linear(x)
+    assert ours.shape == (19, half) and linear.out_features == half
+    assert (ours.float() - expected).abs().max() / expected.abs().max() < TOLERANCE[dtype, quantize]
+
+
+@pytest.mark.parametrize(("dtype", "quantize"), TOLERANCE)
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_a_row_does_not_depend_on_other_rows_or_threads(dtype: torch.dtype, quantize: str, is_gated: bool) -> None:
+    weight = numbers(200, 1540).to(dtype)
+    linear = Linear(weight, activation="silu" if is_gated else None, is_gated=is_gated, quantize=quantize)
+    x = numbers(300, 1540, seed=1).to(dtype)
+    together = linear(x)
+    for num_threads in (1, 2, 3):
+        kernels.use("native", num_threads)
+        for start, stop in ((0, 1), (5, 7), (0, 8), (3, 12), (290, 300), (10, 290)):
+            assert torch.equal(linear(x[start:stop]), together[start:stop])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_the_plain_weight_comes_back_from_the_packed_one(dtype: torch.dtype, is_gated: bool) -> None:
+    weight = numbers(70, 36).to(dtype)
+    assert torch.equal(Linear(weight, activation="silu", is_gated=is_gated).dense_weight(), weight)
+    rounded = Linear(weight, activation="silu", is_gated=is_gated, quantize="int8").dense_weight()
+    assert (rounded.float() - weight.float()).abs().max() <= weight.float().abs().max() / 100
+
+
+def test_int8_is_a_quarter_of_float32() -> None:
+    weight = numbers(480, 640)
+    assert Linear(weight, quantize="int8").weight_bytes < 0.27 * Linear(weight).weight_bytes
+
+
+def test_rows_of_zeros_and_weights_of_zeros_stay_zero_in_int8() -> None:
+    weight = numbers(50, 64)
+    weight[7] = 0
+    x = numbers(3, 64, seed=1)
+    x[1] = 0
+    ours = Linear(weight, quantize="int8")(x)
+    assert not ours[:, 7].any() and not ours[1].any()
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_what_is_not_finite_spoils_its_own_row_alone(quantize: str) -> None:
+    linear = Linear(numbers(50, 64), quantize=quantize)
+    x = numbers(12, 64, seed=1)
+    expected = linear(x)
+    x[3, 5], x[9, 0] = torch.nan, torch.inf
+    ours = linear(x)
+    assert not ours[3].isfinite().any() and not ours[9].isfinite().any()
+    clean = [row for row in range(12) if row not in (3, 9)]
+    assert torch.equal(ours[clean], expected[clean])
+
+
+def test_any_shape_of_input_is_taken() -> None:
+    linear = Linear(numbers(50, 64))
+    x = numbers(2, 3, 64, seed=1)
+    assert linear(x).shape == (2, 3, 50)
+    assert linear(x[0, 0]).shape == (50,)
+    assert linear(x[:0]).shape == (0, 3, 50)
+    assert torch.equal(linear(x.transpose(0, 1)), linear(x).transpose(0, 1))
+
+
+def test_what_the_kernels_cannot_take_goes_to_torch_and_is_not_quantised() -> None:
+    odd = numbers(10, 7).bfloat16()
+    x = numbers(3, 7, seed=1).bfloat16()
+    torch.testing.assert_close(Linear(odd)(x), torch.nn.functional.linear(x, odd))
+    with pytest.raises(ValueError, match="10 x 7"):
+        Linear(odd, quantize="int8")
+    kernels.use("torch", 1)
+    with pytest.raises(ValueError, match="no CPU kernels"):
+        Linear(numbers(8, 8), quantize="int8")
