@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from server.engine.attention.backend import AttentionBackend
+from server.engine.attention.cuda import choose_cuda
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.kv_cache import LayerSpec
 
@@ -24,4 +25,6 @@ def choose_attention(
     deterministic: bool = False,
 ) -> AttentionBackend:
     """The fastest back end that can attend in all of these layers."""
+    if device.type == "cuda":
+        return choose_cuda(specs, num_blocks, block_size, dtype, device, deterministic=deterministic)
     return TorchNativeAttention(specs, num_blocks, block_size, dtype, device, deterministic=deterministic)

@@ -1,0 +1,126 @@
+"""Which attention serves a model's layers on CUDA: the first that is there, fits, and gives torch's own results.
+
+Dimension key: T new tokens, H heads, D width of one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from server.engine import batch_inputs
+from server.engine.attention.backend import AttentionBackend
+from server.engine.attention.cuda_flash_attn import FlashAttention
+from server.engine.attention.cuda_flashinfer import FlashInferAttention
+from server.engine.attention.cuda_paged import PagedAttention
+from server.engine.attention.cuda_varlen import VarlenAttention
+from server.engine.attention.torch_native import TorchNativeAttention
+from server.engine.batch_inputs import Row
+from server.engine.kv_cache import LayerSpec
+
+log = logging.getLogger("sluice.engine")
+
+BACKENDS: tuple[type[PagedAttention], ...] = (VarlenAttention, FlashInferAttention, FlashAttention)
+"""The fastest first."""
+
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, AssertionError, NotImplementedError, OSError)
+"""What a package raises that does not fit this GPU, this torch or this compiler."""
+
+TOLERANCE = 0.03
+"""Largest distance from torch's own attention in 16 bits, of each token's result and as a part of its length."""
+
+TRIED_LENGTHS = (5, 70, 600)
+"""Sequences of a trial, so that one holds several blocks of any size."""
+
+TRIED_WINDOW = 40
+"""A longer window is tried as one of this length, which some of them exceed."""
+
+
+def choose_cuda(
+    specs: Sequence[LayerSpec],
+    num_blocks: int,
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    deterministic: bool = False,
+) -> AttentionBackend:
+    """A line in the log says why each one that was passed over was."""
+    for backend in BACKENDS:
+        problem = backend.problem(specs, block_size, dtype, device)
+        problem = problem or trial_problem(backend, specs, block_size, dtype, device, deterministic=deterministic)
+        if problem is None:
+            return backend(specs, num_blocks, block_size, dtype, device, deterministic=deterministic)
+        log.info("attention %s is not used: %s", backend.name, problem)
+    return TorchNativeAttention(specs, num_blocks, block_size, dtype, device, deterministic=deterministic)
+
+
+def trial_problem(
+    backend: type[PagedAttention],
+    specs: Sequence[LayerSpec],
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    deterministic: bool,
+) -> str | None:
+    """Attend over random tensors in layers of every kind. What went wrong, as the end of a sentence."""
+    kinds = list(dict.fromkeys(_narrow(spec) for spec in specs))
+    widths = [-(-(length + 3) // block_size) for length in TRIED_LENGTHS]
+    sizes = (sum(widths), block_size, dtype, device)
+    free = list(range(sum(widths)))
+    tables = [[free.pop() for _ in range(width)] for width in widths]
+    oracle = TorchNativeAttention(kinds, *sizes)
+    try:
+        tried = backend(kinds, *sizes, deterministic=deterministic)
+        for rows in _steps(tables):
+            inputs = batch_inputs.build(rows, block_size, device)
+            oracle.begin(inputs)
+            tried.begin(inputs)
+            for layer, spec in enumerate(kinds):
+                tensors = _random_tensors(spec, inputs.slots_T.shape[0], dtype, device)
+                expected = oracle.attend(layer, *tensors, None).float()
+                distance = (tried.attend(layer, *tensors, None).float() - expected).norm(dim=-1)
+                worst = float((distance / expected.norm(dim=-1)).max())
+                if not worst <= TOLERANCE:
+                    return f"its results are {worst:.2g} of their length from torch's"
+    except FAILURES as error:
+        return f"it fails ({type(error).__name__}: {error})"
+    return None
+
+
+def _narrow(spec: LayerSpec) -> LayerSpec:
+    return spec if spec.window is None else dataclasses.replace(spec, window=min(spec.window, TRIED_WINDOW))
+
+
+def _steps(tables: list[list[int]]) -> list[list[Row]]:
+    """Whole prompts, the rest of them, and single tokens."""
+    done = [max(1, length // 2) for length in TRIED_LENGTHS]
+    parts = [
+        [(0, stop) for stop in done],
+        [(start, length) for start, length in zip(done, TRIED_LENGTHS, strict=True)],
+        [(length, length + 1) for length in TRIED_LENGTHS],
+        [(length + 1, length + 2) for length in TRIED_LENGTHS],
+    ]
+    return [
+        [
+            Row(key=i, token_ids=[0] * (stop - start), num_computed=start, block_table=tables[i])
+            for i, (start, stop) in enumerate(part)
+        ]
+        for part in parts
+    ]
+
+
+def _random_tensors(
+    spec: LayerSpec, num_tokens: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(num_tokens)
+    shapes = ((spec.num_heads, spec.key_dim), (spec.num_kv_heads, spec.key_dim), (spec.num_kv_heads, spec.value_dim))
+    query, key, value = (
+        torch.randn(1, heads, num_tokens, width, generator=generator).to(device, dtype) for heads, width in shapes
+    )
+    return query, key, value

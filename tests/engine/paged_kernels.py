@@ -1,0 +1,294 @@
+"""The paged kernels of torch, flash-attn and flashinfer, with their signatures, as loops over blocks.
+
+Each takes what the real one takes and refuses what it refuses. Places that no sequence holds are never read: tests fill
+them with NaN.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import varlen
+
+REAL_VARLEN = inspect.signature(varlen.varlen_attn)
+
+
+def attend_pages(
+    query: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    sequences: list[tuple[int, int, list[int], int]],
+    *,
+    scale: float,
+    window_left: int,
+    softcap: float,
+) -> Tensor:
+    """Causal attention of ``(start, stop, pages, length)``: new tokens ``start`` to ``stop`` end at ``length``."""
+    out = torch.full_like(query, math.nan)
+    page_size, heads = key_pages.shape[1], key_pages.shape[2]
+    for start, stop, pages, length in sequences:
+        places = [(pages[i // page_size], i % page_size) for i in range(length)]
+        keys = torch.stack([key_pages[page, offset] for page, offset in places]).float()
+        values = torch.stack([value_pages[page, offset] for page, offset in places]).float()
+        for token in range(start, stop):
+            position = length - (stop - token)
+            first = 0 if window_left < 0 else max(0, position - window_left)
+            for head in range(query.shape[1]):
+                group = head // (query.shape[1] // heads)
+                scores = keys[first : position + 1, group] @ query[token, head].float() * scale
+                if softcap > 0:
+                    scores = softcap * torch.tanh(scores / softcap)
+                out[token, head] = (scores.softmax(0) @ values[first : position + 1, group]).to(out.dtype)
+    return out
+
+
+def _spans(starts: Tensor, tables: Tensor, lengths: Tensor) -> list[tuple[int, int, list[int], int]]:
+    for tensor in (starts, tables, lengths):
+        assert tensor.dtype == torch.int32
+        assert tensor.stride(-1) == 1
+    bounds = starts.tolist()
+    return list(zip(bounds[:-1], bounds[1:], tables.tolist(), lengths.tolist(), strict=True))
+
+
+def fake_varlen_attn(*args: Any, **options: Any) -> Tensor:
+    """`torch.nn.attention.varlen.varlen_attn` of torch 2.13, with a block table."""
+    call = REAL_VARLEN.bind(*args, **options)
+    call.apply_defaults()
+    given = call.arguments
+    spans = _spans(given["cu_seq_q"], given["block_table"], given["seqused_k"])
+    assert given["max_q"] >= max(stop - start for start, stop, _, _ in spans)
+    assert given["max_k"] >= max(length for _, _, _, length in spans)
+    assert given["enable_gqa"] or given["query"].shape[1] == given["key"].shape[2]
+    left, right = given["window_size"]
+    assert right == 0, "it would look ahead"
+    return attend_pages(
+        given["query"], given["key"], given["value"], spans, scale=given["scale"], window_left=left, softcap=0.0
+    )
+
+
+def _flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Tensor | None = None,
+    deterministic: bool = False,
+    return_attn_probs: bool = False,
+    block_table: Tensor | None = None,
+) -> Tensor:
+    assert causal
+    assert block_table is not None
+    assert k.shape[1] % 256 == 0, "Paged KV cache block size must be divisible by 256"
+    spans = _spans(cu_seqlens_q, block_table, cu_seqlens_k.diff())
+    assert max_seqlen_q >= max(stop - start for start, stop, _, _ in spans)
+    assert max_seqlen_k >= max(length for _, _, _, length in spans)
+    assert softmax_scale is not None
+    return attend_pages(q, k, v, spans, scale=softmax_scale, window_left=window_size[0], softcap=softcap)
+
+
+def _flash_attn_with_kvcache(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    rotary_cos: Tensor | None = None,
+    rotary_sin: Tensor | None = None,
+    cache_seqlens: Tensor | None = None,
+    cache_batch_idx: Tensor | None = None,
+    cache_leftpad: Tensor | None = None,
+    block_table: Tensor | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    rotary_interleaved: bool = True,
+    alibi_slopes: Tensor | None = None,
+    num_splits: int = 0,
+    return_softmax_lse: bool = False,
+) -> Tensor:
+    assert causal
+    assert k_cache.shape[1] % 256 == 0, "Paged KV cache block size must be divisible by 256"
+    assert cache_seqlens is not None
+    assert block_table is not None
+    assert softmax_scale is not None
+    num_sequences, num_new = q.shape[:2]
+    starts = torch.arange(num_sequences + 1, dtype=torch.int32) * num_new
+    out = attend_pages(
+        q.flatten(0, 1),
+        k_cache,
+        v_cache,
+        _spans(starts, block_table, cache_seqlens),
+        scale=softmax_scale,
+        window_left=window_size[0],
+        softcap=softcap,
+    )
+    return out.view(q.shape)
+
+
+class _Wrapper:
+    """Planned once, run for every layer; what it was planned with lies in tensors of its own."""
+
+    def __init__(self, workspace: Tensor, kv_layout: str, buffers: dict[str, Tensor] | None) -> None:
+        assert workspace.dtype == torch.uint8
+        assert kv_layout == "NHD"
+        self.buffers = buffers
+        self.options: dict[str, Any] = {}
+
+    def _keep(self, name: str, values: Tensor) -> None:
+        assert values.dtype == torch.int32
+        if self.buffers is None:
+            setattr(self, name, values.clone())
+        else:
+            self.buffers[name][: len(values)].copy_(values)
+            setattr(self, name, self.buffers[name])
+
+    def _plan(
+        self,
+        starts: Tensor | None,
+        indptr: Tensor,
+        indices: Tensor,
+        last_page_len: Tensor,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        page_size: int,
+        options: dict[str, Any],
+    ) -> None:
+        assert indptr.device.type == last_page_len.device.type == "cpu", "the plan would wait for the device"
+        known = {"window_left", "logits_soft_cap", "q_data_type", "kv_data_type", "sm_scale", "disable_split_kv"}
+        assert options.keys() <= known
+        for name, values in (("indptr", indptr), ("indices", indices), ("last", last_page_len)):
+            self._keep(name, values)
+        self.starts = starts
+        self.sizes = (num_qo_heads, num_kv_heads, head_dim, page_size)
+        self.options = options
+
+    def run(self, q: Tensor, paged_kv_cache: tuple[Tensor, Tensor]) -> Tensor:
+        keys, values = paged_kv_cache
+        page_size = keys.shape[1]
+        assert (q.shape[1], keys.shape[2], q.shape[2], page_size) == self.sizes
+        assert q.dtype == self.options["q_data_type"]
+        bounds = self.indptr.tolist()  # type: ignore[attr-defined]
+        pages = [self.indices[a:b].tolist() for a, b in pairwise(bounds)]  # type: ignore[attr-defined]
+        lengths = [(len(p) - 1) * page_size + n for p, n in zip(pages, self.last.tolist(), strict=True)]  # type: ignore[attr-defined]
+        starts = list(range(len(pages) + 1)) if self.starts is None else self.starts.tolist()
+        return attend_pages(
+            q,
+            keys,
+            values,
+            list(zip(starts[:-1], starts[1:], pages, lengths, strict=True)),
+            scale=self.options["sm_scale"],
+            window_left=self.options["window_left"],
+            softcap=self.options["logits_soft_cap"] or 0.0,
+        )
+
+
+class BatchDecodeWithPagedKVCacheWrapper(_Wrapper):
+    """Of flashinfer 0.6; optional arguments of its plan are keywords."""
+
+    def __init__(
+        self,
+        float_workspace_buffer: Tensor,
+        kv_layout: str = "NHD",
+        use_cuda_graph: bool = False,
+        use_tensor_cores: bool = False,
+        paged_kv_indptr_buffer: Tensor | None = None,
+        paged_kv_indices_buffer: Tensor | None = None,
+        paged_kv_last_page_len_buffer: Tensor | None = None,
+        backend: str = "auto",
+    ) -> None:
+        buffers = None
+        if use_cuda_graph:
+            assert paged_kv_indptr_buffer is not None
+            assert paged_kv_indices_buffer is not None
+            assert paged_kv_last_page_len_buffer is not None
+            assert len(paged_kv_indptr_buffer) == len(paged_kv_last_page_len_buffer) + 1
+            buffers = {
+                "indptr": paged_kv_indptr_buffer,
+                "indices": paged_kv_indices_buffer,
+                "last": paged_kv_last_page_len_buffer,
+            }
+        super().__init__(float_workspace_buffer, kv_layout, buffers)
+
+    def plan(
+        self,
+        indptr: Tensor,
+        indices: Tensor,
+        last_page_len: Tensor,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        page_size: int,
+        **options: Any,
+    ) -> None:
+        if self.buffers is not None:
+            assert len(last_page_len) == len(self.buffers["last"]), "the batch size is fixed with a graph"
+        self._plan(None, indptr, indices, last_page_len, num_qo_heads, num_kv_heads, head_dim, page_size, options)
+
+
+class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
+    """Of flashinfer 0.6."""
+
+    def __init__(self, float_workspace_buffer: Tensor, kv_layout: str = "NHD", use_cuda_graph: bool = False) -> None:
+        assert not use_cuda_graph
+        super().__init__(float_workspace_buffer, kv_layout, None)
+
+    def plan(
+        self,
+        qo_indptr: Tensor,
+        paged_kv_indptr: Tensor,
+        paged_kv_indices: Tensor,
+        paged_kv_last_page_len: Tensor,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim_qk: int,
+        page_size: int,
+        head_dim_vo: int | None = None,
+        causal: bool = False,
+        **options: Any,
+    ) -> None:
+        assert causal
+        assert qo_indptr.device.type == "cpu"
+        self._plan(
+            qo_indptr,
+            paged_kv_indptr,
+            paged_kv_indices,
+            paged_kv_last_page_len,
+            num_qo_heads,
+            num_kv_heads,
+            head_dim_qk,
+            page_size,
+            options,
+        )
+
+
+def package(name: str, **members: Callable[..., Any]) -> ModuleType:
+    module = ModuleType(name)
+    vars(module).update(members)
+    return module
+
+
+FLASH_ATTN = package(
+    "flash_attn", flash_attn_varlen_func=_flash_attn_varlen_func, flash_attn_with_kvcache=_flash_attn_with_kvcache
+)
+FLASHINFER = package(
+    "flashinfer",
+    BatchDecodeWithPagedKVCacheWrapper=BatchDecodeWithPagedKVCacheWrapper,
+    BatchPrefillWithPagedKVCacheWrapper=BatchPrefillWithPagedKVCacheWrapper,
+)
