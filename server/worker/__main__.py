@@ -7,6 +7,7 @@ import gc
 from typing import TYPE_CHECKING, Any
 
 from server.config import ModelConfig
+from server.errors import EXIT_MODEL, ConfigurationError
 from server.protocol import Ready
 from server.vocabulary import TokenBytes
 from server.worker import loop, process
@@ -26,12 +27,26 @@ def build(model: ModelConfig) -> tuple[loop.Engine, Ready]:
     # Imported here: these take seconds, and the process must notice meanwhile that the front is gone.
     from server.models import loader
 
+    _choose_kernels(model)
     loaded = loader.load(model)
     engine, ready = _decoder(model, loaded) if loaded.task == "generate" else _encoder(model, loaded)
     # What lives as long as the process is not looked through again by every garbage collection between steps.
     gc.collect()
     gc.freeze()
     return engine, ready
+
+
+def _choose_kernels(model: ModelConfig) -> None:
+    import torch
+
+    from server.native import kernels
+
+    try:
+        kernels.use(model.kernels, torch.get_num_threads())
+    except ImportError as error:
+        raise ConfigurationError(
+            f"Model {model.name} asks for native kernels: {error}. Set kernels to auto.", exit_code=EXIT_MODEL
+        ) from error
 
 
 def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Ready]:
