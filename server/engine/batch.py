@@ -43,4 +43,6 @@ class Batch:
     shares: list[Share] = field(default_factory=list)
     started: list[SequenceGroup] = field(default_factory=list)
     """Groups admitted for the first time."""
+    num_growing: int = 0
+    """Of the shares, the first so many are rows that lacked one token: those of running streams."""
     num_preemptions: int = 0

@@ -20,6 +20,7 @@ from server.engine.chunking import FixedChunks, FreeChunks
 from server.engine.grammar import Grammar, GrammarCompiler
 from server.engine.grammar_queue import GrammarQueue
 from server.engine.model_runner import ModelRunner
+from server.engine.pacing import Pacing
 from server.engine.processors.grammar import GrammarMask
 from server.engine.sampler import Sampled
 from server.engine.scheduler import Scheduler
@@ -51,11 +52,16 @@ class DecoderEngine:
         prefix_cache: bool,
         vocabulary: Vocabulary | None = None,
         deterministic: bool = False,
+        pacing: Pacing | None = None,
     ) -> None:
-        """``deterministic`` is for a runner whose rows do not feel one another: no row's parts do, either."""
+        """``deterministic`` is for a runner whose rows do not feel one another: no row's parts do, either.
+
+        ``pacing`` learns from the engine's steps how much of prompts one may compute; it needs cuts that may be free.
+        """
         self._runner = runner
         self._max_model_len = max_model_len
         self._vocabulary = vocabulary
+        self._pacing = None if deterministic else pacing
         blocks_per_chunk = -(-FIXED_CHUNK_TOKENS // runner.block_size)
         self.blocks = BlockManager(
             runner.num_blocks,
@@ -69,6 +75,7 @@ class DecoderEngine:
             max_batch_tokens=max_batch_tokens,
             max_running=max_running,
             chunking=FixedChunks(blocks_per_chunk * runner.block_size) if deterministic else FreeChunks(),
+            pacing=self._pacing,
         )
         self._chooser = Chooser(self.scheduler)
         self._uncompiled = (
@@ -114,19 +121,23 @@ class DecoderEngine:
         answers, self._replies = self._replies, []
         batch = self.scheduler.schedule()
         num_prompt_tokens = sum(share.num_prompt_tokens for share in batch.shares)
+        num_tokens = sum(share.num_new_tokens for share in batch.shares)
         forward_s = self._compute(batch, answers) if batch.shares else 0.0
+        step_s = perf_counter() - start
+        if self._pacing is not None and batch.shares:
+            self._pacing.observe(batch.num_growing, num_tokens - batch.num_growing, step_s)
         answers.append(
             Stats(
                 num_running=self.scheduler.num_running,
                 num_waiting=self.scheduler.num_waiting + len(self._uncompiled or ()),
                 num_blocks_used=self.blocks.num_used,
                 batch_size=len(batch.shares),
-                batch_tokens=sum(share.num_new_tokens for share in batch.shares),
+                batch_tokens=num_tokens,
                 prompt_tokens=num_prompt_tokens,
                 prefix_hit_tokens=sum(group.num_cached_tokens or 0 for group in batch.started),
                 prefix_query_tokens=sum(group.num_prompt_tokens for group in batch.started),
                 num_preemptions=batch.num_preemptions,
-                step_s=perf_counter() - start,
+                step_s=step_s,
                 forward_s=forward_s,
                 started=[group.request_id for group in batch.started],
             )

@@ -2,10 +2,11 @@
 
 There are no phases: every row has known tokens and wants those computed that are not. A step spends its token
 budget first on rows that lack one token, then on longer remainders in chunks, then on waiting groups, each in
-the order of arrival. A group's first row gets the blocks of all its known tokens when it is admitted, so that only
-growth by a chosen token, and forks, can find the cache full; then the newest running group gives its blocks back and
-waits, with its tokens kept, at the head of the queue. The oldest always runs on, and each fits alone, so there is no
-livelock.
+the order of arrival. `Pacing` bounds what running streams lose to the others.
+
+A group's first row gets the blocks of all its known tokens when it is admitted, so that only growth by a chosen
+token, and forks, can find the cache full; then the newest running group gives its blocks back and waits, with its
+tokens kept, at the head of the queue. The oldest always runs on, and each fits alone, so there is no livelock.
 
 A group is admitted, preempted and finished as one entry of these queues.
 """
@@ -18,6 +19,7 @@ from typing import Protocol
 from server.engine.batch import Batch, Share, share_of
 from server.engine.block_manager import BlockManager
 from server.engine.chunking import Chunking, FreeChunks
+from server.engine.pacing import Pacing
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
 
@@ -41,13 +43,16 @@ class Scheduler:
         max_batch_tokens: int,
         max_running: int,
         chunking: Chunking | None = None,
+        pacing: Pacing | None = None,
     ) -> None:
+        """Without ``pacing`` a step computes as much of prompts as ``max_batch_tokens`` allows."""
         self.blocks = blocks
         self.max_batch_tokens = max_batch_tokens
         self.max_running = max_running
         """Most rows."""
         self._states = states
         self._chunking = chunking or FreeChunks()
+        self._pacing = pacing
         self._waiting: OrderedDict[str, SequenceGroup] = OrderedDict()
         self._running: OrderedDict[str, SequenceGroup] = OrderedDict()
         self._next_key = 0
@@ -59,6 +64,11 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         return len(self._running)
+
+    @property
+    def _num_admissible(self) -> int:
+        """Groups that wait for their first tokens rather than for others to end."""
+        return min(len(self._waiting), self.max_running - len(self._running))
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._running or request_id in self._waiting
@@ -144,6 +154,9 @@ class Scheduler:
         """Choose the next step's work and give it blocks."""
         batch = Batch()
         budget, rest = self._schedule_growth(batch)
+        batch.num_growing = len(batch.shares)
+        if self._pacing is not None and batch.shares and (num_waiting := len(rest) + self._num_admissible):
+            budget = min(budget, self._pacing.num_prompt_tokens(batch.num_growing, num_waiting))
         for group in rest:
             if budget <= 0:
                 break
