@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
-from server.engine import batch_inputs
 from server.engine.attention.backend import AttentionBackend
-from server.engine.batch_inputs import Row
+from server.engine.batch_inputs import BatchInputs
+from server.engine.executors.paged import PagedRunner
 from server.engine.kv_cache import LayerSpec
-from server.engine.model_runner import ModelRunner
 
 ATTENTION = "sluice"
 """No mask function is registered under this name, so transformers builds no masks."""
@@ -121,11 +120,10 @@ def _check_config(config: PreTrainedConfig) -> None:
             raise Unsupported(f"its rotary positions are {rope['rope_type']}")
 
 
-class GenericRunner(ModelRunner):
+class GenericRunner(PagedRunner):
     """Runs ``module`` with ``backend`` answering its attention calls."""
 
     name = "generic"
-    can_reuse_blocks = True
 
     def __init__(
         self,
@@ -137,22 +135,20 @@ class GenericRunner(ModelRunner):
         block_size: int,
         vocab_size: int,
     ) -> None:
+        super().__init__(
+            backend,
+            module.device,
+            module.dtype,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            vocab_size=vocab_size,
+        )
         self._module = module
-        self._backend = backend
         self._sinks = [spec.has_sinks for spec in specs]
         self._selects_rows = "logits_to_keep" in inspect.signature(module.forward).parameters
         self._layer = 0
-        self.attention = backend.name
-        self.device = module.device
-        self.dtype = module.dtype
-        self.vocab_size = vocab_size
-        self.block_size = block_size
-        self.num_blocks = num_blocks
-        self.kv_cache_bytes = backend.kv_cache_bytes
 
-    def forward(self, rows: Sequence[Row]) -> Tensor:
-        inputs = batch_inputs.build(rows, self.block_size, self.device)
-        self._backend.begin(inputs)
+    def compute(self, inputs: BatchInputs) -> Tensor:
         self._layer = 0
         num_wanted = len(inputs.wanted_R)
         # Not every module takes an empty index: where no logits are wanted, one row is computed and left out.
@@ -163,25 +159,12 @@ class GenericRunner(ModelRunner):
                 input_ids=inputs.token_ids_T[None], position_ids=inputs.position_ids_T[None], use_cache=False, **keep
             )
         assert self._layer == len(self._sinks), "the model's attention calls are not those of the probe"
-        self.failed_rows = [i for i in self._backend.failed_rows() if rows[i].num_logits == 0]
         logits: Tensor = output.logits[0]
         return (logits[:num_wanted] if self._selects_rows else logits[inputs.wanted_R]).float()
-
-    def release(self, key: int) -> None:
-        """Nothing is held outside blocks."""
-
-    def fork(self, parent_key: int, child_key: int) -> None:
-        """The child has its blocks."""
-
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        self._backend.copy_blocks(pairs)
-
-    def clear_blocks(self, blocks: Sequence[int]) -> None:
-        self._backend.clear_blocks(blocks)
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, options: dict[str, Any]
     ) -> Tensor:
         layer = self._layer
         self._layer += 1
-        return self._backend.attend(layer, query, key, value, options.get("s_aux") if self._sinks[layer] else None)
+        return self.backend.attend(layer, query, key, value, options.get("s_aux") if self._sinks[layer] else None)

@@ -1,0 +1,64 @@
+"""What the executors over a paged cache have in common: rows become tensors, and a back end holds all that is kept."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from server.engine import batch_inputs
+from server.engine.attention.backend import AttentionBackend
+from server.engine.batch_inputs import BatchInputs, Row
+from server.engine.model_runner import ModelRunner
+
+
+class PagedRunner(ModelRunner):
+    """Plans a step on the host, then `compute`, which never reads from the device."""
+
+    can_reuse_blocks = True
+
+    def __init__(
+        self,
+        backend: AttentionBackend,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        num_blocks: int,
+        block_size: int,
+        vocab_size: int,
+    ) -> None:
+        self.backend = backend
+        self.attention = backend.name
+        self.device = device
+        self.dtype = dtype
+        self.vocab_size = vocab_size
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.kv_cache_bytes = backend.kv_cache_bytes
+
+    def forward(self, rows: Sequence[Row]) -> Tensor:
+        inputs = batch_inputs.build(rows, self.block_size, self.device)
+        self.backend.begin(inputs)
+        logits = self.compute(inputs)
+        asks_none = any(row.num_logits == 0 for row in rows)
+        failed = self.backend.failed_rows() if asks_none else []
+        self.failed_rows = [i for i in failed if rows[i].num_logits == 0]
+        return logits
+
+    @abstractmethod
+    def compute(self, inputs: BatchInputs) -> Tensor:
+        """Float32 logits of ``wanted_R``. The back end has begun the step; work for the device and nothing else."""
+
+    def release(self, key: int) -> None:
+        """Nothing is held outside blocks."""
+
+    def fork(self, parent_key: int, child_key: int) -> None:
+        """The child has its blocks."""
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self.backend.copy_blocks(pairs)
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        self.backend.clear_blocks(blocks)
