@@ -69,7 +69,9 @@ def test_packing_that_changes_results_is_caught_by_the_check() -> None:
         module.model.layers[0].mlp.up_proj.weight.data.mul_(1.01)  # type: ignore[union-attr]
 
     with pytest.raises(ConfigurationError, match="does not give its own logits"):
-        build_runner(tiny_decoder("llama"), config(), 64, pack=spoil)
+        build_runner(tiny_decoder("llama"), config(executor="compat"), 64, pack=spoil)
+    with pytest.raises(ConfigurationError, match="cannot run in the generic executor: logits differ"):
+        build_runner(tiny_decoder("llama"), config(executor="generic"), 64, pack=spoil)
 
 
 def test_rotary_positions_that_depend_on_the_batch_go_to_compat(caplog: pytest.LogCaptureFixture) -> None:
@@ -112,6 +114,9 @@ def test_compat_holds_nothing_for_a_sequence_that_was_released() -> None:
 def test_the_executor_can_be_set() -> None:
     assert build_runner(tiny_decoder("llama"), config(executor="compat"), 64).name == "compat"
     assert build_runner(tiny_decoder("llama"), config(executor="generic"), 64).name == "generic"
+    assert build_runner(tiny_decoder("llama"), config(executor="fused"), 64).name == "fused"
+    with pytest.raises(ConfigurationError, match="cannot run in the fused executor: its forward takes no position_ids"):
+        build_runner(tiny_decoder("bloom"), config(executor="fused"), 64)
     with pytest.raises(ConfigurationError, match="takes no position_ids"):
         build_runner(tiny_decoder("bloom"), config(executor="generic"), 64)
 

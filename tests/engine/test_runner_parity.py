@@ -93,14 +93,25 @@ class Driver:
             self.runner.release(seq.key)
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES))
-def family(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+CASES = [(family, "compat" if family == "bloom" else "fused") for family in FAMILIES]
+CASES += [(family, "generic") for family in ("llama", "mistral", "gpt2", "gemma2", "gemma3_text", "opt")]
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
+    family, executor = request.param
+    return family, executor
 
 
 @pytest.fixture(scope="module")
-def runner(family: str) -> ModelRunner:
-    return runner_of(family)
+def family(case: tuple[str, str]) -> str:
+    return case[0]
+
+
+@pytest.fixture(scope="module")
+def runner(case: tuple[str, str]) -> ModelRunner:
+    family, executor = case
+    return runner_of(family, executor=executor if executor == "generic" else "auto")
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +145,9 @@ def assert_equal(sequences: list[Driven], expected: list[tuple[list[int], Tensor
         assert seq.ids == ids
 
 
-def test_every_family_but_bloom_runs_in_the_generic_executor(family: str, runner: ModelRunner) -> None:
-    assert runner.name == ("compat" if family == "bloom" else "generic")
+def test_every_family_but_bloom_runs_in_the_fused_executor(case: tuple[str, str], runner: ModelRunner) -> None:
+    family, executor = case
+    assert runner.name == executor
     assert runner.can_reuse_blocks == (family != "bloom")
     assert runner.vocab_size == VOCAB_SIZE
 
@@ -210,7 +222,7 @@ def test_a_copied_block_serves_like_its_source_and_apart_from_it(
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen3", "bloom"])
 def test_bfloat16_follows_the_plain_model(family: str) -> None:
     runner = runner_of(family, torch.bfloat16)
-    assert runner.name == ("compat" if family == "bloom" else "generic")
+    assert runner.name == ("compat" if family == "bloom" else "fused")
     driver = Driver(runner)
     sequences = [driver.add(prompt) for prompt in prompts()]
     driver.run(sequences, chunk=9)
@@ -246,16 +258,15 @@ def test_whoever_computes_a_token_that_is_not_finite_is_told_in_the_same_step(fa
 
 def test_what_a_broken_sequence_leaves_in_a_block_cannot_reach_the_next_owner() -> None:
     """A masked place enters the product as zero times its value: a value that is not finite would spread."""
-    module = tiny_decoder("llama")
     poisoned = 5
-    with torch.no_grad():
-        module.get_input_embeddings().weight[poisoned] = float("nan")
     runner = build_runner(tiny_decoder("llama"), config("llama"), MAX_MODEL_LEN)
     clean = Driver(runner)
     alone = clean.add(prompts()[0])
     clean.run([alone])
-    broken = build_runner(tiny_decoder("llama"), config("llama"), MAX_MODEL_LEN)
-    broken._module.get_input_embeddings().weight[poisoned] = float("nan")  # type: ignore[attr-defined]
+    module = tiny_decoder("llama")
+    broken = build_runner(module, config("llama"), MAX_MODEL_LEN)
+    with torch.no_grad():
+        module.get_input_embeddings().weight[poisoned] = float("nan")
     driver = Driver(broken)
     bad = driver.add([poisoned] * 12)
     driver.step([bad], chunk=1000)

@@ -67,5 +67,5 @@ def test_a_served_folder_gives_the_tokens_of_transformers(family: str, folders: 
 def test_only_models_without_plain_attention_take_the_slow_way(server: ServerProcess):
     models = httpx2.get(f"{server.url}/info").json()["models"]
     assert {model["name"]: model["executor"] for model in models} == {
-        family: "compat" if family == "bloom" else "generic" for family in FAMILIES
+        family: "compat" if family == "bloom" else "fused" for family in FAMILIES
     }

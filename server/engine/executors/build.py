@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,13 @@ import torch
 from transformers import PreTrainedModel
 
 from server.config import ModelConfig
-from server.engine import memory, selfcheck
+from server.engine import memory, quality, selfcheck
+from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.choose import choose_attention
 from server.engine.batch_inputs import Row
 from server.engine.executors.compat import CompatRunner
 from server.engine.executors.deterministic import DeterministicRunner, steady, unsteady
+from server.engine.executors.fused import FusedRunner, Prepared, prepare
 from server.engine.executors.generic import ATTENTION, GenericRunner, Unsupported, probe, set_attention
 from server.engine.kv_cache import LayerSpec
 from server.engine.model_runner import ModelRunner
@@ -43,11 +45,13 @@ def build_runner(
     max_model_len: int,
     *,
     pack: Callable[[PreTrainedModel], Any] | None = None,
+    quality_ids: Sequence[Sequence[int]] = (),
 ) -> ModelRunner:
-    """Choose the executor that the numbers allow and size its cache.
+    """Choose the executor that the numbers allow and size its cache. The module's weights are the runner's from here.
 
     ``pack`` may replace the module's linears by faster ones; it is called once the plain module has shown what its
-    logits are, so that the check covers the replacement too.
+    logits are, so that the check covers the replacement too. ``quality_ids`` are texts on which quantised weights are
+    compared with those they are made of.
     """
     module.requires_grad_(False)
     plain = module.config._attn_implementation
@@ -60,28 +64,92 @@ def build_runner(
             "Check that its config and weights belong together.",
             exit_code=EXIT_MODEL,
         ) from error
+    if config.executor in ("auto", "fused"):
+        try:
+            return _fused(module, config, max_model_len, expected, quality_ids or expected.sequences)
+        except Unsupported as error:
+            _refused(config, "fused", error)
     if pack is not None:
         pack(module)
     if config.deterministic:
         return _deterministic(module, config, max_model_len, expected)
-    if config.executor != "compat":
+    if config.executor in ("auto", "generic"):
         try:
             return _generic(module, config, max_model_len, expected)
         except Unsupported as error:
-            reason = str(error)
-        if config.executor == "generic":
-            raise ConfigurationError(
-                f"Model {config.name} cannot run in the generic executor: {reason}. Set executor to auto.",
-                exit_code=EXIT_MODEL,
-            )
-        log.warning("model %s runs in the compat executor: %s", config.name, reason)
+            _refused(config, "generic", error)
+            log.warning("model %s runs in the compat executor: %s", config.name, error)
     return _compat(module, config, max_model_len, expected, plain)
+
+
+def _refused(config: ModelConfig, executor: str, error: Unsupported) -> None:
+    """Raise where ``executor`` was asked for by name, else say why another one is tried."""
+    if config.executor == executor:
+        raise ConfigurationError(
+            f"Model {config.name} cannot run in the {executor} executor: {error}. Set executor to auto.",
+            exit_code=EXIT_MODEL,
+        )
+    log.info("model %s does not run in the %s executor: %s", config.name, executor, error)
+
+
+def _fused(
+    module: PreTrainedModel,
+    config: ModelConfig,
+    max_model_len: int,
+    expected: Reference,
+    quality_ids: Sequence[Sequence[int]],
+) -> FusedRunner:
+    """Raises `Unsupported` where the layout is not known, or its numbers come out different or not steady."""
+    make_backend = partial(_backend, module, config)
+    set_attention(module, ATTENTION)
+    try:
+        prepared = prepare(
+            module,
+            probe(module),
+            expected,
+            make_backend,
+            num_positions=max_model_len,
+            block_size=config.block_size,
+        )
+    except FORWARD_FAILURES as error:
+        raise Unsupported(f"its layout fails there ({type(error).__name__}: {error})") from error
+    if config.deterministic and (problem := prepared.unsteady()):
+        prepared.restore()
+        raise Unsupported(problem)
+    lost = _quantised(prepared, config, quality_ids)
+    specs = prepared.decoder.specs
+    block_bytes = sum(spec.block_bytes(config.block_size, module.dtype) for spec in specs)
+    num_blocks = memory.num_blocks(config, block_bytes, max_model_len, module.device)
+    runner = prepared.runner(make_backend(specs, num_blocks), num_blocks)
+    runner.quantization_kl = None if lost is None else lost.kl
+    return runner
+
+
+def _quantised(prepared: Prepared, config: ModelConfig, quality_ids: Sequence[Sequence[int]]) -> quality.Loss | None:
+    if config.quantize == "none":
+        return None
+    try:
+        lost = prepared.quantise(config.quantize, quality_ids)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"Model {config.name} cannot be quantised to {config.quantize}: {error} Set quantize to none.",
+            exit_code=EXIT_MODEL,
+        ) from error
+    log.info(
+        "model %s in %s: the next token's distribution moves by %.4f nats on average, and its most likely token is "
+        "the same at %.1f %% of all places",
+        config.name,
+        config.quantize,
+        lost.kl,
+        100 * lost.same_top,
+    )
+    return lost
 
 
 def _deterministic(
     module: PreTrainedModel, config: ModelConfig, max_model_len: int, expected: Reference
 ) -> DeterministicRunner:
-    """Only over the generic executor, whose products and attention are known."""
+    """Over the generic executor, row by row where its products and its attention need it."""
     steady(module)
     try:
         runner = _generic(module, config, max_model_len, expected)
@@ -117,16 +185,21 @@ def _generic(module: PreTrainedModel, config: ModelConfig, max_model_len: int, e
 def _generic_runner(
     module: PreTrainedModel, config: ModelConfig, specs: list[LayerSpec], num_blocks: int, expected: Reference
 ) -> GenericRunner:
-    backend = choose_attention(
-        specs, num_blocks, config.block_size, module.dtype, module.device, deterministic=config.deterministic
-    )
     return GenericRunner(
         module,
         specs,
-        backend,
+        _backend(module, config, specs, num_blocks),
         num_blocks=num_blocks,
         block_size=config.block_size,
         vocab_size=expected.vocab_size,
+    )
+
+
+def _backend(
+    module: PreTrainedModel, config: ModelConfig, specs: Sequence[LayerSpec], num_blocks: int
+) -> AttentionBackend:
+    return choose_attention(
+        specs, num_blocks, config.block_size, module.dtype, module.device, deterministic=config.deterministic
     )
 
 

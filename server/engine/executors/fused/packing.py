@@ -1,0 +1,127 @@
+"""Weights of a module into packed products, and back.
+
+The module's parameter is released as soon as its packed product has been checked, so that a model is in memory once and
+one layer twice. The way back exists for a model that fails a check when some of its layers are released: a packed
+product can give its weight, so nothing has to be kept for it. After `quantised` there is no way back.
+
+Dimension key: N outputs of a product, K its inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from server.engine.executors.fused.layout import Layer, Product, num_outputs
+from server.native.linear import Linear, Quantize
+
+ROLES = ("qkv", "o", "up", "down")
+"""The products of a layer."""
+
+
+def pack(product: Product) -> Linear:
+    """The module keeps its weights."""
+    weight_NK = _joined([_weight(linear) for linear in product.linears])
+    bias_N = _bias(product)
+    if product.order_N is not None:
+        order_N = product.order_N.to(weight_NK.device)
+        weight_NK, bias_N = weight_NK[order_N], None if bias_N is None else bias_N[order_N]
+    return Linear(weight_NK.contiguous(), bias_N, activation=product.activation, is_gated=product.is_gated)
+
+
+def pack_layer(layer: Layer[Product]) -> Layer[Linear]:
+    return _with_products(layer, lambda role: pack(getattr(layer, role)))
+
+
+def quantised_layer(layer: Layer[Linear], products: Layer[Product], quantize: Quantize) -> Layer[Linear]:
+    """Of ``products`` only biases and what follows the products are read."""
+    return _with_products(layer, lambda role: quantised(getattr(layer, role), getattr(products, role), quantize))
+
+
+def quantised(linear: Linear, product: Product, quantize: Quantize) -> Linear:
+    bias_N = _bias(product)
+    if bias_N is not None and product.order_N is not None:
+        bias_N = bias_N[product.order_N.to(bias_N.device)]
+    return Linear(
+        linear.dense_weight(), bias_N, activation=product.activation, is_gated=product.is_gated, quantize=quantize
+    )
+
+
+def _with_products(layer: Layer[Any], make: Callable[[str], Linear]) -> Layer[Linear]:
+    made: dict[str, Any] = {role: make(role) for role in ROLES}
+    return dataclasses.replace(layer, **made)
+
+
+class Weights:
+    """Releases parameters of ``module`` and brings them back. A parameter that two parts share is left alone."""
+
+    def __init__(self, module: nn.Module) -> None:
+        uses = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
+        self._shared = {key for key, count in uses.items() if count > 1}
+        self._released: list[tuple[Product, Linear]] = []
+
+    def release(self, product: Product, linear: Linear) -> None:
+        for parameter in self._own_weights(product):
+            parameter.data = parameter.data.new_empty(0)
+        self._released.append((product, linear))
+
+    def release_layer(self, layer: Layer[Product], packed: Layer[Linear]) -> None:
+        for role in ROLES:
+            self.release(getattr(layer, role), getattr(packed, role))
+
+    def restore(self) -> None:
+        """Bring back whatever was released."""
+        while self._released:
+            _restore(*self._released.pop())
+
+    def forget(self) -> None:
+        """There is no way back from here."""
+        self._released.clear()
+
+    def _own_weights(self, product: Product) -> list[nn.Parameter]:
+        weights = [linear.get_parameter("weight") for linear in product.linears]
+        return [weight for weight in weights if id(weight) not in self._shared]
+
+
+def _restore(product: Product, linear: Linear) -> None:
+    weight_NK = linear.dense_weight()
+    if product.order_N is not None:
+        weight_NK = weight_NK[product.order_N.argsort().to(weight_NK.device)]
+    start = 0
+    for module in product.linears:
+        parameter = module.get_parameter("weight")
+        stop = start + num_outputs(module)
+        if not parameter.numel():
+            part_NK = weight_NK[start:stop]
+            parameter.data = (part_NK.t() if isinstance(module, Conv1D) else part_NK).contiguous()
+        start = stop
+
+
+def _weight(linear: nn.Module) -> Tensor:
+    weight = linear.get_parameter("weight").detach()
+    return weight.t() if isinstance(linear, Conv1D) else weight
+
+
+def _bias(product: Product) -> Tensor | None:
+    """Zeros for those of several linears that have none."""
+    biases = [getattr(linear, "bias", None) for linear in product.linears]
+    given = [bias for bias in biases if isinstance(bias, Tensor)]
+    if not given:
+        return None
+    sizes = [num_outputs(linear) for linear in product.linears]
+    return _joined(
+        [
+            bias.detach() if isinstance(bias, Tensor) else given[0].new_zeros(size)
+            for bias, size in zip(biases, sizes, strict=True)
+        ]
+    )
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

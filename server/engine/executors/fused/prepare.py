@@ -1,0 +1,129 @@
+"""From a module to a packed and checked decoder; the module's weights are released on the way.
+
+Steps: observe the plain module, recognise its layout, then for each layer pack, check, release; compare the whole
+decoder's logits; quantise. Where a check fails, everything is restored and `Unsupported` says why, so that another
+executor may have the module.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedModel
+
+from server.engine import quality, selfcheck
+from server.engine.attention.backend import AttentionBackend
+from server.engine.executors.fused import packing, steady
+from server.engine.executors.fused.check import LayerCheck, observe
+from server.engine.executors.fused.layout import Decoder, Product
+from server.engine.executors.fused.recognise import layers_of, recognise
+from server.engine.executors.fused.runner import FusedRunner
+from server.engine.executors.generic import Unsupported, set_attention
+from server.engine.kv_cache import LayerSpec
+from server.engine.selfcheck import Reference
+from server.native.linear import Linear, Quantize
+
+MakeBackend = Callable[[Sequence[LayerSpec], int], AttentionBackend]
+"""An attention back end for layers and a number of blocks."""
+
+
+class Prepared:
+    """A packed decoder that has passed its checks, and the way back to its module."""
+
+    def __init__(
+        self,
+        layout: Decoder[Product],
+        decoder: Decoder[Linear],
+        weights: packing.Weights,
+        make_backend: MakeBackend,
+        *,
+        expected: Reference,
+        block_size: int,
+    ) -> None:
+        self.decoder = decoder
+        self._layout = layout
+        self._weights = weights
+        self._make_backend = make_backend
+        self._expected = expected
+        self._block_size = block_size
+
+    def runner(self, backend: AttentionBackend, num_blocks: int) -> FusedRunner:
+        return FusedRunner(
+            self.decoder,
+            backend,
+            num_blocks=num_blocks,
+            block_size=self._block_size,
+            vocab_size=self._expected.vocab_size,
+        )
+
+    def unsteady(self) -> str | None:
+        """Why a row's result depends on other rows, as the end of a sentence; else None."""
+        runner = self._small_runner(self._expected.num_blocks(self._block_size))
+        return steady.unsteady(self.decoder) or steady.mixes_rows(runner, self._expected.sequences)
+
+    def restore(self) -> None:
+        """Give the module its weights back. Not after `quantise`."""
+        self._weights.restore()
+
+    def quantise(self, quantize: Quantize, sequences: Sequence[Sequence[int]]) -> quality.Loss:
+        """Layer by layer, so that only one is there twice. What it costs is measured on ``sequences``.
+
+        Raises ValueError for a weight that cannot be quantised.
+        """
+        num_blocks = quality.num_blocks(sequences, self._block_size)
+        before = list(quality.logprobs(self._small_runner(num_blocks), sequences))
+        self._weights.forget()
+        layers, head = list(self.decoder.layers), self.decoder.head
+        # Nobody else may hold a layer while it is replaced.
+        self.decoder = dataclasses.replace(self.decoder, layers=())
+        for i, products in enumerate(self._layout.layers):
+            layers[i] = packing.quantised_layer(layers[i], products, quantize)
+        head = packing.quantised(head, self._layout.head, quantize)
+        self.decoder = dataclasses.replace(self.decoder, layers=tuple(layers), head=head)
+        return quality.loss(before, quality.logprobs(self._small_runner(num_blocks), sequences))
+
+    def _small_runner(self, num_blocks: int) -> FusedRunner:
+        """With a pool of its own, so that a check leaves nothing behind in the one that serves."""
+        return self.runner(self._make_backend(self.decoder.specs, num_blocks), num_blocks)
+
+
+def prepare(
+    module: PreTrainedModel,
+    specs: Sequence[LayerSpec],
+    expected: Reference,
+    make_backend: MakeBackend,
+    *,
+    num_positions: int,
+    block_size: int,
+) -> Prepared:
+    """Raises `Unsupported` or what a strange module raises; its weights are then as they were."""
+    layout = recognise(module, specs, num_positions)
+    set_attention(module, "eager")
+    observed = observe(module, layers_of(module), expected.sequences[1])
+    num_blocks = expected.num_blocks(block_size)
+    backend = make_backend(layout.specs, num_blocks)
+    weights = packing.Weights(module)
+    try:
+        decoder = _pack(layout, weights, LayerCheck(observed, backend, block_size, module.device))
+        prepared = Prepared(layout, decoder, weights, make_backend, expected=expected, block_size=block_size)
+        checked = prepared.runner(backend, num_blocks)
+        if problem := selfcheck.difference(checked, expected):
+            raise Unsupported(problem)
+    except BaseException:
+        weights.restore()
+        raise
+    return prepared
+
+
+def _pack(layout: Decoder[Product], weights: packing.Weights, check: LayerCheck) -> Decoder[Linear]:
+    check.embedding(layout.embedding)
+    layers = []
+    for i, layer in enumerate(layout.layers):
+        packed = packing.pack_layer(layer)
+        check.layer(packed, i)
+        weights.release_layer(layer, packed)
+        layers.append(packed)
+    head = packing.pack(layout.head)
+    weights.release(layout.head, head)
+    return dataclasses.replace(layout, layers=tuple(layers), head=head)  # type: ignore[arg-type, return-value]

@@ -1,0 +1,130 @@
+"""Runs a packed decoder over a paged cache; works on every device that torch does.
+
+Dimension key
+    T  new tokens in the step
+    R  tokens whose logits are wanted
+    D  width of the hidden states
+    V  vocabulary size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from server.engine import batch_inputs
+from server.engine.attention.backend import AttentionBackend
+from server.engine.batch_inputs import Row
+from server.engine.executors.fused.layout import Decoder, Layer
+from server.engine.executors.fused.parts import Norm
+from server.engine.kv_cache import LayerSpec
+from server.engine.model_runner import ModelRunner
+from server.native.linear import Linear
+
+
+class FusedRunner(ModelRunner):
+    """Every layer is its norms, its products and one call of attention."""
+
+    name = "fused"
+    can_reuse_blocks = True
+    quantization_kl: float | None = None
+    """What quantised weights lose, in nats (`quality.Loss`); None where they are not quantised."""
+
+    def __init__(
+        self, decoder: Decoder[Linear], backend: AttentionBackend, *, num_blocks: int, block_size: int, vocab_size: int
+    ) -> None:
+        self._decoder = decoder
+        self._backend = backend
+        self.attention = backend.name
+        self.device = decoder.embedding.table_VD.device
+        self.dtype = decoder.embedding.table_VD.dtype
+        self.vocab_size = vocab_size
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.kv_cache_bytes = backend.kv_cache_bytes
+
+    def forward(self, rows: Sequence[Row]) -> Tensor:
+        inputs = batch_inputs.build(rows, self.block_size, self.device)
+        self._backend.begin(inputs)
+        layers = self._decoder.layers
+        positions_T = inputs.position_ids_T
+        h_TD = self._decoder.embedding(inputs.token_ids_T, positions_T)
+        for i, layer in enumerate(layers[:-1]):
+            h_TD = advance(layer, i, h_TD, positions_T, self._backend)
+        # After the last attention nobody reads the rows without logits.
+        wanted_R = None if len(inputs.wanted_R) == len(positions_T) else inputs.wanted_R
+        h_RD = advance(layers[-1], len(layers) - 1, h_TD, positions_T, self._backend, wanted_R)
+        if any(row.num_logits == 0 for row in rows):
+            self.failed_rows = [i for i in self._backend.failed_rows() if rows[i].num_logits == 0]
+        else:
+            self.failed_rows = ()
+        return logits(self._decoder, h_RD) if len(h_RD) else h_RD.new_zeros(0, self.vocab_size, dtype=torch.float32)
+
+    def release(self, key: int) -> None:
+        """Nothing is held outside blocks."""
+
+    def fork(self, parent_key: int, child_key: int) -> None:
+        """The child has its blocks."""
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self._backend.copy_blocks(pairs)
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        self._backend.clear_blocks(blocks)
+
+
+def advance(
+    layer: Layer[Linear],
+    index: int,
+    h_TD: Tensor,
+    positions_T: Tensor,
+    backend: AttentionBackend,
+    wanted_R: Tensor | None = None,
+) -> Tensor:
+    """One layer. With ``wanted_R`` all tokens' keys and values are written and only those tokens go on."""
+    x_TD = h_TD if layer.attention_norm is None else layer.attention_norm(h_TD)
+    qkv_TX = layer.qkv(x_TD)
+    if layer.wide_norms is not None:
+        qkv_TX = _wide_norms(qkv_TX, *layer.wide_norms, backend.specs[index])
+    attended = backend.attend_packed(index, qkv_TX, positions_T, rotary=layer.rotary, head_norm=layer.head_norm)
+    if wanted_R is not None:
+        if not len(wanted_R):
+            return h_TD[:0]
+        attended, h_TD, x_TD = attended[wanted_R], h_TD[wanted_R], x_TD[wanted_R]
+    if layer.is_parallel:
+        joined = _join(layer, layer.o, attended, h_TD, None)
+        x_TD = x_TD if layer.mlp_norm is None else layer.mlp_norm(h_TD)
+        return _join(layer, layer.down, layer.up(x_TD), joined, None)
+    h_TD = _join(layer, layer.o, attended, h_TD, layer.attention_post_norm)
+    x_TD = h_TD if layer.mlp_norm is None else layer.mlp_norm(h_TD)
+    return _join(layer, layer.down, layer.up(x_TD), h_TD, layer.mlp_post_norm)
+
+
+def logits(decoder: Decoder[Linear], h_RD: Tensor) -> Tensor:
+    """Float32, ``[R, V]``."""
+    if decoder.final_norm is not None:
+        h_RD = decoder.final_norm(h_RD)
+    logits_RV: Tensor = decoder.head(h_RD).float()
+    if decoder.logits_divisor != 1.0:
+        logits_RV = logits_RV / decoder.logits_divisor
+    if decoder.logits_softcap is not None:
+        logits_RV = torch.tanh(logits_RV / decoder.logits_softcap) * decoder.logits_softcap
+    return logits_RV
+
+
+def _join(layer: Layer[Linear], product: Linear, x: Tensor, residual: Tensor, post_norm: Norm | None) -> Tensor:
+    """The residual and what the product adds to it."""
+    if post_norm is not None:
+        return post_norm(product(x), residual)
+    if layer.residual_multiplier != 1.0:
+        return torch.add(residual, product(x), alpha=layer.residual_multiplier)
+    joined: Tensor = product(x, residual)
+    return joined
+
+
+def _wide_norms(qkv_TX: Tensor, query_norm: Norm, key_norm: Norm, spec: LayerSpec) -> Tensor:
+    widths = [spec.num_heads * spec.key_dim, spec.num_kv_heads * spec.key_dim, spec.num_kv_heads * spec.value_dim]
+    query, key, value = torch.split(qkv_TX, widths, dim=-1)
+    return torch.cat((query_norm(query.contiguous()), key_norm(key.contiguous()), value), dim=-1)
