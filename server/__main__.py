@@ -60,9 +60,13 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     if options.command == "serve":
         config = settings.load(options)
+        from server.client.template import Template
+
+        # Its imports take seconds: it is at them while this process is at its own.
+        template = Template.start(config.models)
         from server.api.run import serve
 
-        return serve(config)
+        return serve(config, template)
     from server.finetune import cli
 
     return cli.run(options)

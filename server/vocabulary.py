@@ -118,16 +118,22 @@ def byte_level_bytes(token: str) -> bytes:
     (b' a', b'a b')
     """
     try:
-        return bytes(BYTE_OF_CHARACTER[character] for character in token)
-    except KeyError:
+        return token.translate(BYTE_ALPHABET).encode("latin-1")
+    except UnicodeEncodeError:
         return token.encode()
 
 
-def _byte_of_character() -> dict[str, int]:
+class _ByteAlphabet(dict[int, int]):
     """GPT-2's alphabet: a printable byte of Latin-1 is its own character, the others come from 256 on, in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [value for value in range(256) if value not in printable]
-    return {chr(value): value for value in printable} | {chr(256 + i): value for i, value in enumerate(others)}
+
+    def __init__(self) -> None:
+        printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+        others = [value for value in range(256) if value not in printable]
+        super().__init__({value: value for value in printable} | {256 + i: value for i, value in enumerate(others)})
+
+    def __missing__(self, character: int) -> int:
+        """What is no byte, and no character of Latin-1 either."""
+        return 0xFFFF
 
 
-BYTE_OF_CHARACTER = _byte_of_character()
+BYTE_ALPHABET = _ByteAlphabet()

@@ -48,7 +48,7 @@ class ServerProcess:
         """Process ids of the workers, in the order in which they were started."""
         with contextlib.suppress(psutil.NoSuchProcess):
             children = psutil.Process(self.process.pid).children(recursive=True)
-            return [child.pid for child in sorted(children, key=_start_time) if "server.worker" in _command(child)]
+            return [child.pid for child in sorted(children, key=_start_time) if _name(child) == "sluice-worker"]
         return []
 
     def worker_pid(self, model: str) -> int:
@@ -115,9 +115,9 @@ def _start_time(process: psutil.Process) -> float:
     return process.create_time()
 
 
-def _command(process: psutil.Process) -> str:
+def _name(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-        return " ".join(process.cmdline())
+        return process.name()
     return ""
 
 

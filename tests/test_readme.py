@@ -121,7 +121,8 @@ def test_the_serve_commands_and_the_configuration_file_are_understood(project: P
     from server.__main__ import main
 
     served = []
-    monkeypatch.setattr("server.api.run.serve", lambda config: served.append(config) or 0)
+    monkeypatch.setattr("server.client.template.Template.start", lambda models: None)
+    monkeypatch.setattr("server.api.run.serve", lambda config, template: served.append(config) or 0)
     for command in commands("sluice", "serve"):
         assert main(shlex.split(command)[1:]) == 0, command
     by_flags, by_file, trained = served

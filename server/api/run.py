@@ -24,6 +24,7 @@ from server.api.app import build_app
 from server.api.http_protocol import HttpProtocol
 from server.banner import banner
 from server.client.supervisor import Supervisor
+from server.client.template import Template
 from server.config import ServeConfig
 from server.errors import EXIT_INTERNAL, EXIT_PORT, ConfigurationError
 
@@ -36,8 +37,8 @@ LAST_WORDS_S = 1.0
 """For streams to send their last event once the workers are gone, and for connections to close."""
 
 
-def serve(config: ServeConfig) -> int:
-    """Serve until a signal or a failure; the process's exit code."""
+def serve(config: ServeConfig, template: Template | None = None) -> int:
+    """Serve until a signal or a failure; the process's exit code. ``template`` is ended too."""
     handler = logs.set_up(config.log_format, config.log_level, on_drop=metrics.LOG_LINES_DROPPED.inc)
     code = 0
     message = ""
@@ -45,13 +46,15 @@ def serve(config: ServeConfig) -> int:
         _allow_many_connections()
         listener = bind(config.host, config.port)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(config, listener))
+            runner.run(_run(config, listener, template))
     except ConfigurationError as error:
         code, message = error.exit_code, str(error)
     except Exception:
         log.exception("the server failed")
         code, message = EXIT_INTERNAL, "The server failed by its own mistake. The log above says where."
     finally:
+        if template is not None:
+            template.close()
         handler.close()
     if message:
         sys.stderr.write(f"sluice: {logs.printable(message)}\n")
@@ -136,11 +139,11 @@ def http_server(app: FastAPI) -> HttpServer:
     )
 
 
-async def _run(config: ServeConfig, listener: socket.socket) -> None:
+async def _run(config: ServeConfig, listener: socket.socket, template: Template | None) -> None:
     """Returns after a stop that was asked for; raises what ended the server otherwise."""
     signals = Signals()
     signals.install()
-    supervisor = Supervisor(config)
+    supervisor = Supervisor(config, template=template)
     app = build_app(config, supervisor)
     http = http_server(app)
     host, port = listener.getsockname()[:2]

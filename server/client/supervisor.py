@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from server import metrics
 from server.client.journal import Death
+from server.client.template import Template
 from server.client.worker_client import WorkerClient
-from server.client.worker_process import WorkerProcess, describe_exit
+from server.client.worker_process import Origin, WorkerProcess, describe_exit
 from server.config import ServeConfig
 from server.errors import EXIT_CRASH_LOOP, EXIT_MODEL, ConfigurationError, ServerShutdown
 
@@ -64,12 +65,14 @@ class CrashHistory:
 
 
 class Supervisor:
-    """All workers of the server. ``command`` starts one; it is given ``--fd N``."""
+    """All workers of the server. ``command`` starts those that ``template`` does not fork; it is given ``--fd N``."""
 
-    def __init__(self, config: ServeConfig, *, command: Sequence[str] = WORKER_COMMAND) -> None:
+    def __init__(
+        self, config: ServeConfig, *, command: Sequence[str] = WORKER_COMMAND, template: Template | None = None
+    ) -> None:
         self.config = config
         self.clients = {model.name: WorkerClient(model) for model in config.models}
-        self._command = command
+        self._origin = Origin(command=command, template=template, limit_s=config.start_timeout_s)
         self._workers: set[WorkerProcess] = set()
         self._keepers: list[asyncio.Task[None]] = []
 
@@ -140,7 +143,7 @@ class Supervisor:
     async def _run_one_worker(self, client: WorkerClient) -> tuple[str, Death]:
         """How it ended, in words, and who was in it; nothing is left of it then."""
         try:
-            worker = await WorkerProcess.start(self._command, client)
+            worker = await WorkerProcess.start(self._origin, client)
         except OSError as error:
             return f"could not be started: {error}", client.detach()
         self._workers.add(worker)

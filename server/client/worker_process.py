@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import os
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
+from server.client import template
 from server.client.connection import Connection
+from server.client.environment import environment
+from server.client.template import ForkedProcess, Template
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig
 
@@ -24,15 +25,27 @@ DUMP_S = 0.2
 POLL_S = 0.01
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where workers come from."""
+
+    command: Sequence[str]
+    """Starts one; it is given ``--fd N``."""
+    template: Template | None = None
+    """Forks those that it can serve, which is quicker."""
+    limit_s: float = 60.0
+    """How long the template may take for its own start."""
+
+
 class WorkerProcess:
     """Owns the process and the front's end of its connection."""
 
-    def __init__(self, process: subprocess.Popen[bytes], connection: Connection) -> None:
+    def __init__(self, process: subprocess.Popen[bytes] | ForkedProcess, connection: Connection) -> None:
         self.process = process
         self.connection = connection
 
     @classmethod
-    async def start(cls, command: Sequence[str], client: WorkerClient) -> WorkerProcess:
+    async def start(cls, origin: Origin, client: WorkerClient) -> WorkerProcess:
         """Start the process and give it the model to load.
 
         Its output goes where ours goes. It is started from this thread, because it is to die with it.
@@ -45,7 +58,7 @@ class WorkerProcess:
                 ours.close()
                 raise
             try:
-                process = _spawn(command, theirs.fileno(), client.model)
+                process = await _fork(origin, theirs, client.model) or _spawn(origin, theirs, client.model)
             except BaseException:
                 connection.close()
                 raise
@@ -79,9 +92,16 @@ class WorkerProcess:
             await asyncio.sleep(POLL_S)
 
 
-def _spawn(command: Sequence[str], fd: int, model: ModelConfig) -> subprocess.Popen[bytes]:
+async def _fork(origin: Origin, worker_end: socket.socket, model: ModelConfig) -> ForkedProcess | None:
+    if origin.template is None or not template.serves(model):
+        return None
+    return await origin.template.fork(worker_end, origin.limit_s)
+
+
+def _spawn(origin: Origin, worker_end: socket.socket, model: ModelConfig) -> subprocess.Popen[bytes]:
+    fd = worker_end.fileno()
     return subprocess.Popen(
-        [*command, "--fd", str(fd)], pass_fds=[fd], stdin=subprocess.DEVNULL, env=environment(model)
+        [*origin.command, "--fd", str(fd)], pass_fds=[fd], stdin=subprocess.DEVNULL, env=environment(model.threads)
     )
 
 
@@ -95,27 +115,3 @@ def describe_exit(return_code: int) -> str:
         return f"exit code {return_code}"
     names = {number.value: number.name for number in signal.Signals}
     return f"signal {names.get(-return_code, -return_code)}"
-
-
-def environment(model: ModelConfig) -> dict[str, str]:
-    """Our own environment, passed on, and what libraries read from theirs before any code of ours runs."""
-    return {
-        # Threads wait for the next parallel region awake, for some tens of microseconds: a decoding step has hundreds,
-        # and waking threads for each costs as much as the step. Without a bound they would take the front's core.
-        "GOMP_SPINCOUNT": "20000",
-        **os.environ,
-        "OMP_NUM_THREADS": str(model.threads or available_cpus()),
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "TQDM_DISABLE": "1",
-    }
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use: of its affinity, and of its container's quota."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cpus
-    return cpus if quota == "max" else max(1, min(cpus, math.ceil(int(quota) / int(period))))

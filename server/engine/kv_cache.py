@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from server.engine.batch_inputs import on_device
+from server.engine.zeroed import take_pages, zeroed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +59,9 @@ class KvCache:
         self.block_size = block_size
         self._device = device
         self._pools = [
-            torch.zeros(2 * spec.num_kv_heads * num_blocks, block_size * spec.width, dtype=dtype, device=device)
-            for spec in self.specs
+            zeroed((2 * spec.num_kv_heads * num_blocks, block_size * spec.width), dtype, device) for spec in self.specs
         ]
+        take_pages(self._pools)
 
     @property
     def num_bytes(self) -> int:

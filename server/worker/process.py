@@ -29,20 +29,36 @@ Build = Callable[[ModelConfig], tuple[loop.Engine, Ready]]
 """Loads a model and makes its engine; a model that cannot be served raises ConfigurationError."""
 
 PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+NAME = b"sluice-worker"
+"""What lists of processes show: a fork has the command line of what it was forked from."""
 
 log = logging.getLogger("sluice.worker")
 
 
 def main(build: Build, arguments: Sequence[str] | None = None) -> NoReturn:
     """Serve one model on the inherited socket and end the process."""
-    parser = argparse.ArgumentParser(prog="python -m server.worker", description="Started by the server only.")
+    fd = inherited_socket("python -m server.worker", arguments)
+    prepare()
+    run(build, socket.socket(fileno=fd))
+
+
+def inherited_socket(program: str, arguments: Sequence[str] | None) -> int:
+    """The file descriptor that the command line names; no child of ours gets it."""
+    parser = argparse.ArgumentParser(prog=program, description="Started by the server only.")
     parser.add_argument("--fd", type=int, required=True, help="number of the inherited socket")
     fd: int = parser.parse_args(arguments).fd
-    _prepare_process()
     os.set_inheritable(fd, False)
-    connection = Connection(socket.socket(fileno=fd))
+    return fd
+
+
+def run(build: Build, sock: socket.socket) -> NoReturn:
+    """Serve one model on ``sock`` and end the process, which is prepared."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_NAME, NAME)
+    connection = Connection(sock)
     connection.exit_with_front()
-    _end(_exit_code(build, connection))
+    end(_exit_code(build, connection))
 
 
 def _exit_code(build: Build, connection: Connection) -> int:
@@ -83,7 +99,7 @@ def _model(commands: list[Command]) -> ModelConfig:
     raise ValueError("the first frame to a worker is one Load")
 
 
-def _prepare_process() -> None:
+def prepare() -> None:
     """Die with the front, leave Ctrl-C and SIGTERM to it, and show where a crash or a stall is."""
     if sys.platform == "linux":
         # Besides the end of the connection: this works even where no thread of ours can run.
@@ -95,7 +111,7 @@ def _prepare_process() -> None:
     logging.basicConfig(level=logging.WARNING, format="worker %(process)d: %(name)s: %(message)s")
 
 
-def _end(exit_code: int) -> NoReturn:
+def end(exit_code: int) -> NoReturn:
     """End now: nothing that a destructor could do is worth waiting for."""
     sys.stdout.flush()
     sys.stderr.flush()

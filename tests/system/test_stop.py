@@ -99,11 +99,11 @@ def test_sigterm_while_the_models_load_ends_the_server_at_once(one_model):
         server.wait_until_listening()
         assert eventually(lambda: server.get("/livez")[0] == 200)
         assert server.get("/startupz")[0] == 503
-        assert eventually(lambda: bool(server.worker_pids()))
-        workers = server.worker_pids()
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        assert children, "imports have begun, in a worker or in what workers are forked from"
         server.signal(signal.SIGTERM)
         assert server.wait(10) == 0
-        assert eventually(lambda: not any(psutil.pid_exists(pid) for pid in workers), within_s=5)
+        assert psutil.wait_procs(children, timeout=5)[1] == []
 
 
 def test_a_port_in_use_is_one_line_and_an_exit_code_before_any_model_loads(one_model):

@@ -1,0 +1,62 @@
+"""Memory for caches: zeros that are the operating system's to give, taken for good in the background.
+
+Writing zeros into gigabytes takes seconds, and a model would be ready only after them. Fresh pages are zero anyway.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import math
+import mmap
+import os
+import sys
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger("sluice.engine")
+
+MADV_POPULATE_WRITE = 23
+"""Makes pages present, whatever is in them: another thread may use them meanwhile. Linux 5.14 and newer."""
+SLICE_BYTES = 1 << 20
+"""Taken at a time: a page fault elsewhere in the process waits no longer than this takes."""
+FIRST_PARTS = 16
+"""Of each tensor's beginning, one part in so many is taken before all others: blocks are given out from the first."""
+LEAST_PRIORITY = 19
+
+
+def zeroed(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of zeros. On a CPU its pages come when they are first written to, or from `Pages`."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or sys.platform != "linux" or num_bytes < SLICE_BYTES:
+        return torch.zeros(*shape, dtype=dtype, device=device)
+    # The tensor keeps the map, which goes with it.
+    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype).view(*shape)
+
+
+def take_pages(tensors: Sequence[Tensor]) -> None:
+    """Begin to make the pages of ``tensors`` present, in a thread that runs when nothing else does.
+
+    So that no sequence pays for them, and memory that is not there is missed soon and not under load.
+    """
+    if sys.platform == "linux" and (mapped := [t for t in tensors if t.device.type == "cpu"]):
+        threading.Thread(target=_take, args=(mapped,), name="pages", daemon=True).start()
+
+
+def _take(tensors: list[Tensor]) -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
+    # ctypes, because the interpreter's lock is free meanwhile.
+    libc = ctypes.CDLL(None, use_errno=True)
+    page = mmap.PAGESIZE
+    for part in range(FIRST_PARTS):
+        for tensor in tensors:
+            size = tensor.numel() * tensor.itemsize
+            begin, end = (tensor.data_ptr() + size * i // FIRST_PARTS for i in (part, part + 1))
+            for start in range(begin // page * page, end, SLICE_BYTES):
+                length = min(SLICE_BYTES, end - start)
+                if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_POPULATE_WRITE):
+                    log.debug("pages are taken as they are used: %s", os.strerror(ctypes.get_errno()))
+                    return
