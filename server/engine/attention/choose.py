@@ -9,6 +9,7 @@ import torch
 
 from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.cuda import choose_cuda
+from server.engine.attention.native import NativeAttention
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.kv_cache import LayerSpec
 
@@ -27,4 +28,8 @@ def choose_attention(
     """The fastest back end that can attend in all of these layers."""
     if device.type == "cuda":
         return choose_cuda(specs, num_blocks, block_size, dtype, device, deterministic=deterministic)
+    obstacle = NativeAttention.obstacle(specs, block_size, dtype, device)
+    if obstacle is None:
+        return NativeAttention(specs, num_blocks, block_size, dtype, device)
+    log.debug("attention by torch's own operations: %s", obstacle)
     return TorchNativeAttention(specs, num_blocks, block_size, dtype, device, deterministic=deterministic)

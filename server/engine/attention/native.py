@@ -1,0 +1,223 @@
+"""Paged attention by our own CPU kernel.
+
+The structs below are those of the kernel's sources (attention_heads.h), field by field. Every row's result depends on
+that row alone, to the last bit: whatever the batch, the chunks and the number of threads.
+
+Dimension key
+    N  blocks of the cache
+    W  bytes of a block in one layer, all heads
+    B  rows of the step
+    T  new tokens in the step
+    H  heads of queries, keys or values
+    D  width of a head
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.engine.attention.backend import AttentionBackend, HeadNorm, Rotary
+from server.engine.batch_inputs import BatchInputs
+from server.engine.kv_cache import LayerSpec
+from server.native import kernels
+from server.native.kernels import address
+
+BLOCK_SIZE = 32
+"""Tokens of a block: two vectors of keys, and the one size that the kernel knows."""
+DIM_STEP = 16
+MAX_DIM = 256
+"""Widths of keys and values are multiples of the one, up to the other."""
+LINE_BYTES = 64
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        ("pool", ctypes.c_void_p),
+        ("num_heads", ctypes.c_int64),
+        ("num_kv_heads", ctypes.c_int64),
+        ("key_dim", ctypes.c_int64),
+        ("value_dim", ctypes.c_int64),
+        ("window", ctypes.c_int64),
+        ("scaling", ctypes.c_double),
+        ("softcap", ctypes.c_double),
+        ("is_bfloat16", ctypes.c_int64),
+    ]
+
+
+class _Step(ctypes.Structure):
+    _fields_ = [
+        ("rows", ctypes.c_void_p),
+        ("num_rows", ctypes.c_int64),
+        ("block_tables", ctypes.c_void_p),
+        ("failed", ctypes.c_void_p),
+    ]
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [
+        ("query", ctypes.c_void_p),
+        ("key", ctypes.c_void_p),
+        ("value", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("query_head", ctypes.c_int64),
+        ("query_token", ctypes.c_int64),
+        ("key_head", ctypes.c_int64),
+        ("key_token", ctypes.c_int64),
+        ("value_head", ctypes.c_int64),
+        ("value_token", ctypes.c_int64),
+        ("positions", ctypes.c_void_p),
+        ("cos", ctypes.c_void_p),
+        ("sin", ctypes.c_void_p),
+        ("num_rotated", ctypes.c_int64),
+        ("query_norm", ctypes.c_void_p),
+        ("key_norm", ctypes.c_void_p),
+        ("eps", ctypes.c_double),
+        ("sinks", ctypes.c_void_p),
+    ]
+
+
+class NativeAttention(AttentionBackend):
+    """Keys and values lie in the order in which the kernel multiplies them; see `Place` in attention_heads.h."""
+
+    name = "native"
+
+    def __init__(
+        self, specs: Sequence[LayerSpec], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        problem = self.obstacle(specs, block_size, dtype, device)
+        module = kernels.module()
+        assert problem is None and module is not None, problem
+        self.specs = tuple(specs)
+        self._attend = module.attend
+        self._dtype = dtype
+        self._pools_NW = [_zeros(num_blocks, _block_bytes(spec, dtype)) for spec in self.specs]
+        self._layers = [_layer(*each, dtype) for each in zip(self.specs, self._pools_NW, strict=True)]
+        self._step, self._call = _Step(), _Call()
+        self._step_arrays: tuple[Any, ...] = ()
+        self._failed_B = np.zeros(0, dtype=np.uint8)
+        self._num_tokens = 0
+        self.kv_cache_bytes = sum(pool_NW.numel() for pool_NW in self._pools_NW)
+
+    @staticmethod
+    def obstacle(specs: Sequence[LayerSpec], block_size: int, dtype: torch.dtype, device: torch.device) -> str | None:
+        """Why these layers cannot be attended to here, as the end of a sentence; None where they can."""
+        if device.type != "cpu" or not hasattr(kernels.module(), "attend"):
+            return "there are no kernels for it"
+        if block_size != BLOCK_SIZE:
+            return f"block_size is {block_size} and not {BLOCK_SIZE}"
+        if dtype not in (torch.float32, torch.bfloat16):
+            return f"its numbers are {dtype}"
+        for width in (width for spec in specs for width in (spec.key_dim, spec.value_dim)):
+            if width % DIM_STEP or width > MAX_DIM:
+                return f"heads of width {width} are no multiple of {DIM_STEP} up to {MAX_DIM}"
+        return None
+
+    def begin(self, inputs: BatchInputs) -> None:
+        rows_B4 = np.empty((len(inputs.rows), 4), dtype=np.int64)
+        start = first_block = 0
+        for i, row in enumerate(inputs.rows):
+            rows_B4[i] = start, len(row.token_ids), row.num_computed, first_block
+            start += len(row.token_ids)
+            first_block += len(row.block_table)
+        block_tables = np.concatenate([row.block_table for row in inputs.rows], dtype=np.int64)
+        self._failed_B = np.zeros(len(inputs.rows), dtype=np.uint8)
+        # The kernel reads them by address until the next step.
+        self._step_arrays = (rows_B4, block_tables)
+        self._step = _Step(rows_B4.ctypes.data, len(rows_B4), block_tables.ctypes.data, self._failed_B.ctypes.data)
+        self._num_tokens = start
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
+        query_THD, key_THD, value_THD = (self._dense(x[0].transpose(0, 1)) for x in (query, key, value))
+        return self._run(layer, query_THD, key_THD, value_THD, sinks)[None]
+
+    def attend_packed(
+        self,
+        layer: int,
+        qkv_TX: Tensor,
+        positions_T: Tensor,
+        *,
+        rotary: Rotary | None,
+        head_norm: HeadNorm | None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        spec, call = self.specs[layer], self._call
+        num_tokens = qkv_TX.shape[0]
+        heads = self._dense(qkv_TX)
+        keys, values = spec.num_heads * spec.key_dim, (spec.num_heads + spec.num_kv_heads) * spec.key_dim
+        query_THD = heads[:, :keys].view(num_tokens, spec.num_heads, spec.key_dim)
+        key_THD = heads[:, keys:values].view(num_tokens, spec.num_kv_heads, spec.key_dim)
+        value_THD = heads[:, values:].view(num_tokens, spec.num_kv_heads, spec.value_dim)
+        if rotary is not None:
+            call.positions = address(positions_T)
+            call.cos, call.sin = address(rotary.cos_PR), address(rotary.sin_PR)
+            call.num_rotated = rotary.cos_PR.shape[1]
+        if head_norm is not None:
+            call.query_norm, call.key_norm = address(head_norm.query_weight_D), address(head_norm.key_weight_D)
+            call.eps = head_norm.eps
+        out_THD = self._run(layer, query_THD, key_THD, value_THD, sinks)
+        call.cos = call.sin = call.query_norm = call.key_norm = 0
+        return out_THD.view(num_tokens, -1)
+
+    def failed_rows(self) -> list[int]:
+        rows: list[int] = np.flatnonzero(self._failed_B).tolist()
+        return rows
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        sources, destinations = torch.from_numpy(np.array(pairs, dtype=np.int64).reshape(-1, 2)).unbind(1)
+        for pool_NW in self._pools_NW:
+            pool_NW[destinations] = pool_NW[sources]
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        cleared = torch.from_numpy(np.array(blocks, dtype=np.int64))
+        for pool_NW in self._pools_NW:
+            pool_NW.index_fill_(0, cleared, 0)
+
+    def _run(self, layer: int, query_THD: Tensor, key_THD: Tensor, value_THD: Tensor, sinks: Tensor | None) -> Tensor:
+        assert len(query_THD) == self._num_tokens, "these are not the tokens of the step"
+        spec, call = self.specs[layer], self._call
+        out_THD = query_THD.new_empty(self._num_tokens, spec.num_heads, spec.value_dim)
+        call.query, call.key, call.value = address(query_THD), address(key_THD), address(value_THD)
+        call.out = address(out_THD)
+        call.query_token, call.query_head, _ = query_THD.stride()
+        call.key_token, call.key_head, _ = key_THD.stride()
+        call.value_token, call.value_head, _ = value_THD.stride()
+        wide_sinks = None if sinks is None else sinks.float().contiguous()
+        call.sinks = address(wide_sinks)
+        self._attend(ctypes.addressof(self._layers[layer]), ctypes.addressof(self._step), ctypes.addressof(call))
+        return out_THD
+
+    def _dense(self, x: Tensor) -> Tensor:
+        """With the last dimension's values side by side, and in the cache's dtype."""
+        x = x.to(self._dtype)
+        return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _block_bytes(spec: LayerSpec, dtype: torch.dtype) -> int:
+    return spec.num_kv_heads * BLOCK_SIZE * (spec.key_dim + spec.value_dim) * dtype.itemsize
+
+
+def _layer(spec: LayerSpec, pool_NW: Tensor, dtype: torch.dtype) -> _Layer:
+    return _Layer(
+        address(pool_NW),
+        spec.num_heads,
+        spec.num_kv_heads,
+        spec.key_dim,
+        spec.value_dim,
+        spec.window or 0,
+        spec.scaling,
+        spec.softcap or 0.0,
+        dtype == torch.bfloat16,
+    )
+
+
+def _zeros(num_blocks: int, width: int) -> Tensor:
+    """``[N, W]`` bytes at the beginning of a cache line. No page of it is taken before it is written."""
+    memory = np.zeros(num_blocks * width + LINE_BYTES, dtype=np.uint8)
+    first = -memory.ctypes.data % LINE_BYTES
+    return torch.from_numpy(memory[first : first + num_blocks * width]).view(num_blocks, width)

@@ -1,0 +1,244 @@
+// Paged attention on the CPU: writes a step's new keys and values and attends over all that the cache holds.
+//
+// Work is cut into tiles, up to ROWS queries of one sequence and one key/value head, and each tile goes over fixed
+// partitions of the keys. Where there are few tiles, their partitions are dealt out one by one, and their results
+// wait in a buffer for the same merge in the same order.
+#pragma once
+
+#include "attention_tile.h"
+#include "python.h"
+
+#include <vector>
+
+namespace attention {
+
+// Queries `first` to `first + count - 1` of a row and a head: query i is head i % group of token i / group.
+struct Tile {
+  const Row *row;
+  int64_t head, first, count;
+  int64_t first_key, last_key; // any of its queries sees: absolute, both included
+  float *results;              // a place for each partition, absent where one thread goes over all of them
+
+  int64_t first_part() const { return first_key / PARTITION; }
+  int64_t num_parts() const { return last_key / PARTITION - first_part() + 1; }
+};
+
+struct Work {
+  const Tile *tile;
+  int64_t first_part, num_parts;
+};
+
+struct Plan {
+  std::vector<const Row *> rows; // of each new token
+  std::vector<Tile> tiles;
+  std::vector<Work> works;
+  std::vector<float> results;
+};
+
+inline Results results_at(float *place, int64_t rows, int64_t width) {
+  return {place, place + rows * width, place + rows * (width + 1)};
+}
+
+inline void list_tokens(const Step &step, Plan &plan) {
+  plan.rows.clear();
+  for (const Row *row = step.rows; row < step.rows + step.num_rows; ++row)
+    plan.rows.insert(plan.rows.end(), row->count, row);
+}
+
+inline void cut_tiles(const Layer &layer, const Step &step, Plan &plan) {
+  const int64_t group = layer.num_heads / layer.num_kv_heads;
+  plan.tiles.clear();
+  for (const Row *row = step.rows; row < step.rows + step.num_rows; ++row) {
+    const int64_t queries = row->count * group, cuts = (queries + ROWS - 1) / ROWS, size = (queries + cuts - 1) / cuts;
+    for (int64_t head = 0; head < layer.num_kv_heads; ++head) {
+      for (int64_t first = 0; first < queries; first += size) {
+        const int64_t count = std::min(size, queries - first);
+        const int64_t lowest = row->computed + first / group, highest = row->computed + (first + count - 1) / group;
+        const int64_t first_key = layer.window ? std::max<int64_t>(0, lowest - layer.window + 1) : 0;
+        plan.tiles.push_back({row, head, first, count, first_key, highest, nullptr});
+      }
+    }
+  }
+}
+
+inline void deal_out(const Layer &layer, Plan &plan) {
+  int64_t parts = 0, floats = 0;
+  for (const Tile &tile : plan.tiles) parts += tile.num_parts();
+  const int64_t share = std::max<int64_t>(1, parts / (8 * num_threads));
+  const auto is_split = [&](const Tile &tile) { return num_threads > 1 && tile.num_parts() > share; };
+  for (const Tile &tile : plan.tiles)
+    if (is_split(tile)) floats += tile.num_parts() * tile.count * (layer.value_dim + 2);
+  if (static_cast<int64_t>(plan.results.size()) < floats) plan.results.resize(floats);
+  plan.works.clear();
+  float *results = plan.results.data();
+  for (Tile &tile : plan.tiles) {
+    const int64_t first = tile.first_part(), count = tile.num_parts(), step = is_split(tile) ? share : count;
+    if (is_split(tile)) {
+      tile.results = results;
+      results += count * tile.count * (layer.value_dim + 2);
+    }
+    for (int64_t part = 0; part < count; part += step)
+      plan.works.push_back({&tile, first + part, std::min(step, count - part)});
+  }
+}
+
+// One thread's tile: packed queries, scores, and results.
+template <class T> class Worker {
+public:
+  Worker(const Layer &layer, const Step &step, const Call &call)
+      : layer(layer), step(step), call(call), group(layer.num_heads / layer.num_kv_heads) {}
+
+  void run(const Work &work) {
+    const Tile &tile = *work.tile;
+    if (step.failed[tile.row - step.rows]) return;
+    load_queries(tile);
+    Results total{sums, tops, totals};
+    if (!tile.results) start(tile, total);
+    for (int64_t part = work.first_part; part < work.first_part + work.num_parts; ++part) {
+      if (tile.results) {
+        attend(tile, part, split_results(tile, part));
+      } else {
+        const Results results{part_sums, part_tops, part_totals};
+        attend(tile, part, results);
+        for (int r = 0; r < tile.count; ++r) merge(total, results, r, layer.value_dim);
+      }
+    }
+    if (!tile.results) finish(tile, total);
+  }
+
+  // Merges what the threads left of a tile, or says for a failed row that it failed.
+  void complete(const Tile &tile) {
+    if (step.failed[tile.row - step.rows]) return spoil(tile);
+    if (!tile.results) return;
+    Results total{sums, tops, totals};
+    start(tile, total);
+    for (int64_t part = tile.first_part(); part < tile.first_part() + tile.num_parts(); ++part)
+      for (int r = 0; r < tile.count; ++r) merge(total, split_results(tile, part), r, layer.value_dim);
+    finish(tile, total);
+  }
+
+private:
+  using Value = typename T::Value;
+
+  int64_t token_of(const Tile &tile, int r) const { return (tile.first + r) / group; }
+  int64_t head_of(const Tile &tile, int r) const { return tile.head * group + (tile.first + r) % group; }
+
+  Results split_results(const Tile &tile, int64_t part) const {
+    const int64_t size = tile.count * (layer.value_dim + 2);
+    return results_at(tile.results + (part - tile.first_part()) * size, tile.count, layer.value_dim);
+  }
+
+  void load_queries(const Tile &tile) {
+    alignas(64) float wide[MOST_DIM];
+    for (int r = 0; r < tile.count; ++r) {
+      const int64_t token = tile.row->start + token_of(tile, r);
+      const Value *from =
+          static_cast<const Value *>(call.query) + token * call.query_token + head_of(tile, r) * call.query_head;
+      prepare<T>(call, from, layer.key_dim, call.query_norm, token, wide);
+      Value *to = reinterpret_cast<Value *>(queries + r * QUERY_STRIDE);
+      for (int64_t i = 0; i < layer.key_dim; ++i) to[i] = T::rounded(wide[i]);
+    }
+  }
+
+  // A sink is one more place to look at, without a value.
+  void start(const Tile &tile, Results total) const {
+    std::fill_n(total.sums, tile.count * layer.value_dim, 0.0f);
+    for (int r = 0; r < tile.count; ++r) {
+      total.tops[r] = call.sinks ? call.sinks[head_of(tile, r)] : -INFINITE;
+      total.totals[r] = call.sinks ? 1.0f : 0.0f;
+    }
+  }
+
+  void attend(const Tile &tile, int64_t part, Results results) {
+    const int64_t first_block = std::max(tile.first_key / BLOCK - part * PARTITION_BLOCKS, int64_t{0});
+    const int64_t last_block = std::min(tile.last_key / BLOCK - part * PARTITION_BLOCKS + 1, PARTITION_BLOCKS);
+    Place<T> places[PARTITION_BLOCKS];
+    for (int64_t block = first_block; block < last_block; ++block) {
+      const int64_t index = tile.row->table + part * PARTITION_BLOCKS + block;
+      places[block] = Place<T>(layer, step.block_tables[index], tile.head);
+    }
+    with_constant<ROWS>(static_cast<int>(tile.count), [&](auto count) {
+      score<T, count>(queries, places, first_block, last_block, layer.key_dim / T::PACK, scores);
+    });
+    for (int r = 0; r < tile.count; ++r) {
+      const int64_t position = tile.row->computed + token_of(tile, r) - part * PARTITION;
+      const int64_t first = layer.window ? position - layer.window + 1 : 0;
+      weigh<T>(layer, scores + r * SCORE_STRIDE, first_block * BLOCK, last_block * BLOCK, first, position + 1,
+               results.tops + r, results.totals + r);
+    }
+    combine_all<T>(static_cast<int>(tile.count), scores, places, first_block, last_block, layer.value_dim,
+                   results.sums);
+  }
+
+  Value *out_of(const Tile &tile, int r) const {
+    const int64_t token = tile.row->start + token_of(tile, r);
+    return static_cast<Value *>(call.out) + (token * layer.num_heads + head_of(tile, r)) * layer.value_dim;
+  }
+
+  void finish(const Tile &tile, const Results &total) const {
+    for (int r = 0; r < tile.count; ++r) {
+      const float factor = 1.0f / total.totals[r];
+      Value *out = out_of(tile, r);
+      for (int64_t i = 0; i < layer.value_dim; ++i) out[i] = T::rounded(total.sums[r * layer.value_dim + i] * factor);
+    }
+  }
+
+  void spoil(const Tile &tile) const {
+    const Value nothing = T::rounded(std::numeric_limits<float>::quiet_NaN());
+    for (int r = 0; r < tile.count; ++r) std::fill_n(out_of(tile, r), layer.value_dim, nothing);
+  }
+
+  const Layer &layer;
+  const Step &step;
+  const Call &call;
+  const int64_t group;
+  alignas(64) uint32_t queries[ROWS * QUERY_STRIDE];
+  alignas(64) float scores[ROWS * SCORE_STRIDE];
+  alignas(64) float sums[ROWS * MOST_DIM], part_sums[ROWS * MOST_DIM];
+  float tops[ROWS], totals[ROWS], part_tops[ROWS], part_totals[ROWS];
+};
+
+template <class T> void write(const Layer &layer, const Step &step, const Call &call, const Row &row, int64_t token) {
+  bool is_finite = true;
+  for (int64_t head = 0; head < layer.num_kv_heads; ++head)
+    is_finite &= write_head<T>(layer, step, call, row, token, head);
+  if (!is_finite) __atomic_store_n(step.failed + (&row - step.rows), uint8_t{1}, __ATOMIC_RELAXED);
+}
+
+template <class T> void attend_layer(const Layer &layer, const Step &step, const Call &call) {
+  static thread_local Plan plan;
+  list_tokens(step, plan);
+  cut_tiles(layer, step, plan);
+  deal_out(layer, plan);
+  const Tile *tiles = plan.tiles.data();
+  const Work *works = plan.works.data();
+  const Row *const *rows = plan.rows.data();
+  const int64_t num_tokens = plan.rows.size(), num_tiles = plan.tiles.size(), num_works = plan.works.size();
+#pragma omp parallel num_threads(num_threads)
+  {
+#pragma omp for schedule(dynamic, 16)
+    for (int64_t i = 0; i < num_tokens; ++i) write<T>(layer, step, call, *rows[i], i - rows[i]->start);
+    Worker<T> worker(layer, step, call);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < num_works; ++i) worker.run(works[i]);
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t i = 0; i < num_tiles; ++i) worker.complete(tiles[i]);
+  }
+}
+
+// attend(layer, step, call): addresses of the three structs
+inline PyObject *attend(PyObject *, Args args, Py_ssize_t count) {
+  if (!takes(3, count, "attend")) return nullptr;
+  const Layer *layer = address<Layer>(args[0]);
+  const Step *step = address<Step>(args[1]);
+  const Call *call = address<Call>(args[2]);
+  return unlocked([=] {
+    layer->is_bfloat16 ? attend_layer<Bfloat16>(*layer, *step, *call) : attend_layer<Float32>(*layer, *step, *call);
+  });
+}
+
+} // namespace attention
+
+using attention::attend;
+
+#define ATTENTION_METHODS METHOD(attend)

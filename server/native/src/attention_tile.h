@@ -1,0 +1,157 @@
+// Attention of a few rows, the queries of one key/value head, over one partition of the keys. What a row gets depends
+// on that row alone: every sum runs over dims or keys in one order, and a masked key adds an exact zero.
+#pragma once
+
+#include "attention_heads.h"
+
+#include <algorithm>
+#include <type_traits>
+
+namespace attention {
+
+constexpr int ROWS = 12;
+constexpr int64_t PARTITION = 256;
+constexpr int64_t PARTITION_BLOCKS = PARTITION / BLOCK;
+// A line more than the width, so that rows do not all fall into the same lines of the cache.
+constexpr int64_t QUERY_STRIDE = MOST_DIM + LANES;
+constexpr int64_t SCORE_STRIDE = PARTITION + LANES;
+
+// Unnormalised results: of each row the weighted sum of values, the top score, and the total of the weights.
+struct Results {
+  float *sums; // [rows][value_dim]
+  float *tops, *totals;
+};
+
+// Calls body with `count`, from 1 to MOST, as a constant.
+template <int MOST, class Body> inline void with_constant(int count, Body body) {
+  if constexpr (MOST > 1)
+    if (count < MOST) return with_constant<MOST - 1>(count, body);
+  body(std::integral_constant<int, MOST>{});
+}
+
+inline Lanes everywhere(const uint32_t *word) { return all(std::bit_cast<float>(*word)); }
+inline Lanes load(const uint32_t *words) { return load(reinterpret_cast<const float *>(words)); }
+
+// Products of R queries with the keys of whole blocks.
+template <class T, int R>
+void score(const uint32_t *query, const Place<T> *places, int64_t first, int64_t last, int64_t words, float *scores) {
+  for (int64_t block = first; block < last; ++block) {
+    const uint32_t *keys = places[block].keys;
+    Lanes low[R], high[R];
+    for (int r = 0; r < R; ++r) low[r] = high[r] = all(0.0f);
+    for (int64_t word = 0; word < words; ++word) {
+      const Lanes low_keys = load(keys + word * BLOCK), high_keys = load(keys + word * BLOCK + LANES);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
+        const Lanes q = everywhere(query + r * QUERY_STRIDE + word);
+        low[r] = T::add_product(low[r], q, low_keys);
+        high[r] = T::add_product(high[r], q, high_keys);
+      }
+    }
+    for (int r = 0; r < R; ++r) {
+      store(scores + r * SCORE_STRIDE + block * BLOCK, low[r]);
+      store(scores + r * SCORE_STRIDE + block * BLOCK + LANES, high[r]);
+    }
+  }
+}
+
+// Turns a row's scores from `begin` to `end` into weights, in place, as wide as the cache's values. The row sees
+// `first` to `last - 1` of them.
+template <class T>
+void weigh(const Layer &layer, float *scores, int64_t begin, int64_t end, int64_t first, int64_t last, float *top,
+           float *total) {
+  using Value = typename T::Value;
+  Value *weights = reinterpret_cast<Value *>(scores);
+  if (std::max(first, begin) >= std::min(last, end)) {
+    std::fill(weights + begin, weights + end, Value{});
+    *top = -INFINITE;
+    *total = 0.0f;
+    return;
+  }
+  const float scaling = static_cast<float>(layer.scaling), softcap = static_cast<float>(layer.softcap);
+  Lanes tops = all(-INFINITE);
+  for (int64_t key = begin; key < end; key += LANES) {
+    Lanes x = load(scores + key);
+    if (softcap > 0.0f) x = multiply(tanh(multiply(x, all(scaling / softcap))), all(softcap));
+    const bool is_cut = key < first || key + LANES > last;
+    if (is_cut) x = between(x, static_cast<int>(first - key), static_cast<int>(last - key));
+    if (is_cut || softcap > 0.0f) store(scores + key, x);
+    tops = larger(tops, x);
+  }
+  const float factor = softcap > 0.0f ? 1.0f : scaling;
+  *top = largest(tops) * factor;
+  const Lanes factors = all(factor), less = all(-*top);
+  Lanes totals = all(0.0f);
+  for (int64_t key = begin; key < end; key += 2 * LANES) {
+    const Lanes low = exp(multiply_add(load(scores + key), factors, less));
+    const Lanes high = exp(multiply_add(load(scores + key + LANES), factors, less));
+    totals = add(add(totals, low), high);
+    T::store_two(weights + key, low, high);
+  }
+  *total = sum(totals);
+}
+
+// Weighted sums of R rows, of N times sixteen places of the values.
+template <class T, int R, int N>
+void combine(const float *scores, const Place<T> *places, int64_t first, int64_t last, int64_t width, int64_t column,
+             float *sums) {
+  Lanes sum[R][N];
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n) sum[r][n] = all(0.0f);
+  for (int64_t block = first; block < last; ++block) {
+    const uint32_t *values = places[block].values + column;
+    const uint32_t *weights = reinterpret_cast<const uint32_t *>(scores) + block * BLOCK / T::PACK;
+    for (int64_t word = 0; word < BLOCK / T::PACK; ++word) {
+      Lanes value[N];
+      for (int n = 0; n < N; ++n) value[n] = load(values + word * width + n * LANES);
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) {
+        const Lanes weight = everywhere(weights + r * SCORE_STRIDE + word);
+        for (int n = 0; n < N; ++n) sum[r][n] = T::add_product(sum[r][n], weight, value[n]);
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int n = 0; n < N; ++n) store(sums + r * width + column + n * LANES, sum[r][n]);
+}
+
+template <class T, int N>
+void combine_rows(int rows, const float *scores, const Place<T> *places, int64_t first, int64_t last, int64_t width,
+                  int64_t column, float *sums) {
+  constexpr int MOST = ROWS / 2;
+  const int half = rows > MOST ? (rows + 1) / 2 : rows;
+  for (int done = 0; done < rows; done += half) {
+    with_constant<MOST>(std::min(half, rows - done), [&](auto count) {
+      combine<T, count, N>(scores + done * SCORE_STRIDE, places, first, last, width, column, sums + done * width);
+    });
+  }
+}
+
+template <class T>
+void combine_all(int rows, const float *scores, const Place<T> *places, int64_t first, int64_t last, int64_t width,
+                 float *sums) {
+  int64_t column = 0;
+  for (; column + 4 * LANES <= width; column += 4 * LANES)
+    combine_rows<T, 4>(rows, scores, places, first, last, width, column, sums);
+  if (column + 2 * LANES <= width) {
+    combine_rows<T, 2>(rows, scores, places, first, last, width, column, sums);
+    column += 2 * LANES;
+  }
+  if (column < width) combine_rows<T, 1>(rows, scores, places, first, last, width, column, sums);
+}
+
+// Adds a partition's results of one row to those of the partitions before it. One that the row does not see leaves
+// them as they are.
+inline void merge(Results into, const Results &part, int row, int64_t width) {
+  if (part.tops[row] == -INFINITE) return;
+  const float top = part.tops[row] > into.tops[row] ? part.tops[row] : into.tops[row];
+  const float before = exp(into.tops[row] - top), now = exp(part.tops[row] - top);
+  into.tops[row] = top;
+  into.totals[row] = std::fma(into.totals[row], before, part.totals[row] * now);
+  float *sums = into.sums + row * width;
+  const float *more = part.sums + row * width;
+  for (int64_t i = 0; i < width; i += LANES)
+    store(sums + i, multiply_add(load(sums + i), all(before), multiply(load(more + i), all(now))));
+}
+
+} // namespace attention
