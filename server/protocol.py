@@ -340,6 +340,10 @@ class Stats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Prompt tokens of the sequences admitted in this step."""
     num_preemptions: int = 0
     """Sequences preempted in this step."""
+    num_drafted: int = 0
+    """Of ``batch_tokens``, guesses at next tokens."""
+    num_accepted: int = 0
+    """Guesses that came true."""
     step_s: float = 0.0
     forward_s: float = 0.0
     """Of ``step_s``, the model's forward pass."""

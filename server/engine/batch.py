@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from server.engine.batch_inputs import IntArray
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
 
@@ -17,6 +18,12 @@ class Share(NamedTuple):
     group: SequenceGroup
     num_logits: int = 1
     """Of how many of the new tokens, from the last one back, the logits are wanted."""
+    draft_ids: IntArray | None = None
+    """Guesses that are computed behind the new tokens, with a logits row for each: they may be the next ones."""
+
+    @property
+    def num_drafted(self) -> int:
+        return 0 if self.draft_ids is None else len(self.draft_ids)
 
     @property
     def is_scored(self) -> bool:
@@ -46,3 +53,13 @@ class Batch:
     num_growing: int = 0
     """Of the shares, the first so many are rows that lacked one token: those of running streams."""
     num_preemptions: int = 0
+    num_accepted: int = 0
+    """Drafted tokens that came true."""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(share.num_new_tokens for share in self.shares) + self.num_drafted
+
+    @property
+    def num_drafted(self) -> int:
+        return sum(share.num_drafted for share in self.shares)

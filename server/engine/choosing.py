@@ -44,6 +44,8 @@ class Choices:
     """Of the sequences."""
     sequences: list[Sequence] = field(default_factory=list)
     """Those that sampled. Where known tokens are left to compute, the sampled one means nothing."""
+    drafts: dict[int, Share] = field(default_factory=dict)
+    """By the first row: shares with drafts. A row for each drafted token follows, in ``sequences`` as it would be."""
     sampled: Sampled | None = None
     beams: list[tuple[SequenceGroup, BeamStep]] = field(default_factory=list)
 
@@ -61,6 +63,9 @@ class Choices:
         else:
             message = "The model's output for this request was not finite. Other requests are not affected."
             self.failed.append((group, NumericalError.code, message))
+
+    def is_drafted(self, row: int) -> bool:
+        return any(first <= row <= first + share.num_drafted for first, share in self.drafts.items())
 
     def has_failed(self, group: SequenceGroup) -> bool:
         return any(failed is group for failed, _, _ in self.failed)
@@ -85,8 +90,7 @@ class Chooser:
         if not shares:
             return choices
         if all(share.group.is_simple for share in shares):
-            choices.groups = [share.group for share in shares]
-            choices.sequences = [share.sequence for share in shares]
+            _lay_out(shares, choices)
             self._sample(logits_RV, choices)
             return choices
         logits_BV = _last_logits(logits_RV, shares)
@@ -105,7 +109,8 @@ class Chooser:
         # others can find it in the cache.
         sampled = choices.sampled = self._sampler.sample(logits_SV, choices.sequences)
         for row, is_finite in enumerate(sampled.is_finite):
-            if not is_finite:
+            # A place of a draft may never be reached; who reaches one goes there again without a draft.
+            if not is_finite and not choices.is_drafted(row):
                 has_logits = bool(logits_SV[row].amax() == -torch.inf)
                 if not (has_logits and choices.sequences[row].is_cut_by_bans):
                     choices.fail(choices.groups[row], has_logits=has_logits)
@@ -127,6 +132,22 @@ class Chooser:
             choices.sequences += sequences
             choices.groups += [group] * len(sequences)
         return rows
+
+
+def _lay_out(shares: list[Share], choices: Choices) -> None:
+    """Each row once, and once more for each place of its draft."""
+    choices.groups = [share.group for share in shares]
+    choices.sequences = [share.sequence for share in shares]
+    if all(share.draft_ids is None for share in shares):
+        return
+    choices.groups, choices.sequences = [], []
+    for share in shares:
+        places = [share.sequence]
+        if share.draft_ids is not None:
+            choices.drafts[len(choices.sequences)] = share
+            places += share.sequence.after(share.draft_ids)
+        choices.sequences += places
+        choices.groups += [share.group] * len(places)
 
 
 def _last_logits(logits_RV: Tensor, shares: list[Share]) -> Tensor:

@@ -8,26 +8,27 @@ from __future__ import annotations
 
 from time import perf_counter
 
+import numpy as np
 import torch
 
 from server.engine import checks, replies
+from server.engine.accepting import Acceptor
 from server.engine.batch import Batch, Share
 from server.engine.batch_inputs import Row
 from server.engine.beams import BeamStep
 from server.engine.block_manager import BlockManager
-from server.engine.choosing import Choices, Chooser
+from server.engine.choosing import Chooser
 from server.engine.chunking import FixedChunks, FreeChunks
 from server.engine.grammar import Grammar, GrammarCompiler
 from server.engine.grammar_queue import GrammarQueue
 from server.engine.model_runner import ModelRunner
 from server.engine.pacing import Pacing
 from server.engine.processors.grammar import GrammarMask
-from server.engine.sampler import Sampled
+from server.engine.prompt_lookup import Drafter
 from server.engine.scheduler import Scheduler
-from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
 from server.errors import InsufficientMemory, SluiceError
-from server.protocol import Encode, Failed, FinishReason, Generate, Reply, Stats, Tokens
+from server.protocol import Encode, Failed, Generate, Reply, Stats, Tokens
 from server.vocabulary import Vocabulary
 
 FIXED_CHUNK_TOKENS = 128
@@ -53,15 +54,20 @@ class DecoderEngine:
         vocabulary: Vocabulary | None = None,
         deterministic: bool = False,
         pacing: Pacing | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         """``deterministic`` is for a runner whose rows do not feel one another: no row's parts do, either.
 
-        ``pacing`` learns from the engine's steps how much of prompts one may compute; it needs cuts that may be free.
+        ``pacing`` learns from the engine's steps, and bounds what they compute of prompts where cuts may be free.
+        ``drafter`` lets rows guess their next tokens where the runner can go back from wrong ones.
         """
         self._runner = runner
         self._max_model_len = max_model_len
         self._vocabulary = vocabulary
-        self._pacing = None if deterministic else pacing
+        self._pacing = pacing
+        # A runner that shares no blocks cannot go back; where rows feel one another, a draft changes log-probabilities.
+        may_draft = runner.can_reuse_blocks and (runner.is_row_invariant or not deterministic)
+        self._drafter = drafter if may_draft else None
         blocks_per_chunk = -(-FIXED_CHUNK_TOKENS // runner.block_size)
         self.blocks = BlockManager(
             runner.num_blocks,
@@ -75,9 +81,11 @@ class DecoderEngine:
             max_batch_tokens=max_batch_tokens,
             max_running=max_running,
             chunking=FixedChunks(blocks_per_chunk * runner.block_size) if deterministic else FreeChunks(),
-            pacing=self._pacing,
+            pacing=None if deterministic else pacing,
+            drafter=self._drafter,
         )
         self._chooser = Chooser(self.scheduler)
+        self._acceptor = Acceptor(self.scheduler, self._drafter)
         self._uncompiled = (
             None if vocabulary is None else GrammarQueue(GrammarCompiler(vocabulary, vocab_size=runner.vocab_size))
         )
@@ -121,22 +129,22 @@ class DecoderEngine:
         answers, self._replies = self._replies, []
         batch = self.scheduler.schedule()
         num_prompt_tokens = sum(share.num_prompt_tokens for share in batch.shares)
-        num_tokens = sum(share.num_new_tokens for share in batch.shares)
         forward_s = self._compute(batch, answers) if batch.shares else 0.0
         step_s = perf_counter() - start
-        if self._pacing is not None and batch.shares:
-            self._pacing.observe(batch.num_growing, num_tokens - batch.num_growing, step_s)
+        self._learn(batch, step_s)
         answers.append(
             Stats(
                 num_running=self.scheduler.num_running,
                 num_waiting=self.scheduler.num_waiting + len(self._uncompiled or ()),
                 num_blocks_used=self.blocks.num_used,
                 batch_size=len(batch.shares),
-                batch_tokens=num_tokens,
+                batch_tokens=batch.num_tokens,
                 prompt_tokens=num_prompt_tokens,
                 prefix_hit_tokens=sum(group.num_cached_tokens or 0 for group in batch.started),
                 prefix_query_tokens=sum(group.num_prompt_tokens for group in batch.started),
                 num_preemptions=batch.num_preemptions,
+                num_drafted=batch.num_drafted,
+                num_accepted=batch.num_accepted,
                 step_s=step_s,
                 forward_s=forward_s,
                 started=[group.request_id for group in batch.started],
@@ -168,56 +176,19 @@ class DecoderEngine:
         # Only now: what a failed sequence computed must not become a prefix of others.
         for share in batch.shares:
             self.blocks.publish(share.sequence)
-        self._accept(choices, answers)
+        answers += self._acceptor.accept(choices, batch)
         for group, step in choices.beams:
             answers += self._go_on(group, step)
         return forward_s
 
-    def _accept(self, choices: Choices, answers: list[Reply]) -> None:
-        """Take the chosen tokens, end the sequences that end here, and tell what is new."""
-        sampled = choices.sampled
-        if sampled is None:
+    def _learn(self, batch: Batch, step_s: float) -> None:
+        if self._pacing is None or not batch.shares:
             return
-        for i, sequence in enumerate(choices.sequences):
-            group = choices.groups[i]
-            if sequence.num_new_tokens:
-                continue
-            finish_reason = self._take(sequence, sampled, i)
-            if finish_reason is not None:
-                self.scheduler.end(group, sequence)
-            if (reply := replies.of_sequence(group, sequence, finish_reason)) is not None:
-                answers.append(reply)
-
-    def _take(self, sequence: Sequence, sampled: Sampled, i: int) -> FinishReason | None:
-        """The sequence goes on with choice ``i``. Why it ends, if it does."""
-        if not sampled.is_finite[i]:
-            return "banned_phrase"  # the only cause that does not fail the request
-        params = sequence.params
-        sequence.append(sampled.token_ids[i])
-        if params.logprobs or params.top_n_tokens:
-            sequence.logprobs.append(sampled.logprobs[i])
-        if params.top_n_tokens:
-            sequence.top_logprobs.append(sampled.top_logprobs[i])
-        return self._watch(sequence) if sequence.watch is not None else sequence.finish_reason
-
-    def _watch(self, sequence: Sequence) -> FinishReason | None:
-        """Go back to before a banned phrase if the last token completed one. Why the sequence ends, if it does."""
-        assert sequence.watch is not None
-        sequence.rewinds_before.append(sequence.num_rewinds)
-        last = sequence.num_tokens - 1
-        place = sequence.watch.push(int(sequence.token_ids[last]))
-        if place is None:
-            return sequence.finish_reason
-        # A rewind may bring back a phrase's beginning that had been harmless, and sent: then its next token has to go.
-        place = max(place, sequence.num_sent)
-        banned = sequence.banned_at.setdefault(place, set())
-        banned.add(int(sequence.token_ids[sequence.num_prompt_tokens + place]))
-        sequence.num_rewinds += 1
-        sequence.truncate(place)
-        if sequence.num_rewinds > sequence.params.max_rewinds:
-            return "banned_phrase"
-        self.scheduler.rewind(sequence)
-        return None
+        num_drafted = batch.num_drafted
+        num_prompt_tokens = batch.num_tokens - num_drafted - batch.num_growing
+        self._pacing.observe(batch.num_growing, num_prompt_tokens, step_s, has_drafts=num_drafted > 0)
+        if self._drafter is not None and num_drafted:
+            self._drafter.observe(batch.num_growing, num_drafted, step_s)
 
     def _go_on(self, group: SequenceGroup, step: BeamStep) -> list[Tokens]:
         """The rows of a beam search become those that were chosen. What can be told by now."""
@@ -287,9 +258,10 @@ def _row(share: Share) -> Row:
     sequence = share.sequence
     assert sequence.key is not None
     start = sequence.num_computed_tokens
+    token_ids = sequence.token_ids[start : start + share.num_new_tokens]
     return Row(
         key=sequence.key,
-        token_ids=sequence.token_ids[start : start + share.num_new_tokens],
+        token_ids=token_ids if share.draft_ids is None else np.concatenate([token_ids, share.draft_ids]),
         num_computed=start,
         block_table=sequence.block_table[: sequence.num_blocks],
         num_logits=share.num_logits,

@@ -35,6 +35,9 @@ class ModelRunner(ABC):
     can_reuse_blocks: bool
     """Whether a block's content may serve another sequence with the same beginning (prefix cache, forks)."""
 
+    is_row_invariant = False
+    """Whether a token's logits are bitwise the same whatever else is computed in the step, before it and with it."""
+
     @abstractmethod
     def forward(self, rows: Sequence[Row]) -> Tensor:
         """Compute the rows' tokens, write their keys and values, return float32 logits ``[R, V]``.

@@ -11,10 +11,11 @@ def of_sequence(group: SequenceGroup, sequence: Sequence, finish_reason: FinishR
     """The sequence's tokens that were not sent and will not be taken back; None where there is nothing to say."""
     start, stop = sequence.num_sent, sequence.num_output_tokens
     num_rewinds = sequence.num_rewinds
-    if sequence.watch is not None and finish_reason is None:
-        stop -= sequence.watch.num_held
+    if finish_reason is None:
+        stop -= 0 if sequence.watch is None else sequence.watch.num_held
         if stop <= start:
             return None
+    if sequence.watch is not None and finish_reason is None:
         # A place that is not sent is chosen again by whoever resumes, rewinds and all.
         num_rewinds = sequence.rewinds_before[stop - 1]
     sequence.num_sent = stop

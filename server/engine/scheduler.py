@@ -14,22 +14,15 @@ A group is admitted, preempted and finished as one entry of these queues.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Protocol
 
 from server.engine.batch import Batch, Share, share_of
 from server.engine.block_manager import BlockManager
 from server.engine.chunking import Chunking, FreeChunks
+from server.engine.holdings import Holdings, RowStates
 from server.engine.pacing import Pacing
+from server.engine.prompt_lookup import Drafter
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
-
-
-class RowStates(Protocol):
-    """What is held for a row outside blocks: the part of `ModelRunner` that follows the scheduler."""
-
-    def release(self, key: int) -> None: ...
-    def fork(self, parent_key: int, child_key: int) -> None: ...
-    def rewind(self, key: int, num_tokens: int) -> int: ...
 
 
 class Scheduler:
@@ -44,18 +37,19 @@ class Scheduler:
         max_running: int,
         chunking: Chunking | None = None,
         pacing: Pacing | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         """Without ``pacing`` a step computes as much of prompts as ``max_batch_tokens`` allows."""
         self.blocks = blocks
         self.max_batch_tokens = max_batch_tokens
         self.max_running = max_running
         """Most rows."""
-        self._states = states
+        self._holdings = Holdings(blocks, states)
         self._chunking = chunking or FreeChunks()
         self._pacing = pacing
+        self._drafter = drafter
         self._waiting: OrderedDict[str, SequenceGroup] = OrderedDict()
         self._running: OrderedDict[str, SequenceGroup] = OrderedDict()
-        self._next_key = 0
 
     @property
     def num_waiting(self) -> int:
@@ -102,13 +96,13 @@ class Scheduler:
             group.drops_leader = True  # not yet: the others wait for what it computes
         else:
             for row in group.remove(sequence):
-                self._give_back(row)
+                self._holdings.give_back(row)
 
     def finish(self, group: SequenceGroup) -> None:
         """A running group gives its blocks back and is forgotten."""
         del self._running[group.request_id]
         for row in group.rows:
-            self._give_back(row)
+            self._holdings.give_back(row)
         group.leave()
 
     def discard(self, group: SequenceGroup) -> list[int]:
@@ -123,7 +117,7 @@ class Scheduler:
             self.finish(group)
             return
         for row in group.remove(sequence):
-            self._give_back(row)
+            self._holdings.give_back(row)
 
     def reproduce(self, group: SequenceGroup, parents: list[int]) -> list[Sequence]:
         """New sequences of a running group, each continuing ``group.sequences[parent]``.
@@ -139,7 +133,7 @@ class Scheduler:
         for i, sequence in enumerate(group.sequences):
             if i not in used:
                 for row in sequence.rows:
-                    self._give_back(row)
+                    self._holdings.give_back(row)
         group.sequences = children
         group.spread()
         return children
@@ -147,8 +141,7 @@ class Scheduler:
     def rewind(self, sequence: Sequence) -> None:
         """The sequence went back to fewer tokens, the last of which is computed again: it chooses the next."""
         for row in sequence.rows:
-            assert row.key is not None
-            self.blocks.rewind(row, self._states.rewind(row.key, self._chunking.restart(row)))
+            self._holdings.rewind(row, self._chunking.restart(row))
 
     def schedule(self) -> Batch:
         """Choose the next step's work and give it blocks."""
@@ -164,12 +157,21 @@ class Scheduler:
             budget -= self._share(batch, group, budget, least=2)
         if batch.num_preemptions == 0:
             self._admit(batch, budget)
+        if self._drafter is not None and 0 < len(batch.shares) == batch.num_growing:
+            self._add_drafts(batch, self._drafter)
         return batch
 
     def computed(self, batch: Batch) -> None:
-        """The batch's tokens are in the cache."""
+        """The batch's tokens are in the cache. Of rows with drafts, `keep` counts them."""
         for share in batch.shares:
-            share.sequence.num_computed_tokens += share.num_new_tokens
+            if share.draft_ids is None:
+                share.sequence.num_computed_tokens += share.num_new_tokens
+
+    def keep(self, sequence: Sequence) -> None:
+        """A row with a draft took what came true of it. All but its last token is computed, the rest never was."""
+        sequence.num_computed_tokens = sequence.num_tokens - 1
+        self._holdings.rewind(sequence, sequence.num_tokens - 1)
+        self.blocks.publish(sequence)
 
     def check(self) -> None:
         """Raise if an invariant fails. For tests."""
@@ -207,6 +209,14 @@ class Scheduler:
                 batch.shares += [Share(row, 1, group) for row in lacking]
                 budget -= len(lacking)
         return budget, rest
+
+    def _add_drafts(self, batch: Batch, drafter: Drafter) -> None:
+        """Let rows compute guesses behind their last tokens, where there are blocks for them."""
+        drafts = drafter.drafts(batch.shares, self.max_batch_tokens - len(batch.shares))
+        for i, draft_ids in enumerate(drafts):
+            share = batch.shares[i]
+            if len(draft_ids) and self.blocks.grow(share.sequence, share.sequence.num_tokens + len(draft_ids)):
+                batch.shares[i] = share._replace(draft_ids=draft_ids, num_logits=1 + len(draft_ids))
 
     def _make_room(self, group: SequenceGroup, batch: Batch) -> bool:
         """Give each row the blocks of its known tokens. False if the group was preempted for want of them."""
@@ -264,7 +274,7 @@ class Scheduler:
                 group.leave()
                 return False
         for row in group.rows:
-            row.key = self._new_key()
+            self._holdings.name(row)
         return True
 
     def _spread(self, group: SequenceGroup) -> bool:
@@ -273,38 +283,21 @@ class Scheduler:
             return False
         for sequence in group.sequences[1:]:
             for leader, row in zip(group.leaders, sequence.rows, strict=True):
-                self._fork(leader, row, group.trunk_of(row))
+                self._holdings.fork(leader, row, group.trunk_of(row))
         group.spread()
         if group.drops_leader and len(group.sequences) > 1:
             for row in group.remove(group.sequences[0]):
-                self._give_back(row)
+                self._holdings.give_back(row)
         group.drops_leader = False
         return True
 
     def _forked(self, sequence: Sequence) -> Sequence:
         child = sequence.fork()
         for parent_row, row in zip(sequence.rows, child.rows, strict=True):
-            self._fork(parent_row, row, parent_row.num_computed_tokens)
+            self._holdings.fork(parent_row, row, parent_row.num_computed_tokens)
         return child
-
-    def _fork(self, parent: Sequence, child: Sequence, num_tokens: int) -> None:
-        self.blocks.fork(parent, child, num_tokens)
-        child.key = self._new_key()
-        if num_tokens:
-            assert parent.key is not None
-            self._states.fork(parent.key, child.key)
 
     def _preempt(self, group: SequenceGroup) -> None:
         self.finish(group)
         self._waiting[group.request_id] = group
         self._waiting.move_to_end(group.request_id, last=False)
-
-    def _give_back(self, row: Sequence) -> None:
-        if row.key is not None:
-            self._states.release(row.key)
-        row.key = None
-        self.blocks.free(row)
-
-    def _new_key(self) -> int:
-        self._next_key += 1
-        return self._next_key - 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from server.engine.processors.base import LogitsProcessor, Start
 from server.engine.stopping import Stopping
 from server.protocol import FinishReason, Generate, Output, TokenLogprob
 from server.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from server.engine.prompt_lookup import Guesses
 
 SPARE_TOKENS = 64
 
@@ -31,6 +35,7 @@ class Sequence:
         "block_table",
         "cache_seed",
         "grammar",
+        "guesses",
         "is_ended",
         "key",
         "logprobs",
@@ -120,6 +125,8 @@ class Sequence:
         self.key: int | None = None
         """Given with the first blocks, taken with the last."""
 
+        self.guesses: Guesses | None = None
+        """With prompt lookup: what its guesses for this sequence were worth."""
         self.processors: tuple[LogitsProcessor, ...] = ()
         self.watch: PhraseWatch | None = None
         self._make_rules()
@@ -167,10 +174,19 @@ class Sequence:
         if self.shadow is not None:
             self.shadow.append(token_id)
         if self.processors:
-            for processor in self.processors:
-                processor.accept(token_id)
-            self.is_ended = any(processor.ends_sequence for processor in self.processors)
-            self.processors = tuple(processor for processor in self.processors if not processor.is_spent)
+            self._tell_processors(token_id)
+
+    def after(self, draft_ids: IntArray) -> list[Sequence]:
+        """The sequence as it would be after each of the tokens, for choosing the next one and for nothing else."""
+        places = [self]
+        for token_id in draft_ids.tolist():
+            place = copy.copy(places[-1])
+            place.num_tokens += 1
+            if place.processors:
+                place.processors = processors_order.fork(place.processors)
+                place._tell_processors(token_id)
+            places.append(place)
+        return places[1:]
 
     def fork(self) -> Sequence:
         """The same output so far, holding no blocks; afterwards neither changes the other."""
@@ -187,6 +203,7 @@ class Sequence:
         child.shadow = None if self.shadow is None else self.shadow.fork()
         child.num_blocks = child.num_published_blocks = child.num_computed_tokens = 0
         child.key = None
+        child.guesses = None
         return child
 
     def truncate(self, num_output_tokens: int) -> None:
@@ -199,6 +216,12 @@ class Sequence:
         self._make_rules()
         if self.shadow is not None:
             self.shadow.truncate(num_output_tokens)
+
+    def _tell_processors(self, token_id: int) -> None:
+        for processor in self.processors:
+            processor.accept(token_id)
+        self.is_ended = any(processor.ends_sequence for processor in self.processors)
+        self.processors = tuple(processor for processor in self.processors if not processor.is_spent)
 
     def _make_rules(self) -> None:
         """Processors and the watch for phrases, in the state after the output so far."""
