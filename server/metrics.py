@@ -138,6 +138,15 @@ PREFIX_QUERY_TOKENS = Counter(
 PREEMPTIONS = Counter(
     "sluice_preemptions_total", "Sequences put back to waiting for want of blocks.", ["model"], registry=REGISTRY
 )
+DRAFTED_TOKENS = Counter(
+    "sluice_drafted_tokens_total",
+    "Next tokens guessed from the text so far and tried out.",
+    ["model"],
+    registry=REGISTRY,
+)
+ACCEPTED_TOKENS = Counter(
+    "sluice_accepted_tokens_total", "Guessed next tokens that came true.", ["model"], registry=REGISTRY
+)
 RESTARTS = Counter("sluice_worker_restarts_total", "Workers that died and were replaced.", ["model"], registry=REGISTRY)
 MODEL_LOAD_TIME = Gauge(
     "sluice_model_load_seconds", "Time that the model's last load took.", ["model"], registry=REGISTRY
@@ -170,7 +179,14 @@ def set_model_info(model: str, ready: Ready) -> None:
     _num_blocks[model] = ready.num_blocks
     LAST_STEP_AGE.labels(model).set_function(lambda: time.monotonic() - _last_step_s[model])
     _set_state(model, Stats())
-    for counter in (RESTARTS, PREEMPTIONS, PREFIX_HIT_TOKENS, PREFIX_QUERY_TOKENS):
+    for counter in (
+        RESTARTS,
+        PREEMPTIONS,
+        PREFIX_HIT_TOKENS,
+        PREFIX_QUERY_TOKENS,
+        DRAFTED_TOKENS,
+        ACCEPTED_TOKENS,
+    ):
         counter.labels(model)
 
 
@@ -198,6 +214,8 @@ def record_step(model: str, stats: Stats) -> None:
         (PREFIX_HIT_TOKENS, stats.prefix_hit_tokens),
         (PREFIX_QUERY_TOKENS, stats.prefix_query_tokens),
         (PREEMPTIONS, stats.num_preemptions),
+        (DRAFTED_TOKENS, stats.num_drafted),
+        (ACCEPTED_TOKENS, stats.num_accepted),
     ):
         if amount:
             counter.labels(model).inc(amount)
