@@ -9,6 +9,7 @@
 #pragma once
 
 #include "python.h"
+#include "shares.h"
 #include "simd.h"
 
 #ifdef __AVX512BF16__
@@ -63,7 +64,8 @@ struct Job {
   void *out;
 };
 
-template <class Kind, int R>
+// While this panel is used, `A` cache lines a word of the next one are on their way.
+template <class Kind, int R, int A>
 inline void multiply(const Job &job, int64_t row, const uint32_t *panel, const char *next,
                      typename Kind::Sum (&sums)[R][VECTORS]) {
   for (auto &of_row : sums)
@@ -72,8 +74,7 @@ inline void multiply(const Job &job, int64_t row, const uint32_t *panel, const c
   for (int64_t k = 0; k < job.words; ++k) {
     __m512i w[VECTORS];
     for (int v = 0; v < VECTORS; ++v) w[v] = _mm512_loadu_si512(panel + k * PANEL + 16 * v);
-    if (next)
-      for (int v = 0; v < VECTORS; ++v) _mm_prefetch(next + (k * VECTORS + v) * 64, _MM_HINT_T1);
+    for (int line = 0; line < A; ++line) _mm_prefetch(next + (k * A + line) * 64, _MM_HINT_T1);
     for (int r = 0; r < R; ++r) {
       const __m512i word = _mm512_set1_epi32(static_cast<int>(x[r * job.words + k]));
       for (int v = 0; v < VECTORS; ++v) sums[r][v] = Kind::dot(sums[r][v], word, w[v]);
@@ -89,14 +90,14 @@ inline __m512 as_float(const Job &job, int64_t row, int64_t column, __m512i sum)
 }
 
 // `R` rows of one panel, or of a gate's and its partner's.
-template <class Kind, class In, class Out, int R>
+template <class Kind, class In, class Out, int R, int A>
 void tile(const Job &job, int64_t row, int64_t index, const char *next) {
   typename Kind::Sum sums[R][VECTORS];
   __m512 gate[R][VECTORS];
   const int64_t size = job.words * PANEL;
   int64_t panel = job.is_gated ? 2 * index : index;
   if (job.is_gated) {
-    multiply<Kind, R>(job, row, job.weight + panel * size, next, sums);
+    multiply<Kind, R, A>(job, row, job.weight + panel * size, next, sums);
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < VECTORS; ++v) {
         const int64_t column = panel * PANEL + 16 * v;
@@ -105,9 +106,9 @@ void tile(const Job &job, int64_t row, int64_t index, const char *next) {
         gate[r][v] = activate(job.activation, y);
       }
     ++panel;
-    if (next) next += size * 4;
+    next += size * 4;
   }
-  multiply<Kind, R>(job, row, job.weight + panel * size, next, sums);
+  multiply<Kind, R, A>(job, row, job.weight + panel * size, next, sums);
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < VECTORS; ++v) {
       const int64_t column = panel * PANEL + 16 * v, place = index * PANEL + 16 * v;
@@ -122,34 +123,50 @@ void tile(const Job &job, int64_t row, int64_t index, const char *next) {
     }
 }
 
-template <class Kind, class In, class Out> void rows(const Job &job, int64_t from, int64_t to, int64_t index) {
-  const int64_t tiles = (to - from + TILE - 1) / TILE, step = (to - from + tiles - 1) / tiles;
-  const int64_t panels = job.is_gated ? 2 : 1;
-  const char *next = reinterpret_cast<const char *>(job.weight + (index + 1) * panels * job.words * PANEL);
-  for (int64_t row = from; row < to; row += step) {
-    // The first tile pulls this panel in, the second one the panel after it.
-    const char *ahead = row == from + step ? next : nullptr;
-    switch (std::min(step, to - row)) {
-#define ROWS(n) case n: tile<Kind, In, Out, n>(job, row, index, ahead); break;
-      ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
+template <class Kind, class In, class Out, int A>
+void some_rows(const Job &job, int64_t row, int64_t count, int64_t index, const char *next) {
+  switch (count) {
+#define ROWS(n) case n: return tile<Kind, In, Out, n, A>(job, row, index, next);
+    ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
 #undef ROWS
-    }
   }
 }
 
-// Inside of a parallel region. A piece of work is some rows of some panels.
-template <class Kind, class In, class Out> void share(const Job &job) {
-  const int64_t panels = (job.num_outputs + PANEL - 1) / PANEL;
-  int64_t blocks = 1;
-  while (panels * blocks < 4 * num_threads && job.num_rows / (blocks + 1) >= TILE) ++blocks;
-  const int64_t block = (((job.num_rows + blocks - 1) / blocks) + TILE - 1) / TILE * TILE;
-  blocks = (job.num_rows + block - 1) / block;
-  const int64_t chunk = std::max<int64_t>(1, panels * blocks / (8 * num_threads));
-#pragma omp for schedule(dynamic, chunk)
-  for (int64_t item = 0; item < panels * blocks; ++item) {
-    const int64_t from = item % blocks * block;
-    rows<Kind, In, Out>(job, from, std::min(from + block, job.num_rows), item / blocks);
+template <class Kind, class In, class Out> void rows(const Job &job, int64_t from, int64_t to, int64_t index) {
+  const int64_t tiles = (to - from + TILE - 1) / TILE, step = (to - from + tiles - 1) / tiles;
+  const int64_t panels = job.is_gated ? 2 : 1, lines = job.words * VECTORS;
+  const char *next = reinterpret_cast<const char *>(job.weight + (index + 1) * panels * job.words * PANEL);
+  for (int64_t row = from, t = 0; row < to; row += step, ++t) {
+    const int64_t count = std::min(step, to - row);
+    // The first tile pulls this panel in where it is not here yet; those after it each a third of the next one.
+    if (tiles <= 2 && t == tiles - 1)
+      some_rows<Kind, In, Out, 3>(job, row, count, index, next);
+    else if (t == 0 || t > 3)
+      some_rows<Kind, In, Out, 0>(job, row, count, index, next);
+    else
+      some_rows<Kind, In, Out, 1>(job, row, count, index, next + (t - 1) * lines / 3 * 64);
   }
+}
+
+// How the work is cut: some rows of some panels each.
+struct Cut {
+  int64_t blocks, block, pieces;
+
+  explicit Cut(const Job &job) : blocks(1) {
+    const int64_t panels = (job.num_outputs + PANEL - 1) / PANEL;
+    while (panels * blocks < 4 * num_threads && job.num_rows / (blocks + 1) >= TILE) ++blocks;
+    block = ((job.num_rows + blocks - 1) / blocks + TILE - 1) / TILE * TILE;
+    blocks = (job.num_rows + block - 1) / block;
+    pieces = panels * blocks;
+  }
+};
+
+// Inside of a parallel region.
+template <class Kind, class In, class Out> void share(const Job &job, const Cut &cut, Shares &shares) {
+  shares.each([&](int64_t piece) {
+    const int64_t from = piece % cut.blocks * cut.block;
+    rows<Kind, In, Out>(job, from, std::min(from + cut.block, job.num_rows), piece / cut.blocks);
+  });
 }
 
 // Each row of x by its largest value to 1..255, 128 is zero. The scale of a row that is not finite is NaN.
@@ -180,6 +197,10 @@ template <class In, class Out> void run(WeightKind kind, Job job, int64_t width)
     scratch.resize(job.num_rows * width);
     scales.resize(job.num_rows);
   }
+  static thread_local Shares own_shares;
+  Shares &shares = own_shares; // the caller's, also inside of the region
+  const Cut cut(job);
+  shares.reset(cut.pieces, num_threads);
   uint8_t *quantized = scratch.data();
   float *row_scale = scales.data();
   const In *x = reinterpret_cast<const In *>(job.x);
@@ -190,11 +211,11 @@ template <class In, class Out> void run(WeightKind kind, Job job, int64_t width)
       for (int64_t row = 0; row < job.num_rows; ++row) quantize(x, row, width, quantized, row_scale);
       job.x = reinterpret_cast<const uint32_t *>(quantized);
       job.row_scale = row_scale;
-      share<Int8, In, Out>(job);
+      share<Int8, In, Out>(job, cut, shares);
     } else if (kind == WeightKind::bfloat16) {
-      share<BFloat16, In, Out>(job);
+      share<BFloat16, In, Out>(job, cut, shares);
     } else {
-      share<Float32, In, Out>(job);
+      share<Float32, In, Out>(job, cut, shares);
     }
   }
 }
