@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help serve test lint format setup models clean
+.PHONY: help serve test bench lint format setup models clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -15,6 +15,9 @@ serve: models  ## install, fetch the default models, serve them on 127.0.0.1:800
 
 test: models  ## install, fetch the default models, run all tests (ARGS="-k name" for some)
 	@$(BIN)/python -m pytest $(ARGS)
+
+bench: models  ## measure speed against the machine and transformers (ARGS="--only streams", "--quick")
+	@$(BIN)/python loadtest/bench.py $(ARGS)
 
 lint: setup  ## check format, lint, types and import contracts
 	@$(BIN)/ruff format --check .

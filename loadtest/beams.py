@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import re
 import statistics
@@ -22,10 +21,13 @@ from time import perf_counter
 from typing import Any
 
 import httpx2
-import torch
-import transformers
+from arguments import parse
+from baseline import StaticBatch
+from prompts import prompts
 from report import save, table
-from throughput import PAUSE_S, parse, prompts, server
+from rounds import interleave, ratio
+from served import NAME, server
+from workloads import StreamFailed
 
 
 async def search_all(url: str, texts: list[str], num_beams: int, new_tokens: int) -> float:
@@ -38,25 +40,8 @@ async def search_all(url: str, texts: list[str], num_beams: int, new_tokens: int
     elapsed_s = perf_counter() - start
     for answer in answers:
         if answer.status_code != 200 or answer.json()["details"]["generated_tokens"] != new_tokens:
-            raise SystemExit(f"A request failed: {answer.text[:300]}")
+            raise StreamFailed(f"A request failed: {answer.text[:300]}")
     return elapsed_s
-
-
-def generate_all(model: Any, tokenizer: Any, batches: list[list[str]], num_beams: int, new_tokens: int) -> float:
-    """Seconds of the batches, one after the other."""
-    start = perf_counter()
-    for texts in batches:
-        inputs = tokenizer(texts, return_tensors="pt")
-        with torch.inference_mode():
-            output = model.generate(
-                **inputs,
-                do_sample=False,
-                num_beams=num_beams,
-                max_new_tokens=new_tokens,
-                min_new_tokens=new_tokens,
-            )
-        assert output.shape[1] == inputs["input_ids"].shape[1] + new_tokens
-    return perf_counter() - start
 
 
 def most_blocks(url: str, text: str, num_beams: int, new_tokens: int) -> int:
@@ -82,34 +67,40 @@ def most_blocks(url: str, text: str, num_beams: int, new_tokens: int) -> int:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
     rng = random.Random(args.seed)
     size, beams, new = args.requests, args.num_beams, args.new_tokens
-    rounds = []
-    with server(args.model, args.serve_flags) as (url, _):
-        with urllib.request.urlopen(f"{url}/info") as answer:
-            dtype = json.load(answer)["models"][0]["dtype"]
-        model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, dtype)).eval()
-        for index in range(args.rounds + 1):
-            texts = prompts(tokenizer, size, args.prompt_tokens, rng)
-            served_s = asyncio.run(search_all(url, texts, beams, new))
-            time.sleep(PAUSE_S)
-            each_s = generate_all(model, tokenizer, [[text] for text in texts], beams, new)
-            batch_s = generate_all(model, tokenizer, [texts], beams, new)
-            time.sleep(PAUSE_S)
-            # The first round warms all of them up.
-            if index > 0:
-                rounds.append({"served_s": served_s, "one_by_one_s": each_s, "static_batch_s": batch_s})
-                print(f"round {index}: {each_s / served_s:.2f} x, {batch_s / served_s:.2f} x", flush=True)
-        [long_text] = prompts(tokenizer, 1, args.long_prompt_tokens, rng)
-        blocks = {number: most_blocks(url, long_text, number, new) for number in (1, beams)}
+    with server(["--model", f"{NAME}={args.model}", *args.serve_flags]) as served:
+        dtype = served.facts()["dtype"]
+        static = StaticBatch(args.model, dtype)
+
+        def texts() -> list[str]:
+            return prompts(static.tokenizer, size, args.prompt_tokens, rng)
+
+        def static_s(batches: list[list[str]]) -> float:
+            return sum(static.generate_s(batch, new, num_beams=beams) for batch in batches)
+
+        asyncio.run(search_all(served.url, texts(), beams, new))
+        static.generate_s(texts(), 2, num_beams=beams)
+        sides = {
+            "served": lambda texts: {"seconds": asyncio.run(search_all(served.url, texts, beams, new))},
+            "one by one": lambda texts: {"seconds": static_s([[text] for text in texts])},
+            "static batch": lambda texts: {"seconds": static_s([texts])},
+        }
+        if not args.one_by_one:
+            del sides["one by one"]
+        rounds = interleave(sides, texts, args.rounds)
+        [long_text] = prompts(static.tokenizer, 1, args.long_prompt_tokens, rng)
+        blocks = {number: most_blocks(served.url, long_text, number, new) for number in (1, beams)}
     return {
         "dtype": dtype,
         "requests": size,
         "num_beams": beams,
-        "served_tokens_per_s": statistics.median(size * new / each["served_s"] for each in rounds),
-        "ratio_one_by_one": statistics.median(each["one_by_one_s"] / each["served_s"] for each in rounds),
-        "ratio_static_batch": statistics.median(each["static_batch_s"] / each["served_s"] for each in rounds),
+        "served_tokens_per_s": statistics.median(size * new / each["served"]["seconds"] for each in rounds),
+        **{
+            f"x_{side.replace(' ', '_')}": ratio(rounds, "seconds", side, "served")
+            for side in rounds[0]
+            if side != "served"
+        },
         "blocks_of_one": blocks[1],
         "blocks_of_beams": blocks[beams],
         "memory_ratio": blocks[beams] / blocks[1],
@@ -117,11 +108,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Beam search over HTTP beside model.generate(num_beams=...).")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=8)
     parser.add_argument("--num-beams", type=int, default=4)
     parser.add_argument("--long-prompt-tokens", type=int, default=1000)
+    parser.add_argument("--one-by-one", action=argparse.BooleanOptionalAction, default=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Beam search over HTTP beside model.generate(num_beams=...).")
+    add_arguments(parser)
     args = parse(parser, new_tokens=32)
     result = measure(args)
     header = ["requests", "beams", "server tok/s", "x one by one", "x static batch", "blocks 1 / beams", "memory"]
@@ -129,8 +125,8 @@ def main() -> None:
         str(result["requests"]),
         str(result["num_beams"]),
         f"{result['served_tokens_per_s']:.1f}",
-        f"{result['ratio_one_by_one']:.2f}",
-        f"{result['ratio_static_batch']:.2f}",
+        f"{result['x_one_by_one']:.2f}" if args.one_by_one else "-",
+        f"{result['x_static_batch']:.2f}",
         f"{result['blocks_of_one']} / {result['blocks_of_beams']}",
         f"{result['memory_ratio']:.2f}",
     ]

@@ -125,29 +125,52 @@ def peaked_logits(num_sets: int, num_rows: int, vocab_size: int) -> torch.Tensor
     return torch.from_numpy(columns + noise)
 
 
-def measure(num_running: int, num_waiting: int, params: dict[str, Any], vocab_size: int, num_steps: int) -> str:
-    runner = RecordedRunner(vocab_size, num_running, num_blocks=num_running * 40)
-    engine = DecoderEngine(
-        runner, max_model_len=1024, max_batch_tokens=8192, max_running=num_running, prefix_cache=True
-    )
-    generator = np.random.default_rng(1)
-    for i in range(num_running + num_waiting):
-        prompt = generator.integers(vocab_size, size=200 if i < num_running else 4).tolist()
-        engine.add(Generate(str(i), prompt, SamplingParams(max_new_tokens=800, seed=i, **params)))
-    times, cpu_times = [], []
-    gc.collect()
-    for i in range(num_steps + 10):
-        start, start_cpu = perf_counter(), process_time()
-        stats = engine.step()[-1]
-        elapsed = perf_counter() - start - runner.excluded_s
-        elapsed_cpu = process_time() - start_cpu - runner.excluded_cpu_s
-        assert isinstance(stats, Stats)
-        assert stats.num_running == num_running, "the batch is not full"
-        if i >= 10:
-            times.append(elapsed * 1e3)
-            cpu_times.append(elapsed_cpu * 1e3)
-    median, p95 = np.percentile(times, [50, 95])
-    return f"{median:8.3f} {p95:8.3f} {np.median(cpu_times):8.3f}"
+class Overhead:
+    """An engine whose batch stays full, with requests that wait behind it, and the times of its steps so far."""
+
+    def __init__(self, num_running: int, num_waiting: int, params: dict[str, Any], vocab_size: int) -> None:
+        self._num_running = num_running
+        self._runner = RecordedRunner(vocab_size, num_running, num_blocks=num_running * 40)
+        self._engine = DecoderEngine(
+            self._runner, max_model_len=1024, max_batch_tokens=8192, max_running=num_running, prefix_cache=True
+        )
+        generator = np.random.default_rng(1)
+        for i in range(num_running + num_waiting):
+            prompt = generator.integers(vocab_size, size=200 if i < num_running else 4).tolist()
+            self._engine.add(Generate(str(i), prompt, SamplingParams(max_new_tokens=800, seed=i, **params)))
+        self._times_ms: list[float] = []
+        self._cpu_times_ms: list[float] = []
+        gc.collect()
+        self.run(10)
+        self._times_ms, self._cpu_times_ms = [], []
+
+    def run(self, num_steps: int) -> None:
+        for _ in range(num_steps):
+            start, start_cpu = perf_counter(), process_time()
+            stats = self._engine.step()[-1]
+            elapsed_s = perf_counter() - start - self._runner.excluded_s
+            elapsed_cpu_s = process_time() - start_cpu - self._runner.excluded_cpu_s
+            assert isinstance(stats, Stats)
+            assert stats.num_running == self._num_running, "the batch is not full"
+            self._times_ms.append(elapsed_s * 1e3)
+            self._cpu_times_ms.append(elapsed_cpu_s * 1e3)
+
+    def summary(self) -> dict[str, float]:
+        median, p95 = np.percentile(self._times_ms, [50, 95])
+        return {"median_ms": float(median), "p95_ms": float(p95), "cpu_ms": float(np.median(self._cpu_times_ms))}
+
+
+def of_waiting(numbers: Sequence[int], vocab_size: int, num_steps: int, num_rounds: int = 10) -> list[dict[str, float]]:
+    """A step's overhead with 32 running and so many waiting, a few steps of each in turn."""
+    cases = [Overhead(32, number, {}, vocab_size) for number in numbers]
+    for _ in range(num_rounds):
+        for case in cases:
+            case.run(num_steps // num_rounds)
+    return [{"waiting": number, **case.summary()} for number, case in zip(numbers, cases, strict=True)]
+
+
+def _shown(summary: dict[str, float]) -> str:
+    return " ".join(f"{summary[key]:8.3f}" for key in ("median_ms", "p95_ms", "cpu_ms"))
 
 
 def main() -> None:
@@ -164,11 +187,12 @@ def main() -> None:
     for name in options.case or CASES:
         params = CASES[name]
         for num_running in (1, 8, 32):
-            result = measure(num_running, 0, params, options.vocab_size, options.steps)
-            print(f"{name:32} {num_running:4} running {0:6} waiting {result}", flush=True)
-    for num_waiting in () if options.case else (10, 10_000):
-        result = measure(32, num_waiting, {}, options.vocab_size, options.steps)
-        print(f"{'greedy':32} {32:4} running {num_waiting:6} waiting {result}", flush=True)
+            case = Overhead(num_running, 0, params, options.vocab_size)
+            case.run(options.steps)
+            print(f"{name:32} {num_running:4} running {0:6} waiting {_shown(case.summary())}", flush=True)
+    if not options.case:
+        for found in of_waiting((10, 10_000), options.vocab_size, options.steps):
+            print(f"{'greedy':32} {32:4} running {found['waiting']:6} waiting {_shown(found)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 from client import Timeline, send
+from client import run as run_loop
 from report import percentile, save, table
 
 WORDS = ["river", "mill", "stone bridge", "morning", "cart", "hill", "evening", "baker", "price", "winter", "garden"]
@@ -42,7 +43,17 @@ def classify_burst(rng: random.Random) -> tuple[str, dict[str, Any]]:
     return "/classify", {"inputs": [classify(rng)[1]["inputs"] for _ in range(16)]}
 
 
-SCENARIOS = {"chat": chat, "classify": classify, "classify-burst": classify_burst}
+def mix(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """Mostly chat; one in four has some 100 tokens to read, one in ten some 500."""
+    kind = rng.random()
+    path, request = chat(rng)
+    if kind < 0.35:
+        number = 100 if kind >= 0.1 else 500
+        request["inputs"] = " ".join(rng.choices(WORDS, k=number)) + ". " + request["inputs"]
+    return path, request
+
+
+SCENARIOS = {"chat": chat, "mix": mix, "classify": classify, "classify-burst": classify_burst}
 
 
 async def run(url: str, scenario: str, rate: float, duration_s: float, seed: int) -> dict[str, Any]:
@@ -118,4 +129,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    run_loop(main())

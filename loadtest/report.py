@@ -39,10 +39,11 @@ def _cpu_name() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def save(name: str, content: dict[str, Any]) -> Path:
+def save(name: str, content: dict[str, Any], *, into: Path | None = None) -> Path:
+    """Write a new file, or ``into`` one that there is."""
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
-    path.write_text(json.dumps({"machine": machine(), **content}, indent=2) + "\n")
+    path = into or RESULTS / f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
+    path.write_text(json.dumps({"machine": machine(), **content}, indent=2, default=str) + "\n")
     return path
 
 
