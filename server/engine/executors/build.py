@@ -16,6 +16,8 @@ from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.choose import choose_attention
 from server.engine.batch_inputs import Row
 from server.engine.executors.compat import CompatRunner
+from server.engine.executors.compiled import compile_layers
+from server.engine.executors.cuda_graphs import with_graphs
 from server.engine.executors.deterministic import DeterministicRunner, steady, unsteady
 from server.engine.executors.fused import FusedRunner, Prepared, prepare
 from server.engine.executors.generic import ATTENTION, GenericRunner, Unsupported, probe, set_attention
@@ -64,9 +66,10 @@ def build_runner(
             "Check that its config and weights belong together.",
             exit_code=EXIT_MODEL,
         ) from error
-    if config.executor in ("auto", "fused"):
+    if config.executor in ("auto", "fused") and not config.compile:
         try:
-            return _fused(module, config, max_model_len, expected, quality_ids or expected.sequences)
+            runner = _fused(module, config, max_model_len, expected, quality_ids or expected.sequences)
+            return with_graphs(runner, config)
         except Unsupported as error:
             _refused(config, "fused", error)
     if pack is not None:
@@ -165,7 +168,7 @@ def _deterministic(
     return DeterministicRunner(runner)
 
 
-def _generic(module: PreTrainedModel, config: ModelConfig, max_model_len: int, expected: Reference) -> GenericRunner:
+def _generic(module: PreTrainedModel, config: ModelConfig, max_model_len: int, expected: Reference) -> ModelRunner:
     """Raises `Unsupported` where the module does not fit or its logits come out different."""
     set_attention(module, ATTENTION)
     try:
@@ -177,9 +180,11 @@ def _generic(module: PreTrainedModel, config: ModelConfig, max_model_len: int, e
         raise Unsupported(f"its forward pass fails there ({type(error).__name__}: {error})") from error
     if problem:
         raise Unsupported(problem)
+    if config.compile:
+        compile_layers(module, config.name, lambda: selfcheck.difference(checked, expected))
     block_bytes = sum(spec.block_bytes(config.block_size, module.dtype) for spec in specs)
     num_blocks = memory.num_blocks(config, block_bytes, max_model_len, module.device)
-    return _generic_runner(module, config, specs, num_blocks, expected)
+    return with_graphs(_generic_runner(module, config, specs, num_blocks, expected), config)
 
 
 def _generic_runner(

@@ -40,16 +40,13 @@ def pack_layer(layer: Layer[Product]) -> Layer[Linear]:
 
 
 def quantised_layer(layer: Layer[Linear], products: Layer[Product], quantize: Quantize) -> Layer[Linear]:
-    """Of ``products`` only biases and what follows the products are read."""
+    """Of ``products`` only what follows them is read."""
     return _with_products(layer, lambda role: quantised(getattr(layer, role), getattr(products, role), quantize))
 
 
 def quantised(linear: Linear, product: Product, quantize: Quantize) -> Linear:
-    bias_N = _bias(product)
-    if bias_N is not None and product.order_N is not None:
-        bias_N = bias_N[product.order_N.to(bias_N.device)]
     return Linear(
-        linear.dense_weight(), bias_N, activation=product.activation, is_gated=product.is_gated, quantize=quantize
+        linear.dense_weight(), linear.bias, activation=product.activation, is_gated=product.is_gated, quantize=quantize
     )
 
 

@@ -9,70 +9,61 @@ Dimension key
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from server.engine import batch_inputs
 from server.engine.attention.backend import AttentionBackend
-from server.engine.batch_inputs import Row
+from server.engine.batch_inputs import BatchInputs
 from server.engine.executors.fused.layout import Decoder, Layer
 from server.engine.executors.fused.parts import Norm
+from server.engine.executors.paged import PagedRunner
 from server.engine.kv_cache import LayerSpec
-from server.engine.model_runner import ModelRunner
 from server.native.linear import Linear
 
+NATIVE = "native"
+"""The attention back end whose rows do not depend on one another."""
 
-class FusedRunner(ModelRunner):
+
+class FusedRunner(PagedRunner):
     """Every layer is its norms, its products and one call of attention."""
 
     name = "fused"
-    can_reuse_blocks = True
     quantization_kl: float | None = None
     """What quantised weights lose, in nats (`quality.Loss`); None where they are not quantised."""
 
     def __init__(
         self, decoder: Decoder[Linear], backend: AttentionBackend, *, num_blocks: int, block_size: int, vocab_size: int
     ) -> None:
+        table = decoder.embedding.table_VD
+        super().__init__(
+            backend,
+            table.device,
+            table.dtype,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            vocab_size=vocab_size,
+        )
         self._decoder = decoder
-        self._backend = backend
-        self.attention = backend.name
-        self.device = decoder.embedding.table_VD.device
-        self.dtype = decoder.embedding.table_VD.dtype
-        self.vocab_size = vocab_size
-        self.block_size = block_size
-        self.num_blocks = num_blocks
-        self.kv_cache_bytes = backend.kv_cache_bytes
+        self.is_row_invariant = backend.name == NATIVE and all(linear.is_row_invariant for linear in products(decoder))
 
-    def forward(self, rows: Sequence[Row]) -> Tensor:
-        inputs = batch_inputs.build(rows, self.block_size, self.device)
-        self._backend.begin(inputs)
+    def compute(self, inputs: BatchInputs) -> Tensor:
         layers = self._decoder.layers
         positions_T = inputs.position_ids_T
         h_TD = self._decoder.embedding(inputs.token_ids_T, positions_T)
         for i, layer in enumerate(layers[:-1]):
-            h_TD = advance(layer, i, h_TD, positions_T, self._backend)
+            h_TD = advance(layer, i, h_TD, positions_T, self.backend)
         # After the last attention nobody reads the rows without logits.
         wanted_R = None if len(inputs.wanted_R) == len(positions_T) else inputs.wanted_R
-        h_RD = advance(layers[-1], len(layers) - 1, h_TD, positions_T, self._backend, wanted_R)
-        if any(row.num_logits == 0 for row in rows):
-            self.failed_rows = [i for i in self._backend.failed_rows() if rows[i].num_logits == 0]
-        else:
-            self.failed_rows = ()
+        h_RD = advance(layers[-1], len(layers) - 1, h_TD, positions_T, self.backend, wanted_R)
         return logits(self._decoder, h_RD) if len(h_RD) else h_RD.new_zeros(0, self.vocab_size, dtype=torch.float32)
 
-    def release(self, key: int) -> None:
-        """Nothing is held outside blocks."""
 
-    def fork(self, parent_key: int, child_key: int) -> None:
-        """The child has its blocks."""
-
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        self._backend.copy_blocks(pairs)
-
-    def clear_blocks(self, blocks: Sequence[int]) -> None:
-        self._backend.clear_blocks(blocks)
+def products(decoder: Decoder[Linear]) -> Iterator[Linear]:
+    for layer in decoder.layers:
+        yield from (layer.qkv, layer.o, layer.up, layer.down)
+    yield decoder.head
 
 
 def advance(
@@ -106,7 +97,7 @@ def logits(decoder: Decoder[Linear], h_RD: Tensor) -> Tensor:
     """Float32, ``[R, V]``."""
     if decoder.final_norm is not None:
         h_RD = decoder.final_norm(h_RD)
-    logits_RV: Tensor = decoder.head(h_RD).float()
+    logits_RV: Tensor = decoder.head(h_RD, out_float=True)
     if decoder.logits_divisor != 1.0:
         logits_RV = logits_RV / decoder.logits_divisor
     if decoder.logits_softcap is not None:

@@ -5,7 +5,8 @@ Dimension key: M rows, K width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,13 +14,16 @@ from torch import Tensor
 from server.engine.batch_inputs import Row
 from server.engine.executors.fused.layout import Decoder
 from server.engine.executors.fused.packing import ROLES
-from server.engine.executors.fused.parts import Norm
+from server.engine.executors.fused.runner import NATIVE, logits, products
 from server.engine.model_runner import ModelRunner
 from server.native.linear import Linear
 
 PROBED_ROWS = 300
-PROBED_SLICES = ((0, 1), (5, 6), (0, 2), (3, 10), (1, 17), (0, 31), (40, 73), (100, 229), (0, 257))
+PROBED_SLICES = ((0, 1), (5, 6), (0, 2), (3, 10), (1, 17), (0, 31), (2, 33), (40, 73), (100, 229), (0, 257))
 """Parts of the rows that must come out as they do among all."""
+
+PROBED_LOGITS = 34
+"""Rows that want logits: their number is that of the running sequences."""
 
 CHUNK = 32
 """Tokens of a prompt that the whole decoder computes at once."""
@@ -28,21 +32,22 @@ CHUNK = 32
 @torch.inference_mode()
 def unsteady(decoder: Decoder[Linear]) -> str | None:
     """Which part gives a row another result among other rows, as the end of a sentence; else None."""
+    if not all(linear.is_row_invariant for linear in products(decoder)):
+        # What a probe finds steady by luck is not.
+        return "its products have no kernels whose rows do not depend on one another"
     table = decoder.embedding.table_VD
     generator = torch.Generator().manual_seed(0)
-    for name, part, width in _distinct(decoder):
-        # What a probe finds steady by luck is not: only our own kernels promise it.
-        if isinstance(part, Linear) and not getattr(part, "is_row_invariant", False):
-            return f"its {name} has no kernel whose rows do not depend on one another"
-        x_MK = torch.randn(PROBED_ROWS, width, generator=generator).to(table.device, table.dtype)
+    for name, part, width, num_rows in _distinct(decoder):
+        x_MK = torch.randn(num_rows, width, generator=generator).to(table.device, table.dtype)
         expected = part(x_MK)
         for start, stop in PROBED_SLICES:
-            if not torch.equal(part(x_MK[start:stop].contiguous()), expected[start:stop]):
-                return f"its {name} gives a row another result among {stop - start} rows than among {PROBED_ROWS}"
+            if stop <= num_rows and not torch.equal(part(x_MK[start:stop].contiguous()), expected[start:stop]):
+                return f"its {name} gives a row another result among {stop - start} rows than among {num_rows}"
     return None
 
 
-def _distinct(decoder: Decoder[Linear]) -> Iterator[tuple[str, Linear | Norm, int]]:
+def _distinct(decoder: Decoder[Linear]) -> Iterator[tuple[str, Callable[[Tensor], Tensor], int, int]]:
+    """Parts by name, each with the width and the number of the rows that it is tried on."""
     seen: set[object] = set()
     for layer in decoder.layers:
         for role in ROLES:
@@ -50,17 +55,18 @@ def _distinct(decoder: Decoder[Linear]) -> Iterator[tuple[str, Linear | Norm, in
             kind = (role, linear.in_features, linear.out_features)
             if kind not in seen:
                 seen.add(kind)
-                yield f"{role} product", linear, linear.in_features
-        if (norm := layer.attention_norm or layer.attention_post_norm) is not None and norm.is_centred not in seen:
+                yield f"{role} product", linear, linear.in_features, PROBED_ROWS
+        norm = layer.attention_norm or layer.attention_post_norm
+        if norm is not None and norm.is_centred not in seen:
             seen.add(norm.is_centred)
-            yield "norm", norm, norm.weight_D.shape[0]
-    yield "head", decoder.head, decoder.head.in_features
+            yield "norm", norm, norm.weight_D.shape[0], PROBED_ROWS
+    yield "head", partial(logits, decoder), decoder.head.in_features, PROBED_LOGITS
 
 
 @torch.inference_mode()
 def mixes_rows(runner: ModelRunner, sequences: Sequence[Sequence[int]]) -> str | None:
     """The same for whole passes: sequences alone and together, in chunks. Needs blocks for all of them."""
-    if runner.attention != "native":
+    if runner.attention != NATIVE:
         return "its attention has no kernel whose rows do not depend on one another"
     together = _run(runner, sequences, range(len(sequences)))
     for i in range(len(sequences)):
