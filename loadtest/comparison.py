@@ -83,7 +83,7 @@ def compare(sides: Sides, case: Case, rounds: int) -> Numbers:
         {
             **{name: served_side(served) for name, served in sides.served.items()},
             STATIC: generate,
-            READ: lambda _: {"bytes_per_s": read_bytes_per_s()},
+            READ: lambda _: {"bytes_per_s": read_bytes_per_s(pick=statistics.median)},
         },
         lambda: sides.texts(case, prefix=sides.prefix(case)),
         rounds,

@@ -1,6 +1,6 @@
 """What the machine can do at most: memory read in order, and matrix products by torch's own kernels.
 
-Best of several runs, since a floor is what nothing disturbed.
+Best of several runs, since a floor is what nothing disturbed; but the median where it is compared with medians.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn import functional
 READ_BYTES = 269 * 10**6
 """About the weights of the default model; far more than the caches hold."""
 ROWS = (1, 8, 32, 256)
-BUDGET_S = 0.25
+BUDGET_S = 0.1
 
 
 def measure(plan: Plan) -> Numbers:
@@ -39,10 +39,10 @@ def measure(plan: Plan) -> Numbers:
     return results
 
 
-def read_bytes_per_s(num_bytes: int = READ_BYTES) -> float:
-    """Of all threads together, over memory that no cache holds."""
+def read_bytes_per_s(num_bytes: int = READ_BYTES, pick: Callable[[list[float]], float] = min) -> float:
+    """Of all threads together, over memory that no cache holds; ``pick`` chooses of several times."""
     numbers = _buffer(num_bytes // 4)
-    return numbers.numel() * 4 / best_s(lambda: numbers.sum(dtype=torch.int32), 0.15)
+    return numbers.numel() * 4 / pick(times_s(lambda: numbers.sum(dtype=torch.int32), 0.3))
 
 
 @cache
@@ -68,15 +68,20 @@ def product(num_rows: int, num_outputs: int, num_inputs: int, budget_s: float) -
 
 
 def best_s(call: Callable[[], Any], budget_s: float) -> float:
-    """Seconds of the quickest call within the budget, after one that warms up."""
+    """Seconds of the quickest call within the budget."""
+    return min(times_s(call, budget_s))
+
+
+def times_s(call: Callable[[], Any], budget_s: float) -> list[float]:
+    """Seconds of each call within the budget, at least one, after one that warms up."""
     call()
-    best = float("inf")
+    times: list[float] = []
     begin = perf_counter()
-    while perf_counter() < begin + budget_s or best == float("inf"):
+    while perf_counter() < begin + budget_s or not times:
         start = perf_counter()
         call()
-        best = min(best, perf_counter() - start)
-    return best
+        times.append(perf_counter() - start)
+    return times
 
 
 def model_shapes(model: str) -> list[tuple[int, int]]:

@@ -118,14 +118,20 @@ def server(flags: Sequence[str]) -> Iterator[Served]:
 
 @contextmanager
 def servers(model: str, variants: Mapping[str, Sequence[str]]) -> Iterator[dict[str, Served]]:
-    """One server for each variant of the flags, by its name. One that cannot start is said and left out."""
+    """One server for each variant of the flags, by its name. One that cannot start is said and left out.
+
+    Raises `ServerEnded` if none can.
+    """
     with ExitStack() as stack:
         running = {}
         for name, flags in variants.items():
             try:
                 running[name] = stack.enter_context(server(["--model", f"{NAME}={model}", *flags]))
             except ServerEnded as error:
+                problem = error
                 print(f"{name} is left out: {str(error).strip().splitlines()[-1]}", flush=True)
+        if not running:
+            raise problem
         yield running
 
 

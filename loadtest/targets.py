@@ -29,7 +29,7 @@ class Target:
     def measured(self, results: Results) -> float | None:
         try:
             return self.read(results)
-        except (KeyError, IndexError, TypeError):
+        except (KeyError, TypeError, ValueError):  # the part is missing or incomplete
             return None
 
     def is_met(self, results: Results) -> bool | None:
