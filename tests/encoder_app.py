@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from server.api.app import build_app
 from server.config import ModelConfig, ServeConfig
+from server.encoder.build import Wishes, build_forward
 from server.encoder.engine import EncoderEngine
 from server.errors import FAILURES
 from server.protocol import Encode, Failed, Ready, Scores, Task
@@ -23,10 +25,20 @@ from tests.tiny_encoders import FAMILIES, MAX_MODEL_LEN, tiny_encoder, tiny_toke
 # Tiny models: a second thread only waits for the first.
 torch.set_num_threads(1)
 
+AS_LOADED = Wishes()
 
-def engine_of(module: PreTrainedModel, task: Task, **limits: int) -> EncoderEngine:
+
+def engine_of(module: PreTrainedModel, task: Task, *, wishes: Wishes = AS_LOADED, **limits: int) -> EncoderEngine:
+    """An engine over a copy: building one changes the module."""
     limits = {"max_batch_tokens": 512, "max_model_len": MAX_MODEL_LEN, **limits}
-    return EncoderEngine(module, task=task, pad_token_id=module.config.pad_token_id, device="cpu", **limits)
+    forward = build_forward(
+        copy.deepcopy(module),
+        pad_token_id=module.config.pad_token_id,
+        max_model_len=limits["max_model_len"],
+        wishes=wishes,
+        pack=lambda module: None,
+    )
+    return EncoderEngine(forward, task=task, **limits)
 
 
 class EngineWorker:

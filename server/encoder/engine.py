@@ -1,26 +1,20 @@
-"""Encoders, one step at a time: token ids in, scores out. Knows nothing of text, labels or HTTP.
-
-Dimension key: B requests in the step, T tokens of the longest.
-"""
+"""Encoders, one step at a time: token ids in, scores out. Knows nothing of text, labels or HTTP."""
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from server.encoder.batching import WaitingRequests
+from server.encoder.batching import FlatRequests, PaddedRequests, WaitingRequests
+from server.encoder.forward import Forward
 from server.encoder.heads import HEADS
 from server.protocol import Encode, Failed, Generate, Reply, Scores, Stats, Task
 
 
 class EncoderEngine:
-    """Runs a classifier, a tagger or a masked language model: one padded forward a step.
+    """Runs a classifier, a tagger or a masked language model: one forward a step.
 
     A request's scores do not depend on who shares its step, within float rounding. An exception from ``step`` is the
     worker's end; a request that cannot be run is answered with `Failed` and never reaches the model.
@@ -28,23 +22,18 @@ class EncoderEngine:
 
     def __init__(
         self,
-        module: Any,
+        forward: Forward,
         *,
         task: Task,
         max_batch_tokens: int,
         max_model_len: int,
-        pad_token_id: int | None,
-        device: torch.device | str,
     ) -> None:
-        self._module = module.eval()
+        self._forward = forward
         self._task = task
         self._head = HEADS[task]()
         self._max_model_len = max_model_len
-        self._pad_token_id = pad_token_id or 0
-        self._device = torch.device(device)
-        self._vocab_size = int(module.get_input_embeddings().weight.shape[0])
-        self._num_token_types = _num_token_types(module)
-        self._waiting = WaitingRequests(max_batch_tokens, max_rows=None if _can_pad(module) else 1)
+        self._vocab_size = int(forward.module.get_input_embeddings().weight.shape[0])
+        self._waiting = _requests_for(forward, max_batch_tokens)
         self._refused: dict[str, Failed] = {}
 
     @property
@@ -81,32 +70,18 @@ class EncoderEngine:
     def _encode(self, batch: Sequence[Encode]) -> tuple[list[Scores | Failed], float]:
         start = time.perf_counter()
         with torch.inference_mode():
-            answers = self._head.replies(self._module, self._inputs(batch), batch)
+            answers = self._head.replies(self._forward, batch)
         return answers, time.perf_counter() - start
-
-    def _inputs(self, batch: Sequence[Encode]) -> dict[str, Tensor]:
-        longest = max(len(command.token_ids) for command in batch)
-        token_ids_BT = np.full((len(batch), longest), self._pad_token_id, dtype=np.int64)
-        mask_BT = np.zeros_like(token_ids_BT)
-        types_BT = np.zeros_like(token_ids_BT)
-        for row, command in enumerate(batch):
-            length = len(command.token_ids)
-            token_ids_BT[row, :length] = command.token_ids
-            mask_BT[row, :length] = 1
-            types_BT[row, :length] = command.token_type_ids or 0
-        arrays = {"input_ids": token_ids_BT, "attention_mask": mask_BT}
-        if self._num_token_types:
-            arrays["token_type_ids"] = types_BT
-        return {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
 
     def _stats(self, batch: Sequence[Encode], forward_s: float, step_s: float) -> Stats:
         lengths = [len(command.token_ids) for command in batch]
         num_tokens = sum(lengths)
+        num_places = max(lengths, default=0) * len(batch) if self._forward.is_padded else num_tokens
         return Stats(
             num_waiting=len(self._waiting),
             batch_size=len(batch),
             batch_tokens=num_tokens,
-            padded_tokens=max(lengths, default=0) * len(batch) - num_tokens,
+            padded_tokens=num_places - num_tokens,
             prompt_tokens=num_tokens,
             step_s=step_s,
             forward_s=forward_s,
@@ -131,8 +106,8 @@ class EncoderEngine:
             return None
         if len(types) != len(command.token_ids):
             return "There are not as many token types as tokens."
-        if self._num_token_types and not _all_below(types, self._num_token_types):
-            return f"A token type is not below {self._num_token_types}."
+        if self._forward.num_token_types and not _all_below(types, self._forward.num_token_types):
+            return f"A token type is not below {self._forward.num_token_types}."
         return None
 
     def _mask_problem(self, command: Encode) -> str | None:
@@ -154,15 +129,10 @@ def _all_below(values: Sequence[int], limit: int) -> bool:
     return min(values) >= 0 and max(values) < limit
 
 
-def _num_token_types(module: Any) -> int:
-    """How many token types the model tells apart; 0 where it takes none."""
-    takes_types = "token_type_ids" in inspect.signature(module.forward).parameters
-    num_types = int(getattr(module.config, "type_vocab_size", 0) or 0)
-    # With one type, or none, what a pair's template says of types means nothing to the model.
-    return num_types if takes_types and num_types > 1 else 0
-
-
-def _can_pad(module: Any) -> bool:
-    """Whether rows of several lengths can share a step: a decoder with a pooled head finds a text's end by its pads."""
-    text_config = module.config.get_text_config()
-    return getattr(text_config, "pad_token_id", None) is not None
+def _requests_for(forward: Forward, max_batch_tokens: int) -> WaitingRequests:
+    if not forward.is_padded:
+        return FlatRequests(max_batch_tokens)
+    # A decoder with a pooled head finds a text's end by its pads: without any, one text runs at a time.
+    config = forward.module.config.get_text_config()
+    can_pad = getattr(config, "pad_token_id", None) is not None
+    return PaddedRequests(max_batch_tokens, max_rows=None if can_pad else 1)

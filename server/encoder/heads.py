@@ -4,7 +4,6 @@ Dimension key
     B  requests in the step
     T  tokens of the longest
     L  labels
-    H  hidden size
     M  mask positions of all requests, laid end to end
     V  vocabulary size
 """
@@ -13,37 +12,37 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from server.encoder.forward import Forward
 from server.protocol import Encode, Failed, MaskQuery, Scores
 
 
 class Head(ABC):
-    """One task's way from a padded batch to replies, one for each request and in order."""
+    """One task's way from a batch to replies, one for each request and in order."""
 
     @abstractmethod
-    def replies(self, module: nn.Module, inputs: dict[str, Tensor], batch: Sequence[Encode]) -> list[Scores | Failed]:
+    def replies(self, forward: Forward, batch: Sequence[Encode]) -> list[Scores | Failed]:
         """Run the model once and read the answers."""
 
 
 class ClassifierHead(Head):
     """Logits of each text: ``[L]``."""
 
-    def replies(self, module: nn.Module, inputs: dict[str, Tensor], batch: Sequence[Encode]) -> list[Scores | Failed]:
-        logits_BL = _to_host(module(**inputs).logits)
+    def replies(self, forward: Forward, batch: Sequence[Encode]) -> list[Scores | Failed]:
+        logits_BL = _to_host(forward.logits(batch))
         return [_scores(command, row_L) for command, row_L in zip(batch, logits_BL, strict=True)]
 
 
 class TaggerHead(Head):
     """Logits of each token: ``[tokens, L]``."""
 
-    def replies(self, module: nn.Module, inputs: dict[str, Tensor], batch: Sequence[Encode]) -> list[Scores | Failed]:
-        logits_BTL = _to_host(module(**inputs).logits)
+    def replies(self, forward: Forward, batch: Sequence[Encode]) -> list[Scores | Failed]:
+        logits_BTL = _to_host(forward.logits(batch))
         return [
             _scores(command, row_TL[: len(command.token_ids)])
             for command, row_TL in zip(batch, logits_BTL, strict=True)
@@ -57,13 +56,12 @@ class MaskFillerHead(Head):
     their own: they treat every position alike.
     """
 
-    def replies(self, module: nn.Module, inputs: dict[str, Tensor], batch: Sequence[Encode]) -> list[Scores | Failed]:
+    def replies(self, forward: Forward, batch: Sequence[Encode]) -> list[Scores | Failed]:
         queries = [_query(command) for command in batch]
         rows = [row for row, query in enumerate(queries) for _ in query.positions]
         columns = [position for query in queries for position in query.positions]
-        device = inputs["input_ids"].device
-        rows_M, columns_M = (torch.tensor(values, device=device) for values in (rows, columns))
-        probabilities_MV = _logits_at(module, inputs, rows_M, columns_M).float().softmax(dim=-1)
+        rows_M, columns_M = (torch.tensor(values, device=forward.device) for values in (rows, columns))
+        probabilities_MV = forward.logits_at(batch, rows_M, columns_M).float().softmax(dim=-1)
         parts = torch.split(probabilities_MV, [len(query.positions) for query in queries])
         tops = [_top(part_MV, query) for part_MV, query in zip(parts, queries, strict=True)]
         # The step's copies to the host: every request's best probabilities, then their token ids.
@@ -95,29 +93,6 @@ def _top(probabilities_MV: Tensor, query: MaskQuery) -> tuple[Tensor, Tensor]:
 def _ends(tops: Sequence[tuple[Tensor, Tensor]]) -> list[int]:
     """Where each request's values but the last one's end."""
     return np.cumsum([top.numel() for top, _ in tops])[:-1].tolist()  # type: ignore[no-any-return]
-
-
-def _logits_at(module: nn.Module, inputs: dict[str, Tensor], rows_M: Tensor, columns_M: Tensor) -> Tensor:
-    """``[M, V]``"""
-
-    has_gathered = False
-
-    def gather(_module: nn.Module, _args: Any, output: Any) -> Any:
-        nonlocal has_gathered
-        hidden_BTH = getattr(output, "last_hidden_state", None)
-        if hidden_BTH is not None and hidden_BTH is output[0]:
-            output.last_hidden_state = hidden_BTH[rows_M, columns_M].unsqueeze(0)
-            has_gathered = True
-        return output
-
-    base: nn.Module = getattr(module, "base_model", module)
-    hook = base.register_forward_hook(gather) if base is not module else None
-    try:
-        logits: Tensor = module(**inputs).logits
-    finally:
-        if hook is not None:
-            hook.remove()
-    return logits[0] if has_gathered else logits[rows_M, columns_M]
 
 
 def _to_host(values: Tensor) -> NDArray[np.float32]:

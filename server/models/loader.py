@@ -125,6 +125,12 @@ def choose_dtype(model: ModelConfig, task: Task, device: torch.device) -> torch.
     return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
 
 
+def product_dtype(model: ModelConfig, device: torch.device) -> torch.dtype | None:
+    """Of an encoder's products where it may differ from the rest of it: None leaves it as it was loaded."""
+    is_free = model.dtype == "auto" and device.type == "cpu" and _cpu_has_bfloat16()
+    return torch.bfloat16 if is_free else None
+
+
 def _cpu_has_bfloat16() -> bool:
     """Whether bfloat16 products run in hardware: with emulation they are slower than float32."""
     try:

@@ -52,7 +52,9 @@ def _choose_kernels(model: ModelConfig) -> None:
 def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Ready]:
     from server.engine.engine import DecoderEngine, default_max_batch_tokens
     from server.engine.executors.build import build_runner
+    from server.engine.pacing import Pacing
     from server.engine.phrase_index import vocabulary_index
+    from server.engine.prompt_lookup import Drafter
     from server.models.packed_linear import pack_linears
 
     runner = build_runner(loaded.module, model, loaded.max_model_len, pack=pack_linears)
@@ -61,6 +63,7 @@ def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
     loaded = dataclasses.replace(loaded, max_model_len=min(loaded.max_model_len, runner.num_blocks * runner.block_size))
     vocabulary = TokenBytes(loaded.tokenizer, runner.vocab_size)
     vocabulary_index(vocabulary)  # it is kept: half a second now that the first request with penalties would cost all
+    pacing = Pacing()
     engine = DecoderEngine(
         runner,
         max_model_len=loaded.max_model_len,
@@ -69,6 +72,8 @@ def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         prefix_cache=model.prefix_cache,
         vocabulary=vocabulary,
         deterministic=model.deterministic,
+        pacing=pacing,
+        drafter=Drafter(pacing) if model.prompt_lookup == "auto" else None,
     )
     ready = _ready(
         loaded,
@@ -87,27 +92,38 @@ def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
 
 
 def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Ready]:
+    from server.encoder import quality
+    from server.encoder.build import Wishes, build_forward
     from server.encoder.engine import EncoderEngine
+    from server.models.loader import product_dtype
     from server.models.packed_linear import pack_linears
 
     module = loaded.module
-    pack_linears(module)
-    max_batch_tokens = model.max_batch_tokens or ENCODER_BATCH_TOKENS[module.device.type]
-    engine = EncoderEngine(
+    device = module.device
+    max_batch_tokens = model.max_batch_tokens or ENCODER_BATCH_TOKENS[device.type]
+    forward = build_forward(
         module,
-        task=loaded.task,
-        max_batch_tokens=max_batch_tokens,
-        max_model_len=loaded.max_model_len,
         pad_token_id=getattr(module.config.get_text_config(), "pad_token_id", None),
-        device=module.device,
+        max_model_len=loaded.max_model_len,
+        wishes=Wishes(
+            executor=model.executor,
+            dtype=product_dtype(model, device),
+            is_dtype_asked_for=model.dtype != "auto",
+            quantize=model.quantize,
+        ),
+        pack=pack_linears,
+        sample=quality.sample(loaded.tokenizer, loaded.task, loaded.max_model_len),
+    )
+    engine = EncoderEngine(
+        forward, task=loaded.task, max_batch_tokens=max_batch_tokens, max_model_len=loaded.max_model_len
     )
     ready = _ready(
         loaded,
         vocab_size=module.get_input_embeddings().weight.shape[0],
-        device=module.device,
-        dtype=module.dtype,
-        executor="encoder",
-        attention=module.config._attn_implementation,
+        device=device,
+        dtype=forward.dtype,
+        executor=forward.name,
+        attention=forward.attention,
         max_batch_tokens=max_batch_tokens,
     )
     return engine, ready

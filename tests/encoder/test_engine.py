@@ -11,7 +11,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from server.encoder.batching import CHEAP_PADDING, WaitingRequests
+from server.encoder.batching import CHEAP_PADDING, FlatRequests, PaddedRequests, WaitingRequests
+from server.encoder.build import Wishes
 from server.encoder.engine import EncoderEngine
 from server.protocol import Encode, Failed, Generate, MaskQuery, SamplingParams, Scores, Stats
 from tests.encoder_app import engine_of
@@ -72,12 +73,13 @@ def test_scores_do_not_depend_on_who_shares_the_batch(family: str, task: Any) ->
         assert answers[command.request_id].candidate_ids == expected.candidate_ids
 
 
-def test_every_number_of_a_step_is_counted() -> None:
-    engine = engine_of(module_of("bert", "classify"), "classify")
+@pytest.mark.parametrize(("executor", "padding"), [("compat", 2), ("generic", 0), ("fused", 0)])
+def test_every_number_of_a_step_is_counted(executor: str, padding: int) -> None:
+    engine = engine_of(module_of("bert", "classify"), "classify", wishes=Wishes(executor=executor))
     for command in random_commands("classify", [10, 12]):
         engine.add(command)
     *_, stats = engine.step()
-    assert (stats.batch_size, stats.batch_tokens, stats.prompt_tokens, stats.padded_tokens) == (2, 22, 22, 2)
+    assert (stats.batch_size, stats.batch_tokens, stats.prompt_tokens, stats.padded_tokens) == (2, 22, 22, padding)
     assert stats.started == ["0", "1"] and stats.num_waiting == 0
     assert 0 < stats.forward_s <= stats.step_s
     assert not engine.has_work
@@ -96,8 +98,9 @@ def test_a_short_text_waits_for_one_step_behind_a_hundred_windows() -> None:
     assert steps <= 1
 
 
-def test_a_long_text_is_not_starved_by_short_ones_that_keep_coming() -> None:
-    waiting = WaitingRequests(max_batch_tokens=64)
+@pytest.mark.parametrize("kind", [FlatRequests, PaddedRequests])
+def test_a_long_text_is_not_starved_by_short_ones_that_keep_coming(kind: type[WaitingRequests]) -> None:
+    waiting = kind(max_batch_tokens=64)
     waiting.add(Encode("long", list(range(64))))
     for number in range(1000):
         waiting.add(Encode(f"short {number}", [1, 2, 3]))
@@ -106,9 +109,10 @@ def test_a_long_text_is_not_starved_by_short_ones_that_keep_coming() -> None:
     assert number <= 2
 
 
-def test_the_oldest_request_is_taken_by_every_second_step() -> None:
+@pytest.mark.parametrize("kind", [FlatRequests, PaddedRequests])
+def test_the_oldest_request_is_taken_by_every_second_step(kind: type[WaitingRequests]) -> None:
     generator = np.random.default_rng(3)
-    waiting = WaitingRequests(max_batch_tokens=200)
+    waiting = kind(max_batch_tokens=200)
     arrived: dict[str, tuple[int, int]] = {}
     for step in range(400):
         for number in range(int(generator.integers(0, 4)) if step < 300 else 0):
@@ -121,9 +125,9 @@ def test_the_oldest_request_is_taken_by_every_second_step() -> None:
     assert not arrived and not waiting
 
 
-def test_a_batch_stays_within_the_budget_and_holds_little_padding() -> None:
+def test_a_padded_batch_stays_within_the_budget_and_holds_little_padding() -> None:
     generator = np.random.default_rng(5)
-    waiting = WaitingRequests(max_batch_tokens=256)
+    waiting = PaddedRequests(max_batch_tokens=256)
     for number in range(200):
         waiting.add(Encode(str(number), [1] * int(generator.integers(1, 200))))
     while waiting:
@@ -131,6 +135,38 @@ def test_a_batch_stays_within_the_budget_and_holds_little_padding() -> None:
         places = max(lengths) * len(lengths)
         assert places <= 256 or len(lengths) == 1
         assert places - sum(lengths) <= max(places / 4, CHEAP_PADDING)
+
+
+def test_without_padding_a_batch_is_full_of_whatever_lengths_there_are() -> None:
+    waiting = FlatRequests(max_batch_tokens=256)
+    lengths = np.random.default_rng(5).integers(1, 200, 200).tolist()
+    for number, length in enumerate(lengths):
+        waiting.add(Encode(str(number), [1] * length))
+    for is_oldest_first in [False, True] * 20:
+        batch = waiting.take()
+        taken = [len(command.token_ids) for command in batch]
+        rest = [length for length in lengths if length]
+        numbers = [int(command.request_id) for command in batch]
+        assert sum(taken) <= 256
+        if is_oldest_first:
+            assert numbers == [number for number, length in enumerate(lengths) if length][: len(batch)]
+            following = next(length for number, length in enumerate(lengths) if length and number > numbers[-1])
+        else:
+            assert taken == sorted(rest)[: len(batch)]
+            following = sorted(rest)[len(batch)]
+        assert sum(taken) + following > 256
+        for number in numbers:
+            lengths[number] = 0
+
+
+def test_what_was_aborted_is_never_taken_and_leaves_no_trace() -> None:
+    waiting = FlatRequests(max_batch_tokens=64)
+    for number in range(1000):
+        waiting.add(Encode(str(number), [1] * (1 + number % 9)))
+        waiting.abort(str(number))
+    assert not waiting and len(waiting._by_length) <= 64
+    waiting.add(Encode("0", [1]))
+    assert [command.request_id for command in waiting.take()] == ["0"]
 
 
 def test_a_request_longer_than_the_budget_runs_alone() -> None:

@@ -1,0 +1,187 @@
+"""One step through an encoder's module: token ids in, logits out, with padding or with texts laid end to end.
+
+Dimension key
+    B  requests in the step
+    L  tokens of the longest, or labels of a classifier
+    M  mask positions of all requests
+    V  vocabulary size
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from server.encoder.attention import laid_out
+from server.encoder.texts import Texts
+from server.native import kernels
+from server.protocol import Encode
+
+Numbering = Callable[[Texts, "np.ndarray"], "np.ndarray"]
+"""Position ids ``[T]`` of texts and their token ids ``[T]``."""
+
+
+class Forward(ABC):
+    """Runs the module; its logits are those of a padded batch however the batch went in."""
+
+    name: str
+    is_padded: bool
+    """Whether a step pays for its longest text times the number of texts."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.device: torch.device = module.device
+        self.dtype: torch.dtype = module.dtype
+        """Of the products in the layers."""
+        self.num_token_types = _num_token_types(module)
+
+    @property
+    def attention(self) -> str:
+        """What computes the attention, in a word."""
+        return str(self.module.config._attn_implementation)
+
+    @abstractmethod
+    def logits(self, batch: Sequence[Encode]) -> Tensor:
+        """``[B, L]`` of a classifier, else ``[B, tokens of the longest, L]``; behind a text's end they mean nothing."""
+
+    def logits_at(self, batch: Sequence[Encode], rows_M: Tensor, columns_M: Tensor) -> Tensor:
+        """``[M, V]``: only these positions go through the layers after the base model, where those are of their own."""
+        with _gathering(self.module, rows_M, columns_M) as has_gathered:
+            logits = self.logits(batch)
+        return logits[0] if has_gathered() else logits[rows_M, columns_M]
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+
+class PaddedForward(Forward):
+    """Texts padded to the longest one's length: what every module takes."""
+
+    name = "compat"
+    is_padded = True
+
+    def __init__(self, module: Any, pad_token_id: int | None) -> None:
+        super().__init__(module)
+        self._pad_token_id = pad_token_id or 0
+
+    def logits(self, batch: Sequence[Encode]) -> Tensor:
+        longest = max(len(command.token_ids) for command in batch)
+        token_ids_BL = np.full((len(batch), longest), self._pad_token_id, dtype=np.int64)
+        mask_BL = np.zeros_like(token_ids_BL)
+        types_BL = np.zeros_like(token_ids_BL)
+        for row, command in enumerate(batch):
+            length = len(command.token_ids)
+            token_ids_BL[row, :length] = command.token_ids
+            mask_BL[row, :length] = 1
+            types_BL[row, :length] = command.token_type_ids or 0
+        arrays = {"input_ids": token_ids_BL, "attention_mask": mask_BL}
+        if self.num_token_types:
+            arrays["token_type_ids"] = types_BL
+        logits: Tensor = self.module(**{name: self._tensor(array) for name, array in arrays.items()}).logits
+        return logits
+
+
+class FlatForward(Forward):
+    """Texts laid end to end as one row; from ``core`` on, whose output is every token's vector, they are padded.
+
+    So whatever comes after ``core``, poolers and heads, sees what it always sees.
+    """
+
+    is_padded = False
+
+    def __init__(self, module: Any, core: nn.Module, numbering: Numbering, name: str) -> None:
+        super().__init__(module)
+        self.name = name
+        self.core = core
+        self._numbering = numbering
+        self._texts = Texts([])
+
+    @property
+    def attention(self) -> str:
+        return "native" if kernels.has("encoder_attention") else "sdpa"
+
+    def logits(self, batch: Sequence[Encode]) -> Tensor:
+        self._texts = texts = Texts([len(command.token_ids) for command in batch], self.device)
+        token_ids_T = np.concatenate([command.token_ids for command in batch]).astype(np.int64)
+        arrays = {"input_ids": token_ids_T, "position_ids": self._numbering(texts, token_ids_T)}
+        if self.num_token_types:
+            types = [command.token_type_ids or [0] * len(command.token_ids) for command in batch]
+            arrays["token_type_ids"] = np.concatenate(types).astype(np.int64)
+        inputs = {name: self._tensor(array)[None] for name, array in arrays.items()}
+        # For heads that take a mean over the tokens of a text; attention needs none.
+        inputs["attention_mask"] = self._tensor(texts.mask)
+        # Before the hooks of others: what they see of a core is padded.
+        hook = self.core.register_forward_hook(self._pad, prepend=True)
+        try:
+            with laid_out(texts):
+                logits: Tensor = self.module(**inputs).logits
+        finally:
+            hook.remove()
+        return logits
+
+    def _pad(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return self._padded(output)
+        if isinstance(output, tuple):
+            return (self._padded(output[0]), *output[1:])
+        output.last_hidden_state = self._padded(output.last_hidden_state)
+        return output
+
+    def _padded(self, hidden: Tensor) -> Tensor:
+        """A core that has already reduced its texts to what the head reads gives ``[B, ...]`` itself."""
+        is_flat = hidden.shape[0] == 1 and hidden.shape[1] == self._texts.starts[-1]
+        return self._texts.pad(hidden[0]) if is_flat else hidden
+
+
+def plain_numbering(texts: Texts, _token_ids_T: np.ndarray) -> np.ndarray:
+    """Positions from 0."""
+    return texts.positions
+
+
+def numbering_after(padding_id: int) -> Numbering:
+    """As RoBERTa counts: from the number after the padding's on; a padding token inside of a text is not counted."""
+
+    def positions(texts: Texts, token_ids_T: np.ndarray) -> np.ndarray:
+        is_token = token_ids_T != padding_id
+        counts = np.cumsum(is_token)
+        before = np.repeat((counts - is_token)[texts.starts[:-1]], texts.lengths)
+        return np.where(is_token, counts - before, 0) + padding_id
+
+    return positions
+
+
+def _num_token_types(module: Any) -> int:
+    """How many token types the model tells apart; 0 where it takes none."""
+    takes_types = "token_type_ids" in inspect.signature(module.forward).parameters
+    num_types = int(getattr(module.config, "type_vocab_size", 0) or 0)
+    # With one type, or none, what a pair's template says of types means nothing to the model.
+    return num_types if takes_types and num_types > 1 else 0
+
+
+@contextmanager
+def _gathering(module: nn.Module, rows_M: Tensor, columns_M: Tensor) -> Iterator[Callable[[], bool]]:
+    """Within, the base model gives the vectors of these positions alone, if it gives vectors: the yielded tells."""
+    has_gathered = False
+
+    def gather(_module: nn.Module, _args: Any, output: Any) -> Any:
+        nonlocal has_gathered
+        hidden_BLH = getattr(output, "last_hidden_state", None)
+        if hidden_BLH is not None and hidden_BLH is output[0]:
+            output.last_hidden_state = hidden_BLH[rows_M, columns_M].unsqueeze(0)
+            has_gathered = True
+        return output
+
+    base: nn.Module = getattr(module, "base_model", module)
+    hook = base.register_forward_hook(gather) if base is not module else None
+    try:
+        yield lambda: has_gathered
+    finally:
+        if hook is not None:
+            hook.remove()

@@ -1,0 +1,58 @@
+"""The products of an encoder's layers in fewer bits than the rest of it, one linear layer at a time."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from server.encoder.fused import MakeProduct, Product
+from server.native.linear import Linear, Quantize
+from server.native.reference import ACTIVATIONS
+
+
+class ReducedLinear(nn.Module):
+    """Takes the place of an `nn.Linear`: its input is rounded, its result has the input's dtype."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, quantize: Quantize) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._dtype = dtype
+        self._linear = Linear(linear.weight.detach().to(dtype), linear.bias, quantize=quantize)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._linear(x.to(self._dtype)).to(x.dtype)  # type: ignore[no-any-return]
+
+
+def reduce_linears(module: nn.Module, dtype: torch.dtype, quantize: Quantize) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Replace the linear layers of ``module``; what they replaced, with its parent and name, to be put back."""
+    replaced: list[tuple[nn.Module, str, nn.Module]] = []
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            # Exactly this class: a subclass may do more than a product.
+            if type(child) is nn.Linear and child.weight.numel():
+                replaced.append((parent, name, child))
+                setattr(parent, name, ReducedLinear(child, dtype, quantize))
+    return replaced
+
+
+def packed_product(dtype: torch.dtype, quantize: Quantize) -> MakeProduct:
+    """Products of the fused layers, packed; their inputs have this dtype."""
+
+    def make(weight_NK: Tensor, bias_N: Tensor, activation: str | None) -> Product:
+        return Linear(weight_NK.detach().to(dtype), bias_N, activation=activation, quantize=quantize)
+
+    return make
+
+
+def plain_product(weight_NK: Tensor, bias_N: Tensor, activation: str | None) -> Product:
+    """In float32 and by torch alone: for proofs."""
+    return partial(_plain, weight_NK.detach().float(), bias_N.detach().float(), activation)
+
+
+def _plain(weight_NK: Tensor, bias_N: Tensor, activation: Any, x: Tensor) -> Tensor:
+    product = functional.linear(x, weight_NK, bias_N)
+    return product if activation is None else ACTIVATIONS[activation](product)

@@ -1,0 +1,69 @@
+"""How the texts of one step lie: end to end in one row without padding, and where each one's tokens are.
+
+Dimension key
+    B  texts in the step
+    T  tokens of all texts
+    L  tokens of the longest
+    H  hidden size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Texts:
+    """The lengths of a step's texts and what follows from them."""
+
+    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.lengths = list(lengths)
+        self._device = device
+        self._starts = np.concatenate(([0], np.cumsum(self.lengths))).astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """Where each text begins, and where the last one ends."""
+        return self._starts.tolist()  # type: ignore[no-any-return]
+
+    @cached_property
+    def starts_tensor(self) -> Tensor:
+        """The same for kernels, on the CPU."""
+        return torch.from_numpy(self._starts)
+
+    @cached_property
+    def singles_tensor(self) -> Tensor:
+        """The starts of as many texts of one token."""
+        return torch.arange(len(self) + 1)
+
+    @cached_property
+    def positions(self) -> np.ndarray:
+        """Of each token within its text: ``[T]``."""
+        return np.arange(self._starts[-1]) - np.repeat(self._starts[:-1], self.lengths)
+
+    @cached_property
+    def first_places(self) -> Tensor:
+        """Places of the texts' first tokens."""
+        return torch.from_numpy(self._starts[:-1]).to(self._device)
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """``[B, L]``: 1 for a token, 0 behind a text's end."""
+        return (np.arange(max(self.lengths)) < np.array(self.lengths)[:, None]).astype(np.int64)
+
+    @cached_property
+    def _padded_places(self) -> Tensor:
+        """``[B * L]``: a place behind a text's end is its first token's, so that a text has nothing of another."""
+        within = np.where(self.mask, np.arange(max(self.lengths)), 0)
+        return torch.from_numpy((self._starts[:-1, None] + within).ravel()).to(self._device)
+
+    def pad(self, hidden_TH: Tensor) -> Tensor:
+        """``[B, L, H]``"""
+        return hidden_TH.index_select(0, self._padded_places).view(len(self), -1, hidden_TH.shape[-1])
