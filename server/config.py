@@ -55,6 +55,10 @@ class ModelConfig:
     """Keep full blocks for prompts that begin alike."""
     deterministic: bool = False
     """Log-probabilities are bitwise the same alone and in any batch, after a restart or a prefix hit; slower."""
+    cuda_graphs: bool = True
+    """On CUDA, replay steps of one token a sequence as recorded graphs."""
+    compile: bool = False
+    """Compile the layers of the generic executor with Inductor, for CUDA above all; loading takes minutes more."""
 
     def __post_init__(self) -> None:
         _require(bool(self.name), "A model needs a name: --model NAME=PATH.")
@@ -69,6 +73,11 @@ class ModelConfig:
             self.max_batch_tokens == 0 or self.max_batch_tokens >= self.max_running,
             f"max_batch_tokens is {self.max_batch_tokens}: it must be at least max_running ({self.max_running}), "
             "or a full batch could not decode one token each.",
+        )
+        _require(
+            not self.compile or (self.executor in ("auto", "generic") and not self.deterministic),
+            "compile is for the generic executor, whose rows may feel one another: leave executor on auto or generic, "
+            "and deterministic off.",
         )
         for field in ("threads", "max_model_len", "kv_cache_gib"):
             _require(getattr(self, field) >= 0, f"{field} is {getattr(self, field)}: it must be at least 0.")

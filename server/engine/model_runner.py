@@ -21,7 +21,7 @@ class ModelRunner(ABC):
     """
 
     name: str
-    """``generic`` or ``compat``."""
+    """``fused``, ``generic`` or ``compat``."""
     attention: str
     """Name of the attention back end."""
     device: torch.device
@@ -37,6 +37,9 @@ class ModelRunner(ABC):
 
     is_row_invariant = False
     """Whether a token's logits are bitwise the same whatever else is computed in the step, before it and with it."""
+
+    quantization_kl: float | None = None
+    """What quantised weights lose, in nats; None where they are not quantised."""
 
     @abstractmethod
     def forward(self, rows: Sequence[Row]) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -20,21 +19,30 @@ from torch.nn.attention import varlen
 REAL_VARLEN = inspect.signature(varlen.varlen_attn)
 
 
+@torch.library.custom_op("sluice_tests::attend_pages", mutates_args=())
 def attend_pages(
     query: Tensor,
     key_pages: Tensor,
     value_pages: Tensor,
-    sequences: list[tuple[int, int, list[int], int]],
-    *,
+    starts: Tensor,
+    pages: Tensor,
+    page_starts: Tensor,
+    lengths: Tensor,
     scale: float,
     window_left: int,
     softcap: float,
 ) -> Tensor:
-    """Causal attention of ``(start, stop, pages, length)``: new tokens ``start`` to ``stop`` end at ``length``."""
+    """Causal attention. Sequence i has the new tokens from ``starts[i]`` on, and its pages from ``page_starts[i]`` on.
+
+    One operator, so that a recorded step finds in the tensors what a step after it has put there.
+    """
     out = torch.full_like(query, math.nan)
     page_size, heads = key_pages.shape[1], key_pages.shape[2]
-    for start, stop, pages, length in sequences:
-        places = [(pages[i // page_size], i % page_size) for i in range(length)]
+    bounds = starts.tolist()
+    for start, stop, first_page, length in zip(
+        bounds[:-1], bounds[1:], page_starts.tolist()[: len(lengths)], lengths.tolist(), strict=True
+    ):
+        places = [(int(pages[first_page + i // page_size]), i % page_size) for i in range(length)]
         keys = torch.stack([key_pages[page, offset] for page, offset in places]).float()
         values = torch.stack([value_pages[page, offset] for page, offset in places]).float()
         for token in range(start, stop):
@@ -49,12 +57,26 @@ def attend_pages(
     return out
 
 
-def _spans(starts: Tensor, tables: Tensor, lengths: Tensor) -> list[tuple[int, int, list[int], int]]:
+@attend_pages.register_fake
+def _(query: Tensor, *_args: object) -> Tensor:
+    return torch.empty_like(query)
+
+
+def _attend_tables(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    starts: Tensor,
+    tables: Tensor,
+    lengths: Tensor,
+    **options: Any,
+) -> Tensor:
     for tensor in (starts, tables, lengths):
         assert tensor.dtype == torch.int32
         assert tensor.stride(-1) == 1
-    bounds = starts.tolist()
-    return list(zip(bounds[:-1], bounds[1:], tables.tolist(), lengths.tolist(), strict=True))
+    assert len(starts) == len(tables) + 1 == len(lengths) + 1
+    page_starts = torch.arange(len(tables), device=tables.device) * tables.shape[1]
+    return attend_pages(query, keys, values, starts, tables.reshape(-1), page_starts, lengths, **options)
 
 
 def fake_varlen_attn(*args: Any, **options: Any) -> Tensor:
@@ -62,15 +84,19 @@ def fake_varlen_attn(*args: Any, **options: Any) -> Tensor:
     call = REAL_VARLEN.bind(*args, **options)
     call.apply_defaults()
     given = call.arguments
-    spans = _spans(given["cu_seq_q"], given["block_table"], given["seqused_k"])
-    assert given["max_q"] >= max(stop - start for start, stop, _, _ in spans)
-    assert given["max_k"] >= max(length for _, _, _, length in spans)
+    _check_longest(given["cu_seq_q"].diff(), given["max_q"])
+    _check_longest(given["seqused_k"], given["max_k"])
     assert given["enable_gqa"] or given["query"].shape[1] == given["key"].shape[2]
     left, right = given["window_size"]
     assert right == 0, "it would look ahead"
-    return attend_pages(
-        given["query"], given["key"], given["value"], spans, scale=given["scale"], window_left=left, softcap=0.0
-    )
+    tensors = (given[name] for name in ("query", "key", "value", "cu_seq_q", "block_table", "seqused_k"))
+    return _attend_tables(*tensors, scale=given["scale"], window_left=left, softcap=0.0)
+
+
+def _check_longest(lengths: Tensor, told: int) -> None:
+    """Where they can be read: a fake tensor holds nothing, and a recorded step must not look."""
+    if type(lengths) is Tensor and not torch.utils._python_dispatch._get_current_dispatch_mode():
+        assert told >= int(lengths.max())
 
 
 def _flash_attn_varlen_func(
@@ -94,11 +120,12 @@ def _flash_attn_varlen_func(
     assert causal
     assert block_table is not None
     assert k.shape[1] % 256 == 0, "Paged KV cache block size must be divisible by 256"
-    spans = _spans(cu_seqlens_q, block_table, cu_seqlens_k.diff())
-    assert max_seqlen_q >= max(stop - start for start, stop, _, _ in spans)
-    assert max_seqlen_k >= max(length for _, _, _, length in spans)
+    lengths = cu_seqlens_k.diff()
+    _check_longest(cu_seqlens_q.diff(), max_seqlen_q)
+    _check_longest(lengths, max_seqlen_k)
     assert softmax_scale is not None
-    return attend_pages(q, k, v, spans, scale=softmax_scale, window_left=window_size[0], softcap=softcap)
+    options = {"scale": softmax_scale, "window_left": window_size[0], "softcap": softcap}
+    return _attend_tables(q, k, v, cu_seqlens_q, block_table, lengths, **options)
 
 
 def _flash_attn_with_kvcache(
@@ -128,16 +155,9 @@ def _flash_attn_with_kvcache(
     assert block_table is not None
     assert softmax_scale is not None
     num_sequences, num_new = q.shape[:2]
-    starts = torch.arange(num_sequences + 1, dtype=torch.int32) * num_new
-    out = attend_pages(
-        q.flatten(0, 1),
-        k_cache,
-        v_cache,
-        _spans(starts, block_table, cache_seqlens),
-        scale=softmax_scale,
-        window_left=window_size[0],
-        softcap=softcap,
-    )
+    starts = torch.arange(num_sequences + 1, dtype=torch.int32, device=q.device) * num_new
+    options = {"scale": softmax_scale, "window_left": window_size[0], "softcap": softcap}
+    out = _attend_tables(q.flatten(0, 1), k_cache, v_cache, starts, block_table, cache_seqlens, **options)
     return out.view(q.shape)
 
 
@@ -149,6 +169,10 @@ class _Wrapper:
         assert kv_layout == "NHD"
         self.buffers = buffers
         self.options: dict[str, Any] = {}
+
+    indptr: Tensor
+    indices: Tensor
+    last: Tensor
 
     def _keep(self, name: str, values: Tensor) -> None:
         assert values.dtype == torch.int32
@@ -184,15 +208,17 @@ class _Wrapper:
         page_size = keys.shape[1]
         assert (q.shape[1], keys.shape[2], q.shape[2], page_size) == self.sizes
         assert q.dtype == self.options["q_data_type"]
-        bounds = self.indptr.tolist()  # type: ignore[attr-defined]
-        pages = [self.indices[a:b].tolist() for a, b in pairwise(bounds)]  # type: ignore[attr-defined]
-        lengths = [(len(p) - 1) * page_size + n for p, n in zip(pages, self.last.tolist(), strict=True)]  # type: ignore[attr-defined]
-        starts = list(range(len(pages) + 1)) if self.starts is None else self.starts.tolist()
+        num_sequences = len(self.last)
+        lengths = (self.indptr.diff() - 1) * page_size + self.last
+        starts = torch.arange(num_sequences + 1, device=q.device) if self.starts is None else self.starts
         return attend_pages(
             q,
             keys,
             values,
-            list(zip(starts[:-1], starts[1:], pages, lengths, strict=True)),
+            starts.to(q.device),
+            self.indices,
+            self.indptr,
+            lengths,
             scale=self.options["sm_scale"],
             window_left=self.options["window_left"],
             softcap=self.options["logits_soft_cap"] or 0.0,

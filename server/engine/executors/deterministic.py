@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
 from server.engine.batch_inputs import Row
-from server.engine.model_runner import ModelRunner
+from server.engine.executors.wrapping import WrappingRunner
 
 GROUP_ROWS = 32
 """Up to so many rows oneDNN's products take one order of summation on every machine that was looked at."""
@@ -31,20 +31,8 @@ ACTIVATION_WIDTH = 80
 """Not a whole number of vector registers, so that the last values of a tensor take the path for a rest."""
 
 
-class DeterministicRunner(ModelRunner):
+class DeterministicRunner(WrappingRunner):
     """Lays the rows of ``runner`` out in passes that depend on each row alone."""
-
-    def __init__(self, runner: ModelRunner) -> None:
-        self._runner = runner
-        self.name = runner.name
-        self.attention = runner.attention
-        self.device = runner.device
-        self.dtype = runner.dtype
-        self.vocab_size = runner.vocab_size
-        self.block_size = runner.block_size
-        self.num_blocks = runner.num_blocks
-        self.kv_cache_bytes = runner.kv_cache_bytes
-        self.can_reuse_blocks = runner.can_reuse_blocks
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
         logits: list[Tensor | None] = [None] * len(rows)
@@ -57,21 +45,6 @@ class DeterministicRunner(ModelRunner):
                 logits[i] = part
         self.failed_rows = failed
         return torch.cat([part for part in logits if part is not None])
-
-    def release(self, key: int) -> None:
-        self._runner.release(key)
-
-    def fork(self, parent_key: int, child_key: int) -> None:
-        self._runner.fork(parent_key, child_key)
-
-    def rewind(self, key: int, num_tokens: int) -> int:
-        return self._runner.rewind(key, num_tokens)
-
-    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        self._runner.copy_blocks(pairs)
-
-    def clear_blocks(self, blocks: Sequence[int]) -> None:
-        self._runner.clear_blocks(blocks)
 
 
 def _passes(rows: Sequence[Row]) -> list[list[int]]:
