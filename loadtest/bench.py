@@ -16,10 +16,9 @@ import json
 import time
 import traceback
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import beams
 import comparison
@@ -156,20 +155,19 @@ def _cases(plan: Plan, variants: dict[str, list[str]], cases: dict[str, Case]) -
         return {"facts": sides.facts(), **found}
 
 
-def measure(plan: Plan, names: list[str]) -> dict[str, Any]:
-    """Each part's results; one that fails is told at once and has none."""
-    results = {}
+def measure(plan: Plan, names: list[str]) -> Iterator[tuple[str, Numbers]]:
+    """Each part's results, when it is done; one that fails is told at once and has none."""
     for name in names:
         print(f"{name}: {(PARTS[name].__doc__ or '').strip().splitlines()[0]}", flush=True)
         start = time.perf_counter()
         try:
-            results[name] = PARTS[name](plan)
+            found = PARTS[name](plan)
         except Exception:
             traceback.print_exc()
             continue
-        results[name]["took_s"] = time.perf_counter() - start
-        print(f"    {results[name]['took_s']:.0f} s", flush=True)
-    return results
+        took_s = time.perf_counter() - start
+        print(f"    {took_s:.0f} s", flush=True)
+        yield name, {**found, "took_s": took_s}
 
 
 def main() -> int:
@@ -186,15 +184,17 @@ def main() -> int:
     quiet()
     flags = tuple(flag for flag in args.serve_flags if flag != "--")
     plan = Plan(args.model, args.rounds, is_quick=args.quick, seed=args.seed, serve_flags=flags)
-    results = measure(plan, args.only)
-    is_complete = results.keys() == set(args.only)
-    if args.into:
-        results = {**json.loads(args.into.read_text())["results"], **results}
-    path = save("bench", {"arguments": vars(args), "nice": nice_value(), "results": results}, into=args.into)
+    results = json.loads(args.into.read_text())["results"] if args.into else {}
+    path, measured = args.into, []
+    for name, found in measure(plan, args.only):
+        results[name] = found
+        measured.append(name)
+        # After each part: a run that is broken off has measured something.
+        path = save("bench", {"arguments": vars(args), "nice": nice_value(), "results": results}, into=path)
     plots.draw(results, machine()["cpu"], args.plots)
     print(targets.shown(results))
     print(f"saved to {path}")
-    return 0 if is_complete else 1
+    return 0 if measured == args.only else 1
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from workloads import streams, ttft_ms
 
 STATIC, READ = "static batch", "memory"
 WARM_UP_TOKENS = 8
+WARM_UP_PROMPT_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def compare(sides: Sides, case: Case, rounds: int) -> Numbers:
 
 def warm_up(sides: Sides, case: Case) -> None:
     few = min(WARM_UP_TOKENS, case.new_tokens)
-    texts = sides.texts(case)
+    texts = sides.texts(case)[: max(1, WARM_UP_PROMPT_TOKENS // case.prompt_tokens)]
     for served in sides.served.values():
         streams(served, texts, few)
     sides.static.generate_s(texts, few)
