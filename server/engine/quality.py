@@ -49,9 +49,9 @@ class Loss:
     """Share of places with the same most likely token."""
 
 
-def token_ids(encode: Callable[[str], list[int]]) -> list[list[int]]:
+def token_ids(encode: Callable[[str], list[int]], max_model_len: int) -> list[list[int]]:
     """The texts as prompts."""
-    return [ids[:MAX_TOKENS] for text in TEXTS if (ids := encode(text))]
+    return [ids[: min(MAX_TOKENS, max_model_len)] for text in TEXTS if (ids := encode(text))]
 
 
 def num_blocks(sequences: Sequence[Sequence[int]], block_size: int) -> int:

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from server.config import ModelConfig
-from server.engine import memory, quality, selfcheck
+from server.engine import memory, selfcheck
 from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.choose import choose_attention
 from server.engine.batch_inputs import Row
@@ -19,14 +19,17 @@ from server.engine.executors.compat import CompatRunner
 from server.engine.executors.compiled import compile_layers
 from server.engine.executors.cuda_graphs import with_graphs
 from server.engine.executors.deterministic import DeterministicRunner, steady, unsteady
-from server.engine.executors.fused import FusedRunner, Prepared, prepare
+from server.engine.executors.fused import prepare
 from server.engine.executors.generic import ATTENTION, GenericRunner, Unsupported, probe, set_attention
+from server.engine.executors.quantising import quantise_linears, quantised
 from server.engine.kv_cache import LayerSpec
 from server.engine.model_runner import ModelRunner
 from server.engine.selfcheck import Reference
 from server.errors import EXIT_MODEL, ConfigurationError
 
 log = logging.getLogger("sluice.engine")
+
+TokenIds = Sequence[Sequence[int]]
 
 FORWARD_FAILURES = (
     RuntimeError,
@@ -47,7 +50,7 @@ def build_runner(
     max_model_len: int,
     *,
     pack: Callable[[PreTrainedModel], Any] | None = None,
-    quality_ids: Sequence[Sequence[int]] = (),
+    quality_ids: TokenIds = (),
 ) -> ModelRunner:
     """Choose the executor that the numbers allow and size its cache. The module's weights are the runner's from here.
 
@@ -66,23 +69,23 @@ def build_runner(
             "Check that its config and weights belong together.",
             exit_code=EXIT_MODEL,
         ) from error
+    quality_ids = quality_ids or expected.sequences
     if config.executor in ("auto", "fused") and not config.compile:
         try:
-            runner = _fused(module, config, max_model_len, expected, quality_ids or expected.sequences)
-            return with_graphs(runner, config)
+            return _fused(module, config, max_model_len, expected, quality_ids)
         except Unsupported as error:
             _refused(config, "fused", error)
     if pack is not None:
         pack(module)
     if config.deterministic:
-        return _deterministic(module, config, max_model_len, expected)
+        return _deterministic(module, config, max_model_len, expected, quality_ids)
     if config.executor in ("auto", "generic"):
         try:
-            return _generic(module, config, max_model_len, expected)
+            return _generic(module, config, max_model_len, expected, quality_ids)
         except Unsupported as error:
             _refused(config, "generic", error)
             log.warning("model %s runs in the compat executor: %s", config.name, error)
-    return _compat(module, config, max_model_len, expected, plain)
+    return _compat(module, config, max_model_len, expected, quality_ids, plain)
 
 
 def _refused(config: ModelConfig, executor: str, error: Unsupported) -> None:
@@ -100,8 +103,8 @@ def _fused(
     config: ModelConfig,
     max_model_len: int,
     expected: Reference,
-    quality_ids: Sequence[Sequence[int]],
-) -> FusedRunner:
+    quality_ids: TokenIds,
+) -> ModelRunner:
     """Raises `Unsupported` where the layout is not known, or its numbers come out different or not steady."""
     make_backend = partial(_backend, module, config)
     set_attention(module, ATTENTION)
@@ -119,43 +122,22 @@ def _fused(
     if config.deterministic and (problem := prepared.unsteady()):
         prepared.restore()
         raise Unsupported(problem)
-    lost = _quantised(prepared, config, quality_ids)
+    kl = quantised(config, prepared.small_runner, prepared.quantise, quality_ids)
     specs = prepared.decoder.specs
     block_bytes = sum(spec.block_bytes(config.block_size, module.dtype) for spec in specs)
     num_blocks = memory.num_blocks(config, block_bytes, max_model_len, module.device)
     runner = prepared.runner(make_backend(specs, num_blocks), num_blocks)
-    runner.quantization_kl = None if lost is None else lost.kl
-    return runner
-
-
-def _quantised(prepared: Prepared, config: ModelConfig, quality_ids: Sequence[Sequence[int]]) -> quality.Loss | None:
-    if config.quantize == "none":
-        return None
-    try:
-        lost = prepared.quantise(config.quantize, quality_ids)
-    except ValueError as error:
-        raise ConfigurationError(
-            f"Model {config.name} cannot be quantised to {config.quantize}: {error} Set quantize to none.",
-            exit_code=EXIT_MODEL,
-        ) from error
-    log.info(
-        "model %s in %s: the next token's distribution moves by %.4f nats on average, and its most likely token is "
-        "the same at %.1f %% of all places",
-        config.name,
-        config.quantize,
-        lost.kl,
-        100 * lost.same_top,
-    )
-    return lost
+    runner.quantization_kl = kl
+    return with_graphs(runner, config)
 
 
 def _deterministic(
-    module: PreTrainedModel, config: ModelConfig, max_model_len: int, expected: Reference
+    module: PreTrainedModel, config: ModelConfig, max_model_len: int, expected: Reference, quality_ids: TokenIds
 ) -> DeterministicRunner:
     """Over the generic executor, row by row where its products and its attention need it."""
     steady(module)
     try:
-        runner = _generic(module, config, max_model_len, expected)
+        runner = _generic(module, config, max_model_len, expected, quality_ids)
         problem = unsteady(module)
     except Unsupported as error:
         problem = str(error)
@@ -168,13 +150,15 @@ def _deterministic(
     return DeterministicRunner(runner)
 
 
-def _generic(module: PreTrainedModel, config: ModelConfig, max_model_len: int, expected: Reference) -> ModelRunner:
+def _generic(
+    module: PreTrainedModel, config: ModelConfig, max_model_len: int, expected: Reference, quality_ids: TokenIds
+) -> ModelRunner:
     """Raises `Unsupported` where the module does not fit or its logits come out different."""
     set_attention(module, ATTENTION)
     try:
         specs = probe(module)
         # A pool of its own, so that the check leaves nothing behind in the one that serves.
-        checked = _generic_runner(module, config, specs, expected.num_blocks(config.block_size), expected)
+        checked = _generic_runner(module, config, specs, expected, expected.num_blocks(config.block_size))
         problem = selfcheck.difference(checked, expected)
     except FORWARD_FAILURES as error:
         raise Unsupported(f"its forward pass fails there ({type(error).__name__}: {error})") from error
@@ -182,13 +166,17 @@ def _generic(module: PreTrainedModel, config: ModelConfig, max_model_len: int, e
         raise Unsupported(problem)
     if config.compile:
         compile_layers(module, config.name, lambda: selfcheck.difference(checked, expected))
+    make_runner = partial(_generic_runner, module, config, specs, expected)
+    kl = quantised(config, make_runner, partial(quantise_linears, module), quality_ids)
     block_bytes = sum(spec.block_bytes(config.block_size, module.dtype) for spec in specs)
     num_blocks = memory.num_blocks(config, block_bytes, max_model_len, module.device)
-    return with_graphs(_generic_runner(module, config, specs, num_blocks, expected), config)
+    runner = make_runner(num_blocks)
+    runner.quantization_kl = kl
+    return with_graphs(runner, config)
 
 
 def _generic_runner(
-    module: PreTrainedModel, config: ModelConfig, specs: list[LayerSpec], num_blocks: int, expected: Reference
+    module: PreTrainedModel, config: ModelConfig, specs: list[LayerSpec], expected: Reference, num_blocks: int
 ) -> GenericRunner:
     return GenericRunner(
         module,
@@ -209,7 +197,12 @@ def _backend(
 
 
 def _compat(
-    module: PreTrainedModel, config: ModelConfig, max_model_len: int, expected: Reference, plain: str
+    module: PreTrainedModel,
+    config: ModelConfig,
+    max_model_len: int,
+    expected: Reference,
+    quality_ids: TokenIds,
+    plain: str,
 ) -> CompatRunner:
     """``plain`` is the attention that the module came with."""
     make = partial(CompatRunner, module, block_size=config.block_size, vocab_size=expected.vocab_size)
@@ -228,11 +221,11 @@ def _compat(
             "Check that its architecture is a decoder that transformers can generate with.",
             exit_code=EXIT_MODEL,
         )
-    return make(
-        num_blocks=memory.num_blocks(config, block_bytes, max_model_len, module.device),
-        block_bytes=block_bytes,
-        resumes_token_by_token=token_by_token,
-    )
+    make = partial(make, block_bytes=block_bytes, resumes_token_by_token=token_by_token)
+    kl = quantised(config, lambda blocks: make(num_blocks=blocks), partial(quantise_linears, module), quality_ids)
+    runner = make(num_blocks=memory.num_blocks(config, block_bytes, max_model_len, module.device))
+    runner.quantization_kl = kl
+    return runner
 
 
 def _check_compat(runner: CompatRunner, expected: Reference) -> tuple[str | None, int]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel
 
-from server.engine import quality, selfcheck
+from server.engine import selfcheck
 from server.engine.attention.backend import AttentionBackend
 from server.engine.executors.fused import packing, steady
 from server.engine.executors.fused.check import LayerCheck, observe
@@ -59,20 +59,15 @@ class Prepared:
 
     def unsteady(self) -> str | None:
         """Why a row's result depends on other rows, as the end of a sentence; else None."""
-        runner = self._small_runner(self._expected.num_blocks(self._block_size))
+        runner = self.small_runner(self._expected.num_blocks(self._block_size))
         return steady.unsteady(self.decoder) or steady.mixes_rows(runner, self._expected.sequences)
 
     def restore(self) -> None:
         """Give the module its weights back. Not after `quantise`."""
         self._weights.restore()
 
-    def quantise(self, quantize: Quantize, sequences: Sequence[Sequence[int]]) -> quality.Loss:
-        """Layer by layer, so that only one is there twice. What it costs is measured on ``sequences``.
-
-        Raises ValueError for a weight that cannot be quantised.
-        """
-        num_blocks = quality.num_blocks(sequences, self._block_size)
-        before = list(quality.logprobs(self._small_runner(num_blocks), sequences))
+    def quantise(self, quantize: Quantize) -> None:
+        """Layer by layer, so that only one is there twice. Raises ValueError for a weight that cannot be quantised."""
         self._weights.forget()
         layers, head = list(self.decoder.layers), self.decoder.head
         # Nobody else may hold a layer while it is replaced.
@@ -81,9 +76,8 @@ class Prepared:
             layers[i] = packing.quantised_layer(layers[i], products, quantize)
         head = packing.quantised(head, self._layout.head, quantize)
         self.decoder = dataclasses.replace(self.decoder, layers=tuple(layers), head=head)
-        return quality.loss(before, quality.logprobs(self._small_runner(num_blocks), sequences))
 
-    def _small_runner(self, num_blocks: int) -> FusedRunner:
+    def small_runner(self, num_blocks: int) -> FusedRunner:
         """With a pool of its own, so that a check leaves nothing behind in the one that serves."""
         return self.runner(self._make_backend(self.decoder.specs, num_blocks), num_blocks)
 

@@ -30,8 +30,6 @@ class FusedRunner(PagedRunner):
     """Every layer is its norms, its products and one call of attention."""
 
     name = "fused"
-    quantization_kl: float | None = None
-    """What quantised weights lose, in nats (`quality.Loss`); None where they are not quantised."""
 
     def __init__(
         self, decoder: Decoder[Linear], backend: AttentionBackend, *, num_blocks: int, block_size: int, vocab_size: int
