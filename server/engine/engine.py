@@ -36,8 +36,8 @@ FIXED_CHUNK_TOKENS = 128
 
 
 def default_max_batch_tokens(device: torch.device, max_running: int) -> int:
-    """A token budget that keeps one step, and so the gap in every running stream, short on the device."""
-    return max(256 if device.type == "cpu" else 2048, max_running)
+    """A token budget that keeps a step with nothing but prompts short on the device; `Pacing` bounds the others."""
+    return max(512 if device.type == "cpu" else 2048, max_running)
 
 
 class DecoderEngine:

@@ -14,11 +14,11 @@ import math
 from collections import deque
 from statistics import median
 
-STRETCH = 2.0
+STRETCH = 2.2
 """A step with prompt tokens takes so many times as long as one without."""
 
-WAITING_PER_RUNNING = 2.0
-"""Up to so many requests that wait for each stream that runs, the stream's pace is kept."""
+FEW_WAITING = 4
+"""Where no more requests wait than this, or than streams run, the streams' pace is kept."""
 
 LEAST_TOKENS = 16
 """Fewer prompt tokens are not worth a step; more are cut to a multiple, which suits matrix products."""
@@ -97,7 +97,7 @@ class Pacing:
         plain_s = self.plain_s(num_rows)
         if plain_s is None:
             return 0
-        stretch = STRETCH * max(1.0, num_waiting / (WAITING_PER_RUNNING * num_rows))
+        stretch = STRETCH * max(1.0, num_waiting / max(FEW_WAITING, num_rows))
         num_tokens = int((stretch - 1.0) * plain_s / self._seconds_of_token(plain_s))
         return max(LEAST_TOKENS, num_tokens // LEAST_TOKENS * LEAST_TOKENS)
 

@@ -11,7 +11,7 @@ import torch
 
 from server.engine import engine as engine_module
 from server.engine.batch_inputs import Row
-from server.engine.pacing import LEAST_TOKENS, MOST_STEPS_UNSEEN, STRETCH, Pacing
+from server.engine.pacing import FEW_WAITING, LEAST_TOKENS, MOST_STEPS_UNSEEN, STRETCH, Pacing
 from server.protocol import Generate
 from tests.engine.driving import Outcome, generate, make_engine, run, run_alone, step
 from tests.engine.fake_runner import FakeRunner
@@ -62,7 +62,7 @@ def test_the_first_guess_is_the_pace_of_prompts_alone() -> None:
     pacing = Pacing()
     pacing.observe(0, 512, 0.2)
     pacing.observe(4, 0, 0.05)
-    assert pacing.num_prompt_tokens(4, 1) == 128
+    assert pacing.num_prompt_tokens(4, 1) == int(0.05 * (STRETCH - 1.0) / (0.2 / 512)) // LEAST_TOKENS * LEAST_TOKENS
 
 
 def test_steps_that_were_interrupted_change_nothing() -> None:
@@ -91,7 +91,7 @@ def test_prompts_go_on_in_nearly_every_step() -> None:
 def test_the_more_requests_wait_the_less_do_those_that_run_count() -> None:
     pacing = Pacing()
     decide(pacing, COSTS["a cpu in bfloat16"], 4, 50)
-    waiting = [1, 8, 16, 64]
+    waiting = [1, FEW_WAITING, 4 * FEW_WAITING, 16 * FEW_WAITING]
     chosen = [pacing.num_prompt_tokens(4, num_waiting) for num_waiting in waiting]
     assert chosen[0] == chosen[1] < chosen[2] < chosen[3]
 
