@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,20 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from server.encoder.attention import attend, current_texts
+from server.encoder.attention import KERNEL_DTYPES, attend, current_texts
 from server.encoder.texts import Texts
 from server.native import kernels
 
 Product = Callable[[Tensor], Tensor]
-MakeProduct = Callable[[Tensor, Tensor, "str | None"], Product]
-"""A product from its weight ``[out, in]``, its bias and the name of the activation after it."""
+
+
+class MakeProduct(Protocol):
+    """A product from its weight ``[out, in]`` and bias; ``is_summed``: the stream takes its result, best in float32."""
+
+    def __call__(
+        self, weight_NK: Tensor, bias_N: Tensor, *, activation: str | None = None, is_summed: bool = False
+    ) -> Product: ...
+
 
 LAYOUTS = (
     {
@@ -127,9 +134,9 @@ class FusedLayer(nn.Module):
         self._num_heads = parts.num_heads
         linears = parts.linears
         merged = [torch.cat([getattr(linears[part], name) for part in "qkv"]) for name in ("weight", "bias")]
-        self._qkv = make(merged[0], merged[1], None)
-        self._o, self._down = (make(linears[part].weight, linears[part].bias, None) for part in ("o", "down"))
-        self._up = make(linears["up"].weight, linears["up"].bias, parts.activation)
+        self._qkv = make(merged[0], merged[1])
+        self._o, self._down = (make(linears[part].weight, linears[part].bias, is_summed=True) for part in ("o", "down"))
+        self._up = make(linears["up"].weight, linears["up"].bias, activation=parts.activation)
         self._attention_norm, self._norm = (AddNorm(parts.norms[part], dtype) for part in NORMS)
 
     def forward(self, x_TH: Tensor, stream_TH: Tensor, texts: Texts, *, is_first_only: bool) -> tuple[Tensor, Tensor]:
@@ -150,20 +157,19 @@ class AddNorm:
         self._weight_H, self._bias_H = norm.weight.detach().float(), norm.bias.detach().float()
         self._eps = norm.eps
         self._dtype = dtype
-        is_known = dtype in (torch.float32, torch.bfloat16) and len(self._weight_H) % 16 == 0
+        is_known = dtype in KERNEL_DTYPES and len(self._weight_H) % 16 == 0
         self._has_kernel = is_known and norm.weight.is_cpu and kernels.has("encoder_add_norm")
 
     def __call__(self, x_TH: Tensor, stream_TH: Tensor) -> Tensor:
-        if not self._has_kernel or x_TH.dtype is not self._dtype:
+        if not self._has_kernel or x_TH.dtype not in KERNEL_DTYPES:
             stream_TH.add_(x_TH)
-            stream_TH.copy_(
-                functional.layer_norm(stream_TH, stream_TH.shape[-1:], self._weight_H, self._bias_H, self._eps)
-            )
-            return stream_TH.to(self._dtype)
-        out_TH = stream_TH if self._dtype is torch.float32 else torch.empty_like(x_TH)
-        copy = 0 if out_TH is stream_TH else out_TH.data_ptr()
+            normed = functional.layer_norm(stream_TH, stream_TH.shape[-1:], self._weight_H, self._bias_H, self._eps)
+            return stream_TH.copy_(normed).to(self._dtype)
+        is_copied = self._dtype is not torch.float32
+        out_TH = torch.empty(stream_TH.shape, dtype=self._dtype) if is_copied else stream_TH
         kernels.get("encoder_add_norm")(
-            x_TH.data_ptr(), stream_TH.data_ptr(), copy, self._weight_H.data_ptr(), self._bias_H.data_ptr(),
+            x_TH.data_ptr(), stream_TH.data_ptr(), out_TH.data_ptr() if is_copied else 0,
+            self._weight_H.data_ptr(), self._bias_H.data_ptr(),
             *stream_TH.shape, self._eps, x_TH.dtype is torch.bfloat16,
         )  # fmt: skip
         return out_TH

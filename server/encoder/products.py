@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,17 +41,26 @@ def reduce_linears(module: nn.Module, dtype: torch.dtype, quantize: Quantize) ->
 def packed_product(dtype: torch.dtype, quantize: Quantize) -> MakeProduct:
     """Products of the fused layers, packed; their inputs have this dtype."""
 
-    def make(weight_NK: Tensor, bias_N: Tensor, activation: str | None) -> Product:
-        return Linear(weight_NK.detach().to(dtype), bias_N, activation=activation, quantize=quantize)
+    def make(weight_NK: Tensor, bias_N: Tensor, *, activation: str | None = None, is_summed: bool = False) -> Product:
+        linear = Linear(weight_NK.detach().to(dtype), bias_N, activation=activation, quantize=quantize)
+        # Only our kernels have it in float32 anyway; for the others it would be a step more and gain nothing.
+        return partial(linear, out_float=True) if is_summed and linear.is_row_invariant else linear
 
     return make
 
 
-def plain_product(weight_NK: Tensor, bias_N: Tensor, activation: str | None) -> Product:
+def plain_product(
+    weight_NK: Tensor,
+    bias_N: Tensor,
+    *,
+    activation: str | None = None,
+    is_summed: bool = False,  # noqa: ARG001
+) -> Product:
     """In float32 and by torch alone: for proofs."""
-    return partial(_plain, weight_NK.detach().float(), bias_N.detach().float(), activation)
+    weight_NK, bias_N = weight_NK.detach().float(), bias_N.detach().float()
 
+    def product(x: Tensor) -> Tensor:
+        out = functional.linear(x, weight_NK, bias_N)
+        return out if activation is None else ACTIVATIONS[activation](out)
 
-def _plain(weight_NK: Tensor, bias_N: Tensor, activation: Any, x: Tensor) -> Tensor:
-    product = functional.linear(x, weight_NK, bias_N)
-    return product if activation is None else ACTIVATIONS[activation](product)
+    return product
