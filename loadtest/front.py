@@ -51,7 +51,7 @@ class ReplayingEngine:
         self._numbers[command.request_id] = len(self._numbers) * 7919
         self._started.append(command.request_id)
 
-    def abort(self, request_id: str, index: int | None = None) -> None:
+    def abort(self, request_id: str, index: int | None = None) -> None:  # noqa: ARG002
         self._requests.pop(request_id, None)
 
     def step(self) -> list[Reply]:

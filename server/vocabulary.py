@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, Protocol
 
 import tokenizers
@@ -14,8 +15,9 @@ from server.protocol import TokenizerFiles
 class Vocabulary(Protocol):
     """What the engine asks of a tokenizer."""
 
-    special_ids: frozenset[int]
-    """Tokens without text."""
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens without text."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """UTF-8 that the token adds to a text, a leading space included; empty for special and unknown ids."""
@@ -36,15 +38,48 @@ class TokenBytes:
     """
 
     def __init__(self, files: TokenizerFiles, vocab_size: int) -> None:
-        self._backend = tokenizers.Tokenizer.from_str(files.tokenizer_json)
+        self._files = files
         self._vocab_size = vocab_size
-        self._decoder = decoder_tree(self._backend)
-        self._types = decoder_types(self._backend)
-        self._fallback = fallback_bytes(self._backend)
-        self.special_ids = special_ids(self._backend)
         self._bytes: list[bytes | None] = [None] * vocab_size
-        self._context = self._word()
-        self._context_text = self._backend.decode(self._context)
+
+    # Parsed when it is first needed: that takes longer than much else for which a model's users wait.
+
+    @cached_property
+    def _backend(self) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_str(self._files.tokenizer_json)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        return special_ids(self._backend)
+
+    @cached_property
+    def _types(self) -> list[str]:
+        return decoder_types(self._backend)
+
+    @cached_property
+    def _suffix(self) -> str:
+        """What the BPEDecoder takes for the end of a word."""
+        suffix: str = decoder_tree(self._backend)[0]["suffix"]
+        return suffix
+
+    @cached_property
+    def _fallback(self) -> dict[int, bytes]:
+        return fallback_bytes(self._backend)
+
+    @cached_property
+    def _context(self) -> list[int]:
+        """A token that is a word, for others to stand after: decoders treat only a text's first token apart."""
+        for token_id in range(self._vocab_size):
+            if token_id in self.special_ids or token_id in self._fallback:
+                continue
+            if self._backend.id_to_token(token_id) and self._backend.decode([token_id]).strip().isalpha():
+                return [token_id]
+        return []
+
+    @cached_property
+    def _context_text(self) -> str:
+        text: str = self._backend.decode(self._context)
+        return text
 
     def token_bytes(self, token_id: int) -> bytes:
         if not 0 <= token_id < self._vocab_size:
@@ -67,18 +102,9 @@ class TokenBytes:
             return byte_level_bytes(token)
         if self._types == ["BPEDecoder"]:
             # The space comes with the word that it ends: a decoder shows it only once another word follows.
-            return token.replace(self._decoder[0]["suffix"], " ").encode()
+            return token.replace(self._suffix, " ").encode()
         whole: str = self._backend.decode([*self._context, token_id])
         return whole.removeprefix(self._context_text).encode()
-
-    def _word(self) -> list[int]:
-        """A token that is a word, for others to stand after: decoders treat only a text's first token apart."""
-        for token_id in range(self._vocab_size):
-            if token_id in self.special_ids or token_id in self._fallback:
-                continue
-            if self._backend.id_to_token(token_id) and self._backend.decode([token_id]).strip().isalpha():
-                return [token_id]
-        return []
 
 
 def special_ids(backend: tokenizers.Tokenizer) -> frozenset[int]:

@@ -82,4 +82,4 @@ async def _events(
     """One event per token. All tokens of one step leave together."""
     async with aclosing(generator.stream(generation, record)) as steps:
         async for tokens in steps:
-            yield b"".join(data_event(answers.encode(event)) for event in answers.events(generation, tokens))
+            yield b"".join([data_event(answers.encode(event)) for event in answers.events(generation, tokens)])

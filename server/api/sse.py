@@ -42,8 +42,9 @@ LINE_ENDS = {character.encode(): f"\\u{ord(character):04x}".encode() for charact
 
 def data_event(data: bytes) -> bytes:
     """One event of one line; ``data`` is JSON."""
-    for character, escaped in LINE_ENDS.items():
-        data = data.replace(character, escaped)
+    if not data.isascii():
+        for character, escaped in LINE_ENDS.items():
+            data = data.replace(character, escaped)
     return b"data: " + data + b"\n\n"
 
 
@@ -97,7 +98,9 @@ class EventStream(EventSourceResponse):
         self._last_sent_s = 0.0
         """When the last send began."""
         self._sender: asyncio.Task[Any] | None = None
-        """Who waits for a send to be taken."""
+        """Who sends."""
+        self._is_sending = False
+        """Whether it waits for a send to be taken."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         clock = asyncio.get_running_loop().time
@@ -105,7 +108,9 @@ class EventStream(EventSourceResponse):
 
         async def watched_send(message: Message) -> None:
             self._is_open = message.get("more_body", True)
-            self._last_sent_s, self._sender = clock(), asyncio.current_task()
+            # Asked for once: it takes as long as much else that is done for a token, and one task sends everything.
+            self._sender = self._sender or asyncio.current_task()
+            self._last_sent_s, self._is_sending = clock(), True
             try:
                 await send(message)
             except asyncio.CancelledError:
@@ -113,7 +118,7 @@ class EventStream(EventSourceResponse):
                     raise SendTimeoutError() from None
                 raise
             finally:
-                self._sender = None
+                self._is_sending = False
 
         watch = asyncio.ensure_future(self._watch(send))
         try:
@@ -149,11 +154,11 @@ class EventStream(EventSourceResponse):
         """Send a comment after each ``keep_alive_s`` of silence, and end a send that is not taken in time."""
         clock = asyncio.get_running_loop().time
         while True:
-            limit_s = self._keep_alive_s if self._sender is None else self._send_timeout_s
+            limit_s = self._send_timeout_s if self._is_sending else self._keep_alive_s
             left_s = self._last_sent_s + limit_s - clock()
             if left_s > 0:
                 await asyncio.sleep(min(left_s, self._send_timeout_s))
-            elif self._sender is not None:
+            elif self._is_sending and self._sender is not None:
                 self._is_stalled = True
                 self._sender.cancel()
                 return

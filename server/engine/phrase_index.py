@@ -6,6 +6,7 @@ Knows neither logits nor sequences. Built once per vocabulary, and once per voca
 from __future__ import annotations
 
 import re
+import threading
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
@@ -214,7 +215,21 @@ def _ends_word(character: str, rest: bytes) -> bool:
     return not following or not in_words(following)
 
 
-@lru_cache(maxsize=4)
 def vocabulary_index(vocabulary: Vocabulary) -> VocabularyIndex:
     """The index of a vocabulary, which a worker has one of."""
+    with _building:
+        return _index(vocabulary)
+
+
+@lru_cache(maxsize=4)
+def _index(vocabulary: Vocabulary) -> VocabularyIndex:
     return VocabularyIndex(vocabulary)
+
+
+_building = threading.Lock()
+"""Who asks for the index while it is being built waits for it."""
+
+
+def prepare_index(vocabulary: Vocabulary) -> None:
+    """Build the index in the background: the model is ready without it, and the first request with phrases has it."""
+    threading.Thread(target=vocabulary_index, args=(vocabulary,), name="index", daemon=True).start()

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
@@ -76,6 +74,9 @@ def merge(module: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
 
     Called in float32: a product added to a weight in 16 bits would lose most of itself.
     """
+    # Imported here, and below: models without an adapter need not wait for it.
+    from peft import PeftModel
+
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -109,6 +110,8 @@ def embedding_rows(module: PreTrainedModel, adapter: Adapter) -> int | None:
 
 def _untie(module: PreTrainedModel) -> None:
     """Give the head a weight of its own where a delta is for it or for the embedding that it shares, not for both."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     embedding, head = module.get_input_embeddings(), module.get_output_embeddings()
     if head is None or head.weight is not embedding.weight:
         return

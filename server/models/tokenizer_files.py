@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def tokenizer_files(tokenizer: Any) -> TokenizerFiles:
+    """Of a tokenizer that is not used to read texts afterwards: it neither truncates nor pads any more."""
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
@@ -61,10 +61,11 @@ def tokenizer_files(tokenizer: Any) -> TokenizerFiles:
 
 def _serialised(tokenizer: Any) -> str:
     """Without truncation and padding, which belong to a call and not to a tokenizer."""
-    backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    return json.dumps(json.loads(backend.to_str()), ensure_ascii=False)
+    serialised: str = backend.to_str()
+    return serialised
 
 
 def _line(error: Exception) -> str:

@@ -229,7 +229,11 @@ class Generation:
 
     @property
     def is_finished(self) -> bool:
-        return all(output.finish_reason is not None for output in self.outputs)
+        # A loop, for this is asked for every token.
+        for output in self.outputs:  # noqa: SIM110
+            if output.finish_reason is None:
+                return False
+        return True
 
     @property
     def samples_at_end(self) -> list[int]:

@@ -37,6 +37,8 @@ def main(build: process.Build, preload: Preload, arguments: Sequence[str] | None
     front = os.getppid()
     process.prepare()
     control = socket.socket(fileno=fd)
+    # Collections in between find nothing, and take a fifth of the time.
+    gc.disable()
     preload()
     # Not looked at by the collector again, which would write into every page that the forks share.
     gc.collect()
