@@ -230,7 +230,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     device: str
     dtype: str
     executor: str
-    """``generic``, ``compat`` or, for encoders, ``encoder``."""
+    """``fused``, ``generic`` or ``compat``; an encoder's has a name of its own."""
     attention: str
     num_parameters: int
     weight_bytes: int
@@ -248,6 +248,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
     attribution: str | None = None
     """Licence line that must be shown with the model, from ``ATTRIBUTION`` in its folder."""
+    quantization_kl: float | None = None
+    """What a decoder's quantised weights lose: mean divergence of the next token's distribution, in nats."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

@@ -115,6 +115,7 @@ def _facts(ready: Ready) -> dict[str, Any]:
         "kv_cache_bytes": ready.kv_cache_bytes,
         "labels": ready.labels,
         "attribution": ready.attribution,
+        "quantization_kl": ready.quantization_kl,
     }
     return {name: value for name, value in facts.items() if value not in (None, [], 0)}
 

@@ -57,7 +57,9 @@ def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
     from server.engine.prompt_lookup import Drafter
     from server.models.packed_linear import pack_linears
 
-    runner = build_runner(loaded.module, model, loaded.max_model_len, pack=pack_linears)
+    runner = build_runner(
+        loaded.module, model, loaded.max_model_len, pack=pack_linears, quality_ids=_quality_ids(model, loaded)
+    )
     max_batch_tokens = model.max_batch_tokens or default_max_batch_tokens(runner.device, model.max_running)
     # A model with positions for more tokens than the whole cache has is served up to what the cache holds.
     loaded = dataclasses.replace(loaded, max_model_len=min(loaded.max_model_len, runner.num_blocks * runner.block_size))
@@ -82,6 +84,7 @@ def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         dtype=runner.dtype,
         executor=runner.name,
         attention=runner.attention,
+        quantization_kl=runner.quantization_kl,
         kv_cache_bytes=runner.kv_cache_bytes,
         num_blocks=runner.num_blocks,
         block_size=runner.block_size,
@@ -89,6 +92,18 @@ def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         max_batch_tokens=max_batch_tokens,
     )
     return engine, ready
+
+
+def _quality_ids(model: ModelConfig, loaded: LoadedModel) -> list[list[int]]:
+    """Prompts on which quantised weights are compared with those they are made of."""
+    from tokenizers import Tokenizer
+
+    from server.engine import quality
+
+    if model.quantize == "none":
+        return []
+    tokenizer = Tokenizer.from_str(loaded.tokenizer.tokenizer_json)
+    return quality.token_ids(lambda text: tokenizer.encode(text).ids, loaded.max_model_len)
 
 
 def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Ready]:
