@@ -14,6 +14,9 @@ ARG VARIANT=cpu
 ARG TORCH_CPU_INDEX=
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+# For the CPU kernels. What they need of OpenMP at run time comes with torch.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN python -m venv /opt/sluice
 ENV PATH=/opt/sluice/bin:$PATH
 WORKDIR /build

@@ -231,10 +231,6 @@ def observe_first_token(model: str, seconds: float) -> None:
     TIME_TO_FIRST_TOKEN.labels(model).observe(seconds)
 
 
-def observe_gap(model: str, seconds: float) -> None:
-    INTER_TOKEN_GAP.labels(model).observe(seconds)
-
-
 def observe_request(
     model: str, task: str, *, status: str, finish_reason: str, total_s: float, queue_s: float | None
 ) -> None:
