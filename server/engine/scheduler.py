@@ -59,11 +59,6 @@ class Scheduler:
     def num_running(self) -> int:
         return len(self._running)
 
-    @property
-    def _num_admissible(self) -> int:
-        """Groups that wait for their first tokens rather than for others to end."""
-        return min(len(self._waiting), self.max_running - len(self._running))
-
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._running or request_id in self._waiting
 
@@ -148,7 +143,9 @@ class Scheduler:
         batch = Batch()
         budget, rest = self._schedule_growth(batch)
         batch.num_growing = len(batch.shares)
-        if self._pacing is not None and batch.shares and (num_waiting := len(rest) + self._num_admissible):
+        # Of those that wait, only they count whom the running ones leave a place.
+        num_waiting = len(rest) + min(len(self._waiting), self.max_running - len(self._running))
+        if self._pacing is not None and batch.shares and num_waiting:
             budget = min(budget, self._pacing.num_prompt_tokens(batch.num_growing, num_waiting))
         for group in rest:
             if budget <= 0:
