@@ -17,10 +17,14 @@ PANEL = 48
 ACTIVATIONS = {None: 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4}
 """As `Activation` in simd.h numbers them."""
 
-FLOAT32, BFLOAT16, INT8 = range(3)
+FLOAT32, BFLOAT16, INT8, INT4 = range(4)
 """As `WeightKind` in linear.h numbers them."""
 
-KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.int8: INT8}
+INT4_GROUP = 32
+"""Weights of a row that share a scale in int4."""
+
+INT4_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+"""Parts of the largest weight that may become the largest int4: cutting it off often makes all others better."""
 
 
 def problem(weight_NK: Tensor, quantize: str) -> str | None:
@@ -29,9 +33,9 @@ def problem(weight_NK: Tensor, quantize: str) -> str | None:
         return "there are no CPU kernels for it here"
     if weight_NK.dtype not in (torch.float32, torch.bfloat16):
         return f"its dtype is {weight_NK.dtype}"
-    dtype = torch.int8 if quantize == "int8" else weight_NK.dtype
     num_rows, width = weight_NK.shape
-    if not num_rows or not width or width * dtype.itemsize % 4:
+    multiple = {"int8": 4, "int4": INT4_GROUP}.get(quantize, 4 // weight_NK.itemsize)
+    if not num_rows or not width or width % multiple:
         return f"its shape is {num_rows} x {width}"
     return None
 
@@ -47,27 +51,35 @@ class NativeWeight:
         self._num_outputs = num_rows // 2 if is_gated else num_rows
         self._activation = ACTIVATIONS[activation]
         self._dtype = weight_NK.dtype
-        scale_N: Tensor | None = None
-        offset_N: Tensor | None = None
-        if quantize == "int8":
-            weight_NK, scale_N = quantized(weight_NK)
+        self._scale: Tensor | None = None
+        self._offset_P: Tensor | None = None
+        weight_PK = self._padded(weight_NK)
+        if quantize == "int4":
+            self._kind, words = INT4, self._width // (2 if self._dtype == torch.bfloat16 else 1)
+            nibbles, scales = quantized_int4(weight_PK)
+            pairs = nibbles[:, ::2] | nibbles[:, 1::2] << 4
+            self._weight, self._scale = _panels(pairs), _panels(scales)
+        elif quantize == "int8":
+            self._kind, words = INT8, self._width // 4
+            weight_PK, self._scale = quantized(weight_PK)
             # Inputs are unsigned with an offset of 128: this takes it back.
-            offset_N = weight_NK.sum(1, dtype=torch.int32) * 128
-        self._kind = KINDS[weight_NK.dtype]
-        words = self._width * weight_NK.itemsize // 4
-        panels = self._padded(weight_NK.contiguous().view(torch.int32)).view(-1, PANEL, words)
-        self._weight = panels.transpose(1, 2).contiguous()
-        self._scale_P, self._offset_P, self._bias_P = (
-            None if part is None else self._padded(part) for part in (scale_N, offset_N, bias_N)
-        )
+            self._offset_P = weight_PK.sum(1, dtype=torch.int32) * 128
+            self._weight = _panels(weight_PK.view(torch.int32))
+        else:
+            self._kind, words = (
+                (BFLOAT16, FLOAT32)[self._dtype == torch.float32],
+                self._width * self._dtype.itemsize // 4,
+            )
+            self._weight = _panels(weight_PK.view(torch.int32))
+        self._bias_P = None if bias_N is None else self._padded(bias_N)
         self._linear = kernels.get("linear")
         self._fixed = (self._width, words, self._weight.data_ptr(), *map(
-            kernels.address, (self._scale_P, self._offset_P, self._bias_P)
+            kernels.address, (self._scale, self._offset_P, self._bias_P)
         ), self._num_outputs, self._activation, is_gated)  # fmt: skip
 
     @property
     def num_bytes(self) -> int:
-        parts = (self._weight, self._scale_P, self._offset_P)
+        parts = (self._weight, self._scale, self._offset_P)
         return sum(part.numel() * part.itemsize for part in parts if part is not None)
 
     def multiply(self, x: Tensor, residual: Tensor | None, *, out_float: bool) -> Tensor:
@@ -88,12 +100,17 @@ class NativeWeight:
 
     def dense(self) -> Tensor:
         """``[N, K]`` in the first dtype."""
-        rows_PW = self._weight.transpose(1, 2).reshape(-1, self._weight.shape[1])
-        dtype = torch.int8 if self._kind == INT8 else self._dtype
-        weight_NK = self._unpadded(rows_PW.contiguous().view(dtype))
-        if self._scale_P is None:
-            return weight_NK
-        return (weight_NK.float() * self._unpadded(self._scale_P)[:, None]).to(self._dtype)
+        rows = _rows(self._weight)
+        if self._kind == INT4:
+            assert self._scale is not None
+            values = torch.stack((rows & 15, rows >> 4), dim=-1).view(-1, self._width).float() - 8
+            weight_PK = values * _rows(self._scale).float().repeat_interleave(INT4_GROUP, dim=1)
+        elif self._kind == INT8:
+            assert self._scale is not None
+            weight_PK = rows.view(torch.int8).float() * self._scale[:, None]
+        else:
+            weight_PK = rows.view(self._dtype)
+        return self._unpadded(weight_PK).to(self._dtype)
 
     def _padded(self, rows: Tensor) -> Tensor:
         """``[N, ...]`` to ``[P, ...]``; a gate's panels alternate with its partner's."""
@@ -108,8 +125,36 @@ class NativeWeight:
         return halves[:, : self._num_outputs].flatten(0, 1)
 
 
-def quantized(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+def _panels(rows_PW: Tensor) -> Tensor:
+    """``[P, W]`` to ``[panels, W, 48]``."""
+    return rows_PW.view(-1, PANEL, rows_PW.shape[1]).transpose(1, 2).contiguous()
+
+
+def _rows(panels: Tensor) -> Tensor:
+    return panels.transpose(1, 2).reshape(-1, panels.shape[1]).contiguous()
+
+
+def quantized(weight_PK: Tensor) -> tuple[Tensor, Tensor]:
     """Each row by its largest value to -127..127, and its scale: ``row = int8 * scale``."""
-    wide = weight_NK.float()
-    scale_N = wide.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
-    return (wide / scale_N[:, None]).round_().to(torch.int8), scale_N
+    wide = weight_PK.float()
+    scale_P = wide.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / 127
+    return (wide / scale_P[:, None]).round_().to(torch.int8), scale_P
+
+
+def quantized_int4(weight_PK: Tensor) -> tuple[Tensor, Tensor]:
+    """Each 32 weights of a row to 0..15, and their scales in bfloat16: ``weight = (nibble - 8) * scale``.
+
+    The weight of the largest size becomes -8; of several scales the one with the least squared error is taken.
+    """
+    groups = weight_PK.float().view(weight_PK.shape[0], -1, INT4_GROUP)
+    largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
+    best = torch.full_like(largest, torch.inf)
+    scales, nibbles = torch.zeros_like(largest), torch.full_like(groups, 8)
+    for shrink in INT4_SHRINKS:
+        scale = (largest * (shrink / -8)).bfloat16().float()
+        values = torch.where(scale == 0, 0.0, groups / scale).round_().clamp_(-8, 7)
+        error = (values * scale - groups).square_().sum(2, keepdim=True)
+        is_better = error < best
+        best = torch.where(is_better, error, best)
+        scales, nibbles = torch.where(is_better, scale, scales), torch.where(is_better, values + 8, nibbles)
+    return nibbles.to(torch.uint8).view(weight_PK.shape), scales.squeeze(2).bfloat16()

@@ -13,8 +13,9 @@ from server.native.linear import Linear
 torch.set_num_threads(1)
 
 TOLERANCE = {(torch.float32, "none"): 1e-5, (torch.bfloat16, "none"): 1e-2,
-             (torch.float32, "int8"): 3e-2, (torch.bfloat16, "int8"): 3e-2}  # fmt: skip
-"""As a part of the largest output. In int8 the inputs are rounded too."""
+             (torch.float32, "int8"): 3e-2, (torch.bfloat16, "int8"): 3e-2,
+             (torch.float32, "int4"): 1e-5, (torch.bfloat16, "int4"): 1e-2}  # fmt: skip
+"""As a part of the largest output. In int8 the inputs are rounded too; int4 is beside its own rounded weight."""
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +30,12 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def beside(linear: Linear, weight: torch.Tensor, quantize: str) -> torch.Tensor:
+    return linear.dense_weight() if quantize == "int4" else weight
+
+
 @pytest.mark.parametrize(("dtype", "quantize"), TOLERANCE)
-@pytest.mark.parametrize(("num_rows", "width"), [(48, 64), (100, 20), (1, 8), (49, 576), (250, 1536)])
+@pytest.mark.parametrize(("num_rows", "width"), [(48, 64), (100, 96), (1, 32), (49, 576), (250, 1536)])
 @pytest.mark.parametrize("activation", [None, "silu", "gelu", "gelu_tanh", "relu"])
 def test_a_product_and_what_follows_it_equal_torch(
     dtype: torch.dtype, quantize: str, num_rows: int, width: int, activation: str | None
@@ -39,7 +44,7 @@ def test_a_product_and_what_follows_it_equal_torch(
     linear = Linear(weight, bias, activation=activation, quantize=quantize)
     for rows in (1, 2, 7, 8, 9, 17, 70):
         x, residual = numbers(rows, width, seed=2).to(dtype), numbers(rows, num_rows, seed=3).to(dtype)
-        product = x.float() @ weight.float().T
+        product = x.float() @ beside(linear, weight, quantize).float().T
         expected = reference.finish(product, bias.float(), activation, is_gated=False, residual=residual)
         for out_float in (False, True):
             ours = linear(x, residual, out_float=out_float)
@@ -54,7 +59,7 @@ def test_a_gate_multiplies_its_partner(dtype: torch.dtype, quantize: str, half: 
     weight = numbers(2 * half, 64).to(dtype) / 8
     linear = Linear(weight, numbers(2 * half, seed=1), activation="silu", is_gated=True, quantize=quantize)
     x = numbers(19, 64, seed=2).to(dtype)
-    product = x.float() @ weight.float().T
+    product = x.float() @ beside(linear, weight, quantize).float().T
     expected = reference.finish(product, numbers(2 * half, seed=1), "silu", is_gated=True, residual=None)
     ours = linear(x)
     assert ours.shape == (19, half) and linear.out_features == half
@@ -64,9 +69,9 @@ def test_a_gate_multiplies_its_partner(dtype: torch.dtype, quantize: str, half: 
 @pytest.mark.parametrize(("dtype", "quantize"), TOLERANCE)
 @pytest.mark.parametrize("is_gated", [False, True])
 def test_a_row_does_not_depend_on_other_rows_or_threads(dtype: torch.dtype, quantize: str, is_gated: bool) -> None:
-    weight = numbers(200, 1540).to(dtype)
+    weight = numbers(200, 1504).to(dtype)
     linear = Linear(weight, activation="silu" if is_gated else None, is_gated=is_gated, quantize=quantize)
-    x = numbers(300, 1540, seed=1).to(dtype)
+    x = numbers(300, 1504, seed=1).to(dtype)
     together = linear(x)
     for num_threads in (1, 2, 3):
         kernels.use("native", num_threads)
@@ -83,9 +88,21 @@ def test_the_plain_weight_comes_back_from_the_packed_one(dtype: torch.dtype, is_
     assert (rounded.float() - weight.float()).abs().max() <= weight.float().abs().max() / 100
 
 
-def test_int8_is_a_quarter_of_float32() -> None:
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_int4_rounds_by_little(is_gated: bool) -> None:
+    weight = numbers(96, 640)
+    weight[5, :32] = 0
+    rounded = Linear(weight, activation="silu", is_gated=is_gated, quantize="int4").dense_weight()
+    assert not rounded[5, :32].any()
+    error = (rounded - weight).square().mean() / weight.square().mean()
+    assert error < 0.008, "of normal weights, four bits in groups of 32 lose under a hundredth of the energy"
+
+
+def test_int8_is_a_quarter_of_float32_and_int4_a_seventh() -> None:
     weight = numbers(480, 640)
-    assert Linear(weight, quantize="int8").weight_bytes < 0.27 * Linear(weight).weight_bytes
+    whole = Linear(weight).weight_bytes
+    assert Linear(weight, quantize="int8").weight_bytes < 0.27 * whole
+    assert Linear(weight, quantize="int4").weight_bytes < 0.145 * whole
 
 
 def test_rows_of_zeros_and_weights_of_zeros_stay_zero_in_int8() -> None:

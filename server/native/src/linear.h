@@ -2,19 +2,20 @@
 //
 // Rows of the weight lie in panels of 48. A panel holds, word after word along K, one 32-bit word for each of its rows:
 // one float, two bfloat16 or four int8. So the inner loop is the same for all kinds: load 3 x 16 words of the weight,
-// broadcast a word of each of up to 8 rows of x, multiply and add.
+// broadcast a word of each of up to 8 rows of x, multiply and add. Int4 becomes bfloat16 or float, one panel at a time.
 //
 // Every element of the result is summed over K in one order, whatever the number of rows or threads: a row's result
 // does not depend on its batch.
 #pragma once
 
 #include "python.h"
+#include "int4.h"
 #include "shares.h"
 #include "simd.h"
 
 #ifdef __AVX512BF16__
 #include <algorithm>
-#include <cstring>
+#include <type_traits>
 #include <vector>
 
 namespace linear_kernels {
@@ -52,8 +53,8 @@ struct Int8 {
 struct Job {
   const uint32_t *x;       // [M, words]
   int64_t num_rows, words; // M, 32-bit words along K
-  const uint32_t *weight;  // [panels, words, 48]
-  const float *scale;      // [panels * 48], int8
+  const uint32_t *weight;  // [panels, words, 48]; of int4 what `int4.h` says
+  const void *scale;       // [panels * 48] floats, int8; of int4 what `int4.h` says
   const int32_t *offset;   // [panels * 48], int8: 128 times the sum of a row's weights
   const float *row_scale;  // [M], int8
   const float *bias;       // [panels * 48]
@@ -61,7 +62,8 @@ struct Job {
   Activation activation;
   bool is_gated;           // panels alternate: gate, up, gate, up
   const void *residual;    // [M, num_outputs], in the type of x
-  void *out;
+  void *out;               // [M, num_outputs]
+  bool out_is_float;       // else in the type of x
 };
 
 // While this panel is used, `A` cache lines a word of the next one are on their way.
@@ -85,19 +87,19 @@ inline void multiply(const Job &job, int64_t row, const uint32_t *panel, const c
 inline __m512 as_float(const Job &, int64_t, int64_t, __m512 sum) { return sum; }
 inline __m512 as_float(const Job &job, int64_t row, int64_t column, __m512i sum) {
   const __m512i whole = _mm512_sub_epi32(sum, _mm512_loadu_si512(job.offset + column));
-  const __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(job.scale + column), _mm512_set1_ps(job.row_scale[row]));
+  const __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(static_cast<const float *>(job.scale) + column), _mm512_set1_ps(job.row_scale[row]));
   return _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale);
 }
 
 // `R` rows of one panel, or of a gate's and its partner's.
-template <class Kind, class In, class Out, int R, int A>
-void tile(const Job &job, int64_t row, int64_t index, const char *next) {
+template <class Kind, class In, int R, int A>
+void tile(const Job &job, const uint32_t *weight, int64_t row, int64_t index, const char *next) {
   typename Kind::Sum sums[R][VECTORS];
   __m512 gate[R][VECTORS];
   const int64_t size = job.words * PANEL;
   int64_t panel = job.is_gated ? 2 * index : index;
   if (job.is_gated) {
-    multiply<Kind, R, A>(job, row, job.weight + panel * size, next, sums);
+    multiply<Kind, R, A>(job, row, weight, next, sums);
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < VECTORS; ++v) {
         const int64_t column = panel * PANEL + 16 * v;
@@ -106,9 +108,10 @@ void tile(const Job &job, int64_t row, int64_t index, const char *next) {
         gate[r][v] = activate(job.activation, y);
       }
     ++panel;
+    weight += size;
     next += size * 4;
   }
-  multiply<Kind, R, A>(job, row, job.weight + panel * size, next, sums);
+  multiply<Kind, R, A>(job, row, weight, next, sums);
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < VECTORS; ++v) {
       const int64_t column = panel * PANEL + 16 * v, place = index * PANEL + 16 * v;
@@ -119,32 +122,37 @@ void tile(const Job &job, int64_t row, int64_t index, const char *next) {
       if (job.bias) y = _mm512_add_ps(y, _mm512_loadu_ps(job.bias + column));
       y = job.is_gated ? _mm512_mul_ps(gate[r][v], y) : activate(job.activation, y);
       if (job.residual) y = _mm512_add_ps(y, load(static_cast<const In *>(job.residual) + at, mask));
-      store(static_cast<Out *>(job.out) + at, mask, y);
+      if (job.out_is_float)
+        store(static_cast<float *>(job.out) + at, mask, y);
+      else
+        store(static_cast<In *>(job.out) + at, mask, y);
     }
 }
 
-template <class Kind, class In, class Out, int A>
-void some_rows(const Job &job, int64_t row, int64_t count, int64_t index, const char *next) {
+template <class Kind, class In, int A>
+void some_rows(const Job &job, const uint32_t *weight, int64_t row, int64_t count, int64_t index, const char *next) {
   switch (count) {
-#define ROWS(n) case n: return tile<Kind, In, Out, n, A>(job, row, index, next);
+#define ROWS(n) case n: return tile<Kind, In, n, A>(job, weight, row, index, next);
     ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
 #undef ROWS
   }
 }
 
-template <class Kind, class In, class Out> void rows(const Job &job, int64_t from, int64_t to, int64_t index) {
+// `weight` is the panel of this index, or the gate's and its partner's.
+template <class Kind, class In>
+void rows(const Job &job, const uint32_t *weight, int64_t from, int64_t to, int64_t index, bool looks_ahead) {
   const int64_t tiles = (to - from + TILE - 1) / TILE, step = (to - from + tiles - 1) / tiles;
   const int64_t panels = job.is_gated ? 2 : 1, lines = job.words * VECTORS;
-  const char *next = reinterpret_cast<const char *>(job.weight + (index + 1) * panels * job.words * PANEL);
+  const char *next = reinterpret_cast<const char *>(weight + panels * job.words * PANEL);
   for (int64_t row = from, t = 0; row < to; row += step, ++t) {
     const int64_t count = std::min(step, to - row);
     // The first tile pulls this panel in where it is not here yet; those after it each a third of the next one.
-    if (tiles <= 2 && t == tiles - 1)
-      some_rows<Kind, In, Out, 3>(job, row, count, index, next);
-    else if (t == 0 || t > 3)
-      some_rows<Kind, In, Out, 0>(job, row, count, index, next);
+    if (looks_ahead && tiles <= 2 && t == tiles - 1)
+      some_rows<Kind, In, 3>(job, weight, row, count, index, next);
+    else if (!looks_ahead || t == 0 || t > 3)
+      some_rows<Kind, In, 0>(job, weight, row, count, index, next);
     else
-      some_rows<Kind, In, Out, 1>(job, row, count, index, next + (t - 1) * lines / 3 * 64);
+      some_rows<Kind, In, 1>(job, weight, row, count, index, next + (t - 1) * lines / 3 * 64);
   }
 }
 
@@ -162,10 +170,25 @@ struct Cut {
 };
 
 // Inside of a parallel region.
-template <class Kind, class In, class Out> void share(const Job &job, const Cut &cut, Shares &shares) {
+template <class Kind, class In> void share(const Job &job, const Cut &cut, Shares &shares) {
+  const int64_t panels = job.is_gated ? 2 : 1;
   shares.each([&](int64_t piece) {
-    const int64_t from = piece % cut.blocks * cut.block;
-    rows<Kind, In, Out>(job, from, std::min(from + cut.block, job.num_rows), piece / cut.blocks);
+    const int64_t from = piece % cut.blocks * cut.block, index = piece / cut.blocks;
+    const uint32_t *weight = job.weight + index * panels * job.words * PANEL;
+    rows<Kind, In>(job, weight, from, std::min(from + cut.block, job.num_rows), index, true);
+  });
+}
+
+// The same for int4: a thread unpacks the panels it is about to use.
+template <class Kind, class In> void share_int4(const Job &job, int64_t width, const Cut &cut, Shares &shares) {
+  static thread_local std::vector<uint32_t> unpacked;
+  const int64_t panels = job.is_gated ? 2 : 1, size = job.words * PANEL;
+  unpacked.resize(panels * size);
+  shares.each([&](int64_t piece) {
+    const int64_t from = piece % cut.blocks * cut.block, index = piece / cut.blocks;
+    for (int64_t i = 0; i < panels; ++i)
+      int4::unpack<In>(job.weight, job.scale, index * panels + i, width, unpacked.data() + i * size);
+    rows<Kind, In>(job, unpacked.data(), from, std::min(from + cut.block, job.num_rows), index, false);
   });
 }
 
@@ -188,21 +211,25 @@ template <class In> void quantize(const In *x, int64_t row, int64_t width, uint8
   }
 }
 
-enum class WeightKind : int64_t { float32, bfloat16, int8 };
+enum class WeightKind : int64_t { float32, bfloat16, int8, int4 };
 
-template <class In, class Out> void run(WeightKind kind, Job job, int64_t width) {
-  static thread_local std::vector<uint8_t> scratch;
-  static thread_local std::vector<float> scales;
-  if (kind == WeightKind::int8) {
-    scratch.resize(job.num_rows * width);
-    scales.resize(job.num_rows);
-  }
+// Products of floats are summed as floats, of bfloat16 by pairs.
+template <class In> using Plain = std::conditional_t<sizeof(In) == 4, Float32, BFloat16>;
+
+template <class In> void run(WeightKind kind, Job job, int64_t width) {
+  static thread_local std::vector<uint8_t> own_scratch;
+  static thread_local std::vector<float> own_scales;
   static thread_local Shares own_shares;
-  Shares &shares = own_shares; // the caller's, also inside of the region
+  if (kind == WeightKind::int8) {
+    own_scratch.resize(job.num_rows * width);
+    own_scales.resize(job.num_rows);
+  }
+  // The caller's, also inside of the parallel region.
+  uint8_t *quantized = own_scratch.data();
+  float *row_scale = own_scales.data();
+  Shares &shares = own_shares;
   const Cut cut(job);
   shares.reset(cut.pieces, num_threads);
-  uint8_t *quantized = scratch.data();
-  float *row_scale = scales.data();
   const In *x = reinterpret_cast<const In *>(job.x);
 #pragma omp parallel num_threads(num_threads) firstprivate(job)
   {
@@ -211,11 +238,11 @@ template <class In, class Out> void run(WeightKind kind, Job job, int64_t width)
       for (int64_t row = 0; row < job.num_rows; ++row) quantize(x, row, width, quantized, row_scale);
       job.x = reinterpret_cast<const uint32_t *>(quantized);
       job.row_scale = row_scale;
-      share<Int8, In, Out>(job, cut, shares);
-    } else if (kind == WeightKind::bfloat16) {
-      share<BFloat16, In, Out>(job, cut, shares);
+      share<Int8, In>(job, cut, shares);
+    } else if (kind == WeightKind::int4) {
+      share_int4<Plain<In>, In>(job, width, cut, shares);
     } else {
-      share<Float32, In, Out>(job, cut, shares);
+      share<Plain<In>, In>(job, cut, shares);
     }
   }
 }
@@ -232,7 +259,7 @@ PyObject *linear(PyObject *, Args args, Py_ssize_t count) {
   const int64_t width = integer(args[4]);
   job.words = integer(args[5]);
   job.weight = address<const uint32_t>(args[6]);
-  job.scale = address<const float>(args[7]);
+  job.scale = address<const void>(args[7]);
   job.offset = address<const int32_t>(args[8]);
   job.bias = address<const float>(args[9]);
   job.num_outputs = integer(args[10]);
@@ -240,11 +267,12 @@ PyObject *linear(PyObject *, Args args, Py_ssize_t count) {
   job.is_gated = integer(args[12]);
   job.residual = address<const void>(args[13]);
   job.out = address<void>(args[14]);
-  const bool out_is_float = integer(args[15]);
+  job.out_is_float = integer(args[15]);
   return unlocked([&] {
-    if (x_is_float) run<float, float>(kind, job, width);
-    else if (out_is_float) run<bfloat16, float>(kind, job, width);
-    else run<bfloat16, bfloat16>(kind, job, width);
+    if (x_is_float)
+      run<float>(kind, job, width);
+    else
+      run<bfloat16>(kind, job, width);
   });
 }
 
