@@ -53,7 +53,7 @@ def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
     from server.engine.engine import DecoderEngine, default_max_batch_tokens
     from server.engine.executors.build import build_runner
     from server.engine.pacing import Pacing
-    from server.engine.phrase_index import vocabulary_index
+    from server.engine.phrase_index import prepare_index
     from server.engine.prompt_lookup import Drafter
     from server.models.packed_linear import pack_linears
 
@@ -64,7 +64,7 @@ def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
     # A model with positions for more tokens than the whole cache has is served up to what the cache holds.
     loaded = dataclasses.replace(loaded, max_model_len=min(loaded.max_model_len, runner.num_blocks * runner.block_size))
     vocabulary = TokenBytes(loaded.tokenizer, runner.vocab_size)
-    vocabulary_index(vocabulary)  # it is kept: half a second now that the first request with penalties would cost all
+    prepare_index(vocabulary)
     pacing = Pacing()
     engine = DecoderEngine(
         runner,
