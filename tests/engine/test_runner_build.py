@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, FalconConfig, MambaConfig, PreTrainedModel
 
 from server.config import ModelConfig
@@ -19,9 +17,10 @@ from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import Row
 from server.engine.executors import build_runner
 from server.engine.executors.compat import CompatRunner
-from server.engine.executors.generic import ATTENTION, GenericRunner, probe, set_attention
+from server.engine.executors.generic import probe
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.models.packed_linear import pack_linears
+from tests import fake_cuda
 from tests.tiny_models import VOCAB_SIZE, tiny_config, tiny_decoder
 
 torch.set_num_threads(1)
@@ -150,53 +149,8 @@ def test_long_and_short_sequences_are_attended_in_groups_without_changing_result
 
 @pytest.fixture
 def cuda_in_name() -> Iterator[None]:
-    """Let a build of torch without CUDA dispatch to fake CUDA tensors: give CUDA the CPU's do-nothing device guard."""
-    if torch.version.cuda is not None:
+    with fake_cuda.cuda_in_name():
         yield
-        return
-    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
-    guards = (ctypes.c_void_p * 2).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
-    guards[1] = guards[0]
-    yield
-    guards[1] = None
-
-
-def move_to_fake(module: torch.nn.Module, fake: FakeTensorMode, device: torch.device) -> None:
-    """Replace every weight and buffer by a fake one on ``device``."""
-    for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
-            for name, tensor in list(tensors.items()):
-                if tensor is not None:
-                    moved = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-                    assert moved.fake_mode is fake  # type: ignore[attr-defined]
-                    tensors[name] = torch.nn.Parameter(moved, False) if tensors is part._parameters else moved
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma2", "mistral", "opt"])
-def test_the_whole_step_traces_with_cuda_tensors_and_never_waits_for_the_device(
-    family: str, cuda_in_name: None
-) -> None:
-    """Under fake tensors any read of a value on the host raises; a tensor on the wrong device raises too."""
-    module = tiny_decoder(family)
-    set_attention(module, ATTENTION)
-    specs = probe(module)
-    device = torch.device("cuda", 0)
-    # Host arrays become tensors through numpy, which fake tensors let through as they are.
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
-        move_to_fake(module, fake, device)
-        backend = TorchNativeAttention(specs, 64, 4, torch.float32, device)
-        runner = GenericRunner(module, specs, backend, num_blocks=64, block_size=4, vocab_size=VOCAB_SIZE)
-        rows = [
-            Row(key=0, token_ids=[1, 2, 3, 4, 5], num_computed=0, block_table=[0, 1]),
-            Row(key=1, token_ids=[9], num_computed=6, block_table=[2, 3]),
-            Row(key=2, token_ids=[9, 8], num_computed=30, block_table=range(10, 18)),
-            Row(key=3, token_ids=[9], num_computed=50, block_table=range(20, 33)),
-        ]
-        for batch in (rows, rows[1:2], [rows[1], rows[3]]):
-            logits = runner.forward(batch)
-            assert logits.device == device
-            assert logits.shape == (len(batch), VOCAB_SIZE)
-        runner.copy_blocks([(1, 2)])
 
 
 def test_the_cache_never_exceeds_what_can_run_and_holds_at_least_one_sequence() -> None:

@@ -1,0 +1,166 @@
+"""Steps on CUDA tensors that hold no values: every operator exists for them, and nothing waits for the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from server.encoder.forward import PaddedForward
+from server.engine import batch_inputs
+from server.engine.attention import cuda_flashinfer
+from server.engine.attention.backend import AttentionBackend
+from server.engine.attention.cuda_flash_attn import FlashAttention
+from server.engine.attention.cuda_flashinfer import FlashInferAttention
+from server.engine.attention.cuda_paged import PagedAttention
+from server.engine.attention.cuda_varlen import VarlenAttention
+from server.engine.attention.torch_native import TorchNativeAttention
+from server.engine.batch_inputs import Row
+from server.engine.executors.fused import FusedRunner, packing
+from server.engine.executors.fused.recognise import recognise
+from server.engine.executors.generic import ATTENTION, GenericRunner, probe, set_attention
+from server.engine.executors.paged import PagedRunner
+from server.engine.sampler import Sampler
+from server.engine.sequence import Sequence
+from server.protocol import Encode
+from tests.engine import paged_kernels
+from tests.engine.driving import generate
+from tests.fake_cuda import DEVICE, fake_cuda, move_to_fake
+from tests.tiny_encoders import tiny_encoder
+from tests.tiny_models import VOCAB_SIZE, tiny_decoder
+
+torch.set_num_threads(1)
+
+BACKENDS: list[tuple[Any, int]] = [
+    (TorchNativeAttention, 4),
+    (VarlenAttention, 4),
+    (FlashInferAttention, 4),
+    (FlashAttention, 256),
+]
+NUM_BLOCKS = 64
+ROWS = [
+    Row(key=0, token_ids=[1, 2, 3, 4, 5], num_computed=0, block_table=[0, 1]),
+    Row(key=1, token_ids=[9], num_computed=6, block_table=[2, 3]),
+    Row(key=2, token_ids=[9, 8], num_computed=30, block_table=range(10, 18)),
+    Row(key=3, token_ids=[9], num_computed=50, block_table=range(20, 33)),
+]
+
+
+@pytest.fixture(autouse=True)
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """varlen_attn is torch's own operator, which knows tensors without values."""
+    monkeypatch.setitem(sys.modules, "flash_attn", paged_kernels.FLASH_ATTN)
+    monkeypatch.setitem(sys.modules, "flashinfer", paged_kernels.FLASHINFER)
+    monkeypatch.setattr(cuda_flashinfer, "WORKSPACE_BYTES", 16)
+
+
+def family_module(family: str) -> tuple[Any, Any]:
+    module = tiny_decoder(family)
+    set_attention(module, ATTENTION)
+    return module, probe(module)
+
+
+def check_steps(runner: PagedRunner) -> None:
+    for rows in (ROWS, ROWS[1:2], [ROWS[1], ROWS[3]]):
+        logits = runner.forward(rows)
+        assert logits.device == DEVICE
+        assert logits.shape == (len(rows), VOCAB_SIZE)
+    backend: AttentionBackend = runner.backend
+    if isinstance(backend, PagedAttention):
+        single = [ROWS[1], ROWS[3]]
+        inputs = batch_inputs.build(single, runner.block_size, DEVICE)
+        backend.begin_static(inputs, 32)
+        assert runner.compute(inputs).shape == (2, VOCAB_SIZE)
+    runner.copy_blocks([(1, 2)])
+    runner.clear_blocks([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("make", "block_size", "family"),
+    [
+        *((*backend, family) for backend in BACKENDS for family in ("llama", "mistral")),
+        *((*BACKENDS[0], family) for family in ("gemma2", "opt", "gpt2")),
+    ],
+)
+def test_a_step_of_the_generic_executor_never_waits_for_the_device(make: Any, block_size: int, family: str) -> None:
+    module, specs = family_module(family)
+    with fake_cuda() as fake:
+        move_to_fake(module, fake)
+        backend = make(specs, NUM_BLOCKS, block_size, torch.float32, DEVICE)
+        check_steps(
+            GenericRunner(module, specs, backend, num_blocks=NUM_BLOCKS, block_size=block_size, vocab_size=VOCAB_SIZE)
+        )
+
+
+def faked(value: Any, fake: FakeTensorMode) -> Any:
+    """The same layout with its tensors and its modules' weights on the device."""
+    if isinstance(value, Tensor):
+        return torch.empty(value.shape, dtype=value.dtype, device=DEVICE)
+    if isinstance(value, torch.nn.Module):
+        move_to_fake(value, fake)
+    if isinstance(value, tuple):
+        return tuple(faked(part, fake) for part in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: faked(getattr(value, field.name), fake) for field in dataclasses.fields(value)}
+        return dataclasses.replace(value, **fields)
+    return value
+
+
+@pytest.mark.parametrize(("make", "block_size"), BACKENDS)
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+def test_a_step_of_the_fused_executor_never_waits_for_the_device(family: str, make: Any, block_size: int) -> None:
+    module, specs = family_module(family)
+    layout = recognise(module, specs, 128)
+    with fake_cuda() as fake:
+        layout = faked(layout, fake)
+        layers = tuple(packing.pack_layer(layer) for layer in layout.layers)
+        decoder: Any = dataclasses.replace(layout, layers=layers, head=packing.pack(layout.head))  # type: ignore[arg-type]
+        backend = make(layout.specs, NUM_BLOCKS, block_size, torch.float32, DEVICE)
+        check_steps(FusedRunner(decoder, backend, num_blocks=NUM_BLOCKS, block_size=block_size, vocab_size=VOCAB_SIZE))
+
+
+def test_a_padded_encoder_step_waits_for_nothing_but_its_scores() -> None:
+    module = tiny_encoder("bert", "classify")
+    batch = [Encode(request_id=str(n), token_ids=list(range(5, 5 + n))) for n in (3, 9)]
+    with fake_cuda() as fake:
+        move_to_fake(module, fake)
+        logits = PaddedForward(module, 0).logits(batch)
+        assert logits.device == DEVICE
+        assert logits.shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        [{}, {"do_sample": True}],
+        [{"do_sample": True, "top_k": 5}, {"do_sample": True, "top_p": 0.9, "temperature": 0.7}, {}],
+        [{"do_sample": True, "min_p": 0.1}, {"do_sample": True, "top_n_sigma": 1.0}],
+    ],
+)
+def test_a_draw_copies_to_the_host_once(params: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    copies = []
+
+    def copied(values: Tensor) -> Any:
+        """Ones, as a draw that is settled everywhere would give."""
+        assert isinstance(values, FakeTensor)
+        copies.append(values.shape)
+        return SimpleNamespace(numpy=lambda: np.ones(values.shape))
+
+    monkeypatch.setattr(Tensor, "cpu", copied)
+    sequences = [
+        Sequence(generate(f"r{i}", [3, 5, 7], [7, 2], max_new_tokens=40, **p), max_model_len=4096, block_size=32)
+        for i, p in enumerate(params)
+    ]
+    with fake_cuda():
+        sampler = Sampler()
+        for _ in range(2):
+            copies.clear()
+            sampler.sample(torch.empty(len(sequences), VOCAB_SIZE, device=DEVICE), sequences)
+            assert len(copies) == 1
