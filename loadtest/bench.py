@@ -162,7 +162,7 @@ def measure(plan: Plan, names: list[str]) -> Iterator[tuple[str, Numbers]]:
         start = time.perf_counter()
         try:
             found = PARTS[name](plan)
-        except Exception:
+        except (Exception, SystemExit):
             traceback.print_exc()
             continue
         took_s = time.perf_counter() - start

@@ -114,6 +114,11 @@ def _worst_doubling(part: str, streams: int | None = None) -> Callable[[Results]
     return read
 
 
+def _agreement(results: Results) -> float:
+    found = results["encoder"]["agreement"]["server"]
+    return float(found["equal"] / found["texts"])
+
+
 def _flat(results: Results) -> float:
     few, many = results["waiting"]["points"]
     return float(many["median_ms"] / few["median_ms"])
@@ -147,6 +152,7 @@ TARGETS = (
            is_most=True),
     Target("4. the same in int8", 2.5, _at("steady", "sides", "int8", "x_gap_p95"), is_most=True),
     Target("5. encoder at 32, beside pipeline + FastAPI", 5.0, _at("encoder", "x_pipeline")),
+    Target("5. texts with the pipeline's labels and offsets", 1.0, _agreement, unit="%"),
     Target("5. encoder, int8", 5.0, _at("encoder", "x_pipeline_int8")),
     Target("6. 8 requests of 4 beams, beside generate", 1.5, _at("beams", "x_static_batch")),
     *_of_model("qwen2-0.5b", "7"),
