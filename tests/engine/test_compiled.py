@@ -74,3 +74,8 @@ def test_compiled_layers_with_other_logits_are_left_as_they_were(caplog: pytest.
 def test_compiling_where_nothing_would_be_compiled_is_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="compile is for the generic executor"):
         config(**settings)
+
+
+def test_a_model_that_only_compat_can_run_is_said_not_to_be_compiled(caplog: pytest.LogCaptureFixture) -> None:
+    assert build_runner(tiny_decoder("bloom"), config(), 64).name == "compat"
+    assert "model tiny is not compiled: only the generic executor has layers to compile" in caplog.text

@@ -85,6 +85,8 @@ def build_runner(
         except Unsupported as error:
             _refused(config, "generic", error)
             log.warning("model %s runs in the compat executor: %s", config.name, error)
+    if config.compile:
+        log.warning("model %s is not compiled: only the generic executor has layers to compile", config.name)
     return _compat(module, config, max_model_len, expected, quality_ids, plain)
 
 
