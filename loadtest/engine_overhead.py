@@ -22,6 +22,7 @@ from server.engine import batch_inputs
 from server.engine.batch_inputs import Row
 from server.engine.engine import DecoderEngine
 from server.engine.model_runner import ModelRunner
+from server.native import kernels
 from server.protocol import Generate, SamplingParams, Stats
 
 SAMPLED = {"do_sample": True, "temperature": 0.8, "top_p": 0.95, "top_k": 50}
@@ -179,10 +180,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--case", action="append", choices=CASES, help="only this; may be given again")
+    parser.add_argument("--kernels", choices=("auto", "native", "torch"), default="auto")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    used = kernels.use(options.kernels, options.threads)
     print(
-        f"vocabulary {options.vocab_size}, {options.threads} threads; ms a step over {options.steps}: median, p95, CPU"
+        f"vocabulary {options.vocab_size}, {options.threads} threads, kernels {used}; ms a step over {options.steps}: median, p95, CPU"
     )
     for name in options.case or CASES:
         params = CASES[name]

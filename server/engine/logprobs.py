@@ -30,8 +30,7 @@ class Distribution:
     def __init__(self, logits_RV: Tensor, scratch: Scratch) -> None:
         self.device = logits_RV.device
         self._logits_RV = logits_RV
-        self._top_R1 = logits_RV.amax(-1, keepdim=True)
-        self._log_top_R1 = scratch.softmax(logits_RV).amax(-1, keepdim=True).log()
+        self._top_R1, self._log_top_R1 = reductions.top_and_its_logprob(logits_RV, scratch)
 
     def of(self, columns_RN: Tensor) -> Tensor:
         # The maximum goes first: a difference of near numbers is exact.
@@ -90,6 +89,11 @@ class ToldRows:
         self._processed_rows = frozenset(told) - frozenset(self._raw_rows)
         self._raw: Distribution | None = None
         self._drawn_from: list[tuple[list[int], Tensor, Tensor, Tensor | None]] = []
+
+    @property
+    def processed_rows(self) -> list[int]:
+        """Those whose log-probabilities are of what the token was drawn from."""
+        return sorted(self._processed_rows)
 
     def wants_processed(self, rows: list[int]) -> bool:
         return not self._processed_rows.isdisjoint(rows)

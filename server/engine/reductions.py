@@ -2,6 +2,7 @@
 
 torch's argmax, topk and sort over a whole row do not vectorise on the CPU and take most of a step's overhead; a
 maximum or a sum over blocks does. Works on any device and any width; a row's result depends on that row alone.
+Where there are CPU kernels, those that are needed with them as well are kernels.
 
 Dimension key
     R  rows
@@ -13,9 +14,12 @@ Dimension key
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from server.native import kernels
 
 BLOCK = 64
 STRIDE = 8
@@ -54,9 +58,19 @@ def largest(values_RV: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
 
     Which of equal values at the lower edge are among them is left open.
     """
+    module = kernels.module()
+    if module is not None and _is_dense(values_RV):
+        return _largest_natively(module, values_RV, num_candidates)
     values_RW, columns_RW = _largest(values_RV, num_candidates)
     columns_RW, order = columns_RW.sort(dim=-1)
     return values_RW.gather(1, order), columns_RW
+
+
+def _largest_natively(module: ModuleType, values_RV: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
+    values_RW = values_RV.new_empty((len(values_RV), num_candidates))
+    columns_RW = torch.empty(values_RW.shape, dtype=torch.int64)
+    module.largest(values_RV.data_ptr(), *values_RV.shape, num_candidates, values_RW.data_ptr(), columns_RW.data_ptr())
+    return values_RW, columns_RW
 
 
 def _largest(values_RV: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
@@ -97,9 +111,24 @@ def invert_cdf(weights_RV: Tensor, uniform_R: Tensor) -> Tensor:
     return columns.gather(1, first_R[:, None])[:, 0]
 
 
+def top_and_its_logprob(logits_RV: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
+    """Each row's greatest logit and the log-probability of its token, ``[R, 1]``. NaN where a row is not finite."""
+    module = kernels.module()
+    if module is None or not _is_dense(logits_RV):
+        return logits_RV.amax(-1, keepdim=True), scratch.softmax(logits_RV).amax(-1, keepdim=True).log()
+    top_R1, mass_R1 = torch.empty((2, len(logits_RV), 1))
+    module.log_masses(logits_RV.data_ptr(), *logits_RV.shape, top_R1.data_ptr(), mass_R1.data_ptr())
+    return top_R1, -mass_R1
+
+
 def total(values_RV: Tensor) -> Tensor:
     """Each row's sum, float64: block by block, for torch splits a lone row among its threads and others not."""
     return _reduce_blocks(values_RV, torch.sum).sum(-1, dtype=torch.float64)
+
+
+def _is_dense(values_RV: Tensor) -> bool:
+    """Whether a kernel can read the rows."""
+    return values_RV.is_cpu and values_RV.dtype == torch.float32 and values_RV.is_contiguous()
 
 
 def _first_above(cumulated: Tensor, target_R: Tensor, weights: Tensor) -> Tensor:

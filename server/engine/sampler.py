@@ -19,22 +19,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from server.engine import cutoffs, reductions
+from server.engine import cutoffs, native_draw, reductions
 from server.engine.batch_inputs import on_device
 from server.engine.controls import Controls, Exclusions
 from server.engine.cutoffs import GREEDY, UNRANKED, UNSORTED, Candidates, Method, method_of, wider
 from server.engine.draw_rules import keep_top_n_sigma
 from server.engine.logprobs import ToldRows
+from server.engine.native_draw import NativeDraws
 from server.engine.processors import order as processors_order
 from server.engine.randomness import stream_keys, uniforms_at
 from server.engine.reductions import Scratch
 from server.engine.sequence import Sequence
+from server.native import kernels
 from server.protocol import TokenLogprob
 
 
@@ -68,23 +71,56 @@ class Sampler:
     def __init__(self) -> None:
         self._scratch = Scratch()
         self._draws: dict[Method, Draws] = {}
+        self._native_draws: NativeDraws | None = None
 
     def sample(self, logits_SV: Tensor, sequences: Rows[Sequence]) -> Sampled:
         """Choose each row's next token. The logits are float32 and are changed in place."""
         params = [sequence.params for sequence in sequences]
         told = ToldRows(params, self._scratch)
-        top_S = logits_SV.amax(-1)  # NaN and infinity survive a maximum
-        sigma_rows = [i for i, p in enumerate(params) if p.top_n_sigma > 0.0 and p.do_sample]
-        will_change = bool(sigma_rows) or any(sequence.processors for sequence in sequences)
-        told.take_raw(logits_SV, will_change=will_change)
-        if will_change:
+        has_processors = any(sequence.processors for sequence in sequences)
+        has_sigmas = any(p.top_n_sigma > 0.0 and p.do_sample for p in params)
+        told.take_raw(logits_SV, will_change=has_processors or has_sigmas)
+        is_finite_S = None
+        if has_processors:
+            is_finite_S = logits_SV.amax(-1).isfinite()  # NaN and infinity survive a maximum
             processors_order.apply(logits_SV, [sequence.processors for sequence in sequences])
-            if sigma_rows:
-                keep_top_n_sigma(logits_SV, sigma_rows, [params[i].top_n_sigma for i in sigma_rows])
-            top_S = top_S + logits_SV.amax(-1)
+        module = kernels.module()
+        if module is not None and native_draw.can_draw(logits_SV):
+            token_ids, is_finite = self._draw_natively(module, logits_SV, sequences, told)
+        else:
+            token_ids, is_finite = self._draw_by_torch(logits_SV, sequences, told)
+        if is_finite_S is not None:
+            is_finite = [
+                was_finite and still for was_finite, still in zip(is_finite_S.tolist(), is_finite, strict=True)
+            ]
+        return Sampled(token_ids, is_finite, *told.tell(token_ids))
+
+    def _draw_natively(
+        self, module: ModuleType, logits_SV: Tensor, sequences: Rows[Sequence], told: ToldRows
+    ) -> tuple[list[int], list[bool]]:
+        """Each row's token and whether it means anything."""
+        draws = self._native_draws
+        if draws is None or not draws.are_of(sequences):
+            draws = self._native_draws = NativeDraws(sequences, logits_SV.shape[1])
+        rows = told.processed_rows
+        scores_KV = torch.empty((len(rows), logits_SV.shape[1])) if rows else logits_SV
+        token_ids_S = draws.draw(module, logits_SV, dict(zip(rows, scores_KV, strict=False)))
+        token_ids: list[int] = token_ids_S.clip(0).tolist()
+        if rows:
+            told.take_drawn(rows, scores_KV, torch.tensor([token_ids[i] for i in rows]), None)
+        return token_ids, (token_ids_S >= 0).tolist()
+
+    def _draw_by_torch(
+        self, logits_SV: Tensor, sequences: Rows[Sequence], told: ToldRows
+    ) -> tuple[list[int], list[bool]]:
+        """As `_draw_natively`."""
+        params = [sequence.params for sequence in sequences]
+        top_S = logits_SV.amax(-1)
+        sigma_rows = [i for i, p in enumerate(params) if p.top_n_sigma > 0.0 and p.do_sample]
+        if sigma_rows:
+            keep_top_n_sigma(logits_SV, sigma_rows, [params[i].top_n_sigma for i in sigma_rows])
         host = self._draw(logits_SV, sequences, told, top_S.isfinite())
-        token_ids: list[int] = host[0].astype(np.int64).tolist()
-        return Sampled(token_ids, (host[2] == 1).tolist(), *told.tell(token_ids))
+        return host[0].astype(np.int64).tolist(), (host[2] == 1).tolist()
 
     def _draw(
         self, logits_SV: Tensor, sequences: Rows[Sequence], told: ToldRows, is_finite_S: Tensor

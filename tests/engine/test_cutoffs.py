@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.engine import cutoffs, draw_rules
@@ -16,8 +16,15 @@ from server.engine.sampler import Sampler
 from server.protocol import SamplingParams
 from tests.engine.reference_rules import drawn_from
 from tests.engine.test_sampler import logits_of, sequence
+from tests.native import variants
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(params=variants.WAYS, autouse=True)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants.use(request.param, monkeypatch)
+
 
 RULES: dict[str, list[Any]] = {
     "temperature": [1.0, 0.3, 1.7],
@@ -51,7 +58,9 @@ def test_each_rule_leaves_of_whole_rows_what_transformers_leaves(rule, value, nu
     assert_same_rows(logprobs, asked(**{rule: value}), num_kept)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     params=st.fixed_dictionaries({rule: st.sampled_from(values) for rule, values in RULES.items()}),
     num_kept=st.integers(1, 4),

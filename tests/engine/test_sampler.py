@@ -18,8 +18,15 @@ from server.engine.sampler import Sampled, Sampler
 from server.engine.sequence import Sequence
 from tests.engine.driving import generate
 from tests.engine.reference_rules import drawn_from, start, theirs
+from tests.native import variants
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(params=variants.WAYS, autouse=True)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants.use(request.param, monkeypatch)
+
 
 PROMPT = [3, 5, 7, 5, 11]
 OUTPUT = [7, 2, 2, 9]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from server.native import kernels, ops, reference
+from tests.native import variants
 
 torch.set_num_threads(1)
 
@@ -17,14 +18,8 @@ WIDTHS = [1, 7, 16, 63, 64, 65, 576, 1031, 4096]
 
 
 @pytest.fixture(params=list(kernels.VARIANTS), autouse=True)
-def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if not all(torch.cpu.get_capabilities().get(feature, False) for feature in kernels.VARIANTS[request.param]):
-        pytest.skip("the processor lacks this instruction set")
-    module = pytest.importorskip(f"server.native.{request.param}")
-    monkeypatch.setattr(kernels._State, "module", module)
-    module.set_num_threads(2)
-    yield
-    module.set_num_threads(1)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants.use(request.param, monkeypatch)
 
 
 def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

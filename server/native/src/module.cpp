@@ -6,6 +6,7 @@
 #include "elementwise.h"
 #include "encoder_attention.h"
 #include "linear.h"
+#include "sampling.h"
 
 namespace {
 
@@ -16,7 +17,7 @@ PyObject *set_num_threads(PyObject *, Args args, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
-PyMethodDef methods[] = {METHOD(set_num_threads), LINEAR_METHODS ELEMENTWISE_METHODS, ENCODER_METHODS, ATTENTION_METHODS, {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {METHOD(set_num_threads), LINEAR_METHODS ELEMENTWISE_METHODS, SAMPLING_METHODS, ENCODER_METHODS, ATTENTION_METHODS, {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, NAME, nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
 
