@@ -15,7 +15,7 @@ from torch import Tensor
 
 from server.engine import batch_inputs
 from server.engine.attention.backend import AttentionBackend
-from server.engine.batch_inputs import Row
+from server.engine.batch_inputs import BatchInputs, Row
 from server.engine.kv_cache import LayerSpec
 
 CPU = torch.device("cpu")
@@ -80,9 +80,8 @@ class Scene:
             table=[self.free.pop() for _ in range(-(-length // self._block_size))],
         )
 
-    def step(self, told: Sequence[tuple[Told, int]], *, num_logits: int = 1) -> list[Tensor]:
-        """Compute so many further tokens of each sequence; returns each one's ``[tokens, Hq, Dv]``."""
-        parts = [slice(seq.num_computed, seq.num_computed + num_new) for seq, num_new in told]
+    def begin(self, told: Sequence[tuple[Told, int]], *, num_logits: int = 1) -> BatchInputs:
+        """Plan a step of so many further tokens of each sequence."""
         rows = [
             Row(
                 key=next(self._keys),
@@ -93,14 +92,20 @@ class Scene:
             )
             for seq, num_new in told
         ]
-        self.backend.begin(batch_inputs.build(rows, self._block_size, CPU))
+        inputs = batch_inputs.build(rows, self._block_size, CPU)
+        self.backend.begin(inputs)
+        for seq, num_new in told:
+            seq.num_computed += num_new
+        return inputs
+
+    def step(self, told: Sequence[tuple[Told, int]], *, num_logits: int = 1) -> list[Tensor]:
+        """Compute so many further tokens of each sequence; returns each one's ``[tokens, Hq, Dv]``."""
+        self.begin(told, num_logits=num_logits)
         query, key, value = (
-            torch.cat([getattr(seq, name)[part] for (seq, _), part in zip(told, parts, strict=True)])
+            torch.cat([getattr(seq, name)[seq.num_computed - num_new : seq.num_computed] for seq, num_new in told])
             for name in ("query", "key", "value")
         )
         out = self.backend.attend(0, *(x.transpose(0, 1)[None] for x in (query, key, value)), self.sinks)
-        for seq, num_new in told:
-            seq.num_computed += num_new
         return list(out[0].split([num_new for _, num_new in told]))
 
     def run(self, told: Told, chunks: Sequence[int]) -> Tensor:

@@ -8,6 +8,8 @@ from importlib import import_module
 import pytest
 import torch
 
+from server.engine.attention.backend import AttentionBackend, HeadNorm, Rotary
+from server.engine.attention.choose import choose_attention
 from server.engine.attention.native import NativeAttention
 from server.engine.kv_cache import LayerSpec
 from server.native import kernels
@@ -174,3 +176,37 @@ def test_a_query_that_is_no_number_shows_in_its_own_result() -> None:
     assert out[290].isnan().all()
     assert out[:290].isfinite().all()
     assert out[291:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", MARGINS, ids=str)
+@pytest.mark.parametrize("rotated", [0, 5, 16, 24])
+@pytest.mark.parametrize("is_normed", [False, True])
+def test_packed_products_are_normed_and_rotated_as_by_torch(dtype: torch.dtype, rotated: int, is_normed: bool) -> None:
+    spec = layer_spec((6, 2), (48, 32))
+    place, other = scene(spec, dtype), scene(spec, dtype)
+    tables, other_tables = ([s.sequence(length, seed=1) for length in (70, 33)] for s in (place, other))
+    generator = torch.Generator().manual_seed(12)
+    angles = torch.rand(100, max(rotated, 1), generator=generator) * 6.3
+    rotary = Rotary(cos_PR=angles.cos() * 1.2, sin_PR=angles.sin() * 1.2) if rotated else None
+    weights = torch.rand(2, 48, generator=generator) + 0.5
+    norm = HeadNorm(query_weight_D=weights[0], key_weight_D=weights[1], eps=1e-5) if is_normed else None
+    for counts in ((60, 2), (1, 1), (9, 30)):
+        qkv = torch.randn(sum(counts), 8 * 48 + 2 * 32, generator=generator).to(dtype)
+        positions = place.begin(list(zip(tables, counts, strict=True))).position_ids_T
+        other.begin(list(zip(other_tables, counts, strict=True)))
+        ours = place.backend.attend_packed(0, qkv, positions, rotary=rotary, head_norm=norm)
+        plain = AttentionBackend.attend_packed(other.backend, 0, qkv, positions, rotary=rotary, head_norm=norm)
+        assert_close(ours, plain.double())
+
+
+def test_layers_that_the_kernel_was_not_made_for_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def chosen(spec: LayerSpec, block_size: int = 32, dtype: torch.dtype = torch.float32) -> str:
+        return choose_attention([layer_spec(), spec], 4, block_size, dtype, CPU).name
+
+    assert chosen(layer_spec((4, 2), (256, 16))) == "native"
+    assert chosen(layer_spec((4, 2), (24, 32))) == "torch"
+    assert chosen(layer_spec((4, 2), (32, 272))) == "torch"
+    assert chosen(layer_spec(), block_size=16) == "torch"
+    assert chosen(layer_spec(), dtype=torch.float16) == "torch"
+    monkeypatch.setattr(kernels._State, "module", None)
+    assert chosen(layer_spec()) == "torch"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from server.engine.batch_inputs import Row
 from server.engine.executors import build_runner
 from server.engine.model_runner import ModelRunner
 from server.models.packed_linear import pack_linears
+from server.native import kernels
 from tests.tiny_models import FAMILIES, SLIDING_WINDOW, VOCAB_SIZE, tiny_decoder
 
 BLOCK_SIZE = 4
@@ -60,9 +62,10 @@ class Driver:
 
     def add(self, prompt: list[int], shared: Driven | None = None, num_shared_blocks: int = 0) -> Driven:
         table = list(shared.table[:num_shared_blocks]) if shared else []
-        blocks_needed = -(-(len(prompt) + NUM_NEW) // BLOCK_SIZE)
+        block_size = self.runner.block_size
+        blocks_needed = -(-(len(prompt) + NUM_NEW) // block_size)
         table += [self.free.pop() for _ in range(blocks_needed - len(table))]
-        computed = num_shared_blocks * BLOCK_SIZE
+        computed = num_shared_blocks * block_size
         return Driven(key=next(self.keys), ids=list(prompt), table=table, num_computed=computed)
 
     @torch.inference_mode()
@@ -75,7 +78,7 @@ class Driver:
                     key=seq.key,
                     token_ids=new,
                     num_computed=seq.num_computed,
-                    block_table=seq.table[: -(-(seq.num_computed + len(new)) // BLOCK_SIZE)],
+                    block_table=seq.table[: -(-(seq.num_computed + len(new)) // self.runner.block_size)],
                 )
             )
         logits = self.runner.forward(rows)
@@ -114,8 +117,13 @@ def runner(case: tuple[str, str]) -> ModelRunner:
     return runner_of(family, executor=executor if executor == "generic" else "auto")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def expected(family: str) -> list[tuple[list[int], Tensor]]:
+    return generated(family)
+
+
+@cache
+def generated(family: str) -> list[tuple[list[int], Tensor]]:
     """transformers.generate: each prompt's tokens, and the logits that chose them."""
     module = tiny_decoder(family)
     results = []
@@ -217,6 +225,20 @@ def test_a_copied_block_serves_like_its_source_and_apart_from_it(
     guest.num_computed = 22
     driver.run([guest])
     assert_equal([guest], [expected[2]])
+
+
+@pytest.mark.parametrize("chunk", [5, 1000])
+@pytest.mark.parametrize("family", ["qwen3", "gemma", "gemma2", "gemma3_text"])
+def test_the_native_kernel_gives_the_same_tokens(family: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels._State, "module", None)
+    if kernels.use("auto", num_threads=1) == "torch":
+        pytest.skip("there are no kernels for this processor")
+    runner = runner_of(family, block_size=32)
+    assert runner.attention == "native"
+    driver = Driver(runner)
+    sequences = [driver.add(prompt) for prompt in prompts()]
+    driver.run(sequences, chunk=chunk)
+    assert_equal(sequences, generated(family))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen3", "bloom"])

@@ -99,6 +99,8 @@ class NativeAttention(AttentionBackend):
         self._pools_NW = [_zeros(num_blocks, _block_bytes(spec, dtype)) for spec in self.specs]
         self._layers = [_layer(*each, dtype) for each in zip(self.specs, self._pools_NW, strict=True)]
         self._step, self._call = _Step(), _Call()
+        self._layer_addresses = [ctypes.addressof(layer) for layer in self._layers]
+        self._step_address, self._call_address = ctypes.addressof(self._step), ctypes.addressof(self._call)
         self._step_arrays: tuple[Any, ...] = ()
         self._failed_B = np.zeros(0, dtype=np.uint8)
         self._num_tokens = 0
@@ -129,12 +131,23 @@ class NativeAttention(AttentionBackend):
         self._failed_B = np.zeros(len(inputs.rows), dtype=np.uint8)
         # The kernel reads them by address until the next step.
         self._step_arrays = (rows_B4, block_tables)
-        self._step = _Step(rows_B4.ctypes.data, len(rows_B4), block_tables.ctypes.data, self._failed_B.ctypes.data)
+        step = self._step
+        step.rows, step.num_rows = rows_B4.ctypes.data, len(rows_B4)
+        step.block_tables, step.failed = block_tables.ctypes.data, self._failed_B.ctypes.data
         self._num_tokens = start
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
-        query_THD, key_THD, value_THD = (self._dense(x[0].transpose(0, 1)) for x in (query, key, value))
-        return self._run(layer, query_THD, key_THD, value_THD, sinks)[None]
+        assert query.shape[2] == self._num_tokens, "these are not the tokens of the step"
+        query, key, value = self._dense(query), self._dense(key), self._dense(value)
+        call = self._call
+        call.query, call.key, call.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
+        _, call.query_head, call.query_token, _ = query.stride()
+        _, call.key_head, call.key_token, _ = key.stride()
+        _, call.value_head, call.value_token, _ = value.stride()
+        spec = self.specs[layer]
+        out = query.new_empty(1, query.shape[2], spec.num_heads, spec.value_dim)
+        self._run(layer, out, sinks)
+        return out
 
     def attend_packed(
         self,
@@ -146,23 +159,26 @@ class NativeAttention(AttentionBackend):
         head_norm: HeadNorm | None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        spec, call = self.specs[layer], self._call
-        num_tokens = qkv_TX.shape[0]
-        heads = self._dense(qkv_TX)
-        keys, values = spec.num_heads * spec.key_dim, (spec.num_heads + spec.num_kv_heads) * spec.key_dim
-        query_THD = heads[:, :keys].view(num_tokens, spec.num_heads, spec.key_dim)
-        key_THD = heads[:, keys:values].view(num_tokens, spec.num_kv_heads, spec.key_dim)
-        value_THD = heads[:, values:].view(num_tokens, spec.num_kv_heads, spec.value_dim)
+        assert len(qkv_TX) == self._num_tokens, "these are not the tokens of the step"
+        qkv_TX = self._dense(qkv_TX)
+        spec, call, size = self.specs[layer], self._call, self._dtype.itemsize
+        call.query = qkv_TX.data_ptr()
+        call.key = call.query + size * spec.num_heads * spec.key_dim
+        call.value = call.key + size * spec.num_kv_heads * spec.key_dim
+        call.query_head, call.key_head, call.value_head = spec.key_dim, spec.key_dim, spec.value_dim
+        call.query_token = call.key_token = call.value_token = qkv_TX.stride(0)
         if rotary is not None:
-            call.positions = address(positions_T)
-            call.cos, call.sin = address(rotary.cos_PR), address(rotary.sin_PR)
+            call.positions = positions_T.data_ptr()
+            call.cos, call.sin = rotary.cos_PR.data_ptr(), rotary.sin_PR.data_ptr()
             call.num_rotated = rotary.cos_PR.shape[1]
         if head_norm is not None:
-            call.query_norm, call.key_norm = address(head_norm.query_weight_D), address(head_norm.key_weight_D)
+            call.query_norm = head_norm.query_weight_D.data_ptr()
+            call.key_norm = head_norm.key_weight_D.data_ptr()
             call.eps = head_norm.eps
-        out_THD = self._run(layer, query_THD, key_THD, value_THD, sinks)
-        call.cos = call.sin = call.query_norm = call.key_norm = 0
-        return out_THD.view(num_tokens, -1)
+        out_TX = qkv_TX.new_empty(qkv_TX.shape[0], spec.num_heads * spec.value_dim)
+        self._run(layer, out_TX, sinks)
+        call.cos = call.sin = call.query_norm = call.key_norm = None
+        return out_TX
 
     def failed_rows(self) -> list[int]:
         rows: list[int] = np.flatnonzero(self._failed_B).tolist()
@@ -178,23 +194,15 @@ class NativeAttention(AttentionBackend):
         for pool_NW in self._pools_NW:
             pool_NW.index_fill_(0, cleared, 0)
 
-    def _run(self, layer: int, query_THD: Tensor, key_THD: Tensor, value_THD: Tensor, sinks: Tensor | None) -> Tensor:
-        assert len(query_THD) == self._num_tokens, "these are not the tokens of the step"
-        spec, call = self.specs[layer], self._call
-        out_THD = query_THD.new_empty(self._num_tokens, spec.num_heads, spec.value_dim)
-        call.query, call.key, call.value = address(query_THD), address(key_THD), address(value_THD)
-        call.out = address(out_THD)
-        call.query_token, call.query_head, _ = query_THD.stride()
-        call.key_token, call.key_head, _ = key_THD.stride()
-        call.value_token, call.value_head, _ = value_THD.stride()
+    def _run(self, layer: int, out: Tensor, sinks: Tensor | None) -> None:
         wide_sinks = None if sinks is None else sinks.float().contiguous()
-        call.sinks = address(wide_sinks)
-        self._attend(ctypes.addressof(self._layers[layer]), ctypes.addressof(self._step), ctypes.addressof(call))
-        return out_THD
+        self._call.out, self._call.sinks = out.data_ptr(), address(wide_sinks)
+        self._attend(self._layer_addresses[layer], self._step_address, self._call_address)
 
     def _dense(self, x: Tensor) -> Tensor:
         """With the last dimension's values side by side, and in the cache's dtype."""
-        x = x.to(self._dtype)
+        if x.dtype != self._dtype:
+            x = x.to(self._dtype)
         return x if x.stride(-1) == 1 else x.contiguous()
 
 

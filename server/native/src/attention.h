@@ -28,10 +28,14 @@ struct Work {
   int64_t first_part, num_parts;
 };
 
+// Waking the other threads costs as much as writing about so many heads of tokens.
+constexpr int64_t FEW_HEADS = 32;
+
 struct Plan {
-  std::vector<const Row *> rows; // of each new token
+  std::vector<Piece> pieces;
   std::vector<Tile> tiles;
   std::vector<Work> works;
+  std::vector<const Tile *> split; // tiles that several works are of
   std::vector<float> results;
 };
 
@@ -39,10 +43,15 @@ inline Results results_at(float *place, int64_t rows, int64_t width) {
   return {place, place + rows * width, place + rows * (width + 1)};
 }
 
-inline void list_tokens(const Step &step, Plan &plan) {
-  plan.rows.clear();
-  for (const Row *row = step.rows; row < step.rows + step.num_rows; ++row)
-    plan.rows.insert(plan.rows.end(), row->count, row);
+inline void cut_pieces(const Step &step, Plan &plan) {
+  plan.pieces.clear();
+  for (const Row *row = step.rows; row < step.rows + step.num_rows; ++row) {
+    for (int64_t first = 0; first < row->count;) {
+      const int64_t count = std::min(row->count - first, BLOCK - (row->computed + first) % BLOCK);
+      plan.pieces.push_back({row, first, count});
+      first += count;
+    }
+  }
 }
 
 inline void cut_tiles(const Layer &layer, const Step &step, Plan &plan) {
@@ -66,16 +75,19 @@ inline void deal_out(const Layer &layer, Plan &plan) {
   for (const Tile &tile : plan.tiles) parts += tile.num_parts();
   const int64_t share = std::max<int64_t>(1, parts / (8 * num_threads));
   const auto is_split = [&](const Tile &tile) { return num_threads > 1 && tile.num_parts() > share; };
+  const auto size = [&](const Tile &tile) { return tile.num_parts() * tile.count * (layer.value_dim + 2); };
   for (const Tile &tile : plan.tiles)
-    if (is_split(tile)) floats += tile.num_parts() * tile.count * (layer.value_dim + 2);
+    if (is_split(tile)) floats += size(tile);
   if (static_cast<int64_t>(plan.results.size()) < floats) plan.results.resize(floats);
   plan.works.clear();
+  plan.split.clear();
   float *results = plan.results.data();
   for (Tile &tile : plan.tiles) {
     const int64_t first = tile.first_part(), count = tile.num_parts(), step = is_split(tile) ? share : count;
     if (is_split(tile)) {
       tile.results = results;
-      results += count * tile.count * (layer.value_dim + 2);
+      results += size(tile);
+      plan.split.push_back(&tile);
     }
     for (int64_t part = 0; part < count; part += step)
       plan.works.push_back({&tile, first + part, std::min(step, count - part)});
@@ -90,31 +102,27 @@ public:
 
   void run(const Work &work) {
     const Tile &tile = *work.tile;
-    if (step.failed[tile.row - step.rows]) return;
+    if (step.failed[tile.row - step.rows]) return spoil(tile);
     load_queries(tile);
-    Results total{sums, tops, totals};
-    if (!tile.results) start(tile, total);
-    for (int64_t part = work.first_part; part < work.first_part + work.num_parts; ++part) {
-      if (tile.results) {
-        attend(tile, part, split_results(tile, part));
-      } else {
-        const Results results{part_sums, part_tops, part_totals};
-        attend(tile, part, results);
-        for (int r = 0; r < tile.count; ++r) merge(total, results, r, layer.value_dim);
-      }
+    if (tile.results) {
+      for (int64_t i = 0; i < work.num_parts; ++i)
+        attend(tile, work.first_part + i, split_results(tile, work.first_part + i));
+      return;
     }
-    if (!tile.results) finish(tile, total);
+    start(tile);
+    for (int64_t i = 0; i < work.num_parts; ++i) {
+      attend(tile, work.first_part + i, part);
+      add(tile, part);
+    }
+    finish(tile);
   }
 
-  // Merges what the threads left of a tile, or says for a failed row that it failed.
+  // Adds up what the threads left of a tile.
   void complete(const Tile &tile) {
-    if (step.failed[tile.row - step.rows]) return spoil(tile);
-    if (!tile.results) return;
-    Results total{sums, tops, totals};
-    start(tile, total);
-    for (int64_t part = tile.first_part(); part < tile.first_part() + tile.num_parts(); ++part)
-      for (int r = 0; r < tile.count; ++r) merge(total, split_results(tile, part), r, layer.value_dim);
-    finish(tile, total);
+    if (step.failed[tile.row - step.rows]) return;
+    start(tile);
+    for (int64_t i = 0; i < tile.num_parts(); ++i) add(tile, split_results(tile, tile.first_part() + i));
+    finish(tile);
   }
 
 private:
@@ -135,13 +143,12 @@ private:
       const Value *from =
           static_cast<const Value *>(call.query) + token * call.query_token + head_of(tile, r) * call.query_head;
       prepare<T>(call, from, layer.key_dim, call.query_norm, token, wide);
-      Value *to = reinterpret_cast<Value *>(queries + r * QUERY_STRIDE);
-      for (int64_t i = 0; i < layer.key_dim; ++i) to[i] = T::rounded(wide[i]);
+      round_all<T>(wide, layer.key_dim, reinterpret_cast<Value *>(queries + r * QUERY_STRIDE));
     }
   }
 
   // A sink is one more place to look at, without a value.
-  void start(const Tile &tile, Results total) const {
+  void start(const Tile &tile) const {
     std::fill_n(total.sums, tile.count * layer.value_dim, 0.0f);
     for (int r = 0; r < tile.count; ++r) {
       total.tops[r] = call.sinks ? call.sinks[head_of(tile, r)] : -INFINITE;
@@ -149,14 +156,18 @@ private:
     }
   }
 
-  void attend(const Tile &tile, int64_t part, Results results) {
+  void add(const Tile &tile, const Results &results) const {
+    for (int r = 0; r < tile.count; ++r) merge(total, results, r, layer.value_dim);
+  }
+
+  void attend(const Tile &tile, int64_t part, const Results &results) {
     const int64_t first_block = std::max(tile.first_key / BLOCK - part * PARTITION_BLOCKS, int64_t{0});
     const int64_t last_block = std::min(tile.last_key / BLOCK - part * PARTITION_BLOCKS + 1, PARTITION_BLOCKS);
-    Place<T> places[PARTITION_BLOCKS];
-    for (int64_t block = first_block; block < last_block; ++block) {
-      const int64_t index = tile.row->table + part * PARTITION_BLOCKS + block;
-      places[block] = Place<T>(layer, step.block_tables[index], tile.head);
-    }
+    const int64_t *table = step.block_tables + tile.row->table + part * PARTITION_BLOCKS;
+    const int64_t num_left = tile.last_key / BLOCK - part * PARTITION_BLOCKS;
+    Place<T> places[PARTITION_BLOCKS + 1];
+    for (int64_t block = first_block; block <= last_block; ++block)
+      places[block] = Place<T>(layer, table[std::min(block, num_left)], tile.head);
     with_constant<ROWS>(static_cast<int>(tile.count), [&](auto count) {
       score<T, count>(queries, places, first_block, last_block, layer.key_dim / T::PACK, scores);
     });
@@ -175,7 +186,7 @@ private:
     return static_cast<Value *>(call.out) + (token * layer.num_heads + head_of(tile, r)) * layer.value_dim;
   }
 
-  void finish(const Tile &tile, const Results &total) const {
+  void finish(const Tile &tile) const {
     for (int r = 0; r < tile.count; ++r) {
       const float factor = 1.0f / total.totals[r];
       Value *out = out_of(tile, r);
@@ -194,35 +205,41 @@ private:
   const int64_t group;
   alignas(64) uint32_t queries[ROWS * QUERY_STRIDE];
   alignas(64) float scores[ROWS * SCORE_STRIDE];
-  alignas(64) float sums[ROWS * MOST_DIM], part_sums[ROWS * MOST_DIM];
-  float tops[ROWS], totals[ROWS], part_tops[ROWS], part_totals[ROWS];
+  alignas(64) float memory[2][ROWS * (MOST_DIM + 2)];
+  const Results total = results_at(memory[0], ROWS, MOST_DIM), part = results_at(memory[1], ROWS, MOST_DIM);
 };
 
-template <class T> void write(const Layer &layer, const Step &step, const Call &call, const Row &row, int64_t token) {
-  bool is_finite = true;
-  for (int64_t head = 0; head < layer.num_kv_heads; ++head)
-    is_finite &= write_head<T>(layer, step, call, row, token, head);
-  if (!is_finite) __atomic_store_n(step.failed + (&row - step.rows), uint8_t{1}, __ATOMIC_RELAXED);
+template <class T> void write_piece(const Layer &layer, const Step &step, const Call &call, const Piece &piece) {
+  if (!write<T>(layer, step, call, piece))
+    __atomic_store_n(step.failed + (piece.row - step.rows), uint8_t{1}, __ATOMIC_RELAXED);
 }
 
 template <class T> void attend_layer(const Layer &layer, const Step &step, const Call &call) {
-  static thread_local Plan plan;
-  list_tokens(step, plan);
+  static thread_local Plan own;
+  Plan &plan = own; // the other threads are to see this one
+  cut_pieces(step, plan);
   cut_tiles(layer, step, plan);
   deal_out(layer, plan);
-  const Tile *tiles = plan.tiles.data();
-  const Work *works = plan.works.data();
-  const Row *const *rows = plan.rows.data();
-  const int64_t num_tokens = plan.rows.size(), num_tiles = plan.tiles.size(), num_works = plan.works.size();
+  int64_t num_tokens = 0;
+  for (const Piece &piece : plan.pieces) num_tokens += piece.count;
+  const int64_t num_pieces = plan.pieces.size(), num_works = plan.works.size(), num_split = plan.split.size();
+  const bool writes_alone = num_tokens * layer.num_kv_heads <= FEW_HEADS;
+  if (writes_alone)
+    for (const Piece &piece : plan.pieces) write_piece<T>(layer, step, call, piece);
 #pragma omp parallel num_threads(num_threads)
   {
-#pragma omp for schedule(dynamic, 16)
-    for (int64_t i = 0; i < num_tokens; ++i) write<T>(layer, step, call, *rows[i], i - rows[i]->start);
-    Worker<T> worker(layer, step, call);
+    if (!writes_alone) {
 #pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < num_works; ++i) worker.run(works[i]);
-#pragma omp for schedule(dynamic, 4)
-    for (int64_t i = 0; i < num_tiles; ++i) worker.complete(tiles[i]);
+      for (int64_t i = 0; i < num_pieces; ++i) write_piece<T>(layer, step, call, plan.pieces[i]);
+    }
+    Worker<T> worker(layer, step, call);
+#pragma omp for schedule(dynamic, 1) nowait
+    for (int64_t i = 0; i < num_works; ++i) worker.run(plan.works[i]);
+    if (num_split) {
+#pragma omp barrier
+#pragma omp for schedule(dynamic, 1) nowait
+      for (int64_t i = 0; i < num_split; ++i) worker.complete(*plan.split[i]);
+    }
   }
 }
 

@@ -79,39 +79,69 @@ void prepare(const Call &call, const typename T::Value *from, int64_t width, con
   }
 }
 
-// Rounds to what the cache holds. What is not finite becomes 0, and the answer is then false: a masked place still
-// multiplies its value by zero, and zero times NaN is NaN.
-template <class T> bool settle(const float *from, int64_t width, typename T::Value *to) {
+// What is not finite becomes 0, and the answer is then false: a masked place still multiplies its value by zero, and
+// zero times NaN is NaN.
+template <class T> bool make_finite(float *values, int64_t width) {
   int failures = 0;
   for (int64_t i = 0; i < width; ++i) {
-    const typename T::Value value = T::rounded(from[i]);
-    const bool is_finite = std::abs(T::wide(value)) < INFINITE;
-    failures += !is_finite;
-    to[i] = is_finite ? value : typename T::Value{};
+    const bool is_finite = std::abs(values[i]) < T::TOO_LARGE;
+    failures |= !is_finite;
+    values[i] = is_finite ? values[i] : 0.0f;
   }
-  return failures == 0;
+  return !failures;
 }
 
-// Writes one token's key and value of one head. Returns whether both were finite.
-template <class T>
-bool write_head(const Layer &layer, const Step &step, const Call &call, const Row &row, int64_t token, int64_t head) {
+template <class T> void round_all(const float *from, int64_t width, typename T::Value *to) {
+  for (int64_t i = 0; i < width; ++i) to[i] = T::rounded(from[i]);
+}
+
+// A sequence's new tokens that lie in one block.
+struct Piece {
+  const Row *row;
+  int64_t first, count;
+};
+
+template <class T> bool write_key(const Layer &layer, const Call &call, const Place<T> &place, int64_t head, int64_t token, int64_t offset) {
   using Value = typename T::Value;
   alignas(64) float wide[MOST_DIM];
-  alignas(64) Value key[MOST_DIM], value[MOST_DIM];
-  const int64_t at = row.start + token, position = row.computed + token, offset = position % BLOCK;
-  const Place<T> place(layer, step.block_tables[row.table + position / BLOCK], head);
+  alignas(64) uint32_t words[MOST_DIM];
+  const Value *from = static_cast<const Value *>(call.key) + token * call.key_token + head * call.key_head;
+  prepare<T>(call, from, layer.key_dim, call.key_norm, token, wide);
+  const bool is_finite = make_finite<T>(wide, layer.key_dim);
+  round_all<T>(wide, layer.key_dim, reinterpret_cast<Value *>(words));
+  for (int64_t i = 0; i < layer.key_dim / T::PACK; ++i) place.keys[i * BLOCK + offset] = words[i];
+  return is_finite;
+}
 
-  const Value *from = static_cast<const Value *>(call.key) + at * call.key_token + head * call.key_head;
-  prepare<T>(call, from, layer.key_dim, call.key_norm, at, wide);
-  bool is_finite = settle<T>(wide, layer.key_dim, key);
-  Value *keys = reinterpret_cast<Value *>(place.keys) + offset * T::PACK;
-  for (int64_t i = 0; i < layer.key_dim; ++i) keys[i / T::PACK * BLOCK * T::PACK + i % T::PACK] = key[i];
-
-  from = static_cast<const Value *>(call.value) + at * call.value_token + head * call.value_head;
+template <class T> bool write_value(const Layer &layer, const Call &call, const Place<T> &place, int64_t head, int64_t token, int64_t offset) {
+  using Value = typename T::Value;
+  alignas(64) float wide[MOST_DIM];
+  alignas(64) Value value[MOST_DIM];
+  const Value *from = static_cast<const Value *>(call.value) + token * call.value_token + head * call.value_head;
   for (int64_t i = 0; i < layer.value_dim; ++i) wide[i] = T::wide(from[i]);
-  is_finite &= settle<T>(wide, layer.value_dim, value);
-  Value *values = reinterpret_cast<Value *>(place.values) + offset / T::PACK * layer.value_dim * T::PACK;
-  for (int64_t i = 0; i < layer.value_dim; ++i) values[i * T::PACK + offset % T::PACK] = value[i];
+  const bool is_finite = make_finite<T>(wide, layer.value_dim);
+  round_all<T>(wide, layer.value_dim, value);
+  // Whole words with the other token's half left as it is: no other thread writes to this block.
+  const int shift = 16 * (offset % T::PACK);
+  const uint32_t kept = T::PACK == 1 ? 0 : 0xffff0000u >> shift;
+  uint32_t *words = place.values + offset / T::PACK * layer.value_dim;
+  for (int64_t i = 0; i < layer.value_dim; ++i) words[i] = (words[i] & kept) | T::bits(value[i]) << shift;
+  return is_finite;
+}
+
+// Returns whether all keys and values of the piece were finite.
+template <class T> bool write(const Layer &layer, const Step &step, const Call &call, const Piece &piece) {
+  const Row &row = *piece.row;
+  const int64_t position = row.computed + piece.first, block = step.block_tables[row.table + position / BLOCK];
+  bool is_finite = true;
+  for (int64_t head = 0; head < layer.num_kv_heads; ++head) {
+    const Place<T> place(layer, block, head);
+    for (int64_t i = 0; i < piece.count; ++i) {
+      const int64_t token = row.start + piece.first + i, offset = (position + i) % BLOCK;
+      is_finite &= write_key<T>(layer, call, place, head, token, offset);
+      is_finite &= write_value<T>(layer, call, place, head, token, offset);
+    }
+  }
   return is_finite;
 }
 

@@ -99,7 +99,8 @@ inline void store_rounded(uint16_t *to, __m256 x) {
   const __m256i bits = _mm256_castps_si256(x);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i up = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
-  const __m256i wide = _mm256_srli_epi32(up, 16);
+  const __m256i number = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_ORD_Q));
+  const __m256i wide = _mm256_srli_epi32(_mm256_blendv_epi8(_mm256_set1_epi32(0x7fc00000), up, number), 16);
   const __m128i narrow = _mm_packus_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i *>(to), narrow);
 }
@@ -179,6 +180,8 @@ inline Lanes tanh(Lanes x) {
 struct Float32 {
   using Value = float;
   static constexpr int PACK = 1;
+  static constexpr float TOO_LARGE = INFINITE; // and all above it is not finite in the cache
+  static uint32_t bits(float value) { return std::bit_cast<uint32_t>(value); }
   static Lanes add_product(Lanes sum, Lanes a, Lanes b) { return multiply_add(a, b, sum); }
   static void store_two(float *to, Lanes a, Lanes b) {
     store(to, a);
@@ -191,6 +194,8 @@ struct Float32 {
 struct Bfloat16 {
   using Value = uint16_t;
   static constexpr int PACK = 2;
+  static constexpr float TOO_LARGE = 0x1.ffp127f;
+  static uint32_t bits(uint16_t value) { return value; }
   static Lanes add_product(Lanes sum, Lanes a, Lanes b) { return add_pairs(sum, a, b); }
   static void store_two(uint16_t *to, Lanes a, Lanes b) { store_rounded(to, a, b); }
   static float wide(uint16_t value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
