@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 from server.protocol import Encode
 
@@ -14,16 +15,14 @@ CHEAP_PADDING = 64
 class WaitingRequests(ABC):
     """Requests that no step has taken yet.
 
-    Steps take turns: one starts from the shortest request, the next from the oldest. So a short text waits for no
-    document, however many windows the document has, and every second step works on whatever has waited longest:
-    a request with n others before it is taken after at most 2n + 2 steps.
+    A short text waits for no document, however many windows the document has, and whatever has waited longest comes
+    next: a request with n others before it is taken after at most 2n + 2 steps.
     """
 
     def __init__(self, max_batch_tokens: int) -> None:
         self._max_batch_tokens = max_batch_tokens
         # In order of arrival: a dict keeps it.
         self._commands: dict[str, Encode] = {}
-        self._is_oldest_first = False
 
     def __len__(self) -> int:
         return len(self._commands)
@@ -37,22 +36,15 @@ class WaitingRequests(ABC):
     def abort(self, request_id: str) -> None:
         self._commands.pop(request_id, None)
 
+    @abstractmethod
     def take(self) -> list[Encode]:
         """The next step's requests, at least one; they wait no longer."""
-        batch = self._choose(self._is_oldest_first)
-        self._is_oldest_first = not self._is_oldest_first
-        for command in batch:
-            del self._commands[command.request_id]
-        return batch
-
-    @abstractmethod
-    def _choose(self, is_oldest_first: bool) -> list[Encode]:
-        """The shortest or the oldest request, and what runs well beside it."""
 
 
 class FlatRequests(WaitingRequests):
     """For steps without padding: lengths need not be alike, and a step costs what its tokens cost.
 
+    The oldest requests get half of every step, or as much as the very oldest needs, and the shortest get the rest.
     What a choice costs does not grow with the number of those that wait.
     """
 
@@ -68,26 +60,29 @@ class FlatRequests(WaitingRequests):
 
     def abort(self, request_id: str) -> None:
         super().abort(request_id)
-        # Those that wait no longer are dropped when their turn comes, or here when they are the most.
-        if len(self._by_length) > 2 * len(self._commands) + 64:
-            self._by_length = [entry for entry in self._by_length if self._waits(entry[2])]
-            heapq.heapify(self._by_length)
+        self._tidy()
 
-    def _choose(self, is_oldest_first: bool) -> list[Encode]:
+    def take(self) -> list[Encode]:
         batch: list[Encode] = []
-        room = self._max_batch_tokens
-        oldest = iter(self._commands.values())
-        while (command := next(oldest, None) if is_oldest_first else self._shortest()) is not None:
-            room -= _length(command)
-            if batch and room < 0:
-                break
-            batch.append(command)
-            if not is_oldest_first:
-                heapq.heappop(self._by_length)
+        num_tokens = self._move(batch, self._oldest, 0, self._max_batch_tokens // 2)
+        self._move(batch, self._shortest, num_tokens, self._max_batch_tokens)
+        self._tidy()
         return batch
 
+    def _move(self, batch: list[Encode], choose: Callable[[], Encode | None], num_tokens: int, limit: int) -> int:
+        """Requests into the batch while it stays within the limit; one is taken in any case. Returns its tokens."""
+        while (command := choose()) is not None:
+            if batch and num_tokens + _length(command) > limit:
+                break
+            batch.append(command)
+            num_tokens += _length(command)
+            del self._commands[command.request_id]
+        return num_tokens
+
+    def _oldest(self) -> Encode | None:
+        return next(iter(self._commands.values()), None)
+
     def _shortest(self) -> Encode | None:
-        """Stays in the heap; those before it that wait no longer leave it."""
         while self._by_length:
             command = self._by_length[0][2]
             if self._waits(command):
@@ -95,21 +90,35 @@ class FlatRequests(WaitingRequests):
             heapq.heappop(self._by_length)
         return None
 
+    def _tidy(self) -> None:
+        """Those that wait no longer leave the heap when they come to its top, or here when they are the most."""
+        if len(self._by_length) > 2 * len(self._commands) + 64:
+            self._by_length = [entry for entry in self._by_length if self._waits(entry[2])]
+            heapq.heapify(self._by_length)
+
     def _waits(self, command: Encode) -> bool:
         return self._commands.get(command.request_id) is command
 
 
 class PaddedRequests(WaitingRequests):
-    """For padded steps: requests of like length go together, ``max_rows`` at most."""
+    """For padded steps: requests of like length go together, ``max_rows`` at most.
+
+    Steps take turns: one starts from the shortest request, the next from the oldest.
+    """
 
     def __init__(self, max_batch_tokens: int, max_rows: int | None = None) -> None:
         super().__init__(max_batch_tokens)
         self._max_rows = max_rows
+        self._is_oldest_first = False
 
-    def _choose(self, is_oldest_first: bool) -> list[Encode]:
+    def take(self) -> list[Encode]:
         commands = list(self._commands.values())
-        anchor = commands[0] if is_oldest_first else min(commands, key=_length)
-        return _around(anchor, commands, self._max_batch_tokens, self._max_rows or len(commands))
+        anchor = commands[0] if self._is_oldest_first else min(commands, key=_length)
+        self._is_oldest_first = not self._is_oldest_first
+        batch = _around(anchor, commands, self._max_batch_tokens, self._max_rows or len(commands))
+        for command in batch:
+            del self._commands[command.request_id]
+        return batch
 
 
 def _around(anchor: Encode, commands: list[Encode], max_tokens: int, max_rows: int) -> list[Encode]:

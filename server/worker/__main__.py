@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from server.models.loader import LoadedModel
 
-ENCODER_BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
-"""Token places of one encoder step where the settings name none. A CPU gains nothing from more than a few hundred, and
+ENCODER_BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
+"""Token places of one encoder step where the settings name none. On a CPU more of them are a few per cent faster, and
 a short text waits for the step before it."""
 
 

@@ -159,7 +159,7 @@ def test_logits_that_are_not_finite_are_an_error_of_that_request_alone() -> None
     healthy = post(served, "Alice")
     [token_id] = tiny_tokenizer("wordpiece")("Bob", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
-        served.engine._module.get_input_embeddings().weight[token_id] = float("nan")
+        served.engine._forward.module.get_input_embeddings().weight[token_id] = float("nan")
     error = post(served, ["Alice", "Bob"], status=500)
     assert error["code"] == "numerical_error"
     assert post(served, "Alice") == healthy

@@ -137,26 +137,24 @@ def test_a_padded_batch_stays_within_the_budget_and_holds_little_padding() -> No
         assert places - sum(lengths) <= max(places / 4, CHEAP_PADDING)
 
 
-def test_without_padding_a_batch_is_full_of_whatever_lengths_there_are() -> None:
+def test_without_padding_half_a_batch_is_the_oldest_and_the_rest_the_shortest() -> None:
     waiting = FlatRequests(max_batch_tokens=256)
-    lengths = np.random.default_rng(5).integers(1, 200, 200).tolist()
-    for number, length in enumerate(lengths):
+    lengths = dict(enumerate(np.random.default_rng(5).integers(1, 100, 200).tolist()))
+    for number, length in lengths.items():
         waiting.add(Encode(str(number), [1] * length))
-    for is_oldest_first in [False, True] * 20:
-        batch = waiting.take()
-        taken = [len(command.token_ids) for command in batch]
-        rest = [length for length in lengths if length]
-        numbers = [int(command.request_id) for command in batch]
-        assert sum(taken) <= 256
-        if is_oldest_first:
-            assert numbers == [number for number, length in enumerate(lengths) if length][: len(batch)]
-            following = next(length for number, length in enumerate(lengths) if length and number > numbers[-1])
-        else:
-            assert taken == sorted(rest)[: len(batch)]
-            following = sorted(rest)[len(batch)]
-        assert sum(taken) + following > 256
-        for number in numbers:
-            lengths[number] = 0
+    while waiting:
+        taken = [int(command.request_id) for command in waiting.take()]
+        assert sum(lengths[number] for number in taken) <= 256
+        expected: list[int] = []
+        for order, limit in ((sorted(lengths), 128), (sorted(lengths, key=lambda number: lengths[number]), 256)):
+            for number in [number for number in order if number not in expected]:
+                if expected and sum(lengths[each] for each in [*expected, number]) > limit:
+                    break
+                expected.append(number)
+        assert taken == expected
+        for number in taken:
+            del lengths[number]
+    assert not lengths
 
 
 def test_what_was_aborted_is_never_taken_and_leaves_no_trace() -> None:
