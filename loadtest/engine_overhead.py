@@ -185,7 +185,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     used = kernels.use(options.kernels, options.threads)
     print(
-        f"vocabulary {options.vocab_size}, {options.threads} threads, kernels {used}; ms a step over {options.steps}: median, p95, CPU"
+        f"vocabulary {options.vocab_size}, {options.threads} threads, kernels {used}; "
+        f"ms a step over {options.steps}: median, p95, CPU"
     )
     for name in options.case or CASES:
         params = CASES[name]
