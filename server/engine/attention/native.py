@@ -25,6 +25,7 @@ from torch import Tensor
 from server.engine.attention.backend import AttentionBackend, HeadNorm, Rotary
 from server.engine.batch_inputs import BatchInputs
 from server.engine.kv_cache import LayerSpec
+from server.engine.zeroed import take_pages, zeroed
 from server.native import kernels
 from server.native.kernels import address
 
@@ -33,7 +34,6 @@ BLOCK_SIZE = 32
 DIM_STEP = 16
 MAX_DIM = 256
 """Widths of keys and values are multiples of the one, up to the other."""
-LINE_BYTES = 64
 
 
 class _Layer(ctypes.Structure):
@@ -96,7 +96,8 @@ class NativeAttention(AttentionBackend):
         self.specs = tuple(specs)
         self._attend = module.attend
         self._dtype = dtype
-        self._pools_NW = [_zeros(num_blocks, _block_bytes(spec, dtype)) for spec in self.specs]
+        self._pools_NW = [zeroed((num_blocks, _block_bytes(spec, dtype)), torch.uint8, device) for spec in self.specs]
+        take_pages(self._pools_NW)
         self._layers = [_layer(*each, dtype) for each in zip(self.specs, self._pools_NW, strict=True)]
         self._step, self._call = _Step(), _Call()
         self._layer_addresses = [ctypes.addressof(layer) for layer in self._layers]
@@ -222,10 +223,3 @@ def _layer(spec: LayerSpec, pool_NW: Tensor, dtype: torch.dtype) -> _Layer:
         spec.softcap or 0.0,
         dtype == torch.bfloat16,
     )
-
-
-def _zeros(num_blocks: int, width: int) -> Tensor:
-    """``[N, W]`` bytes at the beginning of a cache line. No page of it is taken before it is written."""
-    memory = np.zeros(num_blocks * width + LINE_BYTES, dtype=np.uint8)
-    first = -memory.ctypes.data % LINE_BYTES
-    return torch.from_numpy(memory[first : first + num_blocks * width]).view(num_blocks, width)
