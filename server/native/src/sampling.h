@@ -33,7 +33,7 @@ constexpr float LEAST_TEMPERATURE = 1e-20f;
 
 // Its thread's memory for one row at a time. It grows to what the widest row needs and stays.
 struct Memory : scores::Memory {
-  std::vector<float> scores, keys, maxima, left;
+  std::vector<float> scores, keys, maxima, left, sorted;
   std::vector<int32_t> ids;
 
   float *room_for_maxima(int64_t width) {
@@ -197,11 +197,11 @@ private:
 
   // And all whose score equals that of the last: logits that differ may have one score.
   void keep_top_k(int64_t k) {
-    const float bound = scores::lower_bound(maxima_of_logits(), num_groups(), k, memory.bounds);
+    const float bound = scores::lower_bound(maxima_of_logits(), num_groups(), k);
     keep(bound - std::abs(bound) * 1e-6f, [](int64_t) { return true; });
     if (left.count <= k) return;
-    memory.bounds.assign(left.logits, left.logits + left.count);
-    const float least = scores::kth_largest(memory.bounds, k) / left.temperature;
+    memory.sorted.assign(left.logits, left.logits + left.count);
+    const float least = scores::kth_largest(memory.sorted, k) / left.temperature;
     keep(NONE, [=, this](int64_t i) { return left.score(i) >= least; });
   }
 
@@ -339,7 +339,7 @@ inline PyObject *largest(PyObject *, Args args, Py_ssize_t count) {
     const float *from = values + row * width;
     float *maxima = memory.room_for_maxima(width);
     scores::survey(from, width, maxima);
-    const float bound = scores::lower_bound(maxima, scores::num_blocks(width) * scores::LANES, wanted, memory.bounds);
+    const float bound = scores::lower_bound(maxima, scores::num_blocks(width) * scores::LANES, wanted);
     memory.ids.clear();
     memory.left.clear();
     scores::for_each_above(from, width, bound, [&](int64_t i) {
@@ -351,8 +351,8 @@ inline PyObject *largest(PyObject *, Args args, Py_ssize_t count) {
       memory.ids.push_back(i);
       memory.left.push_back(NONE);
     }
-    memory.bounds = memory.left;
-    const float least = scores::kth_largest(memory.bounds, wanted);
+    memory.sorted = memory.left;
+    const float least = scores::kth_largest(memory.sorted, wanted);
     int64_t num_equal = wanted;
     for (const float value : memory.left) num_equal -= value > least;
     int64_t place = row * wanted;

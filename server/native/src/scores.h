@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 namespace scores {
@@ -151,19 +152,38 @@ inline float kth_largest(std::vector<float> &values, int64_t k) {
   return values[k - 1];
 }
 
-// A value that at least k of the row reach, and seldom many more: the k-th of the groups' greatest.
-inline float lower_bound(const float *maxima, int64_t num_groups, int64_t k, std::vector<float> &memory) {
-  if (num_groups < k) return NONE;
-  const int64_t stride = num_groups / (2 * k) >= 8 ? 8 : num_groups / (2 * k) >= 4 ? 4 : 1;
-  const int64_t num_wide = num_groups / stride;
-  memory.assign(maxima, maxima + num_wide);
-  for (int64_t part = 1; part < stride; ++part)
-    for (int64_t i = 0; i < num_wide; ++i) memory[i] = std::max(memory[i], maxima[part * num_wide + i]);
-  const float bound = kth_largest(memory, k);
-  if (stride == 1 || bound == NONE) return bound;
-  memory.clear();
-  for_each_above(maxima, num_groups, bound, [&](int64_t i) { memory.push_back(maxima[i]); });
-  return kth_largest(memory, k);
+// The least value that is at least the bound; the greatest where there is none.
+inline float least_above(const float *keys, int64_t width, float bound, float top) {
+  alignas(64) float least[LANES];
+  std::fill_n(least, LANES, top);
+  for_each_line(0, width, [&](int64_t begin, auto length) {
+    for (int lane = 0; lane < length; ++lane) {
+      const float key = keys[begin + lane] < bound ? top : keys[begin + lane];
+      least[lane] = key < least[lane] ? key : least[lane];
+    }
+  });
+  return *std::min_element(least, least + LANES);
+}
+
+// A value that at least k of the row reach, and seldom many more: so many of the groups' greatest reach it. Found by
+// halving; minus infinity where there is none.
+inline float lower_bound(const float *maxima, int64_t num_groups, int64_t k) {
+  const auto count_above = [=](float bound) {
+    int32_t counts[LANES] = {};
+    for (int64_t first = 0; first < num_groups; first += LANES)
+      for (int lane = 0; lane < LANES; ++lane) counts[lane] += maxima[first + lane] >= bound;
+    return std::accumulate(counts, counts + LANES, int64_t{0});
+  };
+  if (count_above(LEAST) < k) return NONE;
+  float high = *std::max_element(maxima, maxima + num_groups);
+  float low = least_above(maxima, num_groups, LEAST, high);
+  for (int step = 0; step < 32; ++step) {
+    const float middle = 0.5f * low + 0.5f * high;
+    const int64_t count = count_above(middle);
+    (count >= k ? low : high) = middle;
+    if (count >= k && count <= k + k / 4) break;
+  }
+  return low;
 }
 
 // Orders by falling key, of equal ones the later place first, which is transformers' order. Equal are 0 and minus 0.
@@ -181,7 +201,6 @@ struct Edge {
 };
 
 struct Memory {
-  std::vector<float> bounds;
   std::vector<uint64_t> ranks;
   std::vector<int32_t> bins;
   std::vector<double> sums;
@@ -198,18 +217,6 @@ inline bool walk(const float *keys, Memory &memory, double sum, double mass, Wei
     if (sum >= mass) return true;
   }
   return false;
-}
-
-inline float least_above(const float *keys, int64_t width, float bound, float top) {
-  alignas(64) float least[LANES];
-  std::fill_n(least, LANES, top);
-  for_each_line(0, width, [&](int64_t begin, auto length) {
-    for (int lane = 0; lane < length; ++lane) {
-      const float key = keys[begin + lane] < bound ? top : keys[begin + lane];
-      least[lane] = key < least[lane] ? key : least[lane];
-    }
-  });
-  return *std::min_element(least, least + LANES);
 }
 
 // As `walk`, over the whole row: the weights are counted in bins of like keys, and only the last bin is sorted.
@@ -249,7 +256,7 @@ inline Edge edge_of(const float *keys, int64_t width, const float *maxima, float
   Edge edge = {LEAST, 0};
   for (const int64_t window : {64, 256, 1024}) {
     const bool is_wide = width <= 2 * window;
-    const float bound = is_wide ? NONE : lower_bound(maxima, num_blocks(width) * LANES, window, memory.bounds);
+    const float bound = is_wide ? NONE : lower_bound(maxima, num_blocks(width) * LANES, window);
     memory.ranks.clear();
     for_each_above(keys, width, std::max(bound, LEAST), [&](int64_t i) { memory.ranks.push_back(ranked(keys[i], i)); });
     if (walk(keys, memory, 0.0, mass, weight, edge) || bound == NONE) return edge;
