@@ -33,9 +33,6 @@ TOLERANCES = {torch.float32: 1e-4}
 COARSE_TOLERANCE = 5e-2
 """Largest difference from each text alone, as a part of the largest logit or of 1."""
 
-MAX_DIFFERENCE = 1e-2
-"""Of scores: more, or another label, on the built-in sentences, and products of their own accord stay in float32."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
@@ -45,8 +42,6 @@ class Wishes:
     """``compat`` pads, ``generic`` lays texts end to end, ``fused`` has its own layers too; ``auto`` tries."""
     dtype: torch.dtype | None = None
     """Of the products in the layers; None for the module's own."""
-    is_dtype_asked_for: bool = True
-    """Otherwise it is used where nobody sees it."""
     quantize: Quantize = "none"
 
 
@@ -76,47 +71,29 @@ def build_forward(
     is_reduced = wishes.quantize != "none" or dtype != module.dtype
     exact = quality.scores(padded, sample) if sample and is_reduced else None
     plan = _find_plan(module, padded, max_model_len, wishes.executor)
-    forward, undo = _apply(module, padded, plan, dtype, wishes.quantize)
+    try:
+        forward = _apply(module, padded, plan, dtype, wishes.quantize)
+    except ValueError as error:
+        raise ConfigurationError(f"{error} Set quantize to none.") from error
     if exact is not None:
-        found = quality.compare(quality.scores(forward, sample), exact)
-        is_near = found.largest_difference <= MAX_DIFFERENCE and found.share_equal == 1
-        is_wanted = is_near or wishes.is_dtype_asked_for or wishes.quantize != "none"
         width = str(dtype).removeprefix("torch.") if wishes.quantize == "none" else wishes.quantize
-        log.info("products in %s: %s%s", width, found, "" if is_wanted else "; float32 is kept")
-        if not is_wanted:
-            undo()
-            forward, _ = _apply(module, padded, plan, module.dtype, "none")
+        log.info("products in %s: %s", width, quality.compare(quality.scores(forward, sample), exact))
     pack(module)
     return forward
 
 
-def _apply(
-    module: Any, padded: PaddedForward, plan: _Plan | None, dtype: torch.dtype, quantize: Quantize
-) -> tuple[Forward, Callable[[], None]]:
-    """The module changed to this plan with such products, and the way back."""
+def _apply(module: Any, padded: PaddedForward, plan: _Plan | None, dtype: torch.dtype, quantize: Quantize) -> Forward:
+    """The module changed to this plan, with such products."""
+    forward: Forward = padded
     if plan is not None and plan.is_fused:
-        forward, undo = _install(module, plan, packed_product(dtype, quantize), dtype)
-        forward.dtype = dtype
-        return forward, undo
-    replaced = []
-    if quantize != "none" or dtype != module.dtype:
-        replaced = reduce_linears(module.base_model, dtype, quantize)
-
-    def put_back() -> None:
-        for parent, name, child in replaced:
-            setattr(parent, name, child)
-
-    if plan is None:
-        padded.dtype = dtype
-        return padded, put_back
-    flat, undo = _install(module, plan, plain_product, dtype)
-    flat.dtype = dtype
-
-    def both() -> None:
-        put_back()
-        undo()
-
-    return flat, both
+        forward, _ = _install(module, plan, packed_product(dtype, quantize), dtype)
+    else:
+        if quantize != "none" or dtype != module.dtype:
+            reduce_linears(module.base_model, dtype, quantize)
+        if plan is not None:
+            forward, _ = _install(module, plan, plain_product, dtype)
+    forward.dtype = dtype
+    return forward
 
 
 def _install(module: Any, plan: _Plan, make: MakeProduct, dtype: torch.dtype) -> tuple[FlatForward, Callable[[], None]]:

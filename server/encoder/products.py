@@ -26,16 +26,13 @@ class ReducedLinear(nn.Module):
         return self._linear(x.to(self._dtype)).to(x.dtype)  # type: ignore[no-any-return]
 
 
-def reduce_linears(module: nn.Module, dtype: torch.dtype, quantize: Quantize) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Replace the linear layers of ``module``; what they replaced, with its parent and name, to be put back."""
-    replaced: list[tuple[nn.Module, str, nn.Module]] = []
+def reduce_linears(module: nn.Module, dtype: torch.dtype, quantize: Quantize) -> None:
+    """Replace the linear layers of ``module``."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             # Exactly this class: a subclass may do more than a product.
             if type(child) is nn.Linear and child.weight.numel():
-                replaced.append((parent, name, child))
                 setattr(parent, name, ReducedLinear(child, dtype, quantize))
-    return replaced
 
 
 def packed_product(dtype: torch.dtype, quantize: Quantize) -> MakeProduct:

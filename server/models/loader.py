@@ -113,8 +113,11 @@ def choose_device(model: ModelConfig) -> torch.device:
 def choose_dtype(model: ModelConfig, task: Task, device: torch.device) -> torch.dtype:
     """``auto``: 16 bits for decoders where the device computes in them, float32 for all else.
 
-    An encoder's one pass is cheap and its scores are compared with thresholds that were set in float32.
+    An encoder's one pass is cheap and its scores are compared with thresholds that were set in float32. On the CPU
+    bfloat16 is for its products alone (`product_dtype`).
     """
+    if task != "generate" and device.type == "cpu" and model.dtype == "bfloat16":
+        return torch.float32
     if model.dtype != "auto":
         dtype: torch.dtype = getattr(torch, model.dtype)
         return dtype
@@ -126,9 +129,14 @@ def choose_dtype(model: ModelConfig, task: Task, device: torch.device) -> torch.
 
 
 def product_dtype(model: ModelConfig, device: torch.device) -> torch.dtype | None:
-    """Of an encoder's products where it may differ from the rest of it: None leaves it as it was loaded."""
-    is_free = model.dtype == "auto" and device.type == "cpu" and _cpu_has_bfloat16()
-    return torch.bfloat16 if is_free else None
+    """Of an encoder's products where it differs from the rest of it: None leaves it as it was loaded.
+
+    Embeddings, norms and heads are a small part of the work and a large part of the accuracy.
+    """
+    if device.type != "cpu" or model.dtype not in ("auto", "bfloat16"):
+        return None
+    is_wanted = model.dtype == "bfloat16" or (model.quantize != "none" and _cpu_has_bfloat16())
+    return torch.bfloat16 if is_wanted else None
 
 
 def _cpu_has_bfloat16() -> bool:

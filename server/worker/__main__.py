@@ -123,7 +123,6 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         wishes=Wishes(
             executor=model.executor,
             dtype=product_dtype(model, device),
-            is_dtype_asked_for=model.dtype != "auto",
             quantize=model.quantize,
         ),
         pack=pack_linears,

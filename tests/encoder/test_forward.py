@@ -137,6 +137,13 @@ def test_a_way_that_a_model_cannot_take_is_refused_by_name(executor: str) -> Non
         built(model_of("deberta-v2", AutoModelForSequenceClassification), Wishes(executor=executor))
 
 
+@pytest.mark.parametrize("family", ["bert", "deberta-v2"])
+def test_quantisation_that_this_machine_cannot_do_is_refused(family: str) -> None:
+    kernels.use("torch", 1)
+    with pytest.raises(ConfigurationError, match="cannot be quantised to int8: .*Set quantize to none"):
+        built(model_of(family, AutoModelForSequenceClassification), Wishes(quantize="int8"))
+
+
 def test_the_way_that_is_asked_for_is_taken() -> None:
     module = model_of("bert", AutoModelForSequenceClassification)
     for executor in ("fused", "generic", "compat"):
@@ -168,23 +175,18 @@ def test_products_in_bfloat16_are_near_and_really_in_bfloat16(family: str) -> No
     assert 0 < found.largest_difference < 0.1 and found.share_equal > 0.9
 
 
-def test_products_of_their_own_accord_are_in_bfloat16_only_where_nobody_sees_it(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    sample = commands_of((20, 40, 60))
-    quiet = Wishes(dtype=torch.bfloat16, is_dtype_asked_for=False)
-    calm = model_of("bert", AutoModelForTokenClassification)
-    with torch.no_grad():
-        calm.classifier.weight.mul_(1e-3)
-        calm.classifier.bias.copy_(torch.arange(5.0))
-    assert built(calm, quiet, sample=sample).dtype is torch.bfloat16
-    wild = model_of("bert", AutoModelForTokenClassification)
-    with torch.no_grad():
-        wild.classifier.weight.mul_(100)
+@pytest.mark.parametrize("family", ["bert", "modernbert", "deberta-v2"])
+def test_what_fewer_bits_cost_is_told_at_load(family: str, caplog: pytest.LogCaptureFixture, native: str) -> None:
+    if not kernels.has("linear"):
+        pytest.skip("without kernels nothing is quantised")
+    module = model_of(family, AutoModelForTokenClassification)
     caplog.set_level("INFO")
-    kept = built(wild, quiet, sample=sample)
-    assert kept.dtype is torch.float32 and "float32 is kept" in caplog.text
-    assert_same(kept, sample, alone(wild, sample), 1e-4)
+    sample = commands_of((20, 40, 60))
+    forward = built(module, Wishes(dtype=torch.bfloat16, quantize="int8"), sample=sample)
+    exact = quality.scores(PaddedForward(module, 0), sample)
+    found = quality.compare(quality.scores(forward, sample), exact)
+    assert f"products in int8: {found}" in caplog.text
+    assert 0 < found.largest_difference < 0.5 and found.share_equal > 0.7
 
 
 def test_a_padding_token_inside_of_a_text_counts_as_the_model_counts_it() -> None:
