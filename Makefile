@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+KERNELS := $(VENV)/.kernels
 
 .PHONY: help serve test bench lint format setup models clean
 
@@ -32,7 +33,7 @@ format: setup  ## put the code into its format
 models: setup  ## fetch and convert the default models into models/
 	@$(BIN)/python -m server.defaults
 
-setup: $(INSTALLED)  ## the virtual environment with everything in it
+setup: $(KERNELS)  ## the virtual environment with everything in it
 
 # The stamp is a copy of the pyproject.toml that was installed, so that a checkout that only touches it costs nothing.
 $(INSTALLED): pyproject.toml
@@ -44,6 +45,13 @@ $(INSTALLED): pyproject.toml
 	  [ -t 1 ] || quiet=--quiet; \
 	  $(BIN)/python -m pip install $$quiet --disable-pip-version-check --no-input --editable '.[dev]' && \
 	  cp pyproject.toml $@; }
+	@touch $@
+
+# The first installation built them already; a changed source builds them again. Without a compiler there are none.
+$(KERNELS): $(INSTALLED) $(wildcard server/native/src/*)
+	@[ ! -e $@ ] || [ -z "$(filter server/native/src/%,$?)" ] || { \
+	  echo "Building the CPU kernels"; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; }
 	@touch $@
 
 clean:  ## remove the virtual environment and caches; the models stay
