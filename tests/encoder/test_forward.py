@@ -140,7 +140,7 @@ def test_a_way_that_a_model_cannot_take_is_refused_by_name(executor: str) -> Non
 @pytest.mark.parametrize("family", ["bert", "deberta-v2"])
 def test_quantisation_that_this_machine_cannot_do_is_refused(family: str) -> None:
     kernels.use("torch", 1)
-    with pytest.raises(ConfigurationError, match="cannot be quantised to int8: .*Set quantize to none"):
+    with pytest.raises(ConfigurationError, match=r"cannot be quantised to int8: .*Set quantize to none"):
         built(model_of(family, AutoModelForSequenceClassification), Wishes(quantize="int8"))
 
 
