@@ -72,7 +72,7 @@ class Acceptor:
                 self._drafter.turn_off(sequence)
                 break
             finish_reason = self._take(sequence, sampled, first + i)
-            is_true = i < len(draft_ids) and sampled.token_ids[first + i] == draft_ids[i]
+            is_true = i < len(draft_ids) and bool(sampled.token_ids[first + i] == draft_ids[i])
             num_accepted += is_true
             if finish_reason is not None or not is_true:
                 break

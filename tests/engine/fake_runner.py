@@ -47,7 +47,7 @@ class FakeRunner(ModelRunner):
         self.slots[slots, 1] = inputs.position_ids_T.numpy()
         self.num_computed += len(slots)
         self.batches.append(list(rows))
-        logits = [torch.empty(0, VOCAB_SIZE)]
+        logits = [torch.empty(0, self.vocab_size)]
         failed = []
         for i, row in enumerate(rows):
             stop = row.num_computed + len(row.token_ids)
