@@ -78,9 +78,9 @@ class PartTimer:
 
     def _targets(self) -> Iterator[tuple[Any, str, Naming]]:
         """Owner, attribute, and how to name the part when it is called on something."""
-        for path in ("server.native.linear.Linear", "server.models.packed_linear.PackedLinear", "torch.nn.Linear"):
-            if (found := _find(path)) is not None and "forward" in vars(found):
-                yield found, "forward", self._linear
+        for path, name in (("server.native.linear.Linear", "__call__"), ("torch.nn.Linear", "forward")):
+            if (found := _find(path)) is not None and name in vars(found):
+                yield found, name, self._linear
         for path, names, part in (
             ("server.engine.attention.backend.AttentionBackend", ("begin", "attend", "attend_packed"), ATTENTION),
             ("server.engine.model_runner.ModelRunner", ("forward",), FORWARD),

@@ -23,7 +23,7 @@ class ReducedLinear(nn.Module):
         self._linear = Linear(linear.weight.detach().to(dtype), linear.bias, quantize=quantize)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._linear(x.to(self._dtype)).to(x.dtype)  # type: ignore[no-any-return]
+        return self._linear(x.to(self._dtype)).to(x.dtype)
 
 
 def reduce_linears(module: nn.Module, dtype: torch.dtype, quantize: Quantize) -> None:

@@ -86,6 +86,9 @@ class Linear(nn.Module):
         out = reference.finish(product, self._bias_N, self._activation, is_gated=self._is_gated, residual=residual)
         return out if out_float else out.to(x.dtype)
 
+    # Without the hooks of a module, which cost as much as all else that is not the product.
+    __call__ = forward
+
     def dense_weight(self) -> Tensor:
         """``[N, K]`` in the dtype it was given, made from the packed form."""
         if self._native is not None:

@@ -85,8 +85,8 @@ class NativeWeight:
     def multiply(self, x: Tensor, residual: Tensor | None, *, out_float: bool) -> Tensor:
         """``x`` ``[..., K]`` has the dtype of the weight before it was quantised."""
         rows = x.numel() // self._width
-        dtype = torch.float32 if out_float else x.dtype
-        out = torch.empty(*x.shape[:-1], self._num_outputs, dtype=dtype)
+        shape = (rows, self._num_outputs) if x.dim() == 2 else (*x.shape[:-1], self._num_outputs)
+        out = x.new_empty(shape, dtype=torch.float32) if out_float else x.new_empty(shape)
         if not rows:
             return out
         x = x.contiguous()

@@ -133,7 +133,8 @@ class ScriptRunner(FakeRunner):
         self.slots[slots, 1] = inputs.position_ids_T.numpy()
         prefixes = [self._prefix(row, row.num_computed + len(row.token_ids)) for row in rows]
         assert all((prefix[:, 1] == np.arange(len(prefix))).all() for prefix in prefixes), "a token is not where it was"
-        return torch.from_numpy(self.scores([prefix[:, 0] for prefix in prefixes]))
+        wanted = [prefix[:, 0] for row, prefix in zip(rows, prefixes, strict=True) if row.num_logits]
+        return torch.from_numpy(self.scores(wanted)) if wanted else torch.empty(0, self.vocab_size)
 
     def scores(self, prefixes: Sequence[np.ndarray]) -> np.ndarray:
         """Logits after each of the prefixes, which are token ids."""

@@ -31,7 +31,8 @@ def supervisor_of(**folders: Path) -> Supervisor:
 
 def worker_pid() -> int:
     """The one worker that is a child of this process."""
-    (child,) = [child for child in psutil.Process().children() if "server.worker" in child.cmdline()]
+    living = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    (child,) = [child for child in living if "server.worker" in child.cmdline()]
     return child.pid
 
 
