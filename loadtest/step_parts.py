@@ -86,14 +86,16 @@ class Decoding:
         length = max(1, self._context - self._num_steps // 2)
         while len(self._prompts) < num_rows:
             self._prompts.append([self._rng.randrange(self._vocab_size) for _ in range(length)])
-        params = SamplingParams(max_new_tokens=self._num_steps + MARGIN_TOKENS + num_rows, seed=0)
+        # More than the first rows can use up while the prompts of the last ones come in at the engine's pace.
+        params = SamplingParams(max_new_tokens=self._num_steps + MARGIN_TOKENS * num_rows, seed=0)
         ids = [f"bench-{next(self._ids)}" for _ in range(num_rows)]
         for request_id, prompt in zip(ids, self._prompts, strict=False):
             self._engine.add(Generate(request_id, prompt, params))
-        while True:
+        while self._engine.has_work:
             stats = self._engine.step()[-1]
             if stats.batch_size == num_rows and stats.batch_tokens == num_rows and not stats.started:
                 return ids
+        raise SystemExit(f"{num_rows} rows never decoded together.")
 
 
 def measure(decoding: Decoding, vocab_size: int, rows: list[int], rounds: int) -> list[Numbers]:
