@@ -13,26 +13,13 @@ from server.native.linear import Linear, Quantize
 from server.native.reference import ACTIVATIONS
 
 
-class ReducedLinear(nn.Module):
-    """Takes the place of an `nn.Linear`: its input is rounded, its result has the input's dtype."""
-
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype, quantize: Quantize) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self._dtype = dtype
-        self._linear = Linear(linear.weight.detach().to(dtype), linear.bias, quantize=quantize)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self._linear(x.to(self._dtype)).to(x.dtype)
-
-
 def reduce_linears(module: nn.Module, dtype: torch.dtype, quantize: Quantize) -> None:
-    """Replace the linear layers of ``module``."""
+    """Replace the linear layers of ``module``: inputs are rounded, results have the input's dtype."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             # Exactly this class: a subclass may do more than a product.
             if type(child) is nn.Linear and child.weight.numel():
-                setattr(parent, name, ReducedLinear(child, dtype, quantize))
+                setattr(parent, name, Linear(child.weight.detach().to(dtype), child.bias, quantize=quantize))
 
 
 def packed_product(dtype: torch.dtype, quantize: Quantize) -> MakeProduct:

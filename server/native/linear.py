@@ -61,7 +61,7 @@ class Linear(nn.Module):
     def is_row_invariant(self) -> bool:
         return self._native is not None
 
-    @property
+    @cached_property
     def bias(self) -> Tensor | None:
         """In the weight's dtype, as an `nn.Linear` has it."""
         return None if self._bias_N is None else self._bias_N.to(self._dtype)
@@ -74,12 +74,16 @@ class Linear(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None, *, out_float: bool = False) -> Tensor:
         """``x`` is ``[..., K]``, ``residual`` like the result ``[..., out_features]``.
 
-        The result has the dtype of ``x``, or float32 for ``out_float``.
+        The result has the dtype of ``x``, or float32 for ``out_float``. An input of another dtype than the weight's is
+        rounded to it.
         """
-        if self._native is not None and x.dtype is self._dtype:
+        if x.dtype is not self._dtype:
+            residual = None if residual is None else residual.to(self._dtype)
+            out = self.forward(x.to(self._dtype), residual, out_float=out_float)
+            return out if out_float else out.to(x.dtype)
+        if self._native is not None:
             return self._native.multiply(x, residual, out_float=out_float)
-        if self._plain is None:
-            return self.forward(x.to(self._dtype), residual, out_float=out_float).to(x.dtype)
+        assert self._plain is not None
         if self._activation is None and residual is None and not out_float:
             return self._plain(x, self.bias)  # type: ignore[no-any-return]
         product = self._plain(x)

@@ -106,7 +106,9 @@ def _preload() -> None:
         "server.engine.engine",
         "server.engine.executors.build",
         "server.engine.phrase_index",
+        "server.encoder.build",
         "server.encoder.engine",
+        "server.encoder.quality",
     ):
         importlib.import_module(name)
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import varlen
+
+from server.engine.attention import cuda_flashinfer, cuda_varlen
 
 REAL_VARLEN = inspect.signature(varlen.varlen_attn)
 
@@ -318,3 +322,11 @@ FLASHINFER = package(
     BatchDecodeWithPagedKVCacheWrapper=BatchDecodeWithPagedKVCacheWrapper,
     BatchPrefillWithPagedKVCacheWrapper=BatchPrefillWithPagedKVCacheWrapper,
 )
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on our back ends find these."""
+    monkeypatch.setattr(cuda_varlen.varlen, "varlen_attn", fake_varlen_attn)
+    monkeypatch.setitem(sys.modules, "flash_attn", FLASH_ATTN)
+    monkeypatch.setitem(sys.modules, "flashinfer", FLASHINFER)
+    monkeypatch.setattr(cuda_flashinfer, "WORKSPACE_BYTES", 16)

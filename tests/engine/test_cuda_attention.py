@@ -45,10 +45,7 @@ STEPS = (
 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(cuda_varlen.varlen, "varlen_attn", paged_kernels.fake_varlen_attn)
-    monkeypatch.setitem(sys.modules, "flash_attn", paged_kernels.FLASH_ATTN)
-    monkeypatch.setitem(sys.modules, "flashinfer", paged_kernels.FLASHINFER)
-    monkeypatch.setattr(cuda_flashinfer, "WORKSPACE_BYTES", 16)
+    paged_kernels.install(monkeypatch)
     with torch.inference_mode():
         yield
 

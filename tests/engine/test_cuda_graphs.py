@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.engine.attention import cuda_flashinfer, cuda_varlen
 from server.engine.attention.cuda_flash_attn import FlashAttention
 from server.engine.attention.cuda_flashinfer import FlashInferAttention
 from server.engine.attention.cuda_paged import PagedAttention
@@ -33,10 +31,7 @@ MAX_ROWS = 8
 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(cuda_varlen.varlen, "varlen_attn", paged_kernels.fake_varlen_attn)
-    monkeypatch.setitem(sys.modules, "flash_attn", paged_kernels.FLASH_ATTN)
-    monkeypatch.setitem(sys.modules, "flashinfer", paged_kernels.FLASHINFER)
-    monkeypatch.setattr(cuda_flashinfer, "WORKSPACE_BYTES", 16)
+    paged_kernels.install(monkeypatch)
     with torch.inference_mode():
         yield
 

@@ -126,6 +126,15 @@ def test_what_is_not_finite_spoils_its_own_row_alone(quantize: str) -> None:
     assert torch.equal(ours[clean], expected[clean])
 
 
+def test_an_input_of_another_dtype_is_rounded_to_the_weights() -> None:
+    linear = Linear(numbers(50, 64).bfloat16())
+    x, residual = numbers(3, 64, seed=1), numbers(3, 50, seed=2)
+    rounded = linear(x.bfloat16(), residual.bfloat16())
+    assert torch.equal(linear(x, residual), rounded.float())
+    exact = linear(x.bfloat16(), residual.bfloat16(), out_float=True)
+    assert torch.equal(linear(x, residual, out_float=True), exact)
+
+
 def test_any_shape_of_input_is_taken() -> None:
     linear = Linear(numbers(50, 64))
     x = numbers(2, 3, 64, seed=1)
