@@ -15,12 +15,14 @@ from server.protocol import Task
 from server.serving.lifecycle import Lifecycle
 from server.serving.registry import Registry
 
-TASK_ROUTERS: dict[Task, APIRouter] = {
-    "generate": generate.router,
-    "classify": classify.router,
-    "ner": ner.router,
-    "fill-mask": fill_mask.router,
-}
+ROUTERS: tuple[tuple[Task | None, APIRouter], ...] = (
+    ("generate", generate.router),
+    ("classify", classify.router),
+    ("ner", ner.router),
+    ("fill-mask", fill_mask.router),
+    (None, templates.router),
+)
+"""Every way to ask for something, and the task it asks of, where all of its routes ask of one."""
 DOCS = ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")
 
 
@@ -37,9 +39,8 @@ def build_app(config: ServeConfig, supervisor: Supervisor) -> FastAPI:
     app.state.registry = Registry(config, supervisor)
     app.state.lifecycle = Lifecycle()
     tasks = _task_routes()
-    for router in TASK_ROUTERS.values():
+    for _, router in ROUTERS:
         app.include_router(router)
-    app.include_router(templates.router)
     app.include_router(status_router(list(tasks)))
     error_replies.install(app)
     # The last one added is the outermost.
@@ -50,11 +51,11 @@ def build_app(config: ServeConfig, supervisor: Supervisor) -> FastAPI:
     return app
 
 
-def _task_routes() -> dict[str, Task]:
-    """The paths that take work, and whose they are."""
+def _task_routes() -> dict[str, Task | None]:
+    """The paths that take work, and whose it is where the path says so."""
     return {
         route.path: task
-        for task, router in TASK_ROUTERS.items()
+        for task, router in ROUTERS
         for route in router.routes
         if isinstance(route, APIRoute) and "POST" in (route.methods or ())
     }

@@ -40,7 +40,7 @@ class RequestContext:
     """
 
     def __init__(
-        self, app: ASGIApp, *, lifecycle: Lifecycle, task_routes: dict[str, Task], quiet_routes: Collection[str]
+        self, app: ASGIApp, *, lifecycle: Lifecycle, task_routes: dict[str, Task | None], quiet_routes: Collection[str]
     ) -> None:
         self.app = app
         self.lifecycle = lifecycle
