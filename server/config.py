@@ -110,7 +110,9 @@ class ServeConfig:
     topics: str | None = None
     """A folder of topics that requests can penalise, one word list each."""
     keep_alive_s: float = 15.0
-    """Silence after which a stream gets a comment."""
+    """Silence after which a stream gets a sign of life."""
+    keep_alive: Literal["comment", "chunk", "off"] = "comment"
+    """What that is: ``chunk`` is an empty one where OpenAI's routes stream, which resets clients' own clocks."""
     drain_delay_s: float = 0.0
     """After SIGTERM, how long new work is still taken while /readyz already answers 503."""
     drain_timeout_s: float = 60.0
@@ -123,6 +125,8 @@ class ServeConfig:
     """Pause before a worker's first restart; doubles up to 10 s while restarts keep failing."""
     max_restarts: int = 5
     """A worker that dies this many times within five minutes without finishing a request ends the server."""
+    strict: bool = False
+    """OpenAI's routes refuse fields that they do not know, as all others do, and do not leave them out."""
     log_format: Literal["auto", "text", "json"] = "auto"
     """``auto``: text on a terminal, JSON lines elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -18,6 +18,8 @@ from server.errors import SluiceError
 from server.serving.record import RequestRecord
 
 MAX_MESSAGE_CHARACTERS = 1024
+OPENAI_PATHS = "/v1/"
+"""Below it a body that cannot be honoured is a 400, as OpenAI's clients expect."""
 HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
 HTTP_MESSAGES = {
     404: "There is nothing at this path. The routes are listed at /docs.",
@@ -69,12 +71,15 @@ def install(app: FastAPI) -> None:
 
 async def _on_sluice_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, SluiceError)
-    return error_reply(error, request.state.record)
+    reply = error_reply(error, request.state.record)
+    if reply.status_code == 422 and request.scope["path"].startswith(OPENAI_PATHS):
+        reply.status_code = 400
+    return reply
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_reply(from_pydantic(error.errors(), _body_class(request)), request.state.record)
+    return await _on_sluice_error(request, from_pydantic(error.errors(), _body_class(request)))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

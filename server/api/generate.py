@@ -39,7 +39,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     generations = [generator.start(prompt) for prompt in prompts]
     if body.stream:
         events = _events(generator, generations[0], record)
-        return await event_stream(request, events, request.app.state.config.keep_alive_s)
+        return await event_stream(request, events)
     tokens = await until_disconnect(request, generator.generate(generations, record))
     if not prompts[0].options.details:
         return _reply(body, generations, tokens)

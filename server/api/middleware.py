@@ -116,6 +116,8 @@ class _Exchange:
             self.record.status = message["status"]
             headers = MutableHeaders(scope=message)
             headers["X-Request-Id"] = self.record.public_id
+            if self.record.ignored_fields:
+                headers["X-Ignored-Fields"] = self.record.ignored_fields
             if self.lifecycle.is_draining:
                 headers["Connection"] = "close"
         await self._send(message)

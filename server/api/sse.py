@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
@@ -17,6 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from server.api.disconnect import until_disconnect
 from server.api.error_replies import error_body
+from server.config import ServeConfig
 from server.errors import SluiceError
 from server.serving.record import RequestRecord
 
@@ -52,8 +53,18 @@ def error_event(data: bytes) -> bytes:
     return b"event: error\ndata: " + data + b"\n\n"
 
 
-async def event_stream(request: Request, events: Events, keep_alive_s: float) -> EventStream:
-    """The answer that sends ``events``; what fails before the first event is raised here and becomes a plain answer."""
+async def event_stream(
+    request: Request,
+    events: Events,
+    *,
+    error_event: Callable[[bytes], bytes] = error_event,
+    empty_chunk: bytes | None = None,
+) -> EventStream:
+    """The answer that sends ``events``; what fails before the first event is raised here and becomes a plain answer.
+
+    ``error_event`` writes the dialect's last event of a stream that breaks, and ``empty_chunk`` is an event of it that
+    says nothing, where there is such a thing.
+    """
     first = asyncio.ensure_future(anext(events))
     try:
         await until_disconnect(request, asyncio.wait({first}, timeout=HEAD_WAIT_S))
@@ -62,7 +73,21 @@ async def event_stream(request: Request, events: Events, keep_alive_s: float) ->
     except BaseException:
         await _close(first, events)
         raise
-    return EventStream(first, events, request.state.record, keep_alive_s=keep_alive_s)
+    config: ServeConfig = request.app.state.config
+    return EventStream(
+        first,
+        events,
+        request.state.record,
+        keep_alive=_sign_of_life(config, empty_chunk),
+        keep_alive_s=config.keep_alive_s,
+        error_event=error_event,
+    )
+
+
+def _sign_of_life(config: ServeConfig, empty_chunk: bytes | None) -> bytes | None:
+    if config.keep_alive == "off":
+        return None
+    return empty_chunk if config.keep_alive == "chunk" and empty_chunk is not None else KEEP_ALIVE
 
 
 async def _close(first: asyncio.Future[bytes], events: Events) -> None:
@@ -83,7 +108,9 @@ class EventStream(EventSourceResponse):
         events: Events,
         record: RequestRecord,
         *,
+        keep_alive: bytes | None,
         keep_alive_s: float,
+        error_event: Callable[[bytes], bytes],
         send_timeout_s: float = SEND_TIMEOUT_S,
     ) -> None:
         # The library's own ping comes at fixed times, also while events flow.
@@ -91,7 +118,10 @@ class EventStream(EventSourceResponse):
         self._first = first
         self._events = events
         self._record = record
+        self._keep_alive = keep_alive
+        """None: silence is no reason to send anything."""
         self._keep_alive_s = keep_alive_s
+        self._error_event = error_event
         self._send_timeout_s = send_timeout_s
         self._is_open = False
         self._is_stalled = False
@@ -148,10 +178,10 @@ class EventStream(EventSourceResponse):
 
     def _error(self, error: SluiceError) -> bytes:
         self._record.error_code = error.code
-        return error_event(error_body(error, self._record.public_id))
+        return self._error_event(error_body(error, self._record.public_id))
 
     async def _watch(self, send: Send) -> None:
-        """Send a comment after each ``keep_alive_s`` of silence, and end a send that is not taken in time."""
+        """Send a sign of life after each ``keep_alive_s`` of silence, and end a send that is not taken in time."""
         clock = asyncio.get_running_loop().time
         while True:
             limit_s = self._send_timeout_s if self._is_sending else self._keep_alive_s
@@ -164,11 +194,11 @@ class EventStream(EventSourceResponse):
                 return
             else:
                 self._last_sent_s = clock()
-                await self._send_comment(send)
+                await self._send_sign_of_life(send)
 
-    async def _send_comment(self, send: Send) -> None:
-        if not self._is_open:
+    async def _send_sign_of_life(self, send: Send) -> None:
+        if not self._is_open or self._keep_alive is None:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._send_timeout_s):
-                await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+                await send({"type": "http.response.body", "body": self._keep_alive, "more_body": True})

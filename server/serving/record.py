@@ -40,6 +40,8 @@ class RequestRecord:
     queue_s: float | None = None
     ttft_s: float | None = None
     num_inputs: int = 1
+    ignored_fields: str = ""
+    """Names of the body's fields that were left out, as a header tells them: ASCII. Never logged."""
     streamed: bool = False
     client_gone: bool = False
     """Set by the middleware: the client left before its answer was complete."""
