@@ -20,6 +20,9 @@ def environment(threads: int = 0) -> dict[str, str]:
         "MALLOC_MMAP_THRESHOLD_": str(128 * MIB),
         "MALLOC_TRIM_THRESHOLD_": str(256 * MIB),
         "MALLOC_TOP_PAD_": str(16 * MIB),
+        # In huge pages, where the system gives them on request: a step reads all weights, and a tenth of it would go
+        # into looking up small pages.
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         **os.environ,
         "OMP_NUM_THREADS": str(threads or available_cpus()),
         "TOKENIZERS_PARALLELISM": "false",

@@ -1,10 +1,12 @@
 """Memory for caches: zeros that are the operating system's to give, taken for good in the background.
 
 Writing zeros into gigabytes takes seconds, and a model would be ready only after them. Fresh pages are zero anyway.
+Huge pages where there are any: attention reads from all over the cache, and each small page costs a look-up of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import math
@@ -21,7 +23,7 @@ log = logging.getLogger("sluice.engine")
 
 MADV_POPULATE_WRITE = 23
 """Makes pages present, whatever is in them: another thread may use them meanwhile. Linux 5.14 and newer."""
-SLICE_BYTES = 1 << 20
+SLICE_BYTES = 1 << 21
 """Taken at a time: a page fault elsewhere in the process waits no longer than this takes."""
 FIRST_PARTS = 16
 """Of each tensor's beginning, one part in so many is taken before all others: blocks are given out from the first."""
@@ -33,8 +35,11 @@ def zeroed(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
     num_bytes = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or sys.platform != "linux" or num_bytes < SLICE_BYTES:
         return torch.zeros(*shape, dtype=dtype, device=device)
+    memory = mmap.mmap(-1, num_bytes)
+    with contextlib.suppress(OSError):  # a kernel without huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
     # The tensor keeps the map, which goes with it.
-    return torch.frombuffer(mmap.mmap(-1, num_bytes), dtype=dtype).view(*shape)
+    return torch.frombuffer(memory, dtype=dtype).view(*shape)
 
 
 def take_pages(tensors: Sequence[Tensor]) -> None:
