@@ -6,16 +6,24 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 
-.PHONY: help serve test bench lint format setup models clean
+.PHONY: help serve test test-page test-deploy bench lint format setup models clean
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 serve: models  ## install, fetch the default models, serve them on 127.0.0.1:8000 (ARGS="--port 9000")
 	@exec $(BIN)/sluice serve --config deploy/defaults.toml $(ARGS)
 
 test: models  ## install, fetch the default models, run all tests (ARGS="-k name" for some)
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-deploy: setup  ## build and run the image, the proxies, and the rest of deploy/ (installs what that needs)
+	@tests/deploy/install.sh
+	@TEST_HAPROXY=required $(BIN)/python -m pytest -m '' tests/deploy $(ARGS)
+
+test-page: models  ## try the page in a headless Chromium (installs one); pictures go to tests/page/shots/
+	@tests/page/install.sh
+	@$(BIN)/python -m pytest -m browser tests/page $(ARGS)
 
 bench: models  ## measure speed against the machine and transformers (ARGS="--only streams", "--quick")
 	@$(BIN)/python loadtest/bench.py $(ARGS)
