@@ -23,6 +23,7 @@ _EXAMPLES = {
     "classify": {"inputs": "I love this"},
     "ner": {"inputs": "I am Maria Jensen from Portland."},
     "fill-mask": {"inputs": "The capital of France is [MASK]."},
+    "embed": {"inputs": "The train to Edinburgh leaves at nine."},
 }
 """A body for each task, in the order in which one is preferred as the example."""
 

@@ -27,6 +27,8 @@ class ModelConfig:
     """A Hugging Face model folder with safetensors, or a PEFT LoRA adapter's folder."""
     base: str | None = None
     """For an adapter: the base model's folder, where the one in adapter_config.json is not it."""
+    task: Literal["auto", "embed"] = "auto"
+    """``auto``: by the head that the weights are for; ``embed``: vectors of texts, without the head."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

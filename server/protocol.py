@@ -13,7 +13,9 @@ import msgspec
 from server.config import ModelConfig
 
 FinishReason = Literal["stop", "length", "banned_phrase", "abort", "error"]
-Task = Literal["generate", "classify", "ner", "fill-mask"]
+Task = Literal["generate", "classify", "ner", "fill-mask", "embed"]
+Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+"""How the vectors of a text's tokens become the text's, under sentence-transformers' names."""
 GenerationValue = int | float | bool | str | list[Any] | None
 """A field of a generation_config as JSON has it."""
 
@@ -216,6 +218,18 @@ class TokenizerFiles(msgspec.Struct, frozen=True):
     num_special_tokens_pair: int = 0
 
 
+class Embedding(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model for embeddings makes a text's vector, as its folder says."""
+
+    size: int
+    pooling: Pooling
+    is_normalized: bool
+    """Vectors are given the length 1: by the front, for a client may want them as they come."""
+    prompts: dict[str, str] = {}
+    """By name, what is put before a text."""
+    default_prompt: str | None = None
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The model is loaded and checked; everything the front must know of it."""
 
@@ -246,6 +260,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     labels: list[str] = []
     """Class names in the order of the logits."""
     problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
+    embedding: Embedding | None = None
     attribution: str | None = None
     """Licence line that must be shown with the model, from ``ATTRIBUTION`` in its folder."""
     quantization_kl: float | None = None
@@ -304,7 +319,8 @@ class Scores(msgspec.Struct, frozen=True, tag=True):
     """An encoder's answer: raw logits, float32, little-endian, row by row.
 
     Shape ``[labels]`` for a classifier, ``[tokens, labels]`` for a tagger. For a mask query the rows are
-    probabilities, ``[masks, candidates]``, and ``candidate_ids`` names the tokens.
+    probabilities, ``[masks, candidates]``, and ``candidate_ids`` names the tokens. A model for embeddings answers a
+    vector, ``[size]``, of whatever length it has.
     """
 
     request_id: str

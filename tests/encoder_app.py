@@ -98,10 +98,10 @@ def ready_of(task: Task, module: PreTrainedModel, tokenizer: PreTrainedTokenizer
         dtype="float32",
         executor="encoder",
         attention="sdpa",
-        num_parameters=module.num_parameters(),
+        num_parameters=sum(parameter.numel() for parameter in module.parameters()),
         weight_bytes=0,
-        labels=[] if task == "fill-mask" else [config.id2label[i] for i in range(config.num_labels)],
-        problem_type=None if task == "fill-mask" else config.problem_type,
+        labels=[config.id2label[i] for i in range(config.num_labels)] if task in ("classify", "ner") else [],
+        problem_type=config.problem_type if task in ("classify", "ner") else None,
     )
 
 

@@ -64,12 +64,13 @@ def build_forward(
     wishes: Wishes,
     pack: Callable[[nn.Module], Any],
     sample: Sequence[Encode] = (),
+    measure: quality.Measure = quality.OF_SCORES,
 ) -> Forward:
     """The module as ``wishes`` want it; ``pack`` does whatever linears are left. The module is changed."""
     padded = PaddedForward(module, pad_token_id)
     dtype = wishes.dtype or module.dtype
     is_reduced = wishes.quantize != "none" or dtype != module.dtype
-    exact = quality.scores(padded, sample) if sample and is_reduced else None
+    exact = measure.read(padded, sample) if sample and is_reduced else None
     plan = _find_plan(module, padded, max_model_len, wishes.executor)
     try:
         forward = _apply(module, padded, plan, dtype, wishes.quantize)
@@ -77,7 +78,7 @@ def build_forward(
         raise ConfigurationError(f"{error} Set quantize to none.") from error
     if exact is not None:
         width = str(dtype).removeprefix("torch.") if wishes.quantize == "none" else wishes.quantize
-        log.info("products in %s: %s", width, quality.compare(quality.scores(forward, sample), exact))
+        log.info("products in %s: %s", width, measure.compare(measure.read(forward, sample), exact))
     pack(module)
     return forward
 

@@ -14,7 +14,7 @@ from server.protocol import Encode, Failed, Generate, Reply, Scores, Stats, Task
 
 
 class EncoderEngine:
-    """Runs a classifier, a tagger or a masked language model: one forward a step.
+    """Runs a classifier, a tagger, a masked language model or a model for embeddings: one forward a step.
 
     A request's scores do not depend on who shares its step, within float rounding. An exception from ``step`` is the
     worker's end; a request that cannot be run is answered with `Failed` and never reaches the model.

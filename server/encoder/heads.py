@@ -31,7 +31,7 @@ class Head(ABC):
 
 
 class ClassifierHead(Head):
-    """Logits of each text: ``[L]``."""
+    """Logits of each text, ``[L]``, or its vector."""
 
     def replies(self, forward: Forward, batch: Sequence[Encode]) -> list[Scores | Failed]:
         logits_BL = _to_host(forward.logits(batch))
@@ -73,7 +73,12 @@ class MaskFillerHead(Head):
         ]
 
 
-HEADS: dict[str, type[Head]] = {"classify": ClassifierHead, "ner": TaggerHead, "fill-mask": MaskFillerHead}
+HEADS: dict[str, type[Head]] = {
+    "classify": ClassifierHead,
+    "ner": TaggerHead,
+    "fill-mask": MaskFillerHead,
+    "embed": ClassifierHead,
+}
 
 
 def _query(command: Encode) -> MaskQuery:

@@ -1,11 +1,11 @@
-"""How far an encoder's scores move when its products run in fewer bits, on a few built-in sentences.
+"""How far an encoder's scores or vectors move when its products run in fewer bits, on a few built-in sentences.
 
-Dimension key: S scored places (texts, tokens or masks), L labels or vocabulary.
+Dimension key: S scored places (texts, tokens or masks), L labels or vocabulary, B texts, H hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,3 +90,35 @@ def compare(ours_SL: Tensor, exact_SL: Tensor) -> Quality:
     kl_S = (exact_SL.exp() * (exact_SL - ours_SL)).nansum(-1)
     equal = (ours_SL.argmax(-1) == exact_SL.argmax(-1)).float().mean()
     return Quality(float(difference), float(kl_S.mean()), float(equal))
+
+
+@torch.inference_mode()
+def vectors(forward: Forward, commands: Sequence[Encode]) -> Tensor:
+    """``[B, H]``"""
+    return forward.logits(commands).float().cpu()
+
+
+@dataclass(frozen=True)
+class Nearness:
+    """Of the vectors of one way to those of another."""
+
+    least_cosine: float
+
+    def __str__(self) -> str:
+        return f"the cosine to the exact vector is {self.least_cosine:.5f} at least"
+
+
+def compare_vectors(ours_BH: Tensor, exact_BH: Tensor) -> Nearness:
+    return Nearness(float(torch.cosine_similarity(ours_BH, exact_BH).nan_to_num(-1.0).min()))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is read of a model, and how two such readings are compared."""
+
+    read: Callable[[Forward, Sequence[Encode]], Tensor]
+    compare: Callable[[Tensor, Tensor], Quality | Nearness]
+
+
+OF_SCORES = Measure(scores, compare)
+OF_VECTORS = Measure(vectors, compare_vectors)

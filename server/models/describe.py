@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.protocol import GenerationValue, Task
@@ -22,7 +23,7 @@ HEADS: dict[str, Task] = {
     "ForTokenClassification": "ner",
     "ForMaskedLM": "fill-mask",
 }
-"""Ending of an architecture's class name -> task."""
+"""Ending of an architecture's class name -> task. A model without a head makes embeddings."""
 
 GENERATION_FIELDS = (
     "max_new_tokens",
@@ -64,7 +65,8 @@ def refuse(message: str) -> ConfigurationError:
     return ConfigurationError(message, exit_code=EXIT_MODEL)
 
 
-def read_json(folder: Path, name: str) -> dict[str, Any]:
+def read_json(folder: Path, name: str, kind: type = dict) -> Any:
+    """The file's JSON value, which is an object, or what ``kind`` says."""
     path = folder / name
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -72,8 +74,8 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         raise refuse(f"{folder} has no {name}. Give the path of a complete Hugging Face model folder.") from None
     except (OSError, ValueError) as error:
         raise refuse(f"{path} cannot be read as JSON ({error}). Write the folder again.") from error
-    if not isinstance(content, dict):
-        raise refuse(f"{path} is not a JSON object. Write the folder again.")
+    if not isinstance(content, kind):
+        raise refuse(f"{path} is not a JSON {'object' if kind is dict else kind.__name__}. Write the folder again.")
     return content
 
 
@@ -94,11 +96,14 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def task_of(folder: Path, architectures: list[str] | None) -> Task:
+    """By the head that its weights are for."""
     names = architectures or []
     for name in names:
         for ending, task in HEADS.items():
             if name.endswith(ending):
                 return task
+    if any(name in MODEL_MAPPING_NAMES.values() for name in names):
+        return "embed"
     found = ", ".join(names) if names else "no architecture"
     raise refuse(
         f"{folder} holds {found}, which no route serves. Serve a model with one of these heads: {', '.join(HEADS)}."

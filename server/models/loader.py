@@ -5,6 +5,7 @@ Nothing is downloaded, no code from a folder is run, and only safetensors are re
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    MODEL_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -28,14 +31,16 @@ from server.config import ModelConfig
 from server.models import describe
 from server.models.adapter import Adapter, embedding_rows, is_adapter, merge, read_adapter
 from server.models.describe import ProblemType, refuse
+from server.models.embedder import Embedder, Recipe, has_pooling, read_recipe
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
-from server.protocol import GenerationValue, Task, TokenizerFiles
+from server.protocol import Embedding, GenerationValue, Task, TokenizerFiles
 
 CLASSES: dict[Task, Any] = {
     "generate": AutoModelForCausalLM,
     "classify": AutoModelForSequenceClassification,
     "ner": AutoModelForTokenClassification,
     "fill-mask": AutoModelForMaskedLM,
+    "embed": AutoModel,
 }
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -45,13 +50,14 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 class LoadedModel:
     """A model ready for an engine: merged, cast, moved; its linears not yet packed."""
 
-    module: PreTrainedModel
+    module: PreTrainedModel | Embedder
     config: PreTrainedConfig
     task: Task
     tokenizer: TokenizerFiles
     architecture: str
     max_model_len: int
     labels: list[str]
+    embedding: Embedding | None
     problem_type: ProblemType | None
     generation_config: dict[str, GenerationValue]
     num_parameters: int
@@ -74,7 +80,8 @@ def load(model: ModelConfig) -> LoadedModel:
     raw = describe.read_json(weights, "config.json")
     describe.check_config(weights, raw)
     _check_weights(weights)
-    task = (adapter and adapter.task) or describe.task_of(weights, raw.get("architectures"))
+    task = _task_of(model, adapter, weights, raw.get("architectures"))
+    recipe = read_recipe(weights, str(raw.get("model_type"))) if task == "embed" else None
     device = choose_device(model)
     dtype = choose_dtype(model, task, device)
     tokenizer = load_tokenizer(folder if adapter is None or has_tokenizer(folder) else weights)
@@ -83,21 +90,44 @@ def load(model: ModelConfig) -> LoadedModel:
         _make_room(module, adapter)
         module = merge(module, adapter)
     module = _place(module, model, device, dtype)
+    architecture = type(module).__name__
     limit = describe.longest_input(module, tokenizer.model_max_length)
+    if recipe is not None:
+        module = Embedder(module, recipe.pooling)
+        limit = min(limit, recipe.max_length or limit)
     parameters = list(module.parameters())
     return LoadedModel(
         module=module,
         config=module.config,
         task=task,
         tokenizer=tokenizer_files(tokenizer),
-        architecture=type(module).__name__,
+        architecture=architecture,
         max_model_len=describe.chosen_length(model.name, model.max_model_len, limit),
         labels=describe.labels_of(module.config, task),
+        embedding=None if recipe is None else _embedding(recipe, module.config),
         problem_type=describe.problem_type_of(module.config, task),
         generation_config=_generation_defaults(folder, module, tokenizer) if task == "generate" else {},
         num_parameters=sum(parameter.numel() for parameter in parameters),
         weight_bytes=sum(parameter.numel() * parameter.itemsize for parameter in parameters),
         attribution=describe.attribution_of(*dict.fromkeys((folder, weights))),
+    )
+
+
+def _task_of(model: ModelConfig, adapter: Adapter | None, weights: Path, architectures: list[str] | None) -> Task:
+    if model.task != "auto":
+        return model.task
+    if adapter is not None and adapter.task is not None:
+        return adapter.task
+    return "embed" if has_pooling(weights) else describe.task_of(weights, architectures)
+
+
+def _embedding(recipe: Recipe, config: PreTrainedConfig) -> Embedding:
+    return Embedding(
+        size=config.get_text_config().hidden_size,
+        pooling=recipe.pooling,
+        is_normalized=recipe.is_normalized,
+        prompts=recipe.prompts,
+        default_prompt=recipe.default_prompt,
     )
 
 
@@ -174,6 +204,7 @@ def _read_module(folder: Path, task: Task, adapter: Adapter | None, dtype: torch
             # A base that is itself a classifier has a head for other labels: the adapter's own comes after.
             ignore_mismatched_sizes=adapter is not None,
             output_loading_info=True,
+            **(_without_pooler(config) if task == "embed" else {}),
         )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError) as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
@@ -183,6 +214,12 @@ def _read_module(folder: Path, task: Task, adapter: Adapter | None, dtype: torch
     _check_complete(folder, adapter, info)
     loaded: PreTrainedModel = module
     return loaded
+
+
+def _without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
+    """A pooler makes no part of an embedding, and many a folder has no weights for it."""
+    takes = "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
+    return {"add_pooling_layer": False} if takes else {}
 
 
 def _check_complete(folder: Path, adapter: Adapter | None, info: dict[str, Any]) -> None:

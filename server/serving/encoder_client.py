@@ -8,15 +8,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import tokenizers
 from numpy.typing import NDArray
 
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
-from server.errors import BatchTooLarge, InvalidParameter
+from server.errors import BatchTooLarge, InvalidParameter, PromptTooLong
 from server.protocol import Encode, Ready, Scores
 from server.serving.admission import Admission
 from server.serving.record import RequestRecord
 from server.text.tokenizer import Tokenizer
+from server.text.truncation import Truncation, kept_positions
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,6 +54,20 @@ class ServedEncoder(ABC):
             raise BatchTooLarge(len(inputs), self._max_inputs)
         self._admission.check()
         return await asyncio.to_thread(lambda: [tokenize(input_) for input_ in inputs])
+
+    def _fitted(self, encoding: tokenizers.Encoding, truncation: Truncation | None, request_id: str) -> Encode:
+        """The command for a text or pair; one that is longer than it may be is cut as the client wants, or refused."""
+        ids, type_ids = encoding.ids, encoding.type_ids
+        limit = self.ready.max_model_len
+        if truncation is None:
+            if len(ids) > limit:
+                raise PromptTooLong(len(ids), limit, "Shorten it, or set truncate to true to have its end cut off.")
+            return Encode(request_id, ids, type_ids)
+        limit = min(limit, truncation.max_tokens or limit)
+        if len(ids) <= limit:
+            return Encode(request_id, ids, type_ids)
+        kept = kept_positions(encoding.sequence_ids, limit, truncation.side)
+        return Encode(request_id, [ids[i] for i in kept], [type_ids[i] for i in kept])
 
     async def _encode(
         self, commands: Sequence[Encode], record: RequestRecord, *, is_part: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Literal, overload
 
 from server.client.supervisor import Supervisor
@@ -10,17 +11,20 @@ from server.errors import ModelNotFound, Starting
 from server.protocol import Ready, Task
 from server.serving.admission import Admission
 from server.serving.classifier import ServedClassifier
+from server.serving.embedder import ServedEmbedder
 from server.serving.generator import ServedGenerator
 from server.serving.mask_filler import ServedMaskFiller
 from server.serving.services import Services
 from server.serving.tagger import ServedTagger
 
-Served = ServedGenerator | ServedClassifier | ServedTagger | ServedMaskFiller
+ServedEncoders = ServedClassifier | ServedTagger | ServedMaskFiller | ServedEmbedder
+Served = ServedGenerator | ServedEncoders
 
-ENCODER_CLASSES: dict[Task, type[ServedClassifier | ServedTagger | ServedMaskFiller]] = {
+ENCODER_CLASSES: dict[Task, type[ServedEncoders]] = {
     "classify": ServedClassifier,
     "ner": ServedTagger,
     "fill-mask": ServedMaskFiller,
+    "embed": ServedEmbedder,
 }
 
 
@@ -29,6 +33,7 @@ class Registry:
 
     def __init__(self, config: ServeConfig, supervisor: Supervisor) -> None:
         self.config = config
+        self.created_s = int(time.time())
         self.clients = supervisor.clients
         self.services = Services(config)
         self.admissions = {
@@ -76,16 +81,36 @@ class Registry:
     def get(self, task: Literal["ner"], name: str | None) -> ServedTagger: ...
     @overload
     def get(self, task: Literal["fill-mask"], name: str | None) -> ServedMaskFiller: ...
+    @overload
+    def get(self, task: Literal["embed"], name: str | None) -> ServedEmbedder: ...
     def get(self, task: Task, name: str | None) -> Served:
         """The model of that name for that task; without a name the task's default."""
-        if len(self._served) < len(self.config.models):
-            raise Starting("The models are being loaded. Try again in a moment.", retry_after_s=1.0)
+        self._check_loaded()
         names = self._names.get(task, [])
         if name is None and names:
             return self._served[names[0]]
         if name is None or name not in names:
             raise ModelNotFound(name, task, names)
         return self._served[name]
+
+    def find(self, name: str | None) -> Served:
+        """The model of that name, whatever it does; without a name one that generates, or else the first of all."""
+        served = self.all()
+        if name is None:
+            names = self._names.get("generate")
+            return self._served[names[0]] if names else served[0]
+        if name not in self._served:
+            raise ModelNotFound(name, "any task", list(self._served))
+        return self._served[name]
+
+    def all(self) -> list[Served]:
+        """Every model, in the order of the settings; raises `Starting` before they can serve."""
+        self._check_loaded()
+        return list(self._served.values())
+
+    def _check_loaded(self) -> None:
+        if len(self._served) < len(self.config.models):
+            raise Starting("The models are being loaded. Try again in a moment.", retry_after_s=1.0)
 
     def names_by_task(self) -> dict[Task, list[str]]:
         """Names of the servable models; the first of each task is its default."""

@@ -1,27 +1,43 @@
-"""Cutting the end off an input that is longer than its model takes."""
+"""Cutting an input that is longer than its model takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+Side = Literal["right", "left"]
 
 
-def kept_positions(sequence_ids: Sequence[int | None], max_tokens: int) -> list[int]:
+class Truncation(NamedTuple):
+    """How an input that is too long is cut."""
+
+    max_tokens: int | None = None
+    """None: as many as the model takes."""
+    side: Side = "right"
+    """Where tokens go from: the end of a text, or its beginning."""
+
+
+def kept_positions(sequence_ids: Sequence[int | None], max_tokens: int, side: Side = "right") -> list[int]:
     """Which tokens of an encoded text or pair stay, as under transformers' ``truncation=True``.
 
     ``sequence_ids`` is None at special tokens, which all stay. Of a pair, the longer text is cut first.
 
     >>> kept_positions([None, 0, 0, 0, 0, None, 1, 1, None], max_tokens=7)
     [0, 1, 2, 5, 6, 7, 8]
+    >>> kept_positions([None, 0, 0, 0, 0, None, 1, 1, None], max_tokens=7, side="left")
+    [0, 3, 4, 5, 6, 7, 8]
     """
     lengths = [sum(id_ == sequence for id_ in sequence_ids) for sequence in (0, 1)]
     budget = max_tokens - (len(sequence_ids) - sum(lengths))
-    limits = _longest_first(lengths, budget)
+    limits = _longest_first(lengths, max(budget, 0))
+    skipped = [length - limit if side == "left" else 0 for length, limit in zip(lengths, limits, strict=True)]
     kept: list[int] = []
     seen = [0, 0]
     for position, sequence in enumerate(sequence_ids):
         if sequence is not None:
+            number = seen[sequence] - skipped[sequence]
             seen[sequence] += 1
-            if seen[sequence] > limits[sequence]:
+            if not 0 <= number < limits[sequence]:
                 continue
         kept.append(position)
     return kept

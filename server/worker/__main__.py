@@ -127,6 +127,7 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         ),
         pack=pack_linears,
         sample=quality.sample(loaded.tokenizer, loaded.task, loaded.max_model_len),
+        measure=quality.OF_VECTORS if loaded.task == "embed" else quality.OF_SCORES,
     )
     engine = EncoderEngine(
         forward, task=loaded.task, max_batch_tokens=max_batch_tokens, max_model_len=loaded.max_model_len
@@ -155,6 +156,7 @@ def _ready(loaded: LoadedModel, *, device: torch.device, dtype: torch.dtype, **o
         weight_bytes=loaded.weight_bytes,
         generation_config=loaded.generation_config,
         labels=loaded.labels,
+        embedding=loaded.embedding,
         problem_type=loaded.problem_type,
         attribution=loaded.attribution,
         **of_engine,

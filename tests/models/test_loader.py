@@ -128,8 +128,10 @@ def test_a_shorter_limit_can_be_set_and_a_longer_one_is_refused(decoder: Path) -
     assert "is 5000 and the model has 512 positions" in refusal(decoder, max_model_len=5000)
 
 
-def test_a_headless_base_alone_is_refused_by_its_architecture(tmp_path: Path, bert: BertModel) -> None:
-    assert "holds BertModel, which no route serves" in refusal(write(tmp_path, bert))
+def test_a_head_that_no_route_serves_is_refused_by_its_architecture(tmp_path: Path, bert: BertModel) -> None:
+    folder = write(tmp_path, bert)
+    edit(folder, "config.json", lambda c: c.update(architectures=["BertForMultipleChoice"]))
+    assert "holds BertForMultipleChoice, which no route serves" in refusal(folder)
 
 
 def test_weights_that_would_be_random_are_refused_by_name(tmp_path: Path, bert: BertModel) -> None:
