@@ -133,6 +133,8 @@ class ServeConfig:
     """``auto``: text on a terminal, JSON lines elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least important log lines that are written."""
+    vllm_metrics: bool = False
+    """Metrics have vLLM's names too (``vllm:...``), for routers, autoscalers and dashboards that know no others."""
 
     def __post_init__(self) -> None:
         _require(bool(self.models), "No model to serve: give at least one --model NAME=PATH.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Iterable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,9 +20,12 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.exposition import ALLOWUTF8
+from prometheus_client.registry import Collector
 
-from server import __version__
+from server import __version__, vllm_metrics
 from server.protocol import Ready, Stats
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -125,6 +129,9 @@ COMPUTED_TOKENS = Counter(
 OUTPUT_TOKENS = Counter("sluice_output_tokens_total", "New tokens of finished requests.", ["model"], registry=REGISTRY)
 PADDED_TOKENS = Counter("sluice_padded_tokens_total", "Token places that held padding.", ["model"], registry=REGISTRY)
 KV_BLOCKS = Gauge("sluice_kv_blocks", "Blocks of the KV cache.", ["model"], registry=REGISTRY)
+KV_BLOCK_TOKENS = Gauge(
+    "sluice_kv_block_tokens", "Tokens that a block of the KV cache holds.", ["model"], registry=REGISTRY
+)
 KV_BLOCKS_USED = Gauge(
     "sluice_kv_blocks_used", "Blocks of the KV cache that a sequence holds.", ["model"], registry=REGISTRY
 )
@@ -175,6 +182,7 @@ def set_model_info(model: str, ready: Ready) -> None:
     MODEL_WEIGHT_BYTES.labels(model).set(ready.weight_bytes)
     KV_CACHE_BYTES.labels(model).set(ready.kv_cache_bytes)
     KV_BLOCKS.labels(model).set(ready.num_blocks)
+    KV_BLOCK_TOKENS.labels(model).set(ready.block_size)
     _last_step_s[model] = time.monotonic()
     _num_blocks[model] = ready.num_blocks
     LAST_STEP_AGE.labels(model).set_function(lambda: time.monotonic() - _last_step_s[model])
@@ -260,7 +268,23 @@ def set_admitted(model: str, num_requests: int, num_tokens: int) -> None:
     ADMITTED_TOKENS.labels(model).set(num_tokens)
 
 
-def render(accept: str = "") -> tuple[bytes, str]:
+def render(accept: str = "", *, vllm_names: bool = False) -> tuple[bytes, str]:
     """All metrics in the format that the ``Accept`` header asks for, and its content type."""
     encoder, content_type = choose_encoder(accept)
-    return encoder(REGISTRY), content_type
+    if not vllm_names:
+        return encoder(REGISTRY), content_type
+    families = list(REGISTRY.collect())
+    both = CollectorRegistry()
+    both.register(_Collected([*families, *vllm_metrics.aliases(families)]))
+    # A colon is legal in a name, and needs none of the escaping by which OpenMetrics' encoder would make it "vllm_".
+    return encoder(both, escaping=ALLOWUTF8), content_type  # type: ignore[call-arg]
+
+
+class _Collected(Collector):
+    """Families that have been collected already, as a registry takes them."""
+
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -123,7 +124,8 @@ def _facts(ready: Ready) -> dict[str, Any]:
 async def render_metrics(request: Request) -> Response:
     """The metrics in Prometheus' text format, or OpenMetrics where the client asks for it."""
     accept = request.headers.get("accept", "")
-    content, content_type = await asyncio.get_running_loop().run_in_executor(METRICS_THREAD, metrics.render, accept)
+    render = partial(metrics.render, accept, vllm_names=request.app.state.config.vllm_metrics)
+    content, content_type = await asyncio.get_running_loop().run_in_executor(METRICS_THREAD, render)
     return Response(content, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
 

@@ -110,6 +110,13 @@ def test_metrics_are_served_to_get_and_head():
     assert openmetrics.text.endswith("# EOF\n")
 
 
+def test_metrics_have_vllms_names_too_where_the_settings_say_so():
+    metrics.record_step("tiny", Stats(num_waiting=3))
+    name = 'vllm:num_requests_waiting{model_name="tiny"} 3.0'
+    assert name in client_of(shell(vllm_metrics=True)).get("/metrics").text
+    assert name not in client_of(shell()).get("/metrics").text
+
+
 def test_the_documentation_names_every_route():
     client = client_of(shell())
     paths = client.get("/openapi.json").json()["paths"]
