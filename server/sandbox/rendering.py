@@ -63,6 +63,7 @@ def render_chat(
     special_tokens: dict[str, str],
     now: str,
     add_generation_prompt: bool,
+    tools: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """A chat as its model wants it. ``now`` is the time that the template is told, in ISO 8601."""
     known = sorted(name for name in options_of(text) - OWN_NAMES if not name.endswith("_token"))
@@ -74,7 +75,7 @@ def render_chat(
         **source.track(options, "options"),
         **{name: literal(token) for name, token in special_tokens.items()},
         "messages": source.track(messages, "messages"),
-        "tools": None,
+        "tools": source.track(tools, "tools") if tools else None,
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
         "strftime_now": _clock(now),

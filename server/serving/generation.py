@@ -225,7 +225,8 @@ class Generation:
         self.has_failed = False
         self.timings = Timings()
         self._tokenizer = tokenizer
-        self._prompt_logprobs: PromptLogprobs | None = None
+        self.prompt_logprobs: PromptLogprobs | None = None
+        """Of the prompt's tokens, once the first tokens came, if asked for."""
 
     @property
     def is_finished(self) -> bool:
@@ -260,7 +261,7 @@ class Generation:
         tokens = []
         for reply in replies:
             self.cached_tokens = reply.num_cached_tokens or self.cached_tokens
-            self._prompt_logprobs = reply.prompt_logprobs or self._prompt_logprobs
+            self.prompt_logprobs = reply.prompt_logprobs or self.prompt_logprobs
             output = self.outputs[reply.index]
             # An output that has ended here may go on in the engine while others of its prompt do.
             if output.finish_reason is None:
@@ -271,9 +272,9 @@ class Generation:
     @property
     def prefill(self) -> list[ToldToken]:
         """The prompt's tokens with their log-probabilities, if asked for; nothing comes before the first."""
-        if self._prompt_logprobs is None:
+        if self.prompt_logprobs is None:
             return []
-        logprobs = [None, *self._prompt_logprobs.logprobs]
+        logprobs = [None, *self.prompt_logprobs.logprobs]
         pairs = zip(self.prompt.ids, logprobs, strict=True)
         return [told_token(self._tokenizer, id_, logprob) for id_, logprob in pairs]
 

@@ -23,6 +23,7 @@ from server.serving.prompts import PromptMaker, PromptSource
 from server.serving.ranking import LabelScorer, rank
 from server.serving.record import RequestRecord
 from server.serving.services import Services
+from server.serving.side_by_side import side_by_side
 from server.text.tokenizer import Tokenizer
 
 log = logging.getLogger("sluice.serving")
@@ -60,6 +61,7 @@ class ServedGenerator:
             "default_max_new_tokens": self._defaults.get("max_new_tokens") or self.config.default_max_new_tokens,
             "max_stop_sequences": sampling.MAX_STOP_STRINGS,
             "vocab_size": self.ready.vocab_size,
+            "has_chat_template": self.ready.tokenizer.chat_template is not None,
             "generation_config": self._defaults,
         }
 
@@ -77,6 +79,16 @@ class ServedGenerator:
             async with aclosing(self._steps(generation, record.request_id, record)) as steps:
                 async for tokens in steps:
                     yield tokens
+
+    async def stream_all(
+        self, generations: Sequence[Generation], record: RequestRecord
+    ) -> AsyncGenerator[tuple[int, list[OutputToken]], None]:
+        """New tokens of all as they come, with the number of their generation; one failure ends them all."""
+        with self.admission.admit(sum(g.prompt.cost for g in generations), len(generations)):
+            streams = [self._steps(g, f"{record.request_id}-{i}", record) for i, g in enumerate(generations)]
+            async with aclosing(side_by_side(streams)) as steps:
+                async for step in steps:
+                    yield step
 
     async def generate(self, generations: Sequence[Generation], record: RequestRecord) -> list[list[OutputToken]]:
         """Run all to their ends, side by side, and return each one's tokens; the first failure ends them all."""

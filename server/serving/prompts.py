@@ -30,12 +30,15 @@ MAX_SALT_CHARACTERS = 64
 class PromptSource:
     """The fields of a body that say what to go on from."""
 
-    texts: Sequence[str] | None = None
+    texts: Sequence[str | list[int]] | None = None
+    """Each is text, or token ids that are taken as they are."""
     template: str | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     examples: Sequence[dict[str, Any]] = ()
     messages: Sequence[dict[str, Any]] | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[dict[str, Any]] = ()
+    """What the model may call, for the chat template to describe."""
     cache_salt: str = ""
     body: Mapping[str, Any] = field(default_factory=dict)
     """All fields beside the parameters, under the client's names, for what they allow the parameters to be."""
@@ -89,13 +92,14 @@ class PromptMaker:
         )
         return await asyncio.to_thread(lambda: [work.prompt(text) for text in texts])
 
-    async def _texts(self, source: PromptSource) -> Sequence[str | RenderedPrompt]:
+    async def _texts(self, source: PromptSource) -> Sequence[str | list[int] | RenderedPrompt]:
         templates = self._services.templates
         if source.template is not None:
             return [await templates.render(source.template, "generate", source.variables, source.examples)]
         if source.messages is not None:
             files = self._ready.tokenizer
-            return [await templates.render_chat(files, source.messages, source.chat_template_kwargs)]
+            options = source.chat_template_kwargs
+            return [await templates.render_chat(files, source.messages, options, tools=source.tools)]
         return source.texts or []
 
     def _wanted(self, source: PromptSource, options: GenerateOptions, defaults: Mapping[str, Any]) -> GenerateOptions:
@@ -124,7 +128,7 @@ class _Work:
     def seed(self) -> int:
         return sampling.choose_seed(self.wanted)
 
-    def prompt(self, source: str | RenderedPrompt) -> Prompt:
+    def prompt(self, source: str | list[int] | RenderedPrompt) -> Prompt:
         text, ids, template_spans = self._tokenized(source)
         if not ids:
             raise InvalidParameter("inputs", text, "must have at least one token")
@@ -149,21 +153,30 @@ class _Work:
             options=resolved.options,
             parameters=resolved.parameters(),
             banned=PhraseMatcher(banned, fold=True) if banned else None,
-            template=None if isinstance(source, str) or source.name is None else f"{source.name}@{source.version}",
+            template=_template_name(source),
             template_spans=template_spans if self.wanted.penalize_template is False else [],
             negative_ids=self._negative_ids(params),
             cache_salt=self.source.cache_salt,
         )
 
-    def _tokenized(self, source: str | RenderedPrompt) -> tuple[str, list[int], list[tuple[int, int]]]:
+    def _tokenized(self, source: str | list[int] | RenderedPrompt) -> tuple[str, list[int], list[tuple[int, int]]]:
         """The text, its tokens, and the ranges of these that a template wrote."""
         limit = self.wanted.truncate
         if isinstance(source, str):
             return source, _prompt_ids(self.tokenizer, source, limit), []
+        if isinstance(source, list):
+            ids = self._checked(source)[-limit if limit is not None else 0 :]
+            return self.tokenizer.decode(ids), ids, []
         tokens = encode_rendered(self.tokenizer, source, self.ready.max_model_len - 1 if limit is None else None)
         if limit is not None:
             tokens = tokens.truncated(limit)
         return source.text, tokens.ids, tokens.template_spans
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        for id_ in ids:
+            if not 0 <= id_ < self.ready.vocab_size:
+                raise InvalidParameter("inputs", id_, f"must be a token id, 0 to {self.ready.vocab_size - 1}")
+        return ids
 
     def _with_special_stops(self, params: SamplingParams) -> SamplingParams:
         """Special tokens have no text for a stop string to be found in: ``<|im_end|>`` ends the output as a token."""
@@ -181,6 +194,12 @@ class _Work:
             rule = f"must have at most {room} tokens, for {params.max_new_tokens} new ones follow; it has {len(ids)}"
             raise InvalidParameter("negative_prompt", text, rule)
         return ids
+
+
+def _template_name(source: str | list[int] | RenderedPrompt) -> str | None:
+    if not isinstance(source, RenderedPrompt) or source.name is None:
+        return None
+    return f"{source.name}@{source.version}"
 
 
 def _prompt_ids(tokenizer: Tokenizer, text: str, truncate: int | None) -> list[int]:

@@ -73,6 +73,7 @@ class Templates:
         messages: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any] | None = None,
         *,
+        tools: Sequence[Mapping[str, Any]] = (),
         add_generation_prompt: bool = True,
     ) -> RenderedPrompt:
         """The prompt that the model's own chat template makes of the messages.
@@ -94,6 +95,7 @@ class Templates:
                 special_tokens,
                 now,
                 add_generation_prompt,
+                list(tools),
             )
         except SandboxFailure as error:
             raise _named("chat_template_kwargs" if options else "messages", error) from None
