@@ -7,7 +7,9 @@ from fastapi.routing import APIRoute
 
 from server import __version__
 from server.api import classify, error_replies, fill_mask, generate, ner, templates
+from server.api.error_replies import OPENAI_PATHS
 from server.api.middleware import BodyGate, RequestContext
+from server.api.openai import chat, completions
 from server.api.status import ENDPOINTS, status_router
 from server.client.supervisor import Supervisor
 from server.config import ServeConfig
@@ -21,6 +23,8 @@ ROUTERS: tuple[tuple[Task | None, APIRouter], ...] = (
     ("ner", ner.router),
     ("fill-mask", fill_mask.router),
     (None, templates.router),
+    ("generate", chat.router),
+    ("generate", completions.router),
 )
 """Every way to ask for something, and the task it asks of, where all of its routes ask of one."""
 DOCS = ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")
@@ -41,12 +45,13 @@ def build_app(config: ServeConfig, supervisor: Supervisor) -> FastAPI:
     tasks = _task_routes()
     for _, router in ROUTERS:
         app.include_router(router)
-    app.include_router(status_router(list(tasks)))
+    with_status = [path for path in tasks if path != "/" and not path.startswith(OPENAI_PATHS)]
+    app.include_router(status_router(with_status))
     error_replies.install(app)
     # The last one added is the outermost.
     app.add_middleware(BodyGate, paths=frozenset(tasks), max_bytes=config.max_body_bytes)
     app.add_middleware(
-        RequestContext, lifecycle=app.state.lifecycle, task_routes=tasks, quiet_routes=_quiet_routes(list(tasks))
+        RequestContext, lifecycle=app.state.lifecycle, task_routes=tasks, quiet_routes=_quiet_routes(with_status)
     )
     return app
 

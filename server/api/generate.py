@@ -1,4 +1,4 @@
-"""``POST /generate``: JSON or server-sent events in the shape of Text Generation Inference."""
+"""``POST /generate`` and the other paths of Text Generation Inference: JSON or server-sent events in its shape."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.api.disconnect import until_disconnect
 from server.api.parameter_paths import parameter_paths
 from server.api.schemas import GenerateParameters, GenerateRequest
 from server.api.sse import data_event, event_stream
-from server.errors import InvalidRequest, UnsupportedParameter
+from server.errors import InvalidParameter, InvalidRequest, UnsupportedParameter
 from server.serving.generation import Generation, OutputToken
 from server.serving.generator import ServedGenerator
 from server.serving.options import GenerateOptions, from_mapping
@@ -29,6 +29,24 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
 
     With ``stream`` as one event per token.
     """
+    return await _generated(body, request)
+
+
+@router.post("/generate_stream", response_model=None)
+async def generate_stream(body: GenerateRequest, request: Request) -> Response:
+    """As ``/generate`` with ``stream``."""
+    if body.stream is False:
+        raise InvalidParameter("stream", False, "must be true, or left out: this path streams")
+    return await _generated(body.model_copy(update={"stream": True}), request)
+
+
+@router.post("/", response_model=None)
+async def root(body: GenerateRequest, request: Request) -> Response:
+    """As ``/generate``; a JSON answer is always a list, as clients that are given the server's bare URL expect."""
+    return await _generated(body, request, is_list=True)
+
+
+async def _generated(body: GenerateRequest, request: Request, *, is_list: bool = False) -> Response:
     record: RequestRecord = request.state.record
     source = _source(body)
     generator: ServedGenerator = request.app.state.registry.get("generate", body.model)
@@ -41,17 +59,16 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
         events = _events(generator, generations[0], record)
         return await event_stream(request, events)
     tokens = await until_disconnect(request, generator.generate(generations, record))
+    is_list = is_list or isinstance(body.inputs, list)
     if not prompts[0].options.details:
-        return _reply(body, generations, tokens)
+        return _reply(generations, tokens, is_list)
     # In a thread: it may hold thousands of tokens, and many more that were likely.
-    return await asyncio.to_thread(_reply, body, generations, tokens)
+    return await asyncio.to_thread(_reply, generations, tokens, is_list)
 
 
-def _reply(
-    body: GenerateRequest, generations: Sequence[Generation], tokens: Sequence[Sequence[OutputToken]]
-) -> Response:
+def _reply(generations: Sequence[Generation], tokens: Sequence[Sequence[OutputToken]], is_list: bool) -> Response:
     replies = [answers.answer(*pair) for pair in zip(generations, tokens, strict=True)]
-    content = answers.encode(replies if isinstance(body.inputs, list) else replies[0])
+    content = answers.encode(replies if is_list else replies[0])
     return Response(content, media_type="application/json")
 
 

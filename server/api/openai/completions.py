@@ -1,0 +1,127 @@
+"""``POST /v1/completions``: texts continued, in OpenAI's shape."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from server.api.openai.fields import check_fields
+from server.api.openai.logprobs import CompletionLogprobs, CompletionScribe
+from server.api.openai.schemas import REFUSED_IN_COMPLETIONS, CompletionBody
+from server.api.openai.shapes import encode, ending, head, usage
+from server.api.openai.structure import structure_of
+from server.api.openai.work import Chunks, TextWork, by_output, generator_of
+from server.errors import UnsupportedParameter
+from server.serving.generation import Generation, OutputText, OutputToken
+from server.serving.prompts import PromptSource
+
+router = APIRouter(tags=["openai"])
+
+OBJECT = "text_completion"
+
+
+@router.post("/v1/completions", response_model=None)
+async def completions(body: CompletionBody, request: Request) -> Response:
+    """Continue ``prompt``: a text, token ids, or a list of either; ``n`` samples of each, or a beam search's best."""
+    check_fields(request, body, REFUSED_IN_COMPLETIONS)
+    if body.suffix:
+        raise UnsupportedParameter("suffix", "text is only continued, not filled in")
+    structure = structure_of(body)
+    names = {
+        "inputs": "prompt",
+        "decoder_input_details": "echo with logprobs",
+        **(structure.names if structure else {}),
+    }
+    work = TextWork(request, body, generator_of(request, body), names)
+    await work.prepare(_source(body), _added(body, structure and structure.grammar))
+    if body.stream:
+        return await work.stream(CompletionChunks(work, body))
+    tokens = await work.run()
+    # In a thread: the log-probabilities of long prompts take long to write.
+    return await asyncio.to_thread(_reply, work, body, tokens)
+
+
+def _source(body: CompletionBody) -> PromptSource:
+    prompts = _prompts(body.prompt)
+    fields = {"stream": body.stream}
+    return PromptSource(texts=prompts, cache_salt=body.cache_salt or "", body=fields)
+
+
+def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    if isinstance(prompt, str):
+        return [prompt]
+    ids = [item for item in prompt if isinstance(item, int)]
+    if ids:
+        return [ids]
+    return [item for item in prompt if not isinstance(item, int)]
+
+
+def _added(body: CompletionBody, grammar: Mapping[str, Any] | None) -> dict[str, Any]:
+    added: dict[str, Any] = {} if grammar is None else {"grammar": grammar}
+    if body.logprobs is None:
+        return added
+    told = {"details": True, "top_n_tokens": body.logprobs, "decoder_input_details": bool(body.echo)}
+    return {**added, **told}
+
+
+def _reply(work: TextWork, body: CompletionBody, tokens: Sequence[Sequence[OutputToken]]) -> Response:
+    choices: list[dict[str, Any]] = []
+    for generation, its_tokens in zip(work.generations, tokens, strict=True):
+        of_output = by_output(its_tokens)
+        for output in generation.answers:
+            scribe = Scribe(work, body, generation)
+            text, logprobs = scribe.write(of_output[output.number])
+            choices.append({"index": len(choices), "text": text, "logprobs": logprobs, **ending(output)})
+    answer = {**head(OBJECT, "cmpl", work.record), "choices": choices, "usage": usage(work.generations)}
+    return Response(encode(answer), media_type="application/json")
+
+
+class Scribe:
+    """Writes one choice: text and log-probabilities, the prompt before them where it is wanted."""
+
+    def __init__(self, work: TextWork, body: CompletionBody, generation: Generation) -> None:
+        self._generation = generation
+        self._logprobs = None if body.logprobs is None else CompletionScribe(work.generator.tokenizer, body.logprobs)
+        self._owes_prompt = bool(body.echo)
+
+    def write(self, tokens: Sequence[OutputToken]) -> tuple[str, CompletionLogprobs | None]:
+        """The choice's next tokens."""
+        text = "".join([token.text for token in tokens])
+        logprobs = None
+        if self._logprobs is not None:
+            logprobs = self._logprobs.prompt(self._generation) if self._owes_prompt else CompletionLogprobs()
+            logprobs.extend(self._logprobs.tokens(tokens))
+        if self._owes_prompt:
+            self._owes_prompt, text = False, self._generation.prompt.text + text
+        return text, logprobs
+
+
+class CompletionChunks(Chunks):
+    """A stream of ``/v1/completions``."""
+
+    def __init__(self, work: TextWork, body: CompletionBody) -> None:
+        self._work = work
+        self._body = body
+        self._scribes: dict[tuple[int, int], Scribe] = {}
+        nothing = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
+        super().__init__(head(OBJECT, "cmpl", work.record), nothing)
+
+    def of_step(self, number: int, tokens: Mapping[int, Sequence[OutputToken]]) -> list[dict[str, Any]]:
+        generation = self._work.generations[number]
+        first = number * len(generation.outputs)
+        return [
+            {**self.head, "choices": [self._choice(number, generation.outputs[i], first + i, its_tokens)]}
+            for i, its_tokens in tokens.items()
+        ]
+
+    def _choice(self, number: int, output: OutputText, index: int, tokens: Sequence[OutputToken]) -> dict[str, Any]:
+        key = (number, output.number)
+        scribe = self._scribes.get(key)
+        if scribe is None:
+            scribe = self._scribes[key] = Scribe(self._work, self._body, self._work.generations[number])
+        text, logprobs = scribe.write(tokens)
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
+        return choice if output.finish_reason is None else {**choice, **ending(output)}

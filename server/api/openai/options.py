@@ -1,0 +1,82 @@
+"""OpenAI's fields as options of ours, and errors about these in the client's own words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from server.api.openai.schemas import TOLD_OTHERWISE, TextBody
+from server.api.schemas import GenerateParameters
+from server.errors import ConflictingParameters, InvalidRequest, SluiceError, UnsupportedParameter
+from server.protocol import Ready
+from server.serving.options import GenerateOptions, from_mapping
+from server.serving.wishes import DRAW, is_wish
+
+OPTION_NAMES = frozenset(GenerateParameters.model_fields)
+SYNONYMS = {
+    "max_completion_tokens": "max_new_tokens",
+    "max_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "truncate_prompt_tokens": "truncate",
+}
+"""The client's name of an option, and ours."""
+SHOWN = {"num_return_sequences": "n", "top_n_tokens": "logprobs", "details": "logprobs"}
+"""Ours, and what the client knows instead."""
+ALL_OF_THEM = -1
+"""How vLLM's clients say that ``top_k`` keeps every token."""
+
+
+def generate_options(body: TextBody, ready: Ready, added: Mapping[str, Any]) -> GenerateOptions:
+    """What the body asks for; ``added`` is what the dialect makes of fields of its own."""
+    values = body.model_dump(include=set(OPTION_NAMES - TOLD_OTHERWISE.keys()), exclude_none=True)
+    for name, own in SYNONYMS.items():
+        if (value := getattr(body, name)) is not None:
+            if values.get(own, value) != value:
+                raise ConflictingParameters(name, shown_name(body, own), "they are two names of one option")
+            values[own] = value
+    if values.get("top_k") == ALL_OF_THEM:
+        values["top_k"] = 0
+    if _leaves_the_draw_open(values, ready):
+        values["do_sample"] = True
+    return from_mapping({**values, **added})
+
+
+def _leaves_the_draw_open(values: Mapping[str, Any], ready: Ready) -> bool:
+    """OpenAI's default is to sample at temperature 1: what the model's own generation_config says comes before it."""
+    has_beams = any(is_wish("num_beams", known.get("num_beams")) for known in (values, ready.generation_config))
+    is_said = any(values.get(name) is not None for name in (*DRAW, "do_sample"))
+    return not (is_said or has_beams or "do_sample" in ready.generation_config)
+
+
+def shown_name(body: TextBody, own: str) -> str:
+    """An option under the name that the client gave it."""
+    given = [name for name, option in SYNONYMS.items() if option == own and getattr(body, name) is not None]
+    return next(iter(given), own)
+
+
+def check_told(body: TextBody) -> None:
+    """Raise for what these routes' answers have no place for."""
+    for name, reason in TOLD_OTHERWISE.items():
+        if is_wish(name, getattr(body, name)):
+            raise UnsupportedParameter(name, reason)
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("stream_options are for a stream: set stream to true.", param="stream_options")
+
+
+@contextmanager
+def clients_words(body: TextBody, renamed: Mapping[str, str]) -> Iterator[None]:
+    """Errors speak of the fields of this body; ``renamed`` holds more of our names and what the client calls them."""
+    own_names = {own: name for name, own in SYNONYMS.items() if getattr(body, own) is None}
+    given = {own: name for name, own in SYNONYMS.items() if getattr(body, name) is not None}
+    names = {**SHOWN, **own_names, **given, **renamed}
+    words = re.compile(rf"(?<!\d )\b({'|'.join(map(re.escape, names))})\b")
+    try:
+        yield
+    except SluiceError as error:
+        if error.param is not None:
+            head, dot, rest = error.param.partition(".")
+            error.param = names.get(head, head).partition(" ")[0] + dot + rest
+        error.message = words.sub(lambda word: names[word[0]], error.message)
+        raise

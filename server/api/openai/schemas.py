@@ -1,0 +1,217 @@
+"""Bodies of ``/v1/chat/completions`` and ``/v1/completions``: OpenAI's fields, our options, and vLLM's names."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field
+
+from server.api.openai.fields import LenientModel, Refusal
+from server.api.schemas import STOP_AT_FIRST_ERROR, GenerateParameters, Ids, Texts, one_error
+
+
+class StreamOptions(LenientModel):
+    """What a stream tells besides its text."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class StructuredOutputs(LenientModel):
+    """vLLM's way to ask for a structure."""
+
+    json_: Any = Field(None, alias="json")
+    regex: str | None = None
+    choice: Texts | None = None
+    json_object: bool | None = None
+    grammar: Any = None
+    """Refused by name."""
+
+
+class JsonSchema(LenientModel):
+    """What a ``response_format`` of the type ``json_schema`` holds."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+    """The output always follows the schema."""
+
+
+class ResponseFormat(LenientModel):
+    """The structure of the answer; ``value`` is how Hugging Face's client sends a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    value: dict[str, Any] | None = None
+
+
+class TextBody(LenientModel, GenerateParameters):
+    """What both bodies have: every option of ours beside OpenAI's own fields, and vLLM's where they mean the same."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    min_tokens: int | None = None
+    truncate_prompt_tokens: int | None = None
+    cache_salt: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Any = None
+    guided_regex: str | None = None
+    guided_choice: Texts | None = None
+
+
+Prompts = Annotated[
+    str
+    | Annotated[list[str], STOP_AT_FIRST_ERROR]
+    | Ids
+    | Annotated[list[Ids], STOP_AT_FIRST_ERROR],
+    one_error("a string, a list of strings, a list of token ids, or a list of such lists"),
+]  # fmt: skip
+
+
+class CompletionBody(TextBody):
+    """Body of ``POST /v1/completions``."""
+
+    prompt: Prompts
+    suffix: str | None = None
+    echo: bool | None = None
+    logprobs: int | None = None
+
+
+class TextPart(LenientModel):
+    """A part of a message."""
+
+    type: str
+    text: str | None = None
+
+
+class CalledFunction(LenientModel):
+    """A call that an assistant made: the arguments are JSON as text."""
+
+    name: str
+    arguments: str | None = None
+
+
+class MadeCall(LenientModel):
+    """One of an assistant's calls in the history."""
+
+    id: str | None = None
+    type: str | None = None
+    function: CalledFunction
+
+
+class ChatMessage(LenientModel):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: (
+        Annotated[str | Annotated[list[TextPart], STOP_AT_FIRST_ERROR], one_error("a string or a list of parts")] | None
+    ) = None
+    name: str | None = None
+    tool_calls: Annotated[list[MadeCall], STOP_AT_FIRST_ERROR] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+
+class ToolFunction(LenientModel):
+    """What the model may call."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+    """Arguments of a forced call always follow the schema."""
+
+
+class Tool(LenientModel):
+    """One entry of ``tools``."""
+
+    type: Literal["function"]
+    function: ToolFunction
+
+
+class NamedFunction(LenientModel):
+    """The function that is to be called."""
+
+    name: str
+
+
+class NamedTool(LenientModel):
+    """A ``tool_choice`` that forces one call."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+ToolChoice = Annotated[
+    Literal["none", "auto", "required"] | NamedTool,
+    one_error('"none", "auto", "required" or {"type": "function", "function": {"name": ...}}'),
+]
+
+
+class ChatBody(TextBody):
+    """Body of ``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[ChatMessage], STOP_AT_FIRST_ERROR]
+    chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[Tool], STOP_AT_FIRST_ERROR] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+
+TOLD_OTHERWISE = {
+    "details": "ask for logprobs",
+    "top_n_tokens": "ask for logprobs",
+    "decoder_input_details": "ask for echo and logprobs of /v1/completions",
+    "return_full_text": "ask for echo of /v1/completions",
+    "return_parameters": "ask /generate",
+}
+"""Our options for what is told, which these routes' answers have no place for, and what to do instead."""
+
+REFUSED: dict[str, Refusal] = {
+    "store": Refusal("nothing is stored", (False,)),
+    "service_tier": Refusal("there is one service for all", ("auto", "default")),
+    "prediction": Refusal("leave it out"),
+    "use_beam_search": Refusal("set num_beams", (False,)),
+    "guided_grammar": Refusal('give grammar: {"type": "lark", "value": ...}'),
+    "guided_decoding_backend": Refusal("there is one", ("auto",)),
+    "prompt_logprobs": Refusal("ask for echo and logprobs of /v1/completions", (0,)),
+    "skip_special_tokens": Refusal("special tokens have no text", (True,)),
+    "spaces_between_special_tokens": Refusal("special tokens have no text", (True,)),
+    "include_stop_str_in_output": Refusal("the output ends before the stop string", (False,)),
+    "return_token_ids": Refusal("ask /generate for details", (False,)),
+    "return_tokens_as_token_ids": Refusal("ask /generate for details", (False,)),
+    "logits_processors": Refusal("use the options for bias and bans", ([],)),
+    "priority": Refusal("requests are taken in their order", (0,)),
+}
+"""Fields of OpenAI's and vLLM's that would change the answer, and that no body has."""
+
+REFUSED_IN_CHAT: dict[str, Refusal] = {
+    **REFUSED,
+    "functions": Refusal("it is deprecated; use tools", ([],)),
+    "function_call": Refusal("it is deprecated; use tool_choice", ("none", "auto")),
+    "modalities": Refusal("answers are text", (["text"],)),
+    "audio": Refusal("answers are text"),
+    "web_search_options": Refusal("this server searches nothing"),
+    "reasoning_effort": Refusal("give it in chat_template_kwargs, where the model's chat template takes it"),
+    "verbosity": Refusal("say it in a message", ("medium",)),
+    "chat_template": Refusal("messages are rendered by the template in the model's own folder"),
+    "documents": Refusal("put them into a message", ([],)),
+    "echo": Refusal("/v1/completions has it", (False,)),
+    "add_generation_prompt": Refusal("an answer always begins a turn", (True,)),
+    "continue_final_message": Refusal("an answer always begins a turn", (False,)),
+    "add_special_tokens": Refusal("the chat template writes them", (False,)),
+}
+
+REFUSED_IN_COMPLETIONS: dict[str, Refusal] = {
+    **REFUSED,
+    "add_special_tokens": Refusal("send token ids to have none added", (True,)),
+}

@@ -1,0 +1,53 @@
+"""What the answers of OpenAI's text routes have in common."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from server.serving.generation import Generation, OutputText
+from server.serving.record import RequestRecord
+
+encode = msgspec.json.Encoder().encode
+FINISH_REASONS = {"length": "length", "stop": "stop", "banned_phrase": "content_filter"}
+"""In the words that clients know."""
+
+
+class Usage(msgspec.Struct):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: dict[str, int]
+
+
+def usage(generations: Sequence[Generation]) -> Usage:
+    """Of all that was computed so far, samples that are not answered as well."""
+    num_prompt = sum(len(generation.prompt.ids) for generation in generations)
+    num_new = sum(generation.num_tokens for generation in generations)
+    num_cached = sum(generation.cached_tokens for generation in generations)
+    return Usage(num_prompt, num_new, num_prompt + num_new, {"cached_tokens": num_cached})
+
+
+def head(kind: str, prefix: str, record: RequestRecord) -> dict[str, Any]:
+    """What an answer and all chunks of a stream begin with."""
+    return {
+        "id": f"{prefix}-{record.request_id}",
+        "object": kind,
+        "created": int(time.time()),
+        "model": record.model,
+    }
+
+
+def ending(output: OutputText) -> dict[str, Any]:
+    """How an output ended: ``stop_reason`` is the stop string or stop token, as with vLLM, or a reason of our own."""
+    reason = output.finish_reason or "stop"
+    stop = None if output.ended_by_end_token else output.stop
+    return {
+        "finish_reason": FINISH_REASONS[reason],
+        "stop_reason": "banned_phrase" if reason == "banned_phrase" else stop,
+    }

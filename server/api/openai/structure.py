@@ -1,0 +1,127 @@
+"""The structure that an answer is to have: OpenAI's, vLLM's and our own fields for it, and forced tool calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from server.api.openai.schemas import ChatBody, NamedTool, ResponseFormat, StructuredOutputs, TextBody, Tool
+from server.errors import ConflictingParameters, InvalidParameter, InvalidRequest, UnsupportedParameter
+
+ANY_OBJECT = {"type": "json_object"}
+NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+class Structure(NamedTuple):
+    """A grammar, as `GenerateOptions.grammar` takes it, and the client's field that asks for it."""
+
+    field: str
+    grammar: dict[str, Any]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What errors about the grammar are to say."""
+        return {"grammar.value.schema": self.field, "grammar.value": self.field, "grammar": self.field}
+
+
+def structure_of(body: TextBody, forced: list[Tool] | None = None) -> Structure | None:
+    """What the body's fields ask for; ``forced`` tools are those of which one must be called. Two are refused."""
+    found = list(_structures(body))
+    if forced is not None:
+        found.append(Structure("tools", {"type": "json", "value": call_schema(forced)}))
+    if len(found) > 1:
+        raise ConflictingParameters(found[0].field, found[1].field, "an output has one structure")
+    return found[0] if found else None
+
+
+def _structures(body: TextBody) -> Iterator[Structure]:
+    if body.grammar is not None:
+        yield Structure("grammar", body.grammar)
+    if body.response_format is not None and body.response_format.type != "text":
+        yield Structure("response_format", _response_format(body.response_format))
+    if body.structured_outputs is not None:
+        yield from _structured_outputs(body.structured_outputs)
+    if body.guided_json is not None:
+        yield Structure("guided_json", {"type": "json", "value": body.guided_json})
+    if body.guided_regex is not None:
+        yield Structure("guided_regex", {"type": "regex", "value": body.guided_regex})
+    if body.guided_choice is not None:
+        yield Structure("guided_choice", {"type": "choice", "value": body.guided_choice})
+
+
+def _response_format(wanted: ResponseFormat) -> dict[str, Any]:
+    schema = wanted.value
+    if wanted.type == "json_schema":
+        if wanted.json_schema is None:
+            raise InvalidRequest("response_format has no json_schema.", param="response_format.json_schema")
+        schema = wanted.json_schema.schema_
+    return ANY_OBJECT if schema is None else {"type": "json", "value": schema}
+
+
+def _structured_outputs(wanted: StructuredOutputs) -> Iterator[Structure]:
+    if wanted.grammar is not None:
+        raise UnsupportedParameter("structured_outputs.grammar", 'give grammar: {"type": "lark", "value": ...}')
+    field = "structured_outputs"
+    if wanted.json_ is not None:
+        yield Structure(field, {"type": "json", "value": wanted.json_})
+    if wanted.regex is not None:
+        yield Structure(field, {"type": "regex", "value": wanted.regex})
+    if wanted.choice is not None:
+        yield Structure(field, {"type": "choice", "value": wanted.choice})
+    if wanted.json_object:
+        yield Structure(field, ANY_OBJECT)
+
+
+def forced_tools(body: ChatBody) -> list[Tool] | None:
+    """The tools of which the answer must call one; None where it need not call any."""
+    tools = body.tools or []
+    if body.tool_choice in (None, "none", "auto"):
+        return None
+    if not tools:
+        raise InvalidRequest("tool_choice asks for a call, and there are no tools.", param="tool_choice")
+    if isinstance(body.tool_choice, NamedTool):
+        wanted = body.tool_choice.function.name
+        tools = [tool for tool in tools if tool.function.name == wanted]
+        if not tools:
+            known = ", ".join(tool.function.name for tool in body.tools or [])
+            raise InvalidParameter("tool_choice", wanted, f"must name one of the tools: {known}")
+    return tools
+
+
+def call_schema(tools: list[Tool]) -> dict[str, Any]:
+    """Of one tool the schema of its arguments, of several that of ``{"name", "arguments"}``."""
+    if len(tools) == 1:
+        return _parameters(tools[0])
+    return {"anyOf": [_call_schema(tool, f"#/anyOf/{i}/properties/arguments") for i, tool in enumerate(tools)]}
+
+
+def _call_schema(tool: Tool, place: str) -> dict[str, Any]:
+    """``place`` is where the schema of the arguments will stand."""
+    return {
+        "type": "object",
+        "properties": {"name": {"const": tool.function.name}, "arguments": _moved(_parameters(tool), place)},
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def _parameters(tool: Tool) -> dict[str, Any]:
+    return NO_ARGUMENTS if tool.function.parameters is None else tool.function.parameters
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """A copy whose references into itself say where it stands now.
+
+    >>> _moved({"items": {"$ref": "#/$defs/Sack"}}, "#/anyOf/0")
+    {'items': {'$ref': '#/anyOf/0/$defs/Sack'}}
+    """
+    if isinstance(schema, list):
+        return [_moved(item, place) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: place + value[1:]
+        if key == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/"))
+        else _moved(value, place)
+        for key, value in schema.items()
+    }
