@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-from pathlib import Path
 
 import torch
 
+from server import machine
 from server.config import ModelConfig
 from server.errors import EXIT_MODEL, ConfigurationError
 
@@ -30,9 +29,7 @@ def free_bytes(device: torch.device) -> int:
     """Memory that this process may still take on ``device``."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    free = _meminfo_available()
-    cgroup = _cgroup_available()
-    return free if cgroup is None else min(free, cgroup)
+    return machine.free_bytes()
 
 
 def num_blocks(config: ModelConfig, block_bytes: int, max_model_len: int, device: torch.device) -> int:
@@ -62,43 +59,3 @@ def num_blocks(config: ModelConfig, block_bytes: int, max_model_len: int, device
             "model %s: the KV cache holds %d tokens of %d", config.name, blocks * config.block_size, max_model_len
         )
     return blocks
-
-
-def _meminfo_available() -> int:
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
-
-
-def _cgroup_available(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int | None:
-    """What the tightest cgroup (v2, or v1's memory controller) still allows, None without a limit."""
-    if not membership.exists():
-        return None
-    rooms: list[int] = []
-    for line in membership.read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
-            continue
-        base, limit, usage = (root, "memory.max", "memory.current") if controllers == "" else (
-            root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes")  # fmt: skip
-        folder = base / path.lstrip("/")
-        for group in (folder, *folder.parents):
-            rooms += _room(group, limit, usage)
-            if group == base:
-                break
-    return min(rooms, default=None)
-
-
-def _room(group: Path, limit_name: str, usage_name: str) -> list[int]:
-    try:
-        limit = (group / limit_name).read_text().strip()
-        usage = int((group / usage_name).read_text())
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return []
-    if limit == "max":
-        return []
-    # Cached file pages count as used, though the kernel gives them up first.
-    return [max(0, int(limit) - usage + int(stat.get("inactive_file", 0)))]

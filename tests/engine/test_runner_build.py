@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, FalconConfig, MambaConfig, PreTrainedModel
 
+from server import machine
 from server.config import ModelConfig
 from server.engine import memory, selfcheck
 from server.engine.attention import spans, torch_native
@@ -170,13 +171,13 @@ def test_a_control_groups_limit_counts_as_the_machines_memory(tmp_path: Path) ->
         (folder / "memory.stat").write_text("anon 300\ninactive_file 50\n")
     membership = tmp_path / "membership"
     membership.write_text("0::/slice/service\n")
-    assert memory._cgroup_available(tmp_path / "cgroup", membership) == 1000 - 400 + 50
+    assert machine._cgroup_available(tmp_path / "cgroup", membership) == 1000 - 400 + 50
 
 
 def test_without_a_limit_the_control_group_says_nothing(tmp_path: Path) -> None:
     membership = tmp_path / "membership"
     membership.write_text("0::/\n")
-    assert memory._cgroup_available(tmp_path, membership) is None
+    assert machine._cgroup_available(tmp_path, membership) is None
 
 
 def test_the_check_exceeds_a_window_unless_it_is_huge() -> None:
