@@ -29,9 +29,10 @@ from transformers.utils import logging as transformers_logging
 
 from server.config import ModelConfig
 from server.models import describe
-from server.models.adapter import Adapter, embedding_rows, is_adapter, merge, read_adapter
+from server.models.adapter import Adapter, embedding_rows, merge
 from server.models.describe import ProblemType, refuse
-from server.models.embedder import Embedder, Recipe, has_pooling, read_recipe
+from server.models.embedder import Embedder, Recipe, read_recipe
+from server.models.folder import look
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
 from server.protocol import Embedding, GenerationValue, Task, TokenizerFiles
 
@@ -42,8 +43,6 @@ CLASSES: dict[Task, Any] = {
     "fill-mask": AutoModelForMaskedLM,
     "embed": AutoModel,
 }
-
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +69,9 @@ def load(model: ModelConfig) -> LoadedModel:
     # A worker's standard error is a log, not a terminal; and weights that are missing are refused below, by name.
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    folder = Path(model.path)
-    if not folder.is_dir():
-        raise refuse(f"Model {model.name} has no folder at {folder}. Check the path.")
-    if model.base is not None and not is_adapter(folder):
-        raise refuse(f"Model {model.name} has a base and {folder} holds no adapter. Set base for adapters only.")
-    adapter = read_adapter(folder, model.base) if is_adapter(folder) else None
-    weights = folder if adapter is None else adapter.base
-    raw = describe.read_json(weights, "config.json")
-    describe.check_config(weights, raw)
-    _check_weights(weights)
-    task = _task_of(model, adapter, weights, raw.get("architectures"))
-    recipe = read_recipe(weights, str(raw.get("model_type"))) if task == "embed" else None
+    looked = look(model)
+    folder, weights, adapter, task = looked.path, looked.weights, looked.adapter, looked.task
+    recipe = read_recipe(weights, str(looked.config.get("model_type"))) if task == "embed" else None
     device = choose_device(model)
     dtype = choose_dtype(model, task, device)
     tokenizer = load_tokenizer(folder if adapter is None or has_tokenizer(folder) else weights)
@@ -111,14 +101,6 @@ def load(model: ModelConfig) -> LoadedModel:
         weight_bytes=sum(parameter.numel() * parameter.itemsize for parameter in parameters),
         attribution=describe.attribution_of(*dict.fromkeys((folder, weights))),
     )
-
-
-def _task_of(model: ModelConfig, adapter: Adapter | None, weights: Path, architectures: list[str] | None) -> Task:
-    if model.task != "auto":
-        return model.task
-    if adapter is not None and adapter.task is not None:
-        return adapter.task
-    return "embed" if has_pooling(weights) else describe.task_of(weights, architectures)
 
 
 def _embedding(recipe: Recipe, config: PreTrainedConfig) -> Embedding:
@@ -176,18 +158,6 @@ def _cpu_has_bfloat16() -> bool:
         return bool(native and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     except (AttributeError, RuntimeError):
         return False
-
-
-def _check_weights(folder: Path) -> None:
-    if any((folder / name).is_file() for name in WEIGHTS):
-        return
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    if pickles:
-        raise refuse(
-            f"{folder} has its weights in {pickles[0]}, a format that can run code and is not read. "
-            "Save the model again with safetensors."
-        )
-    raise refuse(f"{folder} has no model.safetensors. Give the path of a complete Hugging Face model folder.")
 
 
 def _read_module(folder: Path, task: Task, adapter: Adapter | None, dtype: torch.dtype) -> PreTrainedModel:

@@ -1,0 +1,65 @@
+"""What a model folder holds and what it is for: looked at, checked, and not loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.config import ModelConfig
+from server.models import describe
+from server.models.adapter import Adapter, is_adapter, read_adapter
+from server.models.describe import refuse
+from server.models.embedder import has_pooling
+from server.protocol import Task
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """A folder that can be served, as far as can be seen without its weights."""
+
+    path: Path
+    weights: Path
+    """Where the whole weights lie: of an adapter, its base's folder."""
+    adapter: Adapter | None
+    config: dict[str, Any]
+    """``config.json`` beside the weights."""
+    task: Task
+
+
+def look(model: ModelConfig) -> ModelFolder:
+    """Every failure is a ConfigurationError in one sentence."""
+    folder = Path(model.path)
+    if not folder.is_dir():
+        raise refuse(f"Model {model.name} has no folder at {folder}. Check the path.")
+    if model.base is not None and not is_adapter(folder):
+        raise refuse(f"Model {model.name} has a base and {folder} holds no adapter. Set base for adapters only.")
+    adapter = read_adapter(folder, model.base) if is_adapter(folder) else None
+    weights = folder if adapter is None else adapter.base
+    config = describe.read_json(weights, "config.json")
+    describe.check_config(weights, config)
+    _check_weights(weights)
+    task = _task_of(model, adapter, weights, config.get("architectures"))
+    return ModelFolder(path=folder, weights=weights, adapter=adapter, config=config, task=task)
+
+
+def _task_of(model: ModelConfig, adapter: Adapter | None, weights: Path, architectures: list[str] | None) -> Task:
+    if model.task != "auto":
+        return model.task
+    if adapter is not None and adapter.task is not None:
+        return adapter.task
+    return "embed" if has_pooling(weights) else describe.task_of(weights, architectures)
+
+
+def _check_weights(folder: Path) -> None:
+    if any((folder / name).is_file() for name in WEIGHTS):
+        return
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if pickles:
+        raise refuse(
+            f"{folder} has its weights in {pickles[0]}, a format that can run code and is not read. "
+            "Save the model again with safetensors."
+        )
+    raise refuse(f"{folder} has no model.safetensors. Give the path of a complete Hugging Face model folder.")
