@@ -1,16 +1,31 @@
 """``sluice`` and ``python -m server``: reads the command line and hands over.
 
-Nothing heavy is imported before a command needs it: ``--help`` answers at once.
+A command's module is imported when that command is asked for, and what is heavy when it runs: help answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from importlib import import_module
 from typing import NoReturn
 
-from server import __version__, settings
+from server import __version__
 from server.errors import EXIT_CONFIG, ConfigurationError
+from server.settings_file import did_you_mean
+
+COMMANDS = {
+    "serve": "serve model folders over HTTP",
+    "chat": "talk with a model in the terminal",
+    "predict": "send texts through a model and write JSON lines",
+    "models": "list what a server serves, or what model folders there are",
+    "plan": "tell what serving would load, and how much memory it takes",
+    "check": "tell whether this machine can serve, and what to do where it cannot",
+    "config": "show every setting, its value and where it comes from",
+    "bench": "measure how fast a server generates",
+    "finetune": "train an adapter or a model that serve takes",
+}
+"""Each is the module of that name in `server.commands`, with ``add_arguments`` and ``run``."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -21,55 +36,62 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] in COMMANDS:
+        return _run(words[0], words[1:])
     parser = _parser()
-    options, unknown = parser.parse_known_args(arguments)
-    if options.command is None:
-        parser.print_help()
-        return EXIT_CONFIG
-    if unknown:
-        flags = [setting.flag for setting in settings.settings().values()] if options.command == "serve" else []
-        parser.error(f"{unknown[0]} is not known here.{settings.did_you_mean(unknown[0].split('=')[0], flags)}")
+    if words and not words[0].startswith("-"):
+        parser.error(f"there is no command {words[0]}.{did_you_mean(words[0], COMMANDS)}")
+    parser.parse_args(words)
+    parser.print_help()
+    return EXIT_CONFIG
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="sluice",
+        description="Serve and train fine-tuned language models.",
+        epilog="sluice COMMAND --help explains one.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"sluice {__version__}")
+    listed = parser.add_subparsers(metavar="COMMAND")
+    for name, summary in COMMANDS.items():
+        listed.add_parser(name, help=summary)
+    return parser
+
+
+def _run(name: str, words: list[str]) -> int:
+    command = import_module(f"server.commands.{name}")
+    parser = _Parser(
+        prog=f"sluice {name}",
+        description=(command.__doc__ or "").replace("``", "").strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_arguments(parser)
+    options = _parsed(parser, words)
     try:
-        return _run(options)
+        code: int = command.run(options)
     except ConfigurationError as error:
         print(f"sluice: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = _Parser(
-        prog="sluice", description="Serve and train fine-tuned language models.", allow_abbrev=False
-    )
-    parser.add_argument("--version", action="version", version=f"sluice {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    serve = commands.add_parser(
-        "serve",
-        help="serve model folders over HTTP",
-        description="Serve Hugging Face model folders and LoRA adapters over HTTP.",
-        allow_abbrev=False,
-    )
-    settings.add_flags(serve)
-    from server.finetune import cli
-
-    cli.add_parsers(commands)
-    return parser
-
-
-def _run(options: argparse.Namespace) -> int:
-    if options.command == "serve":
-        config = settings.load(options)
-        from server.client.template import Template
-
-        # Its imports take seconds: it is at them while this process is at its own.
-        template = Template.start(config.models)
-        from server.api.run import serve
-
-        return serve(config, template)
-    from server.finetune import cli
-
-    return cli.run(options)
+def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    try:
+        # Folders may stand before, between and after flags.
+        options, unknown = parser.parse_known_intermixed_args(words)
+    except TypeError:
+        # A parser with commands of its own cannot do that.
+        options, unknown = parser.parse_known_args(words)
+    if unknown:
+        known = [flag for action in parser._actions for flag in action.option_strings]
+        parser.error(f"{unknown[0]} is not known here.{did_you_mean(unknown[0].split('=')[0], known)}")
+    return options
 
 
 if __name__ == "__main__":

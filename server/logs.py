@@ -9,11 +9,21 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, Protocol
 
 MAX_FIELD_CHARACTERS = 1024
 MAX_TRACEBACK_CHARACTERS = 16_384
 MAX_QUEUED_LINES = 10_000
+
+
+class Sink(Protocol):
+    """Where lines go: a stream, or what stands before one."""
+
+    def write(self, text: str, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool: ...
 
 
 def printable(text: str, limit: int = MAX_FIELD_CHARACTERS) -> str:
@@ -63,7 +73,7 @@ class TextFormatter(logging.Formatter):
 class BackgroundHandler(logging.Handler):
     """Formats in the caller and writes in a thread; where the sink does not keep up, lines are dropped and counted."""
 
-    def __init__(self, sink: TextIO, on_drop: Callable[[], None]) -> None:
+    def __init__(self, sink: Sink, on_drop: Callable[[], None]) -> None:
         super().__init__()
         self._sink = sink
         self._on_drop = on_drop
@@ -96,7 +106,7 @@ class BackgroundHandler(logging.Handler):
 
 
 def set_up(
-    form: Literal["auto", "text", "json"], level: str, *, on_drop: Callable[[], None], sink: TextIO | None = None
+    form: Literal["auto", "text", "json"], level: str, *, on_drop: Callable[[], None], sink: Sink | None = None
 ) -> BackgroundHandler:
     """Send all loggers' lines to ``sink``, stderr by default. Close the handler last of all."""
     sink = sink or sys.stderr

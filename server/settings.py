@@ -15,20 +15,17 @@ import functools
 import inspect
 import math
 import os
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from server.config import ModelConfig, ServeConfig
 from server.errors import EXIT_MODEL, ConfigurationError
+from server.settings_file import FOLDERS, OWN, read_file
 
 PREFIX = "SLUICE_"
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
-_OWN = ("name", "path")
-"""Fields of a model that no setting for all models can have."""
-_FOLDERS = ("templates", "topics")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +75,7 @@ class Setting:
 def settings() -> dict[str, Setting]:
     """All of them, by field name, in the order of the dataclasses."""
     found = {}
-    for owner, left_out in ((ServeConfig, ("models",)), (ModelConfig, _OWN)):
+    for owner, left_out in ((ServeConfig, ("models",)), (ModelConfig, OWN)):
         hints, helps = get_type_hints(owner), field_docstrings(owner)
         for field in dataclasses.fields(owner):
             if field.name not in left_out:
@@ -116,68 +113,134 @@ def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Give the parser a flag for every setting; values stay text until `load`."""
+    """Give the parser model folders and a flag for every setting; values stay text until `load`."""
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="A model folder to serve, or NAME=PATH to name it; without a name it has the folder's.",
+    )
     parser.add_argument(
         "--model",
         action="append",
         metavar="NAME=PATH",
-        help="A model folder to serve and its name (PATH alone: the folder's name). Repeatable; the first of a task is "
-        f"its default. Replaces the file's models. In {PREFIX}MODEL separated by commas.",
+        help="The same as a flag. Repeatable; the first of a task is its default. Replaces the file's models. "
+        f"In {PREFIX}MODEL separated by commas.",
     )
     parser.add_argument(
         "--config", metavar="FILE", help=f"A TOML file with any of these settings and [[models]]. Or {PREFIX}CONFIG."
     )
     server = parser.add_argument_group("server", f"Each has a variable too: --port is {PREFIX}PORT.")
-    models = parser.add_argument_group(
-        "models", "For every model whose [[models]] table in the file does not say otherwise."
-    )
     for setting in settings().values():
-        shown = setting.help.replace("``", "").replace("%", "%%")
-        if setting.default not in (None, ""):
-            shown += f" (default: {str(setting.default).lower() if setting.kind is bool else setting.default})"
-        group = models if setting.per_model else server
-        if setting.kind is bool:
-            group.add_argument(setting.flag, action=argparse.BooleanOptionalAction, default=None, help=shown)
-        else:
-            metavar = "{" + ",".join(setting.choices) + "}" if setting.choices else setting.kind.__name__.upper()
-            group.add_argument(setting.flag, metavar=metavar, default=None, help=shown)
+        if not setting.per_model:
+            _add_flag(server, setting)
+    add_model_flags(parser, "For every model whose [[models]] table in the file does not say otherwise.")
+
+
+def add_model_flags(parser: argparse.ArgumentParser, description: str) -> None:
+    """A flag for every setting of a model."""
+    group = parser.add_argument_group("models", description)
+    for setting in settings().values():
+        if setting.per_model:
+            _add_flag(group, setting)
+
+
+def _add_flag(group: argparse._ArgumentGroup, setting: Setting) -> None:
+    shown = setting.help.replace("``", "").replace("%", "%%")
+    if setting.default not in (None, ""):
+        shown += f" (default: {str(setting.default).lower() if setting.kind is bool else setting.default})"
+    if setting.kind is bool:
+        group.add_argument(setting.flag, action=argparse.BooleanOptionalAction, default=None, help=shown)
+    else:
+        metavar = "{" + ",".join(setting.choices) + "}" if setting.choices else setting.kind.__name__.upper()
+        group.add_argument(setting.flag, metavar=metavar, default=None, help=shown)
 
 
 def load(options: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> ServeConfig:
     """The configuration that flags, environment and file together make. Raises `ConfigurationError`."""
-    _refuse_misspelt(environment)
-    path = options.config or environment.get(PREFIX + "CONFIG")
-    file = _read(Path(path)) if path else {}
-    tables = file.pop("models", [])
-    general = {**file, **_from_environment(environment), **_from_flags(options)}
-    named = options.model or [text for text in environment.get(PREFIX + "MODEL", "").split(",") if text.strip()]
-    if named:
-        tables = [_named(text.strip()) for text in named]
-    for_models = {name: value for name, value in general.items() if settings()[name].per_model}
-    models = tuple(ModelConfig(**{**for_models, **table}) for table in tables)
-    config = ServeConfig(
-        models=models, **{name: value for name, value in general.items() if not settings()[name].per_model}
-    )
+    given = gather(options, environment)
+    models = tuple(ModelConfig(**{name: value.value for name, value in model.items()}) for model in given.models)
+    config = ServeConfig(models=models, **{name: value.value for name, value in given.server.items()})
     _check_folders(config)
     return config
 
 
-def _from_flags(options: argparse.Namespace) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Value:
+    """What somebody has said a setting is, and where."""
+
+    value: Any
+    origin: str
+    """A flag, a variable, or a file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """All that has been said; what nobody has said has its default."""
+
+    server: dict[str, Value]
+    for_models: dict[str, Value]
+    """For every model whose table does not say otherwise."""
+    models: list[dict[str, Value]]
+    """What holds for each model, its name and path among it."""
+
+
+def gather(options: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Given:
+    """What flags, environment and file say, each value checked by itself. Raises `ConfigurationError`."""
+    _refuse_misspelt(environment)
+    path = options.config or environment.get(PREFIX + "CONFIG")
+    content, tables = read_file(Path(path), settings()) if path else ({}, [])
+    file = {name: Value(value, str(path)) for name, value in content.items()}
+    models = [{name: Value(value, str(path)) for name, value in table.items()} for table in tables]
+    general = {**file, **_from_environment(environment), **_from_flags(options)}
+    for_models = {name: value for name, value in general.items() if settings()[name].per_model}
+    named = _named_models(options, environment)
+    return Given(
+        server={name: value for name, value in general.items() if name not in for_models},
+        for_models=for_models,
+        models=[{**for_models, **model} for model in named or models],
+    )
+
+
+def _named_models(options: argparse.Namespace, environment: Mapping[str, str]) -> list[dict[str, Value]]:
+    """Those of the command line, else those of the environment."""
+    words = [*getattr(options, "paths", []), *(options.model or [])]
+    origin = "command line"
+    if not words:
+        words = [text for text in environment.get(PREFIX + "MODEL", "").split(",") if text.strip()]
+        origin = PREFIX + "MODEL"
+    return [{name: Value(value, origin) for name, value in _named(word.strip()).items()} for word in words]
+
+
+def _from_flags(options: argparse.Namespace) -> dict[str, Value]:
     found = {}
     for setting in settings().values():
         value = getattr(options, setting.name, None)
         if value is not None:
-            found[setting.name] = value if setting.kind is bool else setting.from_text(value, setting.flag)
+            value = value if setting.kind is bool else setting.from_text(value, setting.flag)
+            found[setting.name] = Value(value, setting.flag)
     return found
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+def flags_of(options: argparse.Namespace) -> list[str]:
+    """The settings' flags that `options` were parsed from, as another process takes them."""
+    found = []
+    for setting in settings().values():
+        value = getattr(options, setting.name, None)
+        if value is not None and setting.kind is bool:
+            found.append(setting.flag if value else setting.flag.replace("--", "--no-", 1))
+        elif value is not None:
+            found += [setting.flag, value]
+    return found
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Value]:
     found = {}
     for setting in settings().values():
         text = environment.get(setting.variable, "")
         # Kubernetes sets SLUICE_PORT to a URL in every pod beside a Service called "sluice": not meant for us.
         if text and not (setting.name == "port" and text.startswith("tcp://")):
-            found[setting.name] = setting.from_text(text, setting.variable)
+            found[setting.name] = Value(setting.from_text(text, setting.variable), setting.variable)
     return found
 
 
@@ -189,61 +252,6 @@ def _refuse_misspelt(environment: Mapping[str, str]) -> None:
             near = difflib.get_close_matches(variable, known, n=1, cutoff=0.9)
             if near:
                 raise ConfigurationError(f"There is no variable {variable}. Did you mean {near[0]}?")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """The file's settings, checked, under their field names; its models' paths made relative to the file's folder."""
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
-    except ValueError as error:
-        raise ConfigurationError(f"The configuration file {path} is not valid TOML: {error}.") from None
-    tables = content.pop("models", [])
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise ConfigurationError(f"{path}: models is a list of tables: write [[models]].")
-    found = _checked(content, settings(), str(path))
-    per_model = {name: setting for name, setting in settings().items() if setting.per_model}
-    found["models"] = [_table(table, per_model, path, number) for number, table in enumerate(tables, start=1)]
-    for name in ("base", *_FOLDERS):
-        if name in found:
-            found[name] = _beside(path, found[name])
-    return found
-
-
-def _table(table: dict[str, Any], per_model: dict[str, Setting], path: Path, number: int) -> dict[str, Any]:
-    where = f"{path}: [[models]] number {number}"
-    own = dict.fromkeys(_OWN, dataclasses.replace(per_model["base"], choices=()))
-    found = _checked(table, {**own, **per_model}, where)
-    if "path" not in found:
-        raise ConfigurationError(f'{where} lacks path: add path = "FOLDER".')
-    for name in ("path", "base"):
-        if name in found:
-            found[name] = _beside(path, found[name])
-    return {"name": Path(found["path"]).resolve().name, **found}
-
-
-def _checked(content: Mapping[str, Any], known: Mapping[str, Setting], where: str) -> dict[str, Any]:
-    found = {}
-    for key, value in content.items():
-        if key not in known:
-            raise ConfigurationError(f"{where}: there is no setting {key}.{did_you_mean(key, known)}")
-        found[key] = known[key].checked(value, f"{where}: {key}")
-    return found
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A sentence with the nearest of the known words, or nothing.
-
-    >>> did_you_mean("prot", ["host", "port"])
-    ' Did you mean port?'
-    """
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" Did you mean {near[0]}?" if near else ""
-
-
-def _beside(file: Path, path: str) -> str:
-    return os.path.normpath(file.parent / Path(path).expanduser())
 
 
 def _named(text: str) -> dict[str, Any]:
@@ -259,7 +267,7 @@ def _named(text: str) -> dict[str, Any]:
 
 
 def _check_folders(config: ServeConfig) -> None:
-    for name in _FOLDERS:
+    for name in FOLDERS:
         path = getattr(config, name)
         if path is not None and not Path(path).is_dir():
             raise ConfigurationError(f"{name} is {path}, which is not a folder. Give the path of a folder of {name}.")

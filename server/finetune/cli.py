@@ -10,7 +10,7 @@ from server.errors import ConfigurationError
 from server.finetune import options
 
 if TYPE_CHECKING:
-    from argparse import ArgumentParser, _SubParsersAction
+    from argparse import ArgumentParser
 
 TASKS = {
     "classify": "a text classifier, from JSONL or CSV with text and label (JSONL: a list of labels for multi-label)",
@@ -18,10 +18,8 @@ TASKS = {
 }
 
 
-def add_parsers(subparsers: _SubParsersAction[ArgumentParser]) -> None:
-    """Add `finetune TASK ...` to the `sluice` command."""
-    summary = "Train an adapter or a model that `sluice serve` takes."
-    parser = subparsers.add_parser("finetune", help=summary, description=summary)
+def add_tasks(parser: ArgumentParser) -> None:
+    """Add the arguments of `sluice finetune TASK ...`."""
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     for task, description in TASKS.items():
         task_parser = tasks.add_parser(task, help=description, description=f"Train {description}.")

@@ -23,8 +23,8 @@ from tests.finetune.bases import write_base, write_reviews, write_sentences
 
 def finetune(*arguments: str) -> int:
     parser = ArgumentParser()
-    cli.add_parsers(parser.add_subparsers())
-    return cli.run(parser.parse_args(["finetune", *map(str, arguments)]))
+    cli.add_tasks(parser)
+    return cli.run(parser.parse_args([*map(str, arguments)]))
 
 
 @pytest.fixture(autouse=True)
@@ -211,5 +211,5 @@ def test_without_accelerate_the_message_says_what_to_install(workshop, tmp_path,
 def test_the_recorded_command_gives_back_the_same_options(workshop):
     options = Options(task="ner", model="a b", data="d.conll", out="o", learning_rate=2e-4, epochs=1.5, lora_rank=8)
     parser = ArgumentParser()
-    cli.add_parsers(parser.add_subparsers())
-    assert Options.from_arguments(parser.parse_args(shlex.split(options.command())[1:])) == options
+    cli.add_tasks(parser)
+    assert Options.from_arguments(parser.parse_args(shlex.split(options.command())[2:])) == options

@@ -1,0 +1,170 @@
+"""What serving a model would take, by what loads it: its module is built without weights, its cache is only counted."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from server.commands.weights import read_weights
+from server.config import ModelConfig
+from server.engine import memory
+from server.engine.engine import default_max_batch_tokens
+from server.engine.executors.build import FORWARD_FAILURES
+from server.engine.executors.generic import ATTENTION, Unsupported, probe, set_attention
+from server.errors import ConfigurationError
+from server.models import describe, loader
+from server.models.embedder import read_recipe
+from server.models.folder import ModelFolder, look
+from server.models.tokenizer_files import has_tokenizer, load_tokenizer
+from server.protocol import Task
+
+QUANTISED_BYTES = {"int8": 1.0, "int4": 0.5625}
+"""Of a weight in a product, the scales of its groups included."""
+META = torch.device("meta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedCache:
+    """The KV cache of a decoder."""
+
+    token_bytes: int
+    num_bytes: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedModel:
+    """One model as it would be served. Bytes are of memory, where no other is said."""
+
+    name: str
+    path: str
+    base: str | None
+    task: Task
+    architecture: str
+    device: str
+    dtype: str
+    quantize: str
+    num_parameters: int
+    disk_bytes: int
+    weight_bytes: int
+    load_bytes: int
+    """The most that the weights take on the way."""
+    max_model_len: int
+    max_running: int
+    max_batch_tokens: int | None
+    """None for encoders, whose batches are not bounded by this."""
+    cache: PlannedCache | None
+    """None for encoders, and for a decoder whose cache is known only when it runs."""
+    has_chat_template: bool
+
+    @property
+    def needed_bytes(self) -> int:
+        return max(self.load_bytes, self.weight_bytes + (self.cache.num_bytes if self.cache else 0))
+
+
+def plan_model(model: ModelConfig) -> PlannedModel:
+    """Raises `ConfigurationError` for whatever loading would refuse and can be seen without weights."""
+    folder = look(model)
+    device = loader.choose_device(model)
+    dtype = loader.choose_dtype(model, folder.task, device)
+    own_tokenizer = folder.adapter is None or has_tokenizer(folder.path)
+    tokenizer = load_tokenizer(folder.path if own_tokenizer else folder.weights)
+    module = _empty_module(folder, dtype)
+    limit = describe.longest_input(module, tokenizer.model_max_length)
+    if folder.task == "embed":
+        recipe = read_recipe(folder.weights, str(folder.config.get("model_type")))
+        limit = min(limit, recipe.max_length or limit)
+    max_model_len = describe.chosen_length(model.name, model.max_model_len, limit)
+    weights = read_weights(folder.weights)
+    plain_bytes = sum(parameter.numel() * dtype.itemsize for parameter in module.parameters())
+    # An adapter is merged in float32, whatever comes after.
+    load_bytes = sum(parameter.numel() * 4 for parameter in module.parameters()) if folder.adapter else plain_bytes
+    is_decoder = folder.task == "generate"
+    cache = _cache(model, module, max_model_len, device, dtype) if is_decoder else None
+    return PlannedModel(
+        name=model.name,
+        path=model.path,
+        base=None if folder.adapter is None else str(folder.weights),
+        task=folder.task,
+        architecture=type(module).__name__,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        quantize=model.quantize,
+        num_parameters=sum(parameter.numel() for parameter in module.parameters()),
+        disk_bytes=weights.num_bytes,
+        weight_bytes=_weight_bytes(module, model, dtype),
+        load_bytes=load_bytes,
+        max_model_len=min(max_model_len, cache.num_tokens) if cache else max_model_len,
+        max_running=model.max_running,
+        max_batch_tokens=(model.max_batch_tokens or default_max_batch_tokens(device, model.max_running))
+        if is_decoder
+        else model.max_batch_tokens or None,
+        cache=cache,
+        has_chat_template=bool(tokenizer.chat_template),
+    )
+
+
+def _empty_module(folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
+    """The architecture without a single weight."""
+    labels = folder.adapter.labels if folder.adapter else {}
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder.weights, local_files_only=True, trust_remote_code=False, **labels
+        )
+        with META:
+            module: PreTrainedModel = loader.CLASSES[folder.task].from_config(config, dtype=dtype)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise describe.refuse(
+            f"The model in {folder.weights} cannot be built ({line}). Check its config.json, or fetch it again."
+        ) from error
+    return module.eval()
+
+
+def _weight_bytes(module: PreTrainedModel, model: ModelConfig, dtype: torch.dtype) -> int:
+    """About: which products are quantised is decided while they are."""
+    per_weight = QUANTISED_BYTES.get(model.quantize, dtype.itemsize)
+    in_products: dict[int, nn.Parameter] = {}
+    for part in module.modules():
+        if isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D":
+            in_products[id(part.weight)] = part.weight
+    others = [parameter for parameter in module.parameters() if id(parameter) not in in_products]
+    return int(
+        sum(parameter.numel() for parameter in in_products.values()) * per_weight
+        + sum(parameter.numel() for parameter in others) * dtype.itemsize
+    )
+
+
+def _cache(
+    model: ModelConfig, module: PreTrainedModel, max_model_len: int, device: torch.device, dtype: torch.dtype
+) -> PlannedCache | None:
+    """As large as the engine would make it now. Raises `ConfigurationError` where one sequence does not fit."""
+    set_attention(module, ATTENTION)
+    try:
+        specs = probe(module)
+    except (Unsupported, *FORWARD_FAILURES) as error:
+        logging.getLogger("sluice.plan").debug("the cache is not known: %s", error)
+        return None
+    token_bytes = sum(spec.block_bytes(1, dtype) for spec in specs)
+    num_blocks = memory.num_blocks(model, token_bytes * model.block_size, max_model_len, device)
+    num_tokens = num_blocks * model.block_size
+    return PlannedCache(token_bytes=token_bytes, num_bytes=num_tokens * token_bytes, num_tokens=num_tokens)
+
+
+def plan_or_problem(model: ModelConfig) -> PlannedModel | str:
+    """The plan, or why there is none, in a sentence that says what to do."""
+    try:
+        return plan_model(model)
+    except ConfigurationError as error:
+        return str(error)
+
+
+def as_json(planned: PlannedModel) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(planned) | {"needed_bytes": planned.needed_bytes}

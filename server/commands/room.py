@@ -1,0 +1,61 @@
+"""Whether the models' weights can fit the memory at all: asked before anything is loaded, answered with the numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from server import machine
+from server.client.template import DEVICE_FILES
+from server.commands.terminal import size
+from server.commands.weights import read_weights
+from server.config import ModelConfig, ServeConfig
+from server.errors import EXIT_MODEL, ConfigurationError
+
+LEAST_BYTES = {"auto": 2.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
+"""A parameter's, at the least, by dtype."""
+LEAST_QUANTISED_BYTES = {"int8": 1.0, "int4": 0.5}
+
+
+def require_room(config: ServeConfig) -> None:
+    """Raise `ConfigurationError` where the weights alone are more than what is free.
+
+    A lower bound: what passes may still be refused when its cache is made. What cannot be read is for the worker to
+    refuse, which says more.
+    """
+    least = {model.name: least_bytes(model) for model in config.models}
+    needed = sum(least.values())
+    free = machine.free_bytes()
+    if needed > free:
+        largest = max(least, key=lambda name: least[name])
+        of_largest = f", {size(least[largest])} of them for {largest}," if len(least) > 1 else ""
+        raise ConfigurationError(
+            f"The weights need at least {size(needed)} of memory{of_largest} and {size(free)} are free. "
+            "Serve smaller or fewer models, set quantize to int8 or int4, or free memory.",
+            exit_code=EXIT_MODEL,
+        )
+
+
+def least_bytes(model: ModelConfig) -> int:
+    """Of the machine's memory, for weights; 0 for a model on a GPU or one that cannot be read."""
+    is_on_cpu = model.device == "cpu" or (
+        model.device == "auto" and not any(Path(name).exists() for name in DEVICE_FILES)
+    )
+    if not is_on_cpu:
+        return 0
+    try:
+        num_parameters = read_weights(base_folder(model)).num_parameters
+    except ConfigurationError:
+        return 0
+    return int(num_parameters * LEAST_QUANTISED_BYTES.get(model.quantize, LEAST_BYTES[model.dtype]))
+
+
+def base_folder(model: ModelConfig) -> Path:
+    """Where the whole weights lie: of an adapter, its base's folder."""
+    folder = Path(model.path)
+    try:
+        named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return folder
+    bases = (Path(base) for base in (model.base, named, folder / str(named)) if base)
+    return next((base for base in bases if base.is_dir()), folder)

@@ -1,0 +1,36 @@
+"""Serve Hugging Face model folders and LoRA adapters over HTTP.
+
+sluice serve ./my-llama
+sluice serve chat=./my-llama mood=./my-classifier --port 9000
+sluice serve --config sluice.toml
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from server import settings
+from server.commands.room import require_room
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    settings.add_flags(parser)
+    parser.add_argument(
+        "--plan", action="store_true", help="Only tell what would be loaded and how much memory it takes."
+    )
+
+
+def run(options: Namespace) -> int:
+    if options.plan:
+        from server.commands import plan
+
+        return plan.run(options)
+    config = settings.load(options)
+    require_room(config)
+    from server.client.template import Template
+
+    # Its imports take seconds: it is at them while this process is at its own.
+    template = Template.start(config.models)
+    from server.api.run import serve
+
+    return serve(config, template)
