@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from server.engine.attention.backend import AttentionBackend, HeadNorm, Rotary
-from server.engine.attention.choose import choose_attention
+from server.engine.attention.choose import bytes_per_block, choose_attention
 from server.engine.attention.native import NativeAttention
 from server.engine.kv_cache import LayerSpec
 from server.native import kernels
@@ -210,3 +210,12 @@ def test_layers_that_the_kernel_was_not_made_for_are_left_to_torch(monkeypatch: 
     assert chosen(layer_spec(), dtype=torch.float16) == "torch"
     monkeypatch.setattr(kernels._State, "module", None)
     assert chosen(layer_spec()) == "torch"
+
+
+@pytest.mark.parametrize("block_size", [16, 32])
+@pytest.mark.parametrize("dims", [(32, 32), (192, 128), (32, 96)], ids=str)
+def test_a_cache_has_the_bytes_that_its_blocks_were_counted_by(dims: tuple[int, int], block_size: int) -> None:
+    """Or a worker that replaces another, and is given its bytes, would have fewer blocks and serve less."""
+    specs = [layer_spec(), layer_spec((4, 2), dims)]
+    cache = choose_attention(specs, 9, block_size, torch.bfloat16, CPU)
+    assert cache.kv_cache_bytes == 9 * bytes_per_block(specs, block_size, torch.bfloat16, CPU)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from server.engine.attention import native
 from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.cuda import choose_cuda
 from server.engine.attention.native import NativeAttention
@@ -33,3 +34,13 @@ def choose_attention(
         return NativeAttention(specs, num_blocks, block_size, dtype, device)
     log.debug("attention by torch's own operations: %s", obstacle)
     return TorchNativeAttention(specs, num_blocks, block_size, dtype, device, deterministic=deterministic)
+
+
+def bytes_per_block(specs: Sequence[LayerSpec], block_size: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes that a block takes in all of these layers, in the back end that `choose_attention` takes for them.
+
+    A worker that replaces another is given the bytes of its cache, and must make as many blocks of them.
+    """
+    if NativeAttention.obstacle(specs, block_size, dtype, device) is None:
+        return sum(native.block_bytes(spec, dtype) for spec in specs)
+    return sum(spec.block_bytes(block_size, dtype) for spec in specs)

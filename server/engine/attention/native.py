@@ -96,7 +96,7 @@ class NativeAttention(AttentionBackend):
         self.specs = tuple(specs)
         self._attend = module.attend
         self._dtype = dtype
-        self._pools_NW = [zeroed((num_blocks, _block_bytes(spec, dtype)), torch.uint8, device) for spec in self.specs]
+        self._pools_NW = [zeroed((num_blocks, block_bytes(spec, dtype)), torch.uint8, device) for spec in self.specs]
         take_pages(self._pools_NW)
         self._layers = [_layer(*each, dtype) for each in zip(self.specs, self._pools_NW, strict=True)]
         self._step, self._call = _Step(), _Call()
@@ -207,7 +207,8 @@ class NativeAttention(AttentionBackend):
         return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _block_bytes(spec: LayerSpec, dtype: torch.dtype) -> int:
+def block_bytes(spec: LayerSpec, dtype: torch.dtype) -> int:
+    """Of one layer. Keys and values take no more than their own widths."""
     return spec.num_kv_heads * BLOCK_SIZE * (spec.key_dim + spec.value_dim) * dtype.itemsize
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from server.config import ModelConfig
 from server.engine import memory, selfcheck
 from server.engine.attention.backend import AttentionBackend
-from server.engine.attention.choose import choose_attention
+from server.engine.attention.choose import bytes_per_block, choose_attention
 from server.engine.batch_inputs import Row
 from server.engine.executors.compat import CompatRunner
 from server.engine.executors.compiled import compile_layers
@@ -126,8 +126,7 @@ def _fused(
         raise Unsupported(problem)
     kl = quantised(config, prepared.small_runner, prepared.quantise, quality_ids)
     specs = prepared.decoder.specs
-    block_bytes = sum(spec.block_bytes(config.block_size, module.dtype) for spec in specs)
-    num_blocks = memory.num_blocks(config, block_bytes, max_model_len, module.device)
+    num_blocks = _num_blocks(module, config, specs, max_model_len)
     runner = prepared.runner(make_backend(specs, num_blocks), num_blocks)
     runner.quantization_kl = kl
     return with_graphs(runner, config)
@@ -170,9 +169,7 @@ def _generic(
         compile_layers(module, config.name, lambda: selfcheck.difference(checked, expected))
     make_runner = partial(_generic_runner, module, config, specs, expected)
     kl = quantised(config, make_runner, partial(quantise_linears, module), quality_ids)
-    block_bytes = sum(spec.block_bytes(config.block_size, module.dtype) for spec in specs)
-    num_blocks = memory.num_blocks(config, block_bytes, max_model_len, module.device)
-    runner = make_runner(num_blocks)
+    runner = make_runner(_num_blocks(module, config, specs, max_model_len))
     runner.quantization_kl = kl
     return with_graphs(runner, config)
 
@@ -196,6 +193,11 @@ def _backend(
     return choose_attention(
         specs, num_blocks, config.block_size, module.dtype, module.device, deterministic=config.deterministic
     )
+
+
+def _num_blocks(module: PreTrainedModel, config: ModelConfig, specs: Sequence[LayerSpec], max_model_len: int) -> int:
+    size = bytes_per_block(specs, config.block_size, module.dtype, module.device)
+    return memory.num_blocks(config, size, max_model_len, module.device)
 
 
 def _compat(
