@@ -217,6 +217,18 @@ def test_what_is_not_known_runs_elsewhere_and_says_why(family: str, settings: di
         build_runner(decoder(family, settings), config(executor="fused"), MAX_MODEL_LEN)
 
 
+@torch.inference_mode()
+def test_what_shows_only_far_from_the_beginning_is_computed_there_too() -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 80,
+            "llama_4_scaling_beta": 3.0}  # fmt: skip
+    module = decoder("ministral3", {"max_position_embeddings": 320, "head_dim": 8, "rope_parameters": rope})
+    ids = torch.randint(3, VOCAB_SIZE, (120,), generator=torch.Generator().manual_seed(5))
+    expected = module(ids[None], use_cache=False).logits[0].float()
+    runner = build_runner(module, config(), 160)
+    ours = runner.forward([Row(key=0, token_ids=ids.tolist(), num_computed=0, block_table=range(30), num_logits=120)])
+    assert float((ours - expected).abs().max()) < 1e-4 * float(expected.max() - expected.min())
+
+
 def weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 

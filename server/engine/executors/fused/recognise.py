@@ -27,6 +27,8 @@ LAYERS = ("layers", "h")
 def recognise(module: PreTrainedModel, specs: Sequence[LayerSpec], num_positions: int) -> Decoder[Product]:
     """The layout of ``module`` for sequences of up to ``num_positions`` tokens, or `Unsupported`."""
     config = module.config.get_text_config(decoder=True)
+    if _scales_far_queries(config):
+        raise Unsupported("it scales its queries by their positions")
     head = module.get_output_embeddings()
     if head is None or {id(child) for child in module.children()} != {id(module.base_model), id(head)}:
         raise Unsupported("it is not one decoder and one head")
@@ -49,6 +51,12 @@ def recognise(module: PreTrainedModel, specs: Sequence[LayerSpec], num_positions
         logits_divisor=first_attribute(config, ("logits_scaling",), 1.0),
         logits_softcap=getattr(config, "final_logit_softcapping", None),
     )
+
+
+def _scales_far_queries(config: object) -> bool:
+    """As Ministral 3 does from some thousand tokens on: no sequence that is short enough for a check shows it."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    return parameters.get("llama_4_scaling_beta") is not None
 
 
 def layers_of(module: PreTrainedModel) -> nn.ModuleList:
