@@ -172,21 +172,40 @@ async def _post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path
 
 
 def agreement(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-    """How many texts have the pipeline's labels and offsets, and how far scores of those lie apart at most."""
+    """How many texts have the pipeline's labels and offsets, and how far scores of those lie apart at most.
+
+    ``largest_lead``: of the texts with another label, how far the pipeline's own was ahead of it in the pipeline's
+    scores; absent for tags, whose other scores it does not tell.
+    """
     pairs = [(_facts(ours[text]), _facts(theirs[text])) for text in theirs]
     equal = [(mine, other) for mine, other in pairs if [fact[0] for fact in mine] == [fact[0] for fact in other]]
     apart = [abs(a[1] - b[1]) for mine, other in equal for a, b in zip(mine, other, strict=True)]
-    return {"texts": len(pairs), "equal": len(equal), "largest_difference": max(apart, default=0.0)}
+    leads = [_lead(ours[text], theirs[text]) for text in theirs if any("label" in each for each in _flat(theirs[text]))]
+    return {"texts": len(pairs), "equal": len(equal), "largest_difference": max(apart, default=0.0),
+            "largest_lead": max(leads, default=None)}  # fmt: skip
+
+
+def _lead(ours: Any, theirs: Any) -> float:
+    """How far the pipeline puts its own label before ours; 0 where they are one."""
+    mine = max(_flat(ours), key=lambda each: each["score"])["label"]
+    scores = {each["label"]: each["score"] for each in _flat(theirs)}
+    return float(max(scores.values()) - scores[mine])
 
 
 def _facts(answer: Any) -> list[tuple[Any, float]]:
     """What must be equal, with its score: the best label of a text, or each entity's label and place."""
+    entries = _flat(answer)
+    if entries and "label" in entries[0]:
+        best = max(entries, key=lambda each: each["score"])
+        return [(best["label"], best["score"])]
+    return [((each["entity_group"], each["start"], each["end"]), each["score"]) for each in entries]
+
+
+def _flat(answer: Any) -> list[dict[str, Any]]:
+    """The one text's list, however deep it lies."""
     while answer and isinstance(answer[0], list):
         answer = answer[0]
-    if answer and "label" in answer[0]:
-        best = max(answer, key=lambda each: each["score"])
-        return [(best["label"], best["score"])]
-    return [((each["entity_group"], each["start"], each["end"]), each["score"]) for each in answer]
+    return list(answer)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -238,13 +257,16 @@ def main() -> None:
          _said(results["agreement"].get(name))]
         for name, side in results["sides"].items()
     ]  # fmt: skip
-    print(table(["side", "requests/s", "p50 ms", "p95 ms", "ratio", "equal, apart"], rows))
+    print(table(["side", "requests/s", "p50 ms", "p95 ms", "ratio", "equal, apart, lead"], rows))
     print(f"saved to {save('encoder', {'arguments': vars(args), 'results': results})}")
     return None
 
 
 def _said(found: dict[str, Any] | None) -> str:
-    return "" if found is None else f"{found['equal']}/{found['texts']}, {found['largest_difference']:.4f}"
+    if found is None:
+        return ""
+    lead = "" if found["largest_lead"] is None else f", {found['largest_lead']:.4f}"
+    return f"{found['equal']}/{found['texts']}, {found['largest_difference']:.4f}{lead}"
 
 
 if __name__ == "__main__":
