@@ -111,6 +111,8 @@ class ServeConfig:
     """A folder of prompt templates, one file each."""
     topics: str | None = None
     """A folder of topics that requests can penalise, one word list each."""
+    page: bool = True
+    """Serve the page for people at ``/``."""
     keep_alive_s: float = 15.0
     """Silence after which a stream gets a sign of life."""
     keep_alive: Literal["comment", "chunk", "off"] = "comment"

@@ -6,7 +6,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from server import __version__
-from server.api import classify, error_replies, fill_mask, generate, ner, templates
+from server.api import classify, error_replies, fill_mask, generate, ner, page, templates
 from server.api.error_replies import OPENAI_PATHS
 from server.api.middleware import BodyGate, RequestContext
 from server.api.openai import chat, completions
@@ -45,6 +45,8 @@ def build_app(config: ServeConfig, supervisor: Supervisor) -> FastAPI:
     tasks = _task_routes()
     for _, router in ROUTERS:
         app.include_router(router)
+    if config.page:
+        app.include_router(page.router)
     with_status = [path for path in tasks if path != "/" and not path.startswith(OPENAI_PATHS)]
     app.include_router(status_router(with_status))
     error_replies.install(app)
@@ -68,4 +70,4 @@ def _task_routes() -> dict[str, Task | None]:
 
 def _quiet_routes(task_paths: list[str]) -> frozenset[str]:
     below_tasks = (path + suffix for path in task_paths for suffix in ("/health", "/info"))
-    return frozenset((*ENDPOINTS, *DOCS, *below_tasks))
+    return frozenset((*ENDPOINTS, *DOCS, *page.PATHS, *below_tasks))

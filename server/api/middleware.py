@@ -56,7 +56,8 @@ class RequestContext:
         state = scope.setdefault("state", {})
         state["record"], state["request_id"] = record, record.request_id
         exchange = _Exchange(record, self.lifecycle, receive, send)
-        if scope["path"] in self.quiet_routes:
+        # A path may be a page to those who look at it and take work from those who post.
+        if scope["method"] != "POST" and scope["path"] in self.quiet_routes:
             await self._answer(scope, exchange)
             return
         with self.lifecycle.active():

@@ -1,0 +1,57 @@
+// The page's frame: asks what is served, makes a tab for each way to use it, and shows one.
+
+import { call, onKeyWanted, Refusal } from "./api.js";
+import { Chat } from "./chat.js";
+import { Classify } from "./classify.js";
+import { Complete } from "./complete.js";
+import { button, el } from "./dom.js";
+import { explain } from "./errors.js";
+import { Fill } from "./fill.js";
+import { Frame } from "./frame.js";
+import { askForKey } from "./key_dialog.js";
+import { Tag } from "./tag.js";
+
+const ASK_AGAIN_MS = 1000;
+
+/** The tabs for what `/info` says. */
+function viewsOf({ models, templates }) {
+  const ready = models.filter((model) => model.task);
+  const of = (task) => ready.filter((model) => model.task === task);
+  const chatty = of("generate").filter((model) => model.has_chat_template);
+  const forGenerate = templates.filter(({ task }) => task === "generate");
+  return [
+    chatty.length && new Chat(chatty),
+    of("generate").length && new Complete(of("generate"), forGenerate),
+    of("classify").length && new Classify(of("classify")),
+    of("ner").length && new Tag(of("ner")),
+    of("fill-mask").length && new Fill(of("fill-mask")),
+  ].filter(Boolean);
+}
+
+function splash(...content) {
+  document.body.replaceChildren(el("main.splash", { role: "status" }, content));
+}
+
+/** What is served, once all of it is loaded. */
+async function waitForModels() {
+  for (;;) {
+    try {
+      const info = await call("/info");
+      const waiting = info.models.filter((model) => !model.task);
+      if (!waiting.length && Object.keys(info.tasks).length) return info;
+      splash(el("div.spinner"), el("p", `Loading ${waiting.map(({ name }) => name).join(", ") || "the models"}\u2026`));
+    } catch (error) {
+      const { title, text, hint } = explain(error);
+      splash(el("h1", title), el("p", text), el("p.soft", hint));
+      if (error instanceof Refusal && error.status === 401) {
+        document.querySelector(".splash").append(button("key", "Enter a key", () => location.reload(), { isShown: true }));
+        return null;
+      }
+    }
+    await new Promise((resolve) => setTimeout(resolve, ASK_AGAIN_MS));
+  }
+}
+
+onKeyWanted(askForKey);
+const info = await waitForModels();
+if (info) new Frame(info, viewsOf(info)).show();

@@ -1,0 +1,93 @@
+// The list of conversations, and the ways in and out of the browser.
+
+import { announce, button, el, icon, quietButton } from "./dom.js";
+
+export class Sidebar {
+  /** `actions`: `open(id)`, `create()` and `removed(id)`. */
+  constructor(conversations, actions) {
+    this.conversations = conversations;
+    this.actions = actions;
+    this.list = el("ul.conversations", { "aria-label": "Conversations" });
+    this.said = el("p.hint", { role: "status" });
+    this.file = el("input", { type: "file", accept: "application/json,.json", hidden: true, "aria-label": "File to import", onchange: () => this.#take() });
+    this.element = el(
+      "div.panel-content",
+      button("plus", "New conversation", () => actions.create(), { isShown: true, class: "button wide" }),
+      this.list,
+      el(
+        "div.panel-foot",
+        this.said,
+        el(
+          "div.row",
+          quietButton("upload", "Import", () => this.file.click()),
+          quietButton("download", "Export", () => this.#export()),
+          this.file,
+        ),
+      ),
+    );
+  }
+
+  draw(openId) {
+    const entries = this.conversations.index.map(({ id, title }) => this.#entry(id, title || "Untitled", id === openId));
+    this.list.replaceChildren(...entries);
+    if (!entries.length) this.list.append(el("li.hint", "What you write stays in this browser."));
+    if (!this.conversations.isKept) this.#say("The browser has no room left: export, then remove some.");
+  }
+
+  #entry(id, title, isOpen) {
+    const open = el(
+      "button.conversation",
+      { "aria-current": isOpen ? "true" : null, dir: "auto", onclick: () => this.actions.open(id) },
+      title,
+    );
+    const remove = button("trash", `Remove \u201c${title}\u201d`, () => this.#remove(id, title));
+    return el("li", open, remove);
+  }
+
+  #remove(id, title) {
+    const conversation = this.conversations.open(id);
+    this.conversations.remove(id);
+    this.actions.removed(id);
+    const undo = () => {
+      this.conversations.save({ ...conversation, id });
+      this.actions.open(id);
+      this.#say("");
+    };
+    this.#say(`Removed \u201c${title}\u201d. `);
+    if (conversation) this.said.append(el("button.link", { onclick: undo }, "Undo"));
+  }
+
+  #export() {
+    const url = URL.createObjectURL(new Blob([this.conversations.exported()], { type: "application/json" }));
+    el("a", { href: url, download: "conversations.json" }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 1000);
+  }
+
+  async #take() {
+    const [file] = this.file.files;
+    this.file.value = "";
+    try {
+      const count = this.conversations.add(await file.text());
+      this.#say(`${count} ${count === 1 ? "conversation" : "conversations"} imported.`);
+      if (count) this.actions.open(this.conversations.index[0].id);
+    } catch {
+      this.#say("This file holds no conversations of this page.");
+    }
+  }
+
+  #say(text) {
+    this.said.replaceChildren(text);
+    announce(text);
+  }
+}
+
+/** What stands in an empty conversation. */
+export function welcome(model, ask) {
+  const ideas = ["Explain why the sky is blue to a child.", "Write a short poem about a lighthouse.", "List three tips for better sleep, as a table."];
+  return el(
+    "div.welcome",
+    el("h2", "What shall it be?"),
+    el("p.soft", "You talk with ", el("strong", model), ". It runs here, and nothing leaves this server."),
+    el("div.ideas", ideas.map((text) => el("button.idea", { onclick: () => ask(text) }, el("span", text), icon("send")))),
+  );
+}

@@ -1,0 +1,74 @@
+// Plain completion: a text goes on, with its beams and its tokens' probabilities where that is wished.
+
+import { generate } from "./generation.js";
+import { el, freshId } from "./dom.js";
+import { Outputs } from "./outputs.js";
+import { load, save } from "./storage.js";
+import { TemplateForm } from "./template_form.js";
+import { examples, textInput, tick } from "./text_input.js";
+import { Workbench } from "./workbench.js";
+
+const TOP_TOKENS = 5;
+const SAMPLES = [
+  ["Story", "Once upon a time, a lighthouse keeper"],
+  ["Fact", "The sky is blue because"],
+  ["List", "The four seasons are spring,"],
+];
+
+export class Complete extends Workbench {
+  constructor(models, templates) {
+    super("generate", "generate", models, { label: "Complete", lead: "A text goes on, just as the model would write it." });
+    this.text = textInput("generate", "Text to go on from", { rows: 4, otherwise: SAMPLES[0][1] });
+    this.withTokens = load("tokens", false);
+    this.form = null;
+    this.inputArea.append(this.text.element, examples(this.text.field, SAMPLES));
+    if (templates.length) this.#offer(templates);
+    this.tools.append(
+      tick("Probabilities", this.withTokens, (isOn) => {
+        this.withTokens = isOn;
+        save("tokens", isOn);
+      }),
+    );
+  }
+
+  #offer(templates) {
+    const id = freshId("template");
+    const plain = [...this.inputArea.children];
+    const slot = el("div");
+    const choose = (name) => {
+      const template = templates.find((candidate) => candidate.name === name);
+      this.form = template ? new TemplateForm(template) : null;
+      slot.replaceChildren(...(this.form ? [this.form.element] : []));
+      for (const node of plain) node.hidden = this.form !== null;
+    };
+    const names = [...new Set(templates.map(({ name }) => name))];
+    const options = [el("option", { value: "" }, "none: a plain text"), ...names.map((name) => el("option", { value: name }, name))];
+    const select = el("select.control", { id, onchange: () => choose(select.value) }, options);
+    this.inputArea.prepend(el("div.field-inline", el("label", { for: id }, "Template"), select), slot);
+  }
+
+  isReady() {
+    return this.form !== null || this.text.field.value !== "";
+  }
+
+  request(side) {
+    const prompt = this.form ? this.form.fields() : { inputs: this.text.field.value };
+    const told = this.withTokens ? { details: true, top_n_tokens: TOP_TOKENS } : {};
+    return { path: "/generate", body: { model: side.model, ...prompt, parameters: { ...told, ...this.parametersOf(side) }, stream: true } };
+  }
+
+  async run(side, output, signal, say) {
+    const { body } = this.request(side);
+    const outputs = new Outputs(output, body, say);
+    try {
+      await generate(body, {
+        signal,
+        onToken: (one, event) => outputs.add(one, event),
+        onNotice: (text) => outputs.tell(text),
+      });
+    } finally {
+      outputs.end();
+    }
+    return "";
+  }
+}

@@ -1,0 +1,97 @@
+// Elements made of plain values. Text only ever becomes text nodes: no function here, nor in any other file of the
+// page, takes HTML, and the browser is told to refuse it (`trusted-types 'none'`).
+
+const PROPERTIES = new Set(["value", "checked", "disabled", "hidden", "open", "selected", "textContent", "readOnly"]);
+
+/** An element: `el("p.hint", { id }, "text")`. `onclick` and the like are listeners, null and false leave an attribute out. */
+export function el(selector, ...content) {
+  const [name, ...classes] = selector.split(".");
+  const props = content[0]?.constructor === Object ? content.shift() : {};
+  const node = document.createElement(name);
+  if (name === "button") node.type = "button";
+  node.classList.add(...classes);
+  for (const [key, value] of Object.entries(props)) {
+    if (value === null || value === undefined || (value === false && !PROPERTIES.has(key))) continue;
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (PROPERTIES.has(key)) node[key] = value;
+    else node.setAttribute(key, value === true ? "" : String(value));
+  }
+  node.append(...content.flat(2).filter((child) => child !== null && child !== undefined && child !== false));
+  return node;
+}
+
+const SVG = "http://www.w3.org/2000/svg";
+const ICONS = {
+  send: "M12 19V5M6 11l6-6 6 6",
+  stop: "M7 7h10v10H7z",
+  copy: "M9 9h11v11H9zM5 15H4V4h11v1",
+  redo: "M20 11a8 8 0 1 0-2.3 6.3M20 5v6h-6",
+  edit: "M4 20l1-4L16 5l3 3L8 19zM14 7l3 3",
+  trash: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
+  plus: "M12 5v14M5 12h14",
+  download: "M12 4v11M7 11l5 5 5-5M5 20h14",
+  upload: "M12 16V5M7 9l5-5 5 5M5 20h14",
+  menu: "M4 7h16M4 12h16M4 17h10",
+  sliders: "M4 7h10M18 7h2M4 17h2M10 17h10M16 5a2 2 0 1 0 0 4 2 2 0 0 0 0-4M8 15a2 2 0 1 0 0 4 2 2 0 0 0 0-4",
+  sun: "M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8M12 2v2M12 20v2M2 12h2M20 12h2M5 5l1.5 1.5M17.5 17.5L19 19M5 19l1.5-1.5M17.5 6.5L19 5",
+  moon: "M19.5 14A8 8 0 0 1 10 4.5 8 8 0 1 0 19.5 14",
+  auto: "M12 4a8 8 0 1 0 0 16zM12 4a8 8 0 0 1 0 16",
+  key: "M8 12a4 4 0 1 0 0 8 4 4 0 0 0 0-8M11 13l9-9M16 8l3 3",
+  close: "M6 6l12 12M18 6L6 18",
+  code: "M8 7l-5 5 5 5M16 7l5 5-5 5",
+  down: "M12 5v14M6 13l6 6 6-6",
+  alert: "M12 4L2.5 20h19zM12 10v4M12 17v.2",
+  chat: "M4 5h16v11H11l-5 4v-4H4z",
+  generate: "M4 6h16M4 11h16M4 16h8M16 14v5M13.5 16.5h5",
+  classify: "M5 20V11M12 20V4M19 20v-6",
+  ner: "M4 4h8l8 8-8 8-8-8zM8.5 8.5v.1",
+  "fill-mask": "M4 6h16M4 18h16M9 12h6M4 10v4M20 10v4",
+};
+
+/** One of the page's icons, for the eye only: what it means stands in a label beside it. */
+export function icon(name) {
+  const svg = document.createElementNS(SVG, "svg");
+  for (const [key, value] of [["viewBox", "0 0 24 24"], ["class", "icon"], ["aria-hidden", "true"]]) {
+    svg.setAttribute(key, value);
+  }
+  const path = document.createElementNS(SVG, "path");
+  path.setAttribute("d", ICONS[name]);
+  svg.append(path);
+  return svg;
+}
+
+/** A button with an icon; its label is said, and shown where `isShown`. */
+export function button(name, label, onclick, { isShown = false, ...props } = {}) {
+  const names = isShown ? {} : { "aria-label": label, title: label };
+  return el(
+    "button",
+    { class: isShown ? "button" : "icon-button", onclick, ...names, ...props },
+    name && icon(name),
+    isShown && el("span", label),
+  );
+}
+
+/** A button of little weight, with its label. */
+export function quietButton(name, label, onclick) {
+  return button(name, label, onclick, { isShown: true, class: "quiet-button" });
+}
+
+/** The logo. */
+export function logo() {
+  const image = el("img.logo", { alt: "", width: 28, height: 28 });
+  image.src = new URL("icon.svg", import.meta.url).href;
+  return image;
+}
+
+let lastId = 0;
+
+/** A name for an element that a label or a description points to. */
+export function freshId(prefix) {
+  return `${prefix}-${++lastId}`;
+}
+
+/** What changed, said to those who listen instead of looking. */
+export function announce(text) {
+  const region = document.getElementById("announcements");
+  if (region) region.textContent = text;
+}

@@ -1,0 +1,47 @@
+// Asks for the API key. It stays in this window's session and goes to this server alone.
+
+import { button, el, freshId } from "./dom.js";
+import { apiKey } from "./storage.js";
+
+let open = null;
+
+/** Resolves with whether there is a key now; several who ask at once get one dialog. */
+export function askForKey(wasRefused) {
+  open ??= ask(wasRefused).finally(() => (open = null));
+  return open;
+}
+
+function ask(wasRefused) {
+  return new Promise((resolve) => {
+    const id = freshId("key");
+    const field = el("input.control", { type: "password", id, autocomplete: "off", spellcheck: "false", value: apiKey.get() });
+    const text = wasRefused ? "The server does not know this key." : "It is kept until you close this tab, and sent to this server alone.";
+    const take = () => {
+      apiKey.set(field.value.trim());
+      dialog.close("taken");
+    };
+    const form = el(
+      "form",
+      { onsubmit: (event) => (event.preventDefault(), take()) },
+      el("label", { for: id }, "API key"),
+      field,
+      el(wasRefused ? "p.field-error" : "p.hint", { role: wasRefused ? "alert" : null }, text),
+      el("div.row.end", button(null, "Cancel", () => dialog.close(), { isShown: true }), el("button.button.primary", { type: "submit" }, "Use it")),
+    );
+    const dialog = el(
+      "dialog.dialog",
+      {
+        "aria-label": "API key",
+        onclose: () => {
+          dialog.remove();
+          resolve(dialog.returnValue === "taken" && apiKey.get() !== "");
+        },
+      },
+      el("header", el("h2", "API key"), button("close", "Close", () => dialog.close())),
+      form,
+    );
+    document.body.append(dialog);
+    dialog.showModal();
+    field.focus();
+  });
+}
