@@ -6,10 +6,10 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from server import __version__
-from server.api import classify, error_replies, fill_mask, generate, ner, page, templates
+from server.api import anthropic, classify, error_replies, fill_mask, generate, ner, page, templates
 from server.api.error_replies import OPENAI_PATHS
 from server.api.middleware import BodyGate, RequestContext
-from server.api.openai import chat, completions
+from server.api.openai import chat, completions, responses
 from server.api.status import ENDPOINTS, status_router
 from server.client.supervisor import Supervisor
 from server.config import ServeConfig
@@ -25,6 +25,8 @@ ROUTERS: tuple[tuple[Task | None, APIRouter], ...] = (
     (None, templates.router),
     ("generate", chat.router),
     ("generate", completions.router),
+    ("generate", responses.router),
+    ("generate", anthropic.router),
 )
 """Every way to ask for something, and the task it asks of, where all of its routes ask of one."""
 DOCS = ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")

@@ -10,7 +10,14 @@ from fastapi import APIRouter, Request, Response
 
 from server.api.openai.chat_answers import ChatChunks, chat_answer
 from server.api.openai.fields import check_fields
-from server.api.openai.messages import CALL_END, describes_tools, knows_calls, template_messages, template_tools
+from server.api.openai.messages import (
+    CALL_END,
+    chat_template_of,
+    describes_tools,
+    knows_calls,
+    template_messages,
+    template_tools,
+)
 from server.api.openai.schemas import REFUSED_IN_CHAT, ChatBody
 from server.api.openai.shapes import encode
 from server.api.openai.structure import forced_tools, structure_of
@@ -27,12 +34,7 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     """Answer ``messages``, by way of the model's own chat template; with ``tools``, perhaps by calling some."""
     check_fields(request, body, REFUSED_IN_CHAT)
     generator = generator_of(request, body)
-    template = generator.ready.tokenizer.chat_template
-    if template is None:
-        raise InvalidRequest(
-            f"Model {generator.name} has no chat template, so it cannot chat. Send its text to /v1/completions.",
-            param="messages",
-        )
+    template = chat_template_of(generator)
     _check_tools(body, template)
     structure = structure_of(body, forced_tools(body))
     names = {"top_n_tokens": "top_logprobs", "inputs": "messages", **(structure.names if structure else {})}

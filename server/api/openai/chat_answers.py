@@ -99,25 +99,20 @@ class ChatChunks(Chunks):
 
     def __init__(self, work: TextWork, body: ChatBody) -> None:
         nothing = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}
-        super().__init__(head("chat.completion.chunk", "chatcmpl", work.record), nothing)
-        self._work = work
+        super().__init__(work, head("chat.completion.chunk", "chatcmpl", work.record), nothing)
         self._body = body
         self._scribes: dict[int, ChatScribe] = {}
 
-    def of_step(self, number: int, tokens: Mapping[int, Sequence[OutputToken]]) -> list[dict[str, Any]]:
-        outputs = self._work.generations[number].outputs
-        return [
-            {**self.head, "choices": [choice]}
-            for i, its_tokens in tokens.items()
-            for choice in self._choices(outputs[i], its_tokens)
-        ]
+    def choices(self, number: int, tokens: Mapping[int, Sequence[OutputToken]]) -> list[dict[str, Any]]:
+        outputs = self.work.generations[number].outputs
+        return [choice for i, its_tokens in tokens.items() for choice in self._choices(outputs[i], its_tokens)]
 
     def _choices(self, output: OutputText, tokens: Sequence[OutputToken]) -> list[dict[str, Any]]:
         """The role comes with an output's first token: a client takes the first chunk for it."""
         scribe = self._scribes.get(output.number)
         is_first = scribe is None
         if scribe is None:
-            scribe = self._scribes[output.number] = ChatScribe(self._work, self._body, output)
+            scribe = self._scribes[output.number] = ChatScribe(self.work, self._body, output)
         deltas = [_delta(piece) for piece in scribe.read(tokens)] or [{}]
         if is_first:
             deltas[0] = {"role": "assistant", "content": None if "tool_calls" in deltas[0] else "", **deltas[0]}

@@ -103,25 +103,21 @@ class CompletionChunks(Chunks):
     """A stream of ``/v1/completions``."""
 
     def __init__(self, work: TextWork, body: CompletionBody) -> None:
-        self._work = work
+        nothing = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
+        super().__init__(work, head(OBJECT, "cmpl", work.record), nothing)
         self._body = body
         self._scribes: dict[tuple[int, int], Scribe] = {}
-        nothing = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
-        super().__init__(head(OBJECT, "cmpl", work.record), nothing)
 
-    def of_step(self, number: int, tokens: Mapping[int, Sequence[OutputToken]]) -> list[dict[str, Any]]:
-        generation = self._work.generations[number]
-        first = number * len(generation.outputs)
-        return [
-            {**self.head, "choices": [self._choice(number, generation.outputs[i], first + i, its_tokens)]}
-            for i, its_tokens in tokens.items()
-        ]
+    def choices(self, number: int, tokens: Mapping[int, Sequence[OutputToken]]) -> list[dict[str, Any]]:
+        outputs = self.work.generations[number].outputs
+        first = number * len(outputs)
+        return [self._choice(number, outputs[i], first + i, its_tokens) for i, its_tokens in tokens.items()]
 
     def _choice(self, number: int, output: OutputText, index: int, tokens: Sequence[OutputToken]) -> dict[str, Any]:
         key = (number, output.number)
         scribe = self._scribes.get(key)
         if scribe is None:
-            scribe = self._scribes[key] = Scribe(self._work, self._body, self._work.generations[number])
+            scribe = self._scribes[key] = Scribe(self.work, self._body, self.work.generations[number])
         text, logprobs = scribe.write(tokens)
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
         return choice if output.finish_reason is None else {**choice, **ending(output)}

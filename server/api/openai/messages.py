@@ -6,9 +6,21 @@ import json
 from typing import Any
 
 from server.api.openai.schemas import ChatMessage, MadeCall, TextPart, Tool
-from server.errors import InvalidParameter
+from server.errors import InvalidParameter, InvalidRequest
+from server.serving.generator import ServedGenerator
 
 CALL_START, CALL_END = "<tool_call>", "</tool_call>"
+
+
+def chat_template_of(generator: ServedGenerator) -> str:
+    """Raises where the model has none."""
+    template = generator.ready.tokenizer.chat_template
+    if template is None:
+        raise InvalidRequest(
+            f"Model {generator.name} has no chat template, so it cannot chat. Send its text to /v1/completions.",
+            param="messages",
+        )
+    return template
 
 
 def template_messages(messages: list[ChatMessage], chat_template: str) -> list[dict[str, Any]]:

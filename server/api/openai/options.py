@@ -16,12 +16,14 @@ from server.serving.wishes import DRAW, is_wish
 
 OPTION_NAMES = frozenset(GenerateParameters.model_fields)
 SYNONYMS = {
+    "max_output_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
     "max_tokens": "max_new_tokens",
     "min_tokens": "min_new_tokens",
     "truncate_prompt_tokens": "truncate",
+    "stop_sequences": "stop",
 }
-"""The client's name of an option, and ours."""
+"""A dialect's name of an option, and ours; not every body has them all."""
 SHOWN = {"num_return_sequences": "n", "top_n_tokens": "logprobs", "details": "logprobs"}
 """Ours, and what the client knows instead."""
 ALL_OF_THEM = -1
@@ -32,7 +34,7 @@ def generate_options(body: TextBody, ready: Ready, added: Mapping[str, Any]) -> 
     """What the body asks for; ``added`` is what the dialect makes of fields of its own."""
     values = body.model_dump(include=set(OPTION_NAMES - TOLD_OTHERWISE.keys()), exclude_none=True)
     for name, own in SYNONYMS.items():
-        if (value := getattr(body, name)) is not None:
+        if (value := getattr(body, name, None)) is not None:
             if values.get(own, value) != value:
                 raise ConflictingParameters(name, shown_name(body, own), "they are two names of one option")
             values[own] = value
@@ -52,7 +54,7 @@ def _leaves_the_draw_open(values: Mapping[str, Any], ready: Ready) -> bool:
 
 def shown_name(body: TextBody, own: str) -> str:
     """An option under the name that the client gave it."""
-    given = [name for name, option in SYNONYMS.items() if option == own and getattr(body, name) is not None]
+    given = [name for name, option in SYNONYMS.items() if option == own and getattr(body, name, None) is not None]
     return next(iter(given), own)
 
 
@@ -68,8 +70,9 @@ def check_told(body: TextBody) -> None:
 @contextmanager
 def clients_words(body: TextBody, renamed: Mapping[str, str]) -> Iterator[None]:
     """Errors speak of the fields of this body; ``renamed`` holds more of our names and what the client calls them."""
-    own_names = {own: name for name, own in SYNONYMS.items() if getattr(body, own) is None}
-    given = {own: name for name, own in SYNONYMS.items() if getattr(body, name) is not None}
+    has = type(body).model_fields
+    own_names = {own: name for name, own in SYNONYMS.items() if name in has and getattr(body, own) is None}
+    given = {own: name for name, own in SYNONYMS.items() if getattr(body, name, None) is not None}
     names = {**SHOWN, **own_names, **given, **renamed}
     words = re.compile(rf"(?<!\d )\b({'|'.join(map(re.escape, names))})\b")
     try:

@@ -33,10 +33,10 @@ def usage(generations: Sequence[Generation]) -> Usage:
     return Usage(num_prompt, num_new, num_prompt + num_new, {"cached_tokens": num_cached})
 
 
-def head(kind: str, prefix: str, record: RequestRecord) -> dict[str, Any]:
+def head(kind: str, id_prefix: str, record: RequestRecord) -> dict[str, Any]:
     """What an answer and all chunks of a stream begin with."""
     return {
-        "id": f"{prefix}-{record.request_id}",
+        "id": f"{id_prefix}-{record.request_id}",
         "object": kind,
         "created": int(time.time()),
         "model": record.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -14,7 +15,7 @@ from server.api.disconnect import until_disconnect
 from server.api.openai.lookup import model_name
 from server.api.openai.options import check_told, clients_words, generate_options
 from server.api.openai.schemas import TextBody
-from server.api.openai.shapes import encode, usage
+from server.api.openai.shapes import Usage, encode, usage
 from server.api.sse import EventStream, data_event, event_stream
 from server.serving.generation import Generation, OutputToken
 from server.serving.generator import ServedGenerator
@@ -44,6 +45,8 @@ class TextWork:
     renamed: Mapping[str, str]
     """Names of ours that errors may hold, and what the client calls them."""
     generations: list[Generation] = field(default_factory=list)
+    created: int = field(default_factory=lambda: int(time.time()))
+    """Seconds since 1970, for answers that tell it more than once."""
 
     @property
     def record(self) -> RequestRecord:
@@ -64,41 +67,71 @@ class TextWork:
         with clients_words(self.body, self.renamed):
             return await until_disconnect(self.request, self.generator.generate(self.generations, self.record))
 
-    async def stream(self, chunks: Chunks) -> EventStream:
-        empty_chunk = data_event(encode(chunks.empty()))
-        return await event_stream(self.request, self._events(chunks), error_event=data_event, empty_chunk=empty_chunk)
+    async def stream(self, writer: StreamWriter) -> EventStream:
+        return await event_stream(
+            self.request, self._events(writer), error_event=writer.error, empty_chunk=writer.empty()
+        )
 
-    async def _events(self, chunks: Chunks) -> AsyncGenerator[bytes, None]:
-        wanted = self.body.stream_options
-        has_usage = wanted is not None and bool(wanted.include_usage)
-        is_continuous = has_usage and wanted is not None and bool(wanted.continuous_usage_stats)
+    async def _events(self, writer: StreamWriter) -> AsyncGenerator[bytes, None]:
         with clients_words(self.body, self.renamed):
             async with aclosing(self.generator.stream_all(self.generations, self.record)) as steps:
                 async for number, tokens in steps:
-                    found = chunks.of_step(number, by_output(tokens))
-                    if has_usage:
-                        so_far = usage(self.generations) if is_continuous else None
-                        found = [{**chunk, "usage": so_far} for chunk in found]
-                    yield b"".join([data_event(encode(chunk)) for chunk in found])
-        last = {**chunks.head, "choices": [], "usage": usage(self.generations)}
-        yield (data_event(encode(last)) if has_usage else b"") + DONE
+                    yield writer.step(number, by_output(tokens))
+        yield writer.end()
 
 
-class Chunks(ABC):
-    """A dialect's way to write a stream."""
-
-    def __init__(self, head: Mapping[str, Any], nothing: Mapping[str, Any]) -> None:
-        self.head = head
-        """What every chunk begins with."""
-        self.nothing = nothing
-
-    def empty(self) -> dict[str, Any]:
-        """A chunk that says nothing."""
-        return {**self.head, "choices": [self.nothing]}
+class StreamWriter(ABC):
+    """A dialect's way to write a stream. Nothing is written before the first token."""
 
     @abstractmethod
-    def of_step(self, number: int, tokens: Mapping[int, Sequence[OutputToken]]) -> list[dict[str, Any]]:
-        """The chunks of a generation's step, given its number and each output's new tokens."""
+    def step(self, number: int, tokens: Mapping[int, Sequence[OutputToken]]) -> bytes:
+        """The events of a generation's step, given its number and each output's new tokens."""
+
+    @abstractmethod
+    def end(self) -> bytes:
+        """What comes when all is done."""
+
+    @abstractmethod
+    def empty(self) -> bytes | None:
+        """An event that says nothing, if there is such a thing."""
+
+    @abstractmethod
+    def error(self, data: bytes) -> bytes:
+        """The last event of a stream that breaks; ``data`` is the error's body."""
+
+
+class Chunks(StreamWriter):
+    """OpenAI's older way: chunks of choices, perhaps one with the usage, and an end mark."""
+
+    def __init__(self, work: TextWork, head: Mapping[str, Any], nothing: Mapping[str, Any]) -> None:
+        self.work = work
+        self.nothing = nothing
+        """A choice that says nothing."""
+        self._head = head
+        options = work.body.stream_options
+        self._has_usage = options is not None and bool(options.include_usage)
+        self._is_continuous = options is not None and bool(options.continuous_usage_stats)
+
+    @abstractmethod
+    def choices(self, number: int, tokens: Mapping[int, Sequence[OutputToken]]) -> list[dict[str, Any]]:
+        """The choices of a generation's step, one for each chunk."""
+
+    def step(self, number: int, tokens: Mapping[int, Sequence[OutputToken]]) -> bytes:
+        so_far = usage(self.work.generations) if self._is_continuous else None
+        return b"".join([self._chunk([choice], so_far) for choice in self.choices(number, tokens)])
+
+    def _chunk(self, choices: Sequence[Mapping[str, Any]], so_far: Usage | None = None) -> bytes:
+        told = {"usage": so_far} if self._has_usage else {}
+        return data_event(encode({**self._head, "choices": choices, **told}))
+
+    def end(self) -> bytes:
+        return (self._chunk([], usage(self.work.generations)) if self._has_usage else b"") + DONE
+
+    def empty(self) -> bytes:
+        return self._chunk([self.nothing])
+
+    def error(self, data: bytes) -> bytes:
+        return data_event(data)
 
 
 def by_output(tokens: Sequence[OutputToken]) -> dict[int, list[OutputToken]]:
