@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import gc
 import logging
 import resource
 import signal
@@ -22,6 +21,7 @@ from fastapi import FastAPI
 from server import logs, metrics
 from server.api.app import build_app
 from server.api.http_protocol import HttpProtocol
+from server.api.work import load, stop
 from server.banner import banner
 from server.client.supervisor import Supervisor
 from server.client.template import Template
@@ -33,8 +33,6 @@ log = logging.getLogger("sluice.server")
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 """Longer than the 60 s of common load balancers, so that they close an idle connection and not we."""
-LAST_WORDS_S = 1.0
-"""For streams to send their last event once the workers are gone, and for connections to close."""
 
 
 def serve(config: ServeConfig, template: Template | None = None) -> int:
@@ -143,13 +141,12 @@ async def _run(config: ServeConfig, listener: socket.socket, template: Template 
     """Returns after a stop that was asked for; raises what ended the server otherwise."""
     signals = Signals()
     signals.install()
-    supervisor = Supervisor(config, template=template)
-    app = build_app(config, supervisor)
+    app = build_app(config, Supervisor(config, template=template))
     http = http_server(app)
     host, port = listener.getsockname()[:2]
     log.info("listening", extra={"fields": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
     http_task = asyncio.create_task(http.serve(sockets=[listener]))
-    work = asyncio.create_task(_work(replace(config, port=port), app, supervisor))
+    work = asyncio.create_task(_work(replace(config, port=port), app))
     first_signal = asyncio.create_task(signals.first.wait())
     try:
         await asyncio.wait({http_task, work, first_signal}, return_when=asyncio.FIRST_COMPLETED)
@@ -162,21 +159,15 @@ async def _run(config: ServeConfig, listener: socket.socket, template: Template 
             raise RuntimeError("the server ended unasked")
     finally:
         first_signal.cancel()
-        await _end(app, supervisor, http, work)
+        await _end(app, http, work)
         await http_task
     log.info("stopped")
 
 
-async def _work(config: ServeConfig, app: FastAPI, supervisor: Supervisor) -> None:
+async def _work(config: ServeConfig, app: FastAPI) -> None:
     """Load the models, say so, and watch the workers for as long as there are any."""
-    await app.state.registry.services.start()
-    await supervisor.start()
-    await asyncio.to_thread(app.state.registry.load)
-    await app.state.registry.check_chat_templates()
-    # Modules and tokenizers stay for good: the collector need not stop the streams to look at them again and again.
-    gc.freeze()
-    app.state.lifecycle.is_loaded = True
-    log.info("ready", extra={"fields": {"models": ", ".join(supervisor.clients)}})
+    await load(app)
+    supervisor = app.state.supervisor
     if not app.state.lifecycle.is_draining:
         sys.stdout.write(banner(config, supervisor.clients) + "\n")
         sys.stdout.flush()
@@ -203,15 +194,9 @@ async def _unless(event: asyncio.Event, wait: Coroutine[Any, Any, Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _end(app: FastAPI, supervisor: Supervisor, http: HttpServer, work: asyncio.Task[None]) -> None:
-    """Stop the workers, which ends what still runs with an error; let the errors out; close the connections."""
-    app.state.lifecycle.is_draining = True
-    app.state.registry.refuse_new_work()
-    if app.state.lifecycle.num_active:
-        log.warning("requests cut short", extra={"fields": {"active_requests": app.state.lifecycle.num_active}})
+async def _end(app: FastAPI, http: HttpServer, work: asyncio.Task[None]) -> None:
+    """Stop the workers, and close the connections when the last words are out."""
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
-    await supervisor.stop()
-    await app.state.registry.services.close()
-    await app.state.lifecycle.wait_idle(LAST_WORDS_S)
+    await stop(app)
     http.should_exit = True

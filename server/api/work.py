@@ -1,0 +1,39 @@
+"""What stands behind the application: loaded at its start and stopped at its end, whatever carries its HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+
+from fastapi import FastAPI
+
+log = logging.getLogger("sluice.server")
+
+LAST_WORDS_S = 1.0
+"""For streams to send their last event once the workers are gone, and for connections to close."""
+
+
+async def load(app: FastAPI) -> None:
+    """Start the workers and return once every model can serve. Raises ConfigurationError if one cannot."""
+    registry, supervisor = app.state.registry, app.state.supervisor
+    await registry.services.start()
+    await supervisor.start()
+    await asyncio.to_thread(registry.load)
+    await registry.check_chat_templates()
+    # Modules and tokenizers stay for good: the collector need not stop the streams to look at them again and again.
+    gc.freeze()
+    app.state.lifecycle.is_loaded = True
+    log.info("ready", extra={"fields": {"models": ", ".join(supervisor.clients)}})
+
+
+async def stop(app: FastAPI) -> None:
+    """Stop the workers, which ends what still runs with an error, and let the errors out. `load` may have failed."""
+    lifecycle = app.state.lifecycle
+    lifecycle.is_draining = True
+    app.state.registry.refuse_new_work()
+    if lifecycle.num_active:
+        log.warning("requests cut short", extra={"fields": {"active_requests": lifecycle.num_active}})
+    await app.state.supervisor.stop()
+    await app.state.registry.services.close()
+    await lifecycle.wait_idle(LAST_WORDS_S)
