@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from server import settings
+from server.config import ServeConfig
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
@@ -67,11 +68,47 @@ def test_every_variable_of_the_replicas_is_a_setting_of_the_server():
 
 
 def test_every_variable_of_the_balancer_is_given_and_names_a_replica():
-    needed = set(re.findall(r"\$\{(\w+)\}", (ROOT / "deploy/haproxy.cfg").read_text()))
+    text = (ROOT / "deploy/haproxy.cfg").read_text()
+    known, optional = (set(re.findall(name, text)) for name in (r"\$\{(\w+)\}", r"\.if defined\((\w+)\)"))
     given = COMPOSE["services"]["balancer"]["environment"]
-    assert needed == set(given)
+    assert known - optional <= set(given) <= known
     hosts = {value.split(":")[0] for name, value in given.items() if name.startswith("SLUICE_SERVER")}
     assert hosts == {name for name in COMPOSE["services"] if name.startswith("replica")}
+
+
+def test_nginx_and_prometheus_ask_the_replicas_that_compose_starts():
+    replicas = {f"{name}:8000" for name in COMPOSE["services"] if name.startswith("replica")}
+    nginx = (ROOT / "deploy/nginx.conf").read_text()
+    assert set(re.findall(r"^ *server (\S+:\d+) ", nginx, re.MULTILINE)) == replicas
+    jobs = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())["scrape_configs"]
+    targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in jobs}
+    assert set(targets["sluice"]) == replicas
+    port = COMPOSE["services"]["balancer"]["environment"]["SLUICE_METRICS_BIND"]
+    assert targets["balancer"] == [f"balancer{port}"]
+
+
+def test_nginx_takes_bodies_as_long_as_the_server_does():
+    [megabytes] = re.findall(r"client_max_body_size (\d+)m;", (ROOT / "deploy/nginx.conf").read_text())
+    assert int(megabytes) * 1024 * 1024 == ServeConfig.max_body_bytes
+
+
+def test_every_file_that_compose_mounts_exists_and_grafana_finds_its_source_and_its_dashboard():
+    for service in COMPOSE["services"].values():
+        for source in (volume.split(":")[0] for volume in service.get("volumes", [])):
+            if source.startswith("."):
+                # The models are fetched, not committed.
+                assert source == "../models" or (ROOT / "deploy" / source).exists(), source
+            else:
+                assert source in COMPOSE["volumes"]
+    grafana = COMPOSE["services"]["grafana"]
+    mounted = dict(reversed(volume.removesuffix(":ro").split(":")) for volume in grafana["volumes"])
+    provisioning = ROOT / "deploy" / mounted["/etc/grafana/provisioning"]
+    [provider] = yaml.safe_load((provisioning / "dashboards/sluice.yaml").read_text())["providers"]
+    home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert str(home.parent) == provider["options"]["path"]
+    assert (ROOT / "deploy" / mounted[str(home.parent)] / home.name).exists()
+    [source] = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())["datasources"]
+    assert source["url"].removeprefix("http://").split(":")[0] in COMPOSE["services"]
 
 
 def test_a_replica_has_time_to_drain_before_it_is_killed():

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import shutil
 import signal
-import socket
-import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,54 +12,27 @@ import httpx2
 import pytest
 
 from tests.conftest import TINY_SETTINGS
+from tests.deploy.balancers import (
+    Stream,
+    addresses,
+    haproxy,
+    loads,
+    num_answered,
+    program,
+    settled,
+    short_requests,
+)
 from tests.server_process import ServerProcess, running_server
-from tests.system.clients import Outcome, body, eventually, generate_all
-
-CONFIG = Path(__file__).parents[2] / "deploy/haproxy.cfg"
-HAPROXY = shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin")
+from tests.system.clients import eventually
 
 pytestmark = [
     pytest.mark.timeout(240),
     # In continuous integration a missing HAProxy fails: TEST_HAPROXY=required.
     pytest.mark.skipif(
-        HAPROXY is None and os.environ.get("TEST_HAPROXY") != "required",
+        program("haproxy") is None and os.environ.get("TEST_HAPROXY") != "required",
         reason="haproxy is not installed (apt-get install haproxy)",
     ),
 ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def balancer(servers: list[ServerProcess], log: Path) -> Iterator[str]:
-    """HAProxy's address, once it has seen both servers."""
-    assert HAPROXY is not None, "haproxy is not installed"
-    address = f"127.0.0.1:{free_port()}"
-    replicas = {f"SLUICE_SERVER_{i}": server.url.removeprefix("http://") for i, server in enumerate(servers, start=1)}
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(
-            [HAPROXY, "-db", "-f", CONFIG],
-            env={**os.environ, "SLUICE_BIND": address, **replicas},
-            stdout=subprocess.DEVNULL,
-            stderr=stderr,
-        )
-        try:
-            assert eventually(lambda: _answers(address)), log.read_text()
-            yield f"http://{address}"
-        finally:
-            process.kill()
-            process.wait(10)
-
-
-def _answers(address: str) -> bool:
-    try:
-        return httpx2.get(f"http://{address}/readyz").status_code == 200
-    except httpx2.TransportError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -72,72 +40,31 @@ def replicas(
     tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, ServerProcess, ServerProcess]]:
     """The balancer's URL and the two servers behind it, until the test that drains one."""
-    with _replicas(tiny_llama, tmp_path_factory.mktemp("haproxy") / "log") as pair:
+    with _replicas(tiny_llama, tmp_path_factory.mktemp("haproxy")) as pair:
         yield pair
 
 
 @pytest.fixture
 def mortal_replicas(tiny_llama: Path, tmp_path: Path) -> Iterator[tuple[str, ServerProcess, ServerProcess]]:
     """A pair for one test alone."""
-    with _replicas(tiny_llama, tmp_path / "log") as pair:
+    with _replicas(tiny_llama, tmp_path) as pair:
         yield pair
 
 
 @contextmanager
-def _replicas(tiny_llama: Path, log: Path) -> Iterator[tuple[str, ServerProcess, ServerProcess]]:
+def _replicas(tiny_llama: Path, folder: Path) -> Iterator[tuple[str, ServerProcess, ServerProcess]]:
     with ExitStack() as stack:
         flags = ("--model", f"chat={tiny_llama}", *TINY_SETTINGS)
         first, second = (stack.enter_context(running_server(*flags)) for _ in range(2))
-        url = stack.enter_context(balancer([first, second], log))
+        url = stack.enter_context(haproxy(addresses([first, second]), folder))
         yield url, first, second
-
-
-class Stream:
-    """A long stream in a thread, begun and not yet over when the constructor returns."""
-
-    def __init__(self, url: str) -> None:
-        self.started = threading.Event()
-        self.outcomes: list[Outcome] = []
-        self.thread = threading.Thread(target=self._run, args=(url,), daemon=True)
-        self.thread.start()
-        assert self.started.wait(60)
-
-    def _run(self, url: str) -> None:
-        request = body("The miller counts", stream=True, max_new_tokens=450)
-        self.outcomes = asyncio.run(generate_all(url, [request], self.started.set))
-
-    def finish(self) -> Outcome:
-        self.thread.join(90)
-        [outcome] = self.outcomes
-        return outcome
-
-
-def num_answered(server: ServerProcess) -> int:
-    """How many requests to /generate the server has answered with 200, as far as its log has been written."""
-    return sum(line.get("route") == "/generate" and line.get("status") == 200 for line in server.log_lines())
-
-
-def settled(*servers: ServerProcess) -> dict[str, int]:
-    """`num_answered` by URL, once every answer is in the log."""
-
-    def is_settled(server: ServerProcess) -> bool:
-        ended = server.metric("sluice_requests_total", task="generate", status="2xx")
-        return server.metric("sluice_admitted_requests") == 0 and num_answered(server) == ended
-
-    assert eventually(lambda: all(is_settled(server) for server in servers))
-    return {server.url: num_answered(server) for server in servers}
 
 
 def by_load(first: ServerProcess, second: ServerProcess) -> tuple[ServerProcess, ServerProcess]:
     """The server that holds the one running request, and the idle one."""
-    loads = [server.metric("sluice_admitted_requests") for server in (first, second)]
-    assert sorted(loads) == [0, 1]
-    return (first, second) if loads[0] else (second, first)
-
-
-def short_requests(url: str, number: int) -> list[Outcome]:
-    requests = [body(f"Number {i}", stream=i % 2 == 0, max_new_tokens=8) for i in range(number)]
-    return asyncio.run(generate_all(url, requests))
+    held = loads([first, second])
+    assert sorted(held) == [0, 1]
+    return (first, second) if held[0] else (second, first)
 
 
 def test_a_stream_passes_token_by_token(replicas):

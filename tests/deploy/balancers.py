@@ -1,0 +1,152 @@
+"""The load balancers of deploy/ as real processes on loopback, and clients that go through them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import httpx2
+
+from tests.server_process import ServerProcess
+from tests.system.clients import Outcome, body, eventually, generate_all
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+
+Balancer = Callable[[Sequence[str], Path], AbstractContextManager[str]]
+"""Takes the replicas' addresses (host:port) and a folder; gives its own URL once it answers."""
+
+
+def program(name: str) -> str | None:
+    return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def addresses(servers: Sequence[ServerProcess]) -> list[str]:
+    return [server.url.removeprefix("http://") for server in servers]
+
+
+@contextmanager
+def haproxy(replicas: Sequence[str], folder: Path) -> Iterator[str]:
+    """deploy/haproxy.cfg, given its addresses as compose gives them."""
+    address = f"127.0.0.1:{free_port()}"
+    variables = {f"SLUICE_SERVER_{number}": replica for number, replica in enumerate(replicas, start=1)}
+    command = [_required("haproxy"), "-db", "-f", str(DEPLOY / "haproxy.cfg")]
+    with _running(command, folder / "haproxy.log", address, {"SLUICE_BIND": address, **variables}):
+        yield f"http://{address}"
+
+
+@contextmanager
+def nginx(replicas: Sequence[str], folder: Path) -> Iterator[str]:
+    """deploy/nginx.conf with other addresses, and nothing else changed."""
+    address = f"127.0.0.1:{free_port()}"
+    text = (DEPLOY / "nginx.conf").read_text()
+    ours = re.findall(r"^ *server replica-\d:8000 (.*);\n", text, re.MULTILINE)
+    servers = "".join(f"server {replica} {ours[0]};\n" for replica in replicas)
+    text = re.sub(r"(^ *server replica-\d:8000 .*;\n)+", servers, text, flags=re.MULTILINE)
+    for before, after in (("listen 8000", f"listen {address}"), ("/tmp/nginx", f"{folder}/nginx")):
+        assert before in text
+        text = text.replace(before, after)
+    config = folder / "nginx.conf"
+    config.write_text(text)
+    # "user" matters only where the master is root: its workers have to read this test's folder.
+    user = ["-g", "daemon off; user root;"] if os.getuid() == 0 else ["-g", "daemon off;"]
+    with _running([_required("nginx"), "-c", str(config), *user], folder / "nginx.log", address, {}):
+        yield f"http://{address}"
+
+
+BALANCERS: dict[str, Balancer] = {"haproxy": haproxy, "nginx": nginx}
+
+
+def _required(name: str) -> str:
+    found = program(name)
+    assert found is not None, f"{name} is not installed"
+    return found
+
+
+@contextmanager
+def _running(command: Sequence[str], log: Path, address: str, variables: dict[str, str]) -> Iterator[None]:
+    with log.open("wb") as stderr:
+        env = {**os.environ, **variables}
+        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=stderr)
+        try:
+            assert eventually(lambda: _answers(address)), log.read_text()
+            yield
+        finally:
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(5)
+
+
+def _answers(address: str) -> bool:
+    try:
+        return httpx2.get(f"http://{address}/readyz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+class Stream:
+    """A long stream in a thread, begun and not yet over when the constructor returns.
+
+    One that is cut has an empty outcome.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.started = threading.Event()
+        self.outcomes: list[Outcome] = []
+        self.thread = threading.Thread(target=self._run, args=(url,), daemon=True)
+        self.thread.start()
+        assert self.started.wait(60)
+
+    def _run(self, url: str) -> None:
+        request = body("The miller counts", stream=True, max_new_tokens=450)
+        try:
+            self.outcomes = asyncio.run(generate_all(url, [request], self.started.set))
+        except httpx2.TransportError:
+            self.outcomes = [Outcome()]
+
+    def finish(self) -> Outcome:
+        self.thread.join(90)
+        [outcome] = self.outcomes
+        return outcome
+
+
+def short_requests(url: str, number: int, text: str = "Number") -> list[Outcome]:
+    requests = [body(f"{text} {i}", stream=i % 2 == 0, max_new_tokens=8, truncate=64) for i in range(number)]
+    return asyncio.run(generate_all(url, requests))
+
+
+def num_answered(server: ServerProcess) -> int:
+    """How many requests to /generate the server has answered with 200, as far as its log has been written."""
+    return sum(line.get("route") == "/generate" and line.get("status") == 200 for line in server.log_lines())
+
+
+def settled(*servers: ServerProcess) -> dict[str, int]:
+    """`num_answered` by URL, once every answer is in the log."""
+
+    def is_settled(server: ServerProcess) -> bool:
+        ended = server.metric("sluice_requests_total", task="generate", status="2xx")
+        return server.metric("sluice_admitted_requests") == 0 and num_answered(server) == ended
+
+    assert eventually(lambda: all(is_settled(server) for server in servers))
+    return {server.url: num_answered(server) for server in servers}
+
+
+def loads(servers: Sequence[ServerProcess]) -> list[float]:
+    """Requests that each server holds now."""
+    return [server.metric("sluice_admitted_requests") for server in servers]
