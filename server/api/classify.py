@@ -13,7 +13,11 @@ from server.api.encoder_schemas import (
     LabelReply,
     TextPairBody,
 )
+from server.api.field_names import field_names
+from server.api.openai import classify as openai_classify
+from server.errors import ConflictingParameters, InvalidRequest
 from server.serving.classifier import ClassifyOptions, LabelScore, ServedClassifier, TextPair
+from server.text.truncation import Truncation
 
 router = APIRouter()
 
@@ -23,8 +27,14 @@ async def classify(body: ClassifyRequest, request: Request) -> Response:
     """Label ``inputs``: a text, a pair ``{"text", "text_pair"}``, or a list of these; or what a ``template`` makes.
 
     The answer holds one list for each input, also where there is but one: its labels, the highest score first, all of
-    them unless ``top_k`` or ``threshold`` says otherwise.
+    them unless ``top_k`` or ``threshold`` says otherwise. With ``input`` it is that of ``/v1/classify``.
     """
+    if body.input is not None:
+        return await _as_vllm(body, body.input, request)
+    if body.use_activation is not None:
+        raise InvalidRequest(
+            "use_activation goes with input; with inputs set function_to_apply.", param="use_activation"
+        )
     served: ServedClassifier = request.app.state.registry.get("classify", body.model)
     prompt = await encoder_route.rendered(request, body, "classify")
     inputs = _pairs(body.inputs) if prompt is None else [TextPair(prompt.text)]
@@ -34,6 +44,14 @@ async def classify(body: ClassifyRequest, request: Request) -> Response:
         request, served, inputs, parameters, lambda record: served.classify(inputs, options, record)
     )
     return encoder_route.reply([[_label(score) for score in scores] for scores in results])
+
+
+async def _as_vllm(body: ClassifyRequest, inputs: str | list[str], request: Request) -> Response:
+    for name in ("inputs", "template", "variables", "examples", "parameters"):
+        if getattr(body, name) is not None:
+            raise ConflictingParameters("input", name, "they are of two dialects; send inputs")
+    with field_names({"inputs": "input"}):
+        return await openai_classify.answer(request, body.model, inputs, body.use_activation is False)
 
 
 def _pairs(inputs: ClassifyInput | list[ClassifyInput] | None) -> list[TextPair]:
@@ -52,7 +70,7 @@ def _options(parameters: ClassifyParameters) -> ClassifyOptions:
         function=parameters.function_to_apply,
         top_k=parameters.top_k,
         threshold=parameters.threshold,
-        truncate=bool(parameters.truncate),
+        truncation=Truncation() if parameters.truncate else None,
     )
 
 

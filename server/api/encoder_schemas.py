@@ -56,6 +56,9 @@ class ClassifyRequest(TemplatedRequest):
 
     inputs: ClassifyInputs | None = None
     parameters: ClassifyParameters | None = None
+    input: TextOrTexts | None = None
+    """In place of ``inputs``: the answer is vLLM's then."""
+    use_activation: bool | None = None
     model: str | None = None
 
 

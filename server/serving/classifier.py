@@ -11,12 +11,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from server.errors import ConflictingParameters, InvalidParameter, PromptTooLong
+from server.errors import ConflictingParameters, InvalidParameter
 from server.protocol import Encode
 from server.serving.encoder_client import ServedEncoder, rows
 from server.serving.record import RequestRecord
 from server.text.entities import softmax
-from server.text.truncation import kept_positions
+from server.text.label_roles import entailment_label, relevance_label
+from server.text.truncation import Truncation
 
 Function = Literal["sigmoid", "softmax", "none"]
 
@@ -45,8 +46,8 @@ class ClassifyOptions:
     """Most labels in an answer; None for all."""
     threshold: float | None = None
     """Labels below it are left out."""
-    truncate: bool = False
-    """Cut an input that is longer than the model takes, instead of refusing it."""
+    truncation: Truncation | None = None
+    """How an input that is longer than the model takes is cut; None refuses it."""
 
 
 class ServedClassifier(ServedEncoder):
@@ -56,7 +57,9 @@ class ServedClassifier(ServedEncoder):
         return {
             "labels": self.ready.labels,
             "problem_type": self.ready.problem_type,
-            "function_to_apply": self._default_function,
+            "function_to_apply": self.default_function,
+            "relevance_label": relevance_label(self.ready.labels),
+            "entailment_label": entailment_label(self.ready.labels),
             "max_input_tokens": self.ready.max_model_len,
             "max_inputs": self._max_inputs,
         }
@@ -66,9 +69,22 @@ class ServedClassifier(ServedEncoder):
     ) -> list[list[LabelScore]]:
         """For each input its labels, the highest score first."""
         function = self._checked_function(options)
-        commands = await self._tokenize(lambda pair: self._command(pair, options.truncate, record.request_id), inputs)
-        scores = await self._encode(commands, record)
-        return [self._ranked(_apply(function, rows(score)), options) for score in scores]
+        logits = await self.logits(inputs, options.truncation, record)
+        return [self._ranked(apply_function(function, logits_L), options) for logits_L in logits]
+
+    async def logits(
+        self, inputs: Sequence[TextPair], truncation: Truncation | None, record: RequestRecord
+    ) -> list[NDArray[np.float32]]:
+        """For each input the model's own numbers, ``[L]``, in the order of its labels."""
+        commands = await self._tokenize(lambda pair: self._command(pair, truncation, record.request_id), inputs)
+        return [rows(scores) for scores in await self._encode(commands, record)]
+
+    async def scores(
+        self, inputs: Sequence[TextPair], truncation: Truncation | None, record: RequestRecord, *, is_raw: bool = False
+    ) -> list[NDArray[np.float32]]:
+        """For each input the scores, ``[L]``, in the order of the labels; raw ones are logits."""
+        function: Function = "none" if is_raw else self.default_function
+        return [apply_function(function, logits_L) for logits_L in await self.logits(inputs, truncation, record)]
 
     async def label_scores(self, texts: Sequence[str], label: str, record: RequestRecord) -> list[float]:
         """One label's score for each text, cut where the model takes no more; the least for a text of no tokens.
@@ -76,15 +92,20 @@ class ServedClassifier(ServedEncoder):
         The texts are part of a request that another model has admitted, and are not refused. Equal ones have one score.
         """
         pairs = [TextPair(text) for text in dict.fromkeys(texts) if text]
-        commands = await asyncio.to_thread(lambda: [self._command(pair, True, record.request_id) for pair in pairs])
+        commands = await asyncio.to_thread(
+            lambda: [self._command(pair, Truncation(), record.request_id) for pair in pairs]
+        )
         filled = {pair.text: command for pair, command in zip(pairs, commands, strict=True) if command.token_ids}
         replies = await self._encode(list(filled.values()), record, is_part=True) if filled else []
-        place, function = self.ready.labels.index(label), self._default_function
-        scores = {text: float(_apply(function, rows(r))[place]) for text, r in zip(filled, replies, strict=True)}
+        place, function = self.ready.labels.index(label), self.default_function
+        scores = {
+            text: float(apply_function(function, rows(r))[place]) for text, r in zip(filled, replies, strict=True)
+        }
         return [scores.get(text, -math.inf) for text in texts]
 
     @property
-    def _default_function(self) -> Function:
+    def default_function(self) -> Function:
+        """The one that fits the model's problem type."""
         if self.ready.problem_type == "regression":
             return "none"
         if self.ready.problem_type == "multi_label_classification" or len(self.ready.labels) == 1:
@@ -92,7 +113,7 @@ class ServedClassifier(ServedEncoder):
         return "softmax"
 
     def _checked_function(self, options: ClassifyOptions) -> Function:
-        function = options.function or self._default_function
+        function = options.function or self.default_function
         if function == "softmax" and len(self.ready.labels) == 1:
             raise InvalidParameter(
                 "function_to_apply", function, "makes every score 1 for a model of one label; use sigmoid or none"
@@ -103,16 +124,8 @@ class ServedClassifier(ServedEncoder):
             )
         return function
 
-    def _command(self, pair: TextPair, truncate: bool, request_id: str) -> Encode:
-        encoding = self.tokenizer.encode(pair.text, pair.pair)
-        num_tokens, limit = len(encoding.ids), self.ready.max_model_len
-        if num_tokens <= limit:
-            return Encode(request_id, encoding.ids, encoding.type_ids)
-        if not truncate:
-            raise PromptTooLong(num_tokens, limit, "Shorten it, or set truncate to true to have its end cut off.")
-        kept = kept_positions(encoding.sequence_ids, limit)
-        ids, type_ids = encoding.ids, encoding.type_ids
-        return Encode(request_id, [ids[i] for i in kept], [type_ids[i] for i in kept])
+    def _command(self, pair: TextPair, truncation: Truncation | None, request_id: str) -> Encode:
+        return self._fitted(self.tokenizer.encode(pair.text, pair.pair), truncation, request_id)
 
     def _ranked(self, scores_L: NDArray[np.float32], options: ClassifyOptions) -> list[LabelScore]:
         pairs = zip(self.ready.labels, scores_L.tolist(), strict=True)
@@ -122,7 +135,8 @@ class ServedClassifier(ServedEncoder):
         return ranked[: options.top_k]
 
 
-def _apply(function: Function, logits_L: NDArray[np.float32]) -> NDArray[np.float32]:
+def apply_function(function: Function, logits_L: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores of logits."""
     if function == "softmax":
         return softmax(logits_L)
     if function == "sigmoid":

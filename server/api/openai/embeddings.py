@@ -1,0 +1,92 @@
+"""``POST /v1/embeddings``: vectors of texts, in OpenAI's shape."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+
+from server.api import encoder_route
+from server.api.openai.fields import LenientModel, Refusal, check_fields
+from server.api.openai.shapes import head
+from server.api.schemas import STOP_AT_FIRST_ERROR, Ids, one_error
+from server.api.truncation_bodies import VllmTruncation
+from server.api.vectors_route import vectors
+from server.errors import InvalidRequest
+from server.serving.embedder import EmbedOptions, Vector
+from server.serving.record import RequestRecord
+
+router = APIRouter(tags=["openai"])
+
+Input = Annotated[
+    str | Annotated[list[str], STOP_AT_FIRST_ERROR] | Ids | Annotated[list[Ids], STOP_AT_FIRST_ERROR],
+    one_error("a string or a list of strings"),
+]
+REFUSED = {
+    "add_special_tokens": Refusal("the model was trained with them", (True,)),
+    "messages": Refusal("send input"),
+    "priority": Refusal("requests are taken in their order", (0,)),
+}
+
+
+class EmbeddingsBody(VllmTruncation, LenientModel):
+    """Body of ``POST /v1/embeddings``: OpenAI's fields, vLLM's truncation, and a prompt of the model's folder."""
+
+    input: Input
+    model: str | None = None
+    dimensions: int | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    normalize: bool | None = None
+    prompt_name: str | None = None
+
+
+@router.post("/v1/embeddings", response_model=None)
+async def embeddings(body: EmbeddingsBody, request: Request) -> Response:
+    """The vector of ``input``, or of each of a list: as the model's folder says, or with the length ``dimensions``.
+
+    ``base64`` is of float32 numbers, the lowest byte first.
+    """
+    check_fields(request, body, REFUSED)
+    options = EmbedOptions(
+        dimensions=body.dimensions,
+        normalize=body.normalize,
+        prompt_name=body.prompt_name,
+        truncation=body.vllm_truncation(),
+    )
+    names = {"inputs": "input", "truncate to true": "truncate_prompt_tokens to -1"}
+    found = await vectors(request, body.model, _texts(body.input), options, names)
+    # In a thread: hundreds of vectors are hundreds of thousands of numbers to write.
+    return await asyncio.to_thread(_reply, found, body.encoding_format == "base64", request.state.record)
+
+
+def _texts(given: str | Sequence[str] | Sequence[int] | Sequence[list[int]]) -> list[str]:
+    texts = [given] if isinstance(given, str) else [item for item in given if isinstance(item, str)]
+    if len(texts) < len(given) and not isinstance(given, str):
+        # Nobody can tell whose ids they are: those that clients make are mostly of OpenAI's vocabularies, and every
+        # one of them may be below the size of this model's.
+        raise InvalidRequest(
+            "input holds token ids, and is taken as text alone. LangChain's OpenAIEmbeddings sends text with "
+            "check_embedding_ctx_length=False.",
+            param="input",
+        )
+    return texts
+
+
+def _reply(found: Sequence[Vector], is_base64: bool, record: RequestRecord) -> Response:
+    data = [
+        {"object": "embedding", "index": index, "embedding": _base64(vector) if is_base64 else vector.tolist()}
+        for index, vector in enumerate(found)
+    ]
+    return encoder_route.reply({**head("list", "embd", record), "data": data, "usage": usage(record)})
+
+
+def usage(record: RequestRecord) -> dict[str, Any]:
+    """Of a request whose answer has no tokens."""
+    return {"prompt_tokens": record.prompt_tokens, "total_tokens": record.prompt_tokens}
+
+
+def _base64(vector: Vector) -> str:
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode()

@@ -1,0 +1,39 @@
+"""``GET /v1/models``: what is served, in OpenAI's shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from server.serving.registry import Registry, Served
+
+router = APIRouter(tags=["openai"])
+
+
+@router.get("/v1/models", response_model=None)
+async def models(request: Request) -> dict[str, Any]:
+    """Every model, the first of a task before the others of it. ``task`` says which routes it answers."""
+    request.state.record.route = "/v1/models"
+    registry: Registry = request.app.state.registry
+    return {"object": "list", "data": [_model(served, registry) for served in registry.all()]}
+
+
+@router.get("/v1/models/{name:path}", response_model=None)
+async def model(name: str, request: Request) -> dict[str, Any]:
+    """One model. Its name may hold slashes."""
+    request.state.record.route = "/v1/models"
+    registry: Registry = request.app.state.registry
+    return _model(registry.find(name), registry)
+
+
+def _model(served: Served, registry: Registry) -> dict[str, Any]:
+    return {
+        "id": served.name,
+        "object": "model",
+        # Clients want to know when it was made. A folder does not say, and the server's start is a time that stays.
+        "created": registry.created_s,
+        "owned_by": "sluice",
+        "max_model_len": served.ready.max_model_len,
+        "task": served.ready.task,
+    }

@@ -1,0 +1,70 @@
+"""Texts to token ids and back for whoever wants to count or to look; no worker is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.errors import InvalidParameter
+from server.serving.registry import Served
+from server.serving.templates import Templates
+from server.text.templated import encode_rendered
+
+
+async def text_ids(served: Served, text: str, *, add_special_tokens: bool) -> list[int]:
+    """As ``/generate`` and the encoder routes read the text, where special tokens are added."""
+    return await asyncio.to_thread(lambda: served.tokenizer.encode(text, None, add_special_tokens).ids)
+
+
+async def chat_ids(
+    served: Served,
+    templates: Templates,
+    messages: Sequence[Mapping[str, Any]],
+    options: Mapping[str, Any],
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool,
+    add_special_tokens: bool,
+) -> list[int]:
+    """As a chat with these messages reads them; a chat template writes its own special tokens."""
+    rendered = await templates.render_chat(
+        served.ready.tokenizer, messages, options, tools=tools, add_generation_prompt=add_generation_prompt
+    )
+    rendered = dataclasses.replace(rendered, add_special_tokens=add_special_tokens)
+    return await asyncio.to_thread(lambda: encode_rendered(served.tokenizer, rendered).ids)
+
+
+async def text_of(served: Served, token_ids: Sequence[int]) -> str:
+    """Special tokens as they are written."""
+    return await asyncio.to_thread(lambda: served.tokenizer.decode(_checked(served, token_ids), False))
+
+
+def pieces(served: Served, token_ids: Sequence[int]) -> list[str]:
+    """Each token as its vocabulary writes it."""
+    return [served.tokenizer.backend.id_to_token(token_id) or "" for token_id in token_ids]
+
+
+def describe_tokenizer(served: Served) -> dict[str, Any]:
+    """What a client needs to tokenise as the server does."""
+    files = served.ready.tokenizer
+    names = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")
+    tokens = {name: getattr(files, name) for name in names}
+    ids = {f"{name}_id": token and served.tokenizer.backend.token_to_id(token) for name, token in tokens.items()}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": served.ready.max_model_len,
+        "vocab_size": served.ready.vocab_size,
+        **tokens,
+        **ids,
+        "chat_template": files.chat_template,
+    }
+
+
+def _checked(served: Served, token_ids: Sequence[int]) -> list[int]:
+    size = served.ready.vocab_size
+    for token_id in token_ids:
+        if not 0 <= token_id < size:
+            raise InvalidParameter("tokens", token_id, f"must be a token id, 0 to {size - 1}")
+    return list(token_ids)
