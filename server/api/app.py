@@ -6,10 +6,25 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from server import __version__
-from server.api import anthropic, classify, error_replies, fill_mask, generate, ner, page, templates
+from server.api import (
+    anthropic,
+    classify,
+    error_replies,
+    fill_mask,
+    generate,
+    ner,
+    page,
+    rerank,
+    score,
+    tei,
+    templates,
+    tokenize,
+    zero_shot,
+)
 from server.api.error_replies import OPENAI_PATHS
 from server.api.middleware import BodyGate, RequestContext
-from server.api.openai import chat, completions, responses
+from server.api.openai import chat, completions, embeddings, models, responses
+from server.api.openai import classify as openai_classify
 from server.api.status import ENDPOINTS, status_router
 from server.client.supervisor import Supervisor
 from server.config import ServeConfig
@@ -23,6 +38,15 @@ ROUTERS: tuple[tuple[Task | None, APIRouter], ...] = (
     ("ner", ner.router),
     ("fill-mask", fill_mask.router),
     (None, templates.router),
+    ("embed", tei.embed_router),
+    ("classify", tei.classify_router),
+    ("classify", zero_shot.router),
+    ("classify", rerank.router),
+    ("classify", score.router),
+    (None, tokenize.router),
+    (None, models.router),
+    ("embed", embeddings.router),
+    ("classify", openai_classify.router),
     ("generate", chat.router),
     ("generate", completions.router),
     ("generate", responses.router),
