@@ -25,9 +25,10 @@ import comparison
 import engine_overhead
 import floors
 import growth
-import open_loop
+import load
 import plots
 import random_models
+import scenarios
 import startup
 import steady
 import step_parts
@@ -74,10 +75,11 @@ def prefix(plan: Plan) -> Numbers:
 def rates(plan: Plan) -> Numbers:
     """Latency against the rate of Poisson arrivals of a mix of requests."""
     points = []
+    mix = scenarios.load(plan.pick("mixed", "short-chat"))
     with servers(plan.model, plan.variants()) as served:
         for rate in plan.pick(RATES, (4.0,)):
             for name, each in served.items():
-                found = run(open_loop.run(each.url, plan.pick("mix", "chat"), rate, plan.pick(RATE_S, 1.0), plan.seed))
+                found = run(load.open_loop(each.url, mix, rate, plan.pick(RATE_S, 1.0), plan.seed))
                 points.append({"side": name, **found})
     return {"points": points}
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,6 +25,9 @@ except ImportError:  # not on every platform
 TOKEN = b'"token":{'
 """In an event once for each token. Text cannot hold it: there its quotes are escaped."""
 LAST_CHUNK = b"0\r\n\r\n"
+QUEUE = re.compile(rb'"timings":\{"queue_s":([0-9.e+-]+)')
+LAST_WORDS = 16 * 1024
+"""The last event is looked for in so many last bytes."""
 
 Result = TypeVar("Result")
 
@@ -38,6 +43,8 @@ class Timeline:
     end: float = 0.0
     status: int = 0
     error: str | None = None
+    queue_s: float | None = None
+    """Until the engine took it up, as the server's last event says."""
 
     @property
     def is_whole(self) -> bool:
@@ -81,7 +88,7 @@ async def _exchange(url: str, body: dict[str, Any], timeline: Timeline) -> None:
     payload = json.dumps(body).encode()
     head = (
         f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
+        f"Content-Length: {len(payload)}\r\nConnection: close\r\n{_key()}\r\n"
     )
     loop = asyncio.get_running_loop()
     transport, answer = await loop.create_connection(lambda: _Answer(timeline), parts.hostname, parts.port or 80)
@@ -91,6 +98,12 @@ async def _exchange(url: str, body: dict[str, Any], timeline: Timeline) -> None:
     finally:
         transport.close()
     _judge(b"".join(answer.received), timeline)
+
+
+def _key() -> str:
+    """The header with the server's key, where the environment has one."""
+    key = os.environ.get("SLUICE_API_KEY")
+    return f"Authorization: Bearer {key}\r\n" if key else ""
 
 
 class _Answer(asyncio.Protocol):
@@ -132,6 +145,8 @@ def _judge(answer: bytes, timeline: Timeline) -> None:
         is_whole = body.endswith(LAST_CHUNK)
     else:
         is_whole = len(body) == int(headers.get(b"content-length", len(body)))
+    if found := QUEUE.search(body[-LAST_WORDS:]):
+        timeline.queue_s = float(found[1])
     if b'"error":' in body:
         timeline.error = _error_code(body)
     if timeline.error is None and not is_whole:

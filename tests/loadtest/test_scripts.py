@@ -27,21 +27,6 @@ def results_of(script: str, *arguments: str) -> list[dict[str, Any]]:
     return content["results"]
 
 
-def test_an_open_loop_run_answers_every_request_and_sees_its_tokens(tiny_server):
-    [result] = results_of("open_loop.py", "--url", tiny_server.url, "--rate", "8", "--duration", "2")
-    assert result["errors"] == {}
-    assert result["num_requests"] == result["num_whole"] > 3
-    assert result["tokens_per_s"] > 0
-    assert 0 < result["gap_p50_s"] <= result["gap_p95_s"]
-    assert 0 < result["ttft_p50_s"] <= result["total_p50_s"]
-
-
-def test_an_open_loop_run_counts_refusals_as_errors(tiny_server):
-    [result] = results_of("open_loop.py", "--url", tiny_server.url + "/nowhere", "--rate", "8", "--duration", "1")
-    assert result["num_whole"] == 0
-    assert result["errors"] == {"status 404": result["num_requests"]}
-
-
 def test_throughput_compares_the_server_with_generate(tiny_llama):
     results = results_of("throughput.py", "--model", str(tiny_llama), "--streams", "1", "3", "--rounds", "1",
                          "--prompt-tokens", "8", "--new-tokens", "4", "--", "--threads", "1")  # fmt: skip
