@@ -166,7 +166,8 @@ def longest_input(module: PreTrainedModel, tokenizer_limit: int) -> int:
     limit = limits[0] if limits else min(tokenizer_limit, FALLBACK_LENGTH)
     for name, part in module.named_modules():
         # RoBERTa's kind counts positions from padding_idx + 1 and sizes the table accordingly.
-        if name.endswith("embeddings.position_embeddings") and isinstance(part, nn.Embedding) and part.padding_idx:
+        is_table = name.endswith("embeddings.position_embeddings") and isinstance(part, nn.Embedding)
+        if is_table and part.padding_idx is not None:
             limit = min(limit, part.num_embeddings - part.padding_idx - 1)
     return limit
 

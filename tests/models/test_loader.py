@@ -118,9 +118,10 @@ def test_an_encoders_task_is_read_from_its_head(tmp_path: Path, kind: Any, task:
     assert loaded.generation_config == {}
 
 
-def test_robertas_position_table_is_longer_than_its_longest_input(tmp_path: Path) -> None:
-    config = RobertaConfig(**{**BERT, "max_position_embeddings": 66}, pad_token_id=1)
-    assert read(write(tmp_path, RobertaForSequenceClassification(config))).max_model_len == 64
+@pytest.mark.parametrize("pad_token_id", [0, 1])
+def test_robertas_position_table_is_longer_than_its_longest_input(tmp_path: Path, pad_token_id: int) -> None:
+    config = RobertaConfig(**{**BERT, "max_position_embeddings": 66}, pad_token_id=pad_token_id)
+    assert read(write(tmp_path, RobertaForSequenceClassification(config))).max_model_len == 65 - pad_token_id
 
 
 def test_a_shorter_limit_can_be_set_and_a_longer_one_is_refused(decoder: Path) -> None:
