@@ -118,9 +118,10 @@ class ChatChunks(Chunks):
             deltas[0] = {"role": "assistant", "content": None if "tool_calls" in deltas[0] else "", **deltas[0]}
         choices = [{**self.nothing, "index": output.number, "delta": delta} for delta in deltas]
         choices[0]["logprobs"] = scribe.logprobs(tokens)
-        if output.finish_reason is not None:
-            choices.append({**self.nothing, "index": output.number, **scribe.ending()})
-        return choices
+        if output.finish_reason is None:
+            return choices
+        says_nothing = choices == [{**self.nothing, "index": output.number}]
+        return [*([] if says_nothing else choices), {**self.nothing, "index": output.number, **scribe.ending()}]
 
 
 def _delta(piece: Piece) -> dict[str, Any]:
