@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -166,6 +167,15 @@ def test_a_killed_front_takes_template_and_forks_with_it(tmp_path: Path) -> None
         front.kill()
         front.wait()
         assert psutil.wait_procs(family, timeout=10)[1] == []
+
+
+def test_a_template_whose_front_has_gone_imports_nothing() -> None:
+    ours, theirs = socket.socketpair()
+    ours.close()
+    with theirs:
+        # Its imports would end it with 1.
+        command = [*FAKE_TEMPLATE, "--deaf", "--fd", str(theirs.fileno())]
+        subprocess.run(command, pass_fds=[theirs.fileno()], timeout=60, check=True)
 
 
 @pytest.mark.parametrize(
