@@ -104,7 +104,7 @@ class ServeConfig:
     max_batch_inputs: int = 32
     """Most inputs in one /generate request."""
     max_encode_inputs: int = 256
-    """Most inputs in one /classify, /ner or /fill-mask request."""
+    """Most texts or pairs in one request to an encoder."""
     default_max_new_tokens: int = 256
     """New tokens where neither the request nor the model's generation_config says."""
     templates: str | None = None

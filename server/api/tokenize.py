@@ -53,7 +53,7 @@ async def tokenize(body: TokenizeBody, request: Request) -> Response:
     check_fields(request, body, REFUSED)
     served = _served(request, body.model)
     ids = await until_disconnect(request, _ids(body, served, request))
-    strings = tokenizing.pieces(served, ids) if body.return_token_strs else None
+    strings = await tokenizing.pieces(served, ids) if body.return_token_strs else None
     length = served.ready.max_model_len
     return encoder_route.reply({"count": len(ids), "max_model_len": length, "tokens": ids, "token_strs": strings})
 

@@ -78,7 +78,7 @@ def read_recipe(folder: Path, model_type: str) -> Recipe:
         pooling=_pooling(folder / modules["Pooling"]) if "Pooling" in modules else default_pooling(model_type),
         is_normalized="Normalize" in modules,
         max_length=limits.get("max_seq_length"),
-        prompts={name: text for name, text in (prompts.get("prompts") or {}).items() if text},
+        prompts=prompts.get("prompts") or {},
         default_prompt=prompts.get("default_prompt_name"),
     )
 

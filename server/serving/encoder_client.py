@@ -46,12 +46,16 @@ class ServedEncoder(ABC):
     def describe(self) -> dict[str, Any]:
         """This model's part of ``/info``."""
 
+    def check_size(self, num_inputs: int) -> None:
+        """Raise `BatchTooLarge` for more than one request may have."""
+        if num_inputs > self._max_inputs:
+            raise BatchTooLarge(num_inputs, self._max_inputs)
+
     async def _tokenize(self, tokenize: Callable[[T], R], inputs: Sequence[T]) -> list[R]:
         """Refuses before it works; then every input in one go, off the event loop."""
         if not inputs:
             raise InvalidParameter("inputs", [], "must hold at least one text")
-        if len(inputs) > self._max_inputs:
-            raise BatchTooLarge(len(inputs), self._max_inputs)
+        self.check_size(len(inputs))
         self._admission.check()
         return await asyncio.to_thread(lambda: [tokenize(input_) for input_ in inputs])
 

@@ -104,6 +104,8 @@ async def zero_shot(
     record: RequestRecord,
 ) -> list[list[LabelScore]]:
     """For each text the labels and how far it entails that they fit, the highest score first."""
+    # Before they are made: a small body can ask for a great many.
+    served.check_size(len(texts) * len(hypotheses.labels))
     pairs = [pair for text in texts for pair in hypotheses.pairs(text)]
     logits_ML = await served.logits(pairs, truncation, record)
     size = len(hypotheses.labels)

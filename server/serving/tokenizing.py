@@ -41,9 +41,10 @@ async def text_of(served: Served, token_ids: Sequence[int]) -> str:
     return await asyncio.to_thread(lambda: served.tokenizer.decode(_checked(served, token_ids), False))
 
 
-def pieces(served: Served, token_ids: Sequence[int]) -> list[str]:
+async def pieces(served: Served, token_ids: Sequence[int]) -> list[str]:
     """Each token as its vocabulary writes it."""
-    return [served.tokenizer.backend.id_to_token(token_id) or "" for token_id in token_ids]
+    backend = served.tokenizer.backend
+    return await asyncio.to_thread(lambda: [backend.id_to_token(token_id) or "" for token_id in token_ids])
 
 
 def describe_tokenizer(served: Served) -> dict[str, Any]:
@@ -51,7 +52,8 @@ def describe_tokenizer(served: Served) -> dict[str, Any]:
     files = served.ready.tokenizer
     names = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")
     tokens = {name: getattr(files, name) for name in names}
-    ids = {f"{name}_id": token and served.tokenizer.backend.token_to_id(token) for name, token in tokens.items()}
+    token_to_id = served.tokenizer.backend.token_to_id
+    ids = {f"{name}_id": None if token is None else token_to_id(token) for name, token in tokens.items()}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": served.ready.max_model_len,

@@ -104,8 +104,14 @@ def test_a_long_text_is_cut_as_the_pipeline_cuts_it_where_the_client_allows_it()
 
 
 def test_more_pairs_than_the_limit_are_refused() -> None:
-    error = post(candidate_labels=[str(i) for i in range(257)], status=413)
-    assert error["code"] == "batch_too_large"
+    error = post(inputs=["a", "b"], candidate_labels=[str(i) for i in range(129)], status=413)
+    assert error["code"] == "batch_too_large" and "258 inputs" in error["message"]
+
+
+def test_a_small_body_cannot_ask_for_a_billion_pairs() -> None:
+    many = ["a"] * 40_000
+    error = post(inputs=many, candidate_labels=many, status=413)
+    assert "1600000000 inputs" in error["message"]
 
 
 def test_the_first_model_of_inference_is_the_default_and_another_is_refused_plainly() -> None:

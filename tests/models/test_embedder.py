@@ -65,7 +65,11 @@ def test_normalisation_length_and_prompts_are_read(tmp_path: Path) -> None:
     loaded = read(folder)
     assert loaded.max_model_len == 24
     assert embedding(loaded) == Embedding(
-        size=32, pooling="mean", is_normalized=True, prompts={"query": "query: "}, default_prompt="query"
+        size=32,
+        pooling="mean",
+        is_normalized=True,
+        prompts={"query": "query: ", "document": ""},
+        default_prompt="query",
     )
 
 
