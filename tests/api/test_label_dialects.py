@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -112,13 +113,25 @@ def test_predict_reads_a_list_of_two_texts_as_one_pair() -> None:
     assert scores(labels) == pytest.approx(probabilities(*TEXTS[:2]).tolist(), abs=1e-5)
 
 
-def test_predict_gives_logits_on_request_and_cuts_on_request() -> None:
+def test_predict_gives_logits_on_request_and_refuses_what_is_too_long() -> None:
     raw = post("/predict", inputs=TEXTS[0], raw_scores=True)
     assert scores(raw) == pytest.approx(logits(TEXTS[0]).tolist(), abs=1e-4)
     assert post("/predict", inputs=LONG, status=422)["code"] == "context_length_exceeded"
-    right = post("/predict", inputs=LONG, truncate=True)
-    left = post("/predict", inputs="x " + LONG, truncate=True, truncation_direction="Left")
-    assert len(right) == len(left) == 3
+
+
+@pytest.mark.parametrize("side", ["Left", "Right"])
+@pytest.mark.parametrize(
+    "texts", [("Alice " * 50 + "Bob " * 50,), ("Alice " * 30 + "Bob " * 30, "Carol met Hans " * 20)]
+)
+def test_predict_cuts_at_the_side_that_the_client_names_as_transformers_does(texts: tuple[str, ...], side: str) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer("wordpiece"))
+    tokenizer.truncation_side = side.lower()
+    with torch.inference_mode():
+        expected = (
+            module()(**tokenizer(*texts, truncation=True, max_length=64, return_tensors="pt")).logits[0].softmax(0)
+        )
+    answer = post("/predict", inputs=[list(texts)], truncate=True, truncation_direction=side)
+    assert scores(answer[0]) == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
