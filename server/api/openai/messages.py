@@ -24,19 +24,25 @@ def chat_template_of(generator: ServedGenerator) -> str:
 
 
 def template_messages(messages: list[ChatMessage], chat_template: str) -> list[dict[str, Any]]:
-    """What the template is given; ``developer`` is ``system`` to one that does not know it."""
-    knows_developer = "developer" in chat_template
-    return [_message(message, knows_developer, f"messages.{i}") for i, message in enumerate(messages)]
+    """What the template is given.
+
+    To one that does not know the word, ``developer`` is ``system``, and calls stand in the message's text.
+    """
+    return [_message(message, chat_template, f"messages.{i}") for i, message in enumerate(messages)]
 
 
-def _message(message: ChatMessage, knows_developer: bool, path: str) -> dict[str, Any]:
-    role = "system" if message.role == "developer" and not knows_developer else message.role
+def _message(message: ChatMessage, chat_template: str, path: str) -> dict[str, Any]:
+    role = "system" if message.role == "developer" and "developer" not in chat_template else message.role
     found: dict[str, Any] = {"role": role, "content": _text(message.content, path)}
     for name in ("name", "tool_call_id", "reasoning_content"):
         if (value := getattr(message, name)) is not None:
             found[name] = value
-    if message.tool_calls:
-        found["tool_calls"] = [_call(call) for call in message.tool_calls]
+    calls = [_call(call) for call in message.tool_calls or []]
+    if calls and "tool_calls" in chat_template:
+        found["tool_calls"] = calls
+    elif calls:
+        written = [f"{CALL_START}\n{json.dumps(call['function'], ensure_ascii=False)}\n{CALL_END}" for call in calls]
+        found["content"] = "\n".join([*filter(None, [found["content"]]), *written])
     return found
 
 

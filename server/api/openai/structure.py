@@ -37,6 +37,8 @@ def structure_of(body: TextBody, forced: list[Tool] | None = None) -> Structure 
 def _structures(body: TextBody) -> Iterator[Structure]:
     if body.grammar is not None:
         yield Structure("grammar", body.grammar)
+    if body.response_format is not None:
+        _check_format(body.response_format)
     if body.response_format is not None and body.response_format.type != "text":
         yield Structure("response_format", _response_format(body.response_format))
     if body.structured_outputs is not None:
@@ -49,11 +51,19 @@ def _structures(body: TextBody) -> Iterator[Structure]:
         yield Structure("guided_choice", {"type": "choice", "value": body.guided_choice})
 
 
+def _check_format(wanted: ResponseFormat) -> None:
+    """A schema that the type has no place for would be ignored."""
+    for name, kind in (("json_schema", "json_schema"), ("value", "json_object")):
+        if getattr(wanted, name) is not None and wanted.type != kind:
+            raise InvalidParameter("response_format.type", wanted.type, f"must be {kind} where there is a {name}")
+
+
 def _response_format(wanted: ResponseFormat) -> dict[str, Any]:
-    schema = wanted.value
-    if wanted.type == "json_schema":
-        if wanted.json_schema is None:
-            raise InvalidRequest("response_format has no json_schema.", param="response_format.json_schema")
+    if wanted.type == "json_object":
+        schema = wanted.value
+    elif wanted.json_schema is None:
+        raise InvalidRequest("response_format has no json_schema.", param="response_format.json_schema")
+    else:
         schema = wanted.json_schema.schema_
     return ANY_OBJECT if schema is None else {"type": "json", "value": schema}
 

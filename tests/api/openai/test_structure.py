@@ -47,6 +47,8 @@ def test_a_response_format_is_a_grammar(front: Front, path: str, wanted: Any, gr
     ("body", "param", "words"),
     [
         ({"response_format": {"type": "xml"}}, "response_format.type", "must be"),
+        ({"response_format": {"type": "text", "json_schema": {}}}, "response_format.type", "must be json_schema"),
+        ({"response_format": {"type": "json_schema", "value": {}}}, "response_format.type", "must be json_object"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "json_schema"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}},

@@ -78,6 +78,13 @@ def test_the_template_is_told_of_the_tools_and_of_calls_in_the_history(front: Fr
     assert "<|im_start|>tool\n3<|im_end|>" in prompt
 
 
+def test_calls_in_the_history_are_text_to_a_template_that_does_not_know_them() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "count", "arguments": ARGUMENTS}}
+    with fronted() as front:
+        front.post(CHAT, messages=[{"role": "assistant", "content": "Let me see.", "tool_calls": [call]}])
+        assert f"assistant\nLet me see.\n{CALL}<|im_end|>" in front.prompt
+
+
 def test_a_history_with_arguments_that_are_no_json_is_rendered_as_it_is(front: Front) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "count", "arguments": '{"sa'}}
     front.post(CHAT, messages=[{"role": "assistant", "tool_calls": [call]}])
