@@ -35,8 +35,8 @@ class Served(Protocol):
     def ready(self) -> Ready | None: ...
 
 
-def banner(config: ServeConfig, clients: Mapping[str, Served]) -> str:
-    """The whole text; ``config.port`` is the port that is listened on."""
+def banner(config: ServeConfig, clients: Mapping[str, Served], *, has_keys: bool = False) -> str:
+    """The whole text; ``config.port`` is the port that is listened on, ``has_keys`` tells whether clients need one."""
     ready = {name: client.ready for name, client in clients.items() if client.ready is not None}
     url = base_url(config.host, config.port)
     lines = [
@@ -48,9 +48,9 @@ def banner(config: ServeConfig, clients: Mapping[str, Served]) -> str:
         f"limits    {config.max_queued_requests:,} requests and {config.max_queued_tokens:,} tokens queued per model, "
         f"bodies up to {_size(config.max_body_bytes)}",
         f"look at   {url}/docs   {url}/info   {url}/metrics",
-        *(["", *_warning(config.host)] if not is_loopback(config.host) else []),
+        *(["", *_warning(config.host)] if not (has_keys or is_loopback(config.host)) else []),
         "",
-        *_curl(url, ready),
+        *_curl(url, ready, has_keys=has_keys),
         "=" * WIDTH,
     ]
     return "\n".join(lines)
@@ -101,16 +101,17 @@ def _size(num_bytes: int) -> str:
 
 def _warning(host: str) -> list[str]:
     return [
-        f"WARNING   Listening on {host}: whoever reaches this machine can use the server, which asks for no password.",
-        "          Use --host 127.0.0.1, or let only a gateway reach it.",
+        f"WARNING   Listening on {host}: whoever reaches this machine can use the server, which asks for no key.",
+        "          Give it keys with --api-keys-file, use --host 127.0.0.1, or let only a gateway reach it.",
     ]
 
 
-def _curl(url: str, ready: Mapping[str, Ready]) -> list[str]:
+def _curl(url: str, ready: Mapping[str, Ready], *, has_keys: bool) -> list[str]:
     models = {model.task: model for model in ready.values()}
     task = next((task for task in _EXAMPLES if task in models), None)
     if task is None:
         return []
     body = json.dumps(_EXAMPLES[task]).replace("[MASK]", models[task].tokenizer.mask_token or "[MASK]")
     unbuffered = "-N " if task == "generate" else ""
-    return [f"curl {unbuffered}{url}/{task} -H 'Content-Type: application/json' \\", f"     -d '{body}'"]
+    key = '-H "Authorization: Bearer $SLUICE_API_KEY" ' if has_keys else ""
+    return [f"curl {unbuffered}{url}/{task} {key}-H 'Content-Type: application/json' \\", f"     -d '{body}'"]

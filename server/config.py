@@ -107,6 +107,10 @@ class ServeConfig:
     """Most texts or pairs in one request to an encoder."""
     default_max_new_tokens: int = 256
     """New tokens where neither the request nor the model's generation_config says."""
+    api_keys_file: str | None = None
+    """A file of API keys, one a line; keys may also come in the variable SLUICE_API_KEYS. None: whoever reaches it."""
+    cors_origins: str | None = None
+    """Origins between commas whose web pages may use the server from a browser, or ``*`` for all; none by default."""
     templates: str | None = None
     """A folder of prompt templates, one file each."""
     topics: str | None = None

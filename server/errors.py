@@ -21,6 +21,9 @@ SluiceError                     500  internal_error
 |-- MalformedRequest            400  malformed_request
 |-- UriTooLong                  414  uri_too_long
 |-- HeadersTooLarge             431  headers_too_large
+|-- InvalidApiKey               401  invalid_api_key
+|-- ScopeMissing                403  scope_missing
+|-- TooManyWrongKeys            429  too_many_wrong_keys (with Retry-After)
 |-- ModelNotFound               404  model_not_found
 |-- TemplateNotFound            404  template_not_found
 |-- Unavailable                 503  (with Retry-After)
@@ -248,6 +251,45 @@ class HeadersTooLarge(SluiceError):
     status = 431
     code = "headers_too_large"
     type = "invalid_request_error"
+
+
+class InvalidApiKey(SluiceError):
+    """The request has no key, or one that is not known."""
+
+    status = 401
+    code = "invalid_api_key"
+    type = "authentication_error"
+    should_retry = False
+
+    def __init__(self, *, is_given: bool) -> None:
+        what = "The API key is not one of this server's" if is_given else "This server wants an API key"
+        super().__init__(f"{what}. Send a key of its operator's as Authorization: Bearer KEY.")
+
+
+class ScopeMissing(SluiceError):
+    """The key is known and does not allow this."""
+
+    status = 403
+    code = "scope_missing"
+    type = "permission_error"
+    should_retry = False
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This API key lacks the scope {scope}. Use one that the server's operator gave it to.")
+
+
+class TooManyWrongKeys(SluiceError):
+    """From one address; its keys are not looked at for a while."""
+
+    status = 429
+    code = "too_many_wrong_keys"
+    type = "rate_limit_error"
+    should_retry = False
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(
+            "Too many wrong API keys came from this address. Wait, then send a right one.", retry_after_s=wait_s
+        )
 
 
 class ModelNotFound(SluiceError):

@@ -25,6 +25,8 @@ from server.errors import EXIT_MODEL, ConfigurationError
 from server.settings_file import FOLDERS, OWN, read_file
 
 PREFIX = "SLUICE_"
+_OTHER_VARIABLES = ("MODEL", "CONFIG", "API_KEYS", "API_KEY")
+"""Without a setting of their name. The last is a client's, with the key that it sends."""
 _BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
@@ -246,7 +248,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Value]:
 
 def _refuse_misspelt(environment: Mapping[str, str]) -> None:
     """A variable that is almost one of ours is a mistake; others (Kubernetes has many) are not ours to judge."""
-    known = {setting.variable for setting in settings().values()} | {PREFIX + "MODEL", PREFIX + "CONFIG"}
+    known = {setting.variable for setting in settings().values()} | {PREFIX + name for name in _OTHER_VARIABLES}
     for variable in environment:
         if variable.startswith(PREFIX) and variable not in known:
             near = difflib.get_close_matches(variable, known, n=1, cutoff=0.9)

@@ -33,7 +33,7 @@ def read_file(path: Path, known: Mapping[str, Setting]) -> tuple[dict[str, Any],
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ConfigurationError(f"{path}: models is a list of tables: write [[models]].")
     found = _checked(content, known, str(path))
-    for name in ("base", *FOLDERS):
+    for name in ("base", "api_keys_file", *FOLDERS):
         if name in found:
             found[name] = _beside(path, found[name])
     per_model = {name: setting for name, setting in known.items() if setting.per_model}

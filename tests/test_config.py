@@ -44,6 +44,7 @@ def other_value(setting: Setting, folder: Path) -> tuple[str, Any]:
     if setting.choices:
         return setting.choices[-1], setting.choices[-1]
     by_name = {"host": "127.0.0.2", "device": "cuda:1", "max_batch_tokens": 512}
+    by_name |= {"cors_origins": "https://chat.example", "api_keys_file": str(folder / "keys")}
     by_name |= dict.fromkeys(("base", "templates", "topics"), str(folder))
     value = by_name.get(setting.name, setting.default + 2 if setting.kind is not str else None)
     return str(value), value

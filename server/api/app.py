@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
 
 from server import __version__
 from server.api import (
@@ -12,6 +13,7 @@ from server.api import (
     error_replies,
     fill_mask,
     generate,
+    keys,
     ner,
     page,
     rerank,
@@ -21,6 +23,7 @@ from server.api import (
     tokenize,
     zero_shot,
 )
+from server.api.access import Access
 from server.api.error_replies import OPENAI_PATHS
 from server.api.middleware import BodyGate, RequestContext
 from server.api.openai import chat, completions, embeddings, models, responses
@@ -57,7 +60,11 @@ DOCS = ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")
 
 
 def build_app(config: ServeConfig, supervisor: Supervisor) -> FastAPI:
-    """The application; `Registry.load` and `Lifecycle.is_loaded` make it serve once the workers are ready."""
+    """The application; `Registry.load` and `Lifecycle.is_loaded` make it serve once the workers are ready.
+
+    Raises ConfigurationError for keys that cannot be read.
+    """
+    api_keys = keys.load(config.api_keys_file)
     app = FastAPI(
         title="Sluice",
         version=__version__,
@@ -78,10 +85,27 @@ def build_app(config: ServeConfig, supervisor: Supervisor) -> FastAPI:
     error_replies.install(app)
     # The last one added is the outermost.
     app.add_middleware(BodyGate, paths=frozenset(tasks), max_bytes=config.max_body_bytes)
+    app.state.has_keys = bool(api_keys)
+    if api_keys:
+        app.add_middleware(Access, keys=api_keys)
+    if config.cors_origins is not None:
+        _allow_origins(app, config.cors_origins)
     app.add_middleware(
         RequestContext, lifecycle=app.state.lifecycle, task_routes=tasks, quiet_routes=_quiet_routes(with_status)
     )
     return app
+
+
+def _allow_origins(app: FastAPI, origins: str) -> None:
+    """Outside of the keys: a browser asks first without any. No cookies are taken, so there are no credentials."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=[origin.strip() for origin in origins.split(",") if origin.strip()],
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=["X-Request-Id", "Retry-After", "x-should-retry", "x-ignored-fields"],
+        max_age=600,
+    )
 
 
 def _task_routes() -> dict[str, Task | None]:

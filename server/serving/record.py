@@ -24,6 +24,8 @@ class RequestRecord:
     """The server's own: the only one that may be a key."""
     public_id: str
     """What the client is shown: its own id if it sent a sound one, else ``request_id``."""
+    key_id: str | None = None
+    """Which API key it came with."""
     route: str
     """The path of a route of ours, or ``unknown``: never a client's text."""
     task: str | None = None
@@ -79,6 +81,7 @@ class RequestRecord:
         fields: dict[str, Any] = {
             "request_id": self.request_id,
             "client_request_id": self.public_id if self.public_id != self.request_id else None,
+            "key": self.key_id,
             "route": self.route,
             "model": self.model,
             "status": status,
