@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,16 @@ from tests.server_process import ServerProcess, running_server
 
 TINY_SETTINGS = ("--dtype", "float32", "--threads", "1", "--kv-cache-gib", "0.02", "--drain-timeout-s", "60")
 """float32, so that tokens do not depend on who shares the batch; one thread a worker, for two cores are few."""
+
+
+@pytest.fixture(autouse=True)
+def _same_kernels_for_all() -> Iterator[None]:
+    """What a test chooses of the CPU kernels ends with it. A test that loads no kernels is not made to."""
+    before = sys.modules.get("server.native.kernels")
+    module = before and before.module()
+    yield
+    if (kernels := sys.modules.get("server.native.kernels")) is not None:
+        kernels._State.module = module
 
 
 @pytest.fixture(scope="session")
