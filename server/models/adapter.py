@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from server.models.describe import read_json, refuse
+from server.models.lora import merge_plain
 from server.protocol import Task
 
 WEIGHTS = "adapter_model.safetensors"
@@ -74,7 +75,9 @@ def merge(module: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
 
     Called in float32: a product added to a weight in 16 bits would lose most of itself.
     """
-    # Imported here, and below: models without an adapter need not wait for it.
+    if _merged_plainly(module, adapter):
+        return module
+    # Imported here, and below: what has no need of it does not wait for it.
     from peft import PeftModel
 
     try:
@@ -96,6 +99,15 @@ def merge(module: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
                 f"Save it again ({str(warning.message)[:300]})."
             )
     return merged
+
+
+def _merged_plainly(module: PreTrainedModel, adapter: Adapter) -> bool:
+    config = read_json(adapter.folder, "adapter_config.json")
+    try:
+        return merge_plain(module, config, adapter.folder / WEIGHTS, adapter.modules_to_save)
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError):
+        # PEFT says what is wrong with it.
+        return False
 
 
 def embedding_rows(module: PreTrainedModel, adapter: Adapter) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,9 @@ from tests.tiny_models import (
 )
 
 
-def train(module: PreTrainedModel, **settings: Any) -> PeftModel:
+def train(module: PreTrainedModel, targets: Any = None, **settings: Any) -> PeftModel:
     """An adapter whose products and head are far from doing nothing."""
-    targets = ["query", "value"] if "task_type" in settings else ["q_proj", "v_proj"]
+    targets = targets or (["query", "value"] if "task_type" in settings else ["q_proj", "v_proj"])
     torch.manual_seed(2)
     adapted = get_peft_model(module, LoraConfig(r=4, lora_alpha=8, target_modules=targets, **settings))
     with torch.no_grad():
@@ -188,6 +189,34 @@ def test_an_adapter_is_refused_by_what_is_wrong_with_it(tmp_path: Path, decoder:
     assert "has no adapter_model.safetensors" in refusal(folder)
     edit(folder, "adapter_config.json", lambda c: c.update(peft_type="IA3"))
     assert "IA3" in refusal(folder)
+
+
+@pytest.mark.parametrize("targets", [["query", "dense"], r"bert\.(.*\.)?(dense|value)"])
+def test_a_usual_adapter_is_merged_as_peft_merges_it_and_without_it(
+    tmp_path: Path, bert: BertModel, targets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = write(tmp_path / "base", bert)
+    adapted = train(AutoModelForSequenceClassification.from_pretrained(base), task_type="SEQ_CLS", targets=targets)
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = adapted.merge_and_unload(safe_merge=True).state_dict()
+    monkeypatch.setitem(sys.modules, "peft", None)
+    merged = read(tmp_path / "adapter").module.state_dict()
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(merged[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("change", [{"use_rslora": True}, {"init_lora_weights": "pissa"}, {"some_new_field": 1}])
+def test_an_adapter_of_another_kind_is_left_to_peft(
+    tmp_path: Path, bert: BertModel, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = write(tmp_path / "base", bert)
+    train(AutoModelForSequenceClassification.from_pretrained(base), task_type="SEQ_CLS").save_pretrained(
+        tmp_path / "adapter"
+    )
+    edit(tmp_path / "adapter", "adapter_config.json", lambda c: c.update(change))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ImportError, match="peft"):
+        read(tmp_path / "adapter")
 
 
 def test_a_base_is_for_adapters_only(decoder: Path) -> None:
