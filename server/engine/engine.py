@@ -56,7 +56,7 @@ class DecoderEngine:
         pacing: Pacing | None = None,
         drafter: Drafter | None = None,
     ) -> None:
-        """``deterministic`` is for a runner whose rows do not feel one another: no row's parts do, either.
+        """``deterministic`` cuts prompts at fixed places, unless the runner's rows are the same however they are cut.
 
         ``pacing`` learns from the engine's steps, and bounds what they compute of prompts where cuts may be free.
         ``drafter`` lets rows guess their next tokens where the runner can go back from wrong ones.
@@ -65,23 +65,23 @@ class DecoderEngine:
         self._max_model_len = max_model_len
         self._vocabulary = vocabulary
         self._pacing = pacing
-        # A runner that shares no blocks cannot go back; where rows feel one another, a draft changes log-probabilities.
-        may_draft = runner.can_reuse_blocks and (runner.is_row_invariant or not deterministic)
-        self._drafter = drafter if may_draft else None
+        has_fixed_cuts = deterministic and not runner.is_row_invariant
+        # A runner that shares no blocks cannot go back; where cuts count, a draft changes log-probabilities.
+        self._drafter = drafter if runner.can_reuse_blocks and not has_fixed_cuts else None
         blocks_per_chunk = -(-FIXED_CHUNK_TOKENS // runner.block_size)
         self.blocks = BlockManager(
             runner.num_blocks,
             runner.block_size,
             prefix_cache=prefix_cache and runner.can_reuse_blocks,
-            reuse_multiple=blocks_per_chunk if deterministic else 1,
+            reuse_multiple=blocks_per_chunk if has_fixed_cuts else 1,
         )
         self.scheduler = Scheduler(
             self.blocks,
             runner,
             max_batch_tokens=max_batch_tokens,
             max_running=max_running,
-            chunking=FixedChunks(blocks_per_chunk * runner.block_size) if deterministic else FreeChunks(),
-            pacing=None if deterministic else pacing,
+            chunking=FixedChunks(blocks_per_chunk * runner.block_size) if has_fixed_cuts else FreeChunks(),
+            pacing=None if has_fixed_cuts else pacing,
             drafter=self._drafter,
         )
         self._chooser = Chooser(self.scheduler)

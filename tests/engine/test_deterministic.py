@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from server.engine.engine import DecoderEngine
 from server.engine.executors.build import build_runner
 from server.errors import ConfigurationError
 from server.models.packed_linear import pack_linears
+from server.native import kernels
 from server.protocol import Generate, Output, SamplingParams, Tokens
 from tests.tiny_models import tiny_decoder
 
@@ -77,6 +79,16 @@ def commands(prompt_lengths: list[int], vocab_size: int) -> list[Generate]:
     return found
 
 
+@pytest.fixture(params=["torch", "auto"])
+def native(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Without our kernels, whose rows may be cut anywhere, and with them."""
+    used = kernels.use(request.param, 1)
+    if request.param == "auto" and used == "torch":
+        pytest.skip("there are no kernels for this processor")
+    yield used
+    kernels.use("torch", 1)
+
+
 CASES = [
     ("llama", torch.float32),
     ("llama", torch.bfloat16),
@@ -89,7 +101,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 def test_logprobs_are_bitwise_equal_alone_together_preempted_resumed_and_after_a_prefix_hit(
-    name: str, dtype: torch.dtype
+    native: str, name: str, dtype: torch.dtype
 ) -> None:
     is_tiny = name != "default"
     lengths = [3, 40, 1, 129, 200, 33, 300, 64, 150, 5, 31, 257]
@@ -107,7 +119,7 @@ def test_logprobs_are_bitwise_equal_alone_together_preempted_resumed_and_after_a
     assert run(cramped, requests) == alone, "preempted"
 
 
-def test_a_resumed_request_goes_on_with_bitwise_the_same_logprobs() -> None:
+def test_a_resumed_request_goes_on_with_bitwise_the_same_logprobs(native: str) -> None:
     requests = [
         command
         for command in commands([3, 40, 129, 200, 33, 300], 380)

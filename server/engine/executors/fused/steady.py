@@ -26,6 +26,7 @@ PROBED_LOGITS = 34
 """Rows that want logits: their number is that of the running sequences."""
 
 CHUNK = 32
+OTHER_CHUNK = 19
 """Tokens of a prompt that the whole decoder computes at once."""
 
 
@@ -35,10 +36,10 @@ def unsteady(decoder: Decoder[Linear]) -> str | None:
     if not all(linear.is_row_invariant for linear in products(decoder)):
         # What a probe finds steady by luck is not.
         return "its products have no kernels whose rows do not depend on one another"
-    table = decoder.embedding.table_VD
+    head = decoder.head
     generator = torch.Generator().manual_seed(0)
     for name, part, width, num_rows in _distinct(decoder):
-        x_MK = torch.randn(num_rows, width, generator=generator).to(table.device, table.dtype)
+        x_MK = torch.randn(num_rows, width, generator=generator).to(head.device, head.dtype)
         expected = part(x_MK)
         for start, stop in PROBED_SLICES:
             if stop <= num_rows and not torch.equal(part(x_MK[start:stop].contiguous()), expected[start:stop]):
@@ -65,24 +66,30 @@ def _distinct(decoder: Decoder[Linear]) -> Iterator[tuple[str, Callable[[Tensor]
 
 @torch.inference_mode()
 def mixes_rows(runner: ModelRunner, sequences: Sequence[Sequence[int]]) -> str | None:
-    """The same for whole passes: sequences alone and together, in chunks. Needs blocks for all of them."""
+    """The same for whole passes: sequences alone and together, and cut otherwise. Needs blocks for all of them."""
     if runner.attention != NATIVE:
         return "its attention has no kernel whose rows do not depend on one another"
-    together = _run(runner, sequences, range(len(sequences)))
-    for i in range(len(sequences)):
-        if not torch.equal(_run(runner, sequences, [i])[i], together[i]):
+    everyone = range(len(sequences))
+    together = _run(runner, sequences, everyone, CHUNK)
+    cut_otherwise = _run(runner, sequences, everyone, OTHER_CHUNK)
+    for i in everyone:
+        if not torch.equal(_run(runner, sequences, [i], CHUNK)[i], together[i]):
             return "its attention gives a sequence another result among other sequences"
+        if not torch.equal(cut_otherwise[i][-1], together[i][-1]):
+            return "its attention gives a sequence another result where it is computed in other parts"
     return None
 
 
-def _run(runner: ModelRunner, sequences: Sequence[Sequence[int]], chosen: Sequence[int]) -> dict[int, Tensor]:
+def _run(
+    runner: ModelRunner, sequences: Sequence[Sequence[int]], chosen: Sequence[int], num_tokens: int
+) -> dict[int, Tensor]:
     """Each chosen sequence's logits of every chunk's last token."""
     found: dict[int, list[Tensor]] = {i: [] for i in chosen}
-    for start in range(0, max(len(sequences[i]) for i in chosen), CHUNK):
+    for start in range(0, max(len(sequences[i]) for i in chosen), num_tokens):
         rows = [
             Row(
                 key=i,
-                token_ids=sequences[i][start : start + CHUNK],
+                token_ids=sequences[i][start : start + num_tokens],
                 num_computed=start,
                 block_table=_blocks(sequences, i, runner.block_size),
             )
