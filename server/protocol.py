@@ -248,6 +248,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     attention: str
     num_parameters: int
     weight_bytes: int
+    """Of the weights as they are held, quantised where they are."""
     kv_cache_bytes: int = 0
     num_blocks: int = 0
     block_size: int = 0

@@ -137,6 +137,8 @@ class FusedLayer(nn.Module):
         self._qkv = make(merged[0], merged[1])
         self._o, self._down = (make(linears[part].weight, linears[part].bias, is_summed=True) for part in ("o", "down"))
         self._up = make(linears["up"].weight, linears["up"].bias, activation=parts.activation)
+        self._norms = nn.ModuleList(parts.norms.values())
+        """Whose weights `AddNorm` reads: a part of this module like its products."""
         self._attention_norm, self._norm = (AddNorm(parts.norms[part], dtype) for part in NORMS)
 
     def forward(self, x_TH: Tensor, stream_TH: Tensor, texts: Texts, *, is_first_only: bool) -> tuple[Tensor, Tensor]:

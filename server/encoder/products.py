@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,13 +20,27 @@ def reduce_linears(module: nn.Module, dtype: torch.dtype, quantize: Quantize) ->
                 setattr(parent, name, Linear(child.weight.detach().to(dtype), child.bias, quantize=quantize))
 
 
+class FloatOut(nn.Module):
+    """A product whose results are float32."""
+
+    def __init__(self, linear: Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x, out_float=True)
+
+    # As in `Linear`: without a module's hooks.
+    __call__ = forward
+
+
 def packed_product(dtype: torch.dtype, quantize: Quantize) -> MakeProduct:
     """Products of the fused layers, packed; their inputs have this dtype."""
 
     def make(weight_NK: Tensor, bias_N: Tensor, *, activation: str | None = None, is_summed: bool = False) -> Product:
         linear = Linear(weight_NK.detach().to(dtype), bias_N, activation=activation, quantize=quantize)
         # Only our kernels have it in float32 anyway; for the others it would be a step more and gain nothing.
-        return partial(linear, out_float=True) if is_summed and linear.is_row_invariant else linear
+        return FloatOut(linear) if is_summed and linear.is_row_invariant else linear
 
     return make
 

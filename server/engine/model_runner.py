@@ -32,6 +32,8 @@ class ModelRunner(ABC):
     num_blocks: int
     """Blocks of the cache, numbered from 0."""
     kv_cache_bytes: int
+    weight_bytes: int
+    """Of the weights as they are held: packed, and quantised where they are."""
     can_reuse_blocks: bool
     """Whether a block's content may serve another sequence with the same beginning (prefix cache, forks)."""
 

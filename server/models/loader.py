@@ -60,7 +60,6 @@ class LoadedModel:
     problem_type: ProblemType | None
     generation_config: dict[str, GenerationValue]
     num_parameters: int
-    weight_bytes: int
     attribution: str | None
 
 
@@ -85,7 +84,6 @@ def load(model: ModelConfig) -> LoadedModel:
     if recipe is not None:
         module = Embedder(module, recipe.pooling)
         limit = min(limit, recipe.max_length or limit)
-    parameters = list(module.parameters())
     return LoadedModel(
         module=module,
         config=module.config,
@@ -97,8 +95,7 @@ def load(model: ModelConfig) -> LoadedModel:
         embedding=None if recipe is None else _embedding(recipe, module.config),
         problem_type=describe.problem_type_of(module.config, task),
         generation_config=_generation_defaults(folder, module, tokenizer) if task == "generate" else {},
-        num_parameters=sum(parameter.numel() for parameter in parameters),
-        weight_bytes=sum(parameter.numel() * parameter.itemsize for parameter in parameters),
+        num_parameters=sum(parameter.numel() for parameter in module.parameters()),
         attribution=describe.attribution_of(*dict.fromkeys((folder, weights))),
     )
 

@@ -42,7 +42,7 @@ class Linear(nn.Module):
         self.out_features = num_rows // 2 if is_gated else num_rows
         self.weight_bytes = 0
         self._activation, self._is_gated = activation, is_gated
-        self._dtype = weight_NK.dtype
+        self.device, self.dtype = weight_NK.device, weight_NK.dtype
         self._bias_N = None if bias_N is None else bias_N.detach().float()
         weight_NK = weight_NK.detach()
         self._native: NativeWeight | None = None
@@ -64,7 +64,7 @@ class Linear(nn.Module):
     @cached_property
     def bias(self) -> Tensor | None:
         """In the weight's dtype, as an `nn.Linear` has it."""
-        return None if self._bias_N is None else self._bias_N.to(self._dtype)
+        return None if self._bias_N is None else self._bias_N.to(self.dtype)
 
     @cached_property
     def weight(self) -> Tensor:
@@ -77,9 +77,9 @@ class Linear(nn.Module):
         The result has the dtype of ``x``, or float32 for ``out_float``. An input of another dtype than the weight's is
         rounded to it.
         """
-        if x.dtype is not self._dtype:
-            residual = None if residual is None else residual.to(self._dtype)
-            out = self.forward(x.to(self._dtype), residual, out_float=out_float)
+        if x.dtype is not self.dtype:
+            residual = None if residual is None else residual.to(self.dtype)
+            out = self.forward(x.to(self.dtype), residual, out_float=out_float)
             return out if out_float else out.to(x.dtype)
         if self._native is not None:
             return self._native.multiply(x, residual, out_float=out_float)
@@ -93,6 +93,16 @@ class Linear(nn.Module):
     # Without the hooks of a module, which cost as much as all else that is not the product.
     __call__ = forward
 
+    @property
+    def has_rows(self) -> bool:
+        """Whether `rows` can read the packed form."""
+        return self._native is not None and self._native.has_rows
+
+    def rows(self, indices_T: Tensor) -> Tensor:
+        """``[T, K]``: those rows of the weight, for an embedding that is tied to this product."""
+        assert self._native is not None
+        return self._native.rows(indices_T)
+
     def dense_weight(self) -> Tensor:
         """``[N, K]`` in the dtype it was given, made from the packed form."""
         if self._native is not None:
@@ -102,3 +112,9 @@ class Linear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self._bias_N is not None}"
+
+
+def held_bytes(module: nn.Module) -> int:
+    """Of a module's weights as they are: its parameters, and products in their packed form."""
+    packed = sum(part.weight_bytes for part in module.modules() if isinstance(part, Linear))
+    return packed + sum(parameter.numel() * parameter.itemsize for parameter in module.parameters())

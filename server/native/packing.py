@@ -79,7 +79,7 @@ class NativeWeight:
 
     @property
     def num_bytes(self) -> int:
-        parts = (self._weight, self._scale, self._offset_P)
+        parts = (self._weight, self._scale, self._offset_P, self._bias_P)
         return sum(part.numel() * part.itemsize for part in parts if part is not None)
 
     def multiply(self, x: Tensor, residual: Tensor | None, *, out_float: bool) -> Tensor:
@@ -97,6 +97,15 @@ class NativeWeight:
                             0 if residual is None else residual.data_ptr(), out.data_ptr(),
                             is_float or out_float)  # fmt: skip
         return out
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether single rows can be read from it, as from a table."""
+        return self._kind in (FLOAT32, BFLOAT16) and not self._is_gated
+
+    def rows(self, indices_T: Tensor) -> Tensor:
+        """``[T, K]``: those rows of the weight."""
+        return self._weight[indices_T // PANEL, :, indices_T % PANEL].view(self._dtype)
 
     def dense(self) -> Tensor:
         """``[N, K]`` in the first dtype."""

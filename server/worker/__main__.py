@@ -85,6 +85,7 @@ def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         executor=runner.name,
         attention=runner.attention,
         quantization_kl=runner.quantization_kl,
+        weight_bytes=runner.weight_bytes,
         kv_cache_bytes=runner.kv_cache_bytes,
         num_blocks=runner.num_blocks,
         block_size=runner.block_size,
@@ -112,6 +113,7 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
     from server.encoder.engine import EncoderEngine
     from server.models.loader import product_dtype
     from server.models.packed_linear import pack_linears
+    from server.native.linear import held_bytes
 
     module = loaded.module
     device = module.device
@@ -139,6 +141,7 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         dtype=forward.dtype,
         executor=forward.name,
         attention=forward.attention,
+        weight_bytes=held_bytes(module),
         max_batch_tokens=max_batch_tokens,
     )
     return engine, ready
@@ -153,7 +156,6 @@ def _ready(loaded: LoadedModel, *, device: torch.device, dtype: torch.dtype, **o
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         num_parameters=loaded.num_parameters,
-        weight_bytes=loaded.weight_bytes,
         generation_config=loaded.generation_config,
         labels=loaded.labels,
         embedding=loaded.embedding,

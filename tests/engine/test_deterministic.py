@@ -21,6 +21,8 @@ from server.native import kernels
 from server.protocol import Generate, Output, SamplingParams, Tokens
 from tests.tiny_models import tiny_decoder
 
+torch.set_num_threads(1)
+
 DEFAULT_MODEL = Path("models/smollm2-135m-instruct")
 Told = list[tuple[list[int], list[float]]]
 """Token ids and log-probabilities of each of a request's sequences."""

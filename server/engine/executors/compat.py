@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 
 from server.engine.batch_inputs import Row
 from server.engine.model_runner import ModelRunner
+from server.native.linear import held_bytes
 
 
 class CompatRunner(ModelRunner):
@@ -47,6 +48,7 @@ class CompatRunner(ModelRunner):
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.kv_cache_bytes = num_blocks * block_bytes
+        self.weight_bytes = held_bytes(module)
 
     @property
     def num_held(self) -> int:

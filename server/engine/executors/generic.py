@@ -19,6 +19,7 @@ from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import BatchInputs
 from server.engine.executors.paged import PagedRunner
 from server.engine.kv_cache import LayerSpec
+from server.native.linear import held_bytes
 
 ATTENTION = "sluice"
 """No mask function is registered under this name, so transformers builds no masks."""
@@ -144,6 +145,7 @@ class GenericRunner(PagedRunner):
             vocab_size=vocab_size,
         )
         self._module = module
+        self.weight_bytes = held_bytes(module)
         self._sinks = [spec.has_sinks for spec in specs]
         self._selects_rows = "logits_to_keep" in inspect.signature(module.forward).parameters
         self._layer = 0

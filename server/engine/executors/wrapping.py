@@ -20,6 +20,7 @@ class WrappingRunner(ModelRunner):
         self.block_size = runner.block_size
         self.num_blocks = runner.num_blocks
         self.kv_cache_bytes = runner.kv_cache_bytes
+        self.weight_bytes = runner.weight_bytes
         self.can_reuse_blocks = runner.can_reuse_blocks
         self.is_row_invariant = runner.is_row_invariant
         self.quantization_kl = runner.quantization_kl

@@ -19,6 +19,7 @@ from torch.nn import functional
 from server.engine.attention.backend import HeadNorm, Rotary
 from server.engine.executors.fused.parts import Norm
 from server.engine.kv_cache import LayerSpec
+from server.native.linear import Linear
 
 Weights = TypeVar("Weights")
 """`Product` before packing, `Linear` after."""
@@ -40,13 +41,18 @@ class Product:
 class Embedding:
     """Token ids and positions to hidden states."""
 
-    table_VD: Tensor
+    table_VD: Tensor | Linear
+    """The head, where the two share a weight and its packed form can be read."""
     scale: float = 1.0
     position_table_PD: Tensor | None = None
     position_offset: int = 0
 
     def __call__(self, token_ids_T: Tensor, positions_T: Tensor) -> Tensor:
-        h_TD = functional.embedding(token_ids_T, self.table_VD)
+        table_VD = self.table_VD
+        if isinstance(table_VD, Linear):
+            h_TD = table_VD.rows(token_ids_T)
+        else:
+            h_TD = functional.embedding(token_ids_T, table_VD)
         if self.scale != 1.0:
             h_TD = h_TD * self.scale
         if self.position_table_PD is not None:

@@ -39,6 +39,12 @@ def pack_layer(layer: Layer[Product]) -> Layer[Linear]:
     return _with_products(layer, lambda role: pack(getattr(layer, role)))
 
 
+def is_tied(head: Product, table_VD: Tensor | Linear) -> bool:
+    """Whether the head's weight is the embedding's table."""
+    weight = head.linears[0].get_parameter("weight")
+    return isinstance(table_VD, Tensor) and weight.data_ptr() == table_VD.data_ptr() and weight.shape == table_VD.shape
+
+
 def quantised_layer(layer: Layer[Linear], products: Layer[Product], quantize: Quantize) -> Layer[Linear]:
     """Of ``products`` only what follows them is read."""
     return _with_products(layer, lambda role: quantised(getattr(layer, role), getattr(products, role), quantize))
@@ -56,7 +62,10 @@ def _with_products(layer: Layer[Any], make: Callable[[str], Linear]) -> Layer[Li
 
 
 class Weights:
-    """Releases parameters of ``module`` and brings them back. A parameter that two parts share is left alone."""
+    """Releases parameters of ``module`` and brings them back.
+
+    A parameter that two parts share is left alone, unless it is said that both read the packed product.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         uses = Counter(id(parameter) for _, parameter in module.named_parameters(remove_duplicate=False))
@@ -65,6 +74,12 @@ class Weights:
 
     def release(self, product: Product, linear: Linear) -> None:
         for parameter in self._own_weights(product):
+            parameter.data = parameter.data.new_empty(0)
+        self._released.append((product, linear))
+
+    def release_shared(self, product: Product, linear: Linear) -> None:
+        for part in product.linears:
+            parameter = part.get_parameter("weight")
             parameter.data = parameter.data.new_empty(0)
         self._released.append((product, linear))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -70,8 +71,8 @@ class Prepared:
         """Layer by layer, so that only one is there twice. Raises ValueError for a weight that cannot be quantised."""
         self._weights.forget()
         layers, head = list(self.decoder.layers), self.decoder.head
-        # Nobody else may hold a layer while it is replaced.
-        self.decoder = dataclasses.replace(self.decoder, layers=())
+        # Nobody else may hold a layer while it is replaced; and an embedding keeps its bits.
+        self.decoder = dataclasses.replace(self.decoder, layers=(), embedding=self._layout.embedding)
         for i, products in enumerate(self._layout.layers):
             layers[i] = packing.quantised_layer(layers[i], products, quantize)
         head = packing.quantised(head, self._layout.head, quantize)
@@ -119,5 +120,12 @@ def _pack(layout: Decoder[Product], weights: packing.Weights, check: LayerCheck)
         weights.release_layer(layer, packed)
         layers.append(packed)
     head = packing.pack(layout.head)
-    weights.release(layout.head, head)
-    return dataclasses.replace(layout, layers=tuple(layers), head=head)  # type: ignore[arg-type, return-value]
+    embedding = layout.embedding
+    if head.has_rows and packing.is_tied(layout.head, embedding.table_VD):
+        embedding = dataclasses.replace(embedding, table_VD=head)
+        check.embedding(embedding)
+        weights.release_shared(layout.head, head)
+    else:
+        weights.release(layout.head, head)
+    parts: dict[str, Any] = {"embedding": embedding, "layers": tuple(layers), "head": head}
+    return dataclasses.replace(layout, **parts)  # type: ignore[return-value]

@@ -9,12 +9,14 @@ Dimension key
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from server.engine.attention.backend import AttentionBackend
+from server.engine.attention.backend import AttentionBackend, Rotary
 from server.engine.batch_inputs import BatchInputs
 from server.engine.executors.fused.layout import Decoder, Layer
 from server.engine.executors.fused.parts import Norm
@@ -34,16 +36,16 @@ class FusedRunner(PagedRunner):
     def __init__(
         self, decoder: Decoder[Linear], backend: AttentionBackend, *, num_blocks: int, block_size: int, vocab_size: int
     ) -> None:
-        table = decoder.embedding.table_VD
         super().__init__(
             backend,
-            table.device,
-            table.dtype,
+            decoder.head.device,
+            decoder.head.dtype,
             num_blocks=num_blocks,
             block_size=block_size,
             vocab_size=vocab_size,
         )
         self._decoder = decoder
+        self.weight_bytes = held_bytes(decoder)
         self.is_row_invariant = backend.name == NATIVE and all(linear.is_row_invariant for linear in products(decoder))
 
     def compute(self, inputs: BatchInputs) -> Tensor:
@@ -56,6 +58,23 @@ class FusedRunner(PagedRunner):
         wanted_R = None if len(inputs.wanted_R) == len(positions_T) else inputs.wanted_R
         h_RD = advance(layers[-1], len(layers) - 1, h_TD, positions_T, self.backend, wanted_R)
         return logits(self._decoder, h_RD) if len(h_RD) else h_RD.new_zeros(0, self.vocab_size, dtype=torch.float32)
+
+
+def held_bytes(part: Any) -> int:
+    """Of the weights in a decoder or in a part of it. What several parts share is counted once."""
+    found = {id(weight): weight for weight in _weights(part)}
+    return sum(w.weight_bytes if isinstance(w, Linear) else w.numel() * w.itemsize for w in found.values())
+
+
+def _weights(part: Any) -> Iterator[Tensor | Linear]:
+    if isinstance(part, Tensor | Linear):
+        yield part
+    elif isinstance(part, tuple):
+        for each in part:
+            yield from _weights(each)
+    # Rotary positions are computed, not learned.
+    elif dataclasses.is_dataclass(part) and not isinstance(part, Rotary):
+        yield from _weights(tuple(getattr(part, field.name) for field in dataclasses.fields(part)))
 
 
 def products(decoder: Decoder[Linear]) -> Iterator[Linear]:
