@@ -126,6 +126,14 @@ def test_what_is_not_finite_spoils_its_own_row_alone(quantize: str) -> None:
     assert torch.equal(ours[clean], expected[clean])
 
 
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu"])
+def test_no_activation_makes_a_number_of_what_is_none(activation: str) -> None:
+    linear = Linear(numbers(50, 64), activation=activation)
+    x = numbers(9, 64, seed=1)
+    x[3, 5] = torch.nan
+    assert linear(x)[3].isnan().all()
+
+
 def test_an_input_of_another_dtype_is_rounded_to_the_weights() -> None:
     linear = Linear(numbers(50, 64).bfloat16())
     x, residual = numbers(3, 64, seed=1), numbers(3, 50, seed=2)

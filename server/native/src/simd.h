@@ -77,7 +77,8 @@ inline __m512 activate(Activation kind, __m512 x) {
     const __m512 u = _mm512_mul_ps(_mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715f), x), _mm512_set1_ps(1.5957691216f));
     return _mm512_mul_ps(x, sigmoid16(u));
   }
-  case Activation::relu: return _mm512_max_ps(x, _mm512_setzero_ps());
+  // The second where either is no number: that stays none, as in torch.
+  case Activation::relu: return _mm512_max_ps(_mm512_setzero_ps(), x);
   }
   return x;
 }
