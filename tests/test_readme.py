@@ -9,6 +9,7 @@ import csv
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -76,7 +77,7 @@ def curls() -> list[Block]:
 
 
 def test_every_shell_command_is_run_or_proven_by_a_test_here():
-    proven = [("make",), ("curl",), ("sluice", "serve"), ("sluice", "finetune"), ("sluice", "--version")]
+    proven = [("make",), ("curl",), ("sluice", "serve"), ("sluice", "finetune"), ("sluice", "--version"), ("openssl",)]
     covered = [command for words in proven for command in commands(*words)]
     for command in [command for block in blocks() if block.language == "sh" for command in block.commands]:
         if command not in covered:
@@ -125,11 +126,22 @@ def test_the_serve_commands_and_the_configuration_file_are_understood(project: P
     monkeypatch.setattr("server.api.run.serve", lambda config, template: served.append(config) or 0)
     for command in commands("sluice", "serve"):
         assert main(shlex.split(command)[1:]) == 0, command
-    by_flags, by_file, trained = served
+    by_flags, by_file, trained, keyed = served
     assert [model.name for model in by_flags.models] == ["chat", "mood"]
     assert (by_file.port, by_file.models[0].max_model_len) == (8080, 4096)
     assert Path(by_file.models[1].base).samefile("my-encoder")
     assert trained.models[0].path == "my-classifier"
+    assert keyed.api_keys_file == "keys"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_the_command_for_a_key_makes_a_file_that_the_server_takes(tmp_path: Path):
+    from server.api import keys
+
+    (command,) = commands("openssl")
+    subprocess.run(command, shell=True, cwd=tmp_path, check=True)
+    made = keys.load(str(tmp_path / "keys"), {})
+    assert made.find(keys.digest_of((tmp_path / "keys").read_text().strip())) is not None
 
 
 @pytest.mark.defaults
@@ -271,8 +283,10 @@ def test_every_route_of_the_server_is_in_the_readme():
     from server.api.status import ENDPOINTS
 
     text = README.read_text(encoding="utf-8")
-    for path in [f"POST /{task}" for task, _ in ROUTERS if task] + [f"GET {path}" for path in ENDPOINTS]:
-        assert path in text, path
+    routes = [route for _, router in ROUTERS for route in router.routes if "{" not in route.path]
+    shown = [f"{method} {route.path}" for route in routes for method in route.methods - {"HEAD"}]
+    for path in shown + [f"GET {path}" for path in ENDPOINTS]:
+        assert f"`{path}`" in text or f"### {path}\n" in text, path
 
 
 def test_every_parameter_of_a_request_is_named():
