@@ -104,12 +104,13 @@ struct Piece {
 template <class T> bool write_key(const Layer &layer, const Call &call, const Place<T> &place, int64_t head, int64_t token, int64_t offset) {
   using Value = typename T::Value;
   alignas(64) float wide[MOST_DIM];
-  alignas(64) uint32_t words[MOST_DIM];
+  alignas(64) Value key[MOST_DIM];
   const Value *from = static_cast<const Value *>(call.key) + token * call.key_token + head * call.key_head;
   prepare<T>(call, from, layer.key_dim, call.key_norm, token, wide);
   const bool is_finite = make_finite<T>(wide, layer.key_dim);
-  round_all<T>(wide, layer.key_dim, reinterpret_cast<Value *>(words));
-  for (int64_t i = 0; i < layer.key_dim / T::PACK; ++i) place.keys[i * BLOCK + offset] = words[i];
+  round_all<T>(wide, layer.key_dim, key);
+  for (int64_t i = 0; i < layer.key_dim / T::PACK; ++i)
+    std::memcpy(place.keys + i * BLOCK + offset, key + i * T::PACK, sizeof(uint32_t));
   return is_finite;
 }
 

@@ -29,7 +29,12 @@ template <int MOST, class Body> inline void with_constant(int count, Body body) 
   body(std::integral_constant<int, MOST>{});
 }
 
-inline Lanes everywhere(const uint32_t *word) { return all(std::bit_cast<float>(*word)); }
+// The word may have been written as two bfloat16.
+inline Lanes everywhere(const uint32_t *word) {
+  float value;
+  std::memcpy(&value, word, sizeof value);
+  return all(value);
+}
 inline Lanes load(const uint32_t *words) { return load(reinterpret_cast<const float *>(words)); }
 
 // Products of R queries with the keys of whole blocks. `places` has one more, the next to be read.
