@@ -6,6 +6,7 @@ A command's module is imported when that command is asked for, and what is heavy
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -26,6 +27,10 @@ COMMANDS = {
     "finetune": "train an adapter or a model that serve takes",
 }
 """Each is the module of that name in `server.commands`, with ``add_arguments`` and ``run``."""
+
+# As shells have it for SIGINT and SIGPIPE.
+EXIT_INTERRUPTED = 130
+EXIT_NO_READER = 141
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,7 +82,11 @@ def _run(name: str, words: list[str]) -> int:
         print(f"sluice: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has left, as `head` does: nothing is left to say, also not by the last flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_NO_READER
     return code
 
 

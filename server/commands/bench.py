@@ -32,6 +32,7 @@ AT_LEAST_1 = ("streams", "requests", "prompt_tokens", "new_tokens")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    parser.usage = "%(prog)s [MODEL-FOLDER | --url URL] [--streams N | --rate N] [flags, all below]"
     parser.add_argument("folder", nargs="?", metavar="MODEL-FOLDER", help="A model or adapter to measure.")
     load = parser.add_mutually_exclusive_group()
     load.add_argument("--streams", type=int, default=1, metavar="N", help="Requests at once. (default: 1)")

@@ -25,6 +25,7 @@ from server.settings_file import did_you_mean
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    parser.usage = "%(prog)s [MODEL-FOLDER | --url URL] [--system TEXT] [--set NAME=VALUE] [flags, all below]"
     parser.add_argument("folder", nargs="?", metavar="MODEL-FOLDER", help="A model or adapter to talk with.")
     parser.add_argument("--system", metavar="TEXT", default="", help="How the model is to behave.")
     parser.add_argument(
@@ -47,10 +48,10 @@ class Chat:
         self._client = client
         self._model = model
         self._conversation = conversation
-        self._style = Style.of(sys.stdout)
-        self._reader = Reader(self._style)
+        self._reader = Reader(Style.of(sys.stdout))
         # Where answers go into a file or a pipe, they go there alone.
         self._notes = sys.stdout if self._reader.is_terminal else sys.stderr
+        self._style = Style.of(self._notes)
         self._num_failed = 0
         self._commands: dict[str, tuple[str, Callable[[str], bool | None]]] = {
             "/system": ("TEXT: how the model is to behave; alone: no such words", self._set_system),
@@ -213,4 +214,6 @@ class Answer:
             facts.append("cut at its limit: /set max_new_tokens 1024")
         elif self.finish_reason == "stopped":
             facts.append("stopped")
+        elif self.finish_reason is None:
+            facts.append("broken off")
         return f"[{', '.join(facts)}]"

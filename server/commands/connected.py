@@ -14,7 +14,7 @@ from server.commands.http_client import DEFAULT_URL, Client
 from server.commands.own_server import own_server
 from server.errors import ConfigurationError
 
-KEY_VARIABLE = "SLUICE_CLIENT_API_KEY"
+KEY_VARIABLE = "SLUICE_API_KEY"
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -1,6 +1,8 @@
 """Train an adapter or a model that ``sluice serve`` takes.
 
-sluice finetune classify --model ./my-encoder --data reviews.csv --out my-classifier
+    sluice finetune classify --model ./my-encoder --data reviews.csv --out my-classifier
+
+sluice finetune TASK --help has the rest.
 """
 
 from __future__ import annotations

@@ -69,6 +69,8 @@ def ask(client: Client, model: str, prompt: str, num_new_tokens: int) -> Sample:
             _read_details(sample, event)
     except Refused as error:
         sample.error = str(error)
+    if not sample.num_tokens and sample.error is None:
+        sample.error = "The stream ended before the answer did."
     return sample
 
 

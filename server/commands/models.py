@@ -1,7 +1,9 @@
 """List the models that a server serves, or the model folders that lie in a folder.
 
-sluice models ./models
-sluice models --url http://host:8000
+    sluice models ./models
+    sluice models --url http://host:8000
+
+A folder that cannot be served has the reason in its line.
 """
 
 from __future__ import annotations

@@ -23,6 +23,8 @@ PR_SET_PDEATHSIG = 1
 POLL_S = 0.1
 STOP_S = 10.0
 KEPT_LINES = 20
+KEYS = "SLUICE_API_KEYS"
+"""How variables begin that make a server ask for keys."""
 
 
 @contextlib.contextmanager
@@ -43,6 +45,8 @@ def own_server(folder: str, flags: Sequence[str]) -> Iterator[str]:
         errors="replace",
         # Of its own, so that Ctrl-C is for the command alone.
         start_new_session=True,
+        # Nobody else reaches it.
+        env={name: value for name, value in os.environ.items() if not name.startswith(KEYS)},
         # There is no other thread yet.
         preexec_fn=_end_with_parent(),  # noqa: PLW1509
     )

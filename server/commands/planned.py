@@ -18,7 +18,6 @@ from server.engine.executors.build import FORWARD_FAILURES
 from server.engine.executors.generic import ATTENTION, Unsupported, probe, set_attention
 from server.errors import ConfigurationError
 from server.models import describe, loader
-from server.models.embedder import read_recipe
 from server.models.folder import ModelFolder, look
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer
 from server.protocol import Task
@@ -76,9 +75,8 @@ def plan_model(model: ModelConfig) -> PlannedModel:
     tokenizer = load_tokenizer(folder.path if own_tokenizer else folder.weights)
     module = _empty_module(folder, dtype)
     limit = describe.longest_input(module, tokenizer.model_max_length)
-    if folder.task == "embed":
-        recipe = read_recipe(folder.weights, str(folder.config.get("model_type")))
-        limit = min(limit, recipe.max_length or limit)
+    if folder.recipe is not None:
+        limit = min(limit, folder.recipe.max_length or limit)
     max_model_len = describe.chosen_length(model.name, model.max_model_len, limit)
     weights = read_weights(folder.weights)
     plain_bytes = sum(parameter.numel() * dtype.itemsize for parameter in module.parameters())

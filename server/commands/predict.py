@@ -39,6 +39,7 @@ READ_AHEAD = 4
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    parser.usage = "%(prog)s (MODEL-FOLDER | --url URL) [TEXT ...] [--input FILE] [--output FILE] [flags, all below]"
     parser.add_argument(
         "words", nargs="*", metavar="MODEL-FOLDER TEXT", help="A model folder, unless there is --url; then texts."
     )

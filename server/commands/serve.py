@@ -1,8 +1,10 @@
 """Serve Hugging Face model folders and LoRA adapters over HTTP.
 
-sluice serve ./my-llama
-sluice serve chat=./my-llama mood=./my-classifier --port 9000
-sluice serve --config sluice.toml
+    sluice serve ./my-llama
+    sluice serve chat=./my-llama mood=./my-classifier --port 9000
+    sluice serve --config sluice.toml
+
+Flags win over variables, variables over the file: sluice config show --origin tells who won.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from server.commands.room import require_room
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    parser.usage = "%(prog)s [PATH ...] [--plan] [flags, all of them below]"
     settings.add_flags(parser)
     parser.add_argument(
         "--plan", action="store_true", help="Only tell what would be loaded and how much memory it takes."

@@ -1,0 +1,116 @@
+"""Texts in, JSON lines out: in order, whatever fails, from wherever they come."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tests.commands.fake_server import fake_server
+from tests.commands.processes import COMMAND, environment, run
+from tests.server_process import ServerProcess
+
+
+def lines(text: str) -> list[Any]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_texts_of_the_command_line_are_answered_in_order():
+    with fake_server() as server:
+        done = run("predict", "--url", server.url, "one", "你好 😀", "--set", "max_new_tokens=3")
+    assert lines(done.stdout) == [
+        {"input": "one", "output": {"generated_text": "<one>"}},
+        {"input": "你好 😀", "output": {"generated_text": "<你好 😀>"}},
+    ]
+    assert "你好 😀" in done.stdout
+    assert all(body["parameters"] == {"max_new_tokens": 3} for body in server.bodies)
+    assert "2 inputs in" in done.stderr
+
+
+def test_a_json_line_is_a_text_an_object_with_text_or_a_body_and_comes_back_whole(tmp_path: Path):
+    rows = ["a", {"text": "b", "id": 7}, {"inputs": "c", "parameters": {"seed": 1}}]
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    with fake_server() as server:
+        out = tmp_path / "out.jsonl"
+        done = run("predict", "--url", server.url, "--input", path, "--output", out, "--set", "seed=0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    found = lines(out.read_text())
+    assert [line["input"] for line in found] == rows
+    assert [line["output"]["generated_text"] for line in found] == ["<a>", "<b>", "<c>"]
+    assert {body["inputs"]: body["parameters"]["seed"] for body in server.bodies} == {"a": 0, "b": 0, "c": 1}
+
+
+def test_a_line_that_fails_has_its_error_and_the_others_are_answered():
+    stdin = '"a"\nnot json\n{"no": "text"}\n"b"\n'
+    with fake_server(refusals=[(422, "invalid_value", "Not this one.")]) as server:
+        done = run("predict", "--url", server.url, "--jsonl", "--concurrency", "1", stdin=stdin)
+    refused, broken, empty, good = lines(done.stdout)
+    assert refused == {"input": "a", "error": {"message": "Not this one.", "code": "invalid_value", "status": 422}}
+    assert broken["input"] == "not json"
+    assert "Line 2 is not JSON" in broken["error"]["message"]
+    assert "Line 3 is neither" in empty["error"]["message"]
+    assert good["output"] == {"generated_text": "<b>"}
+    assert done.returncode == 1
+    assert "3 inputs failed" in done.stderr
+
+
+def test_a_server_that_is_full_is_asked_again():
+    with fake_server(refusals=[(503, "queue_full", "Full.")] * 3) as server:
+        done = run("predict", "--url", server.url, "a")
+    assert lines(done.stdout) == [{"input": "a", "output": {"generated_text": "<a>"}}]
+    assert len(server.bodies) == 4
+
+
+def test_more_texts_than_requests_at_once_keep_their_order():
+    texts = [f"text {number}" for number in range(200)]
+    with fake_server() as server:
+        done = run("predict", "--url", server.url, "--concurrency", "7", stdin="\n".join(texts))
+    assert [line["input"] for line in lines(done.stdout)] == texts
+    assert [line["output"]["generated_text"] for line in lines(done.stdout)] == [f"<{text}>" for text in texts]
+
+
+def test_each_task_of_a_real_server_is_asked_for_by_name(tiny_server: ServerProcess):
+    told = run("predict", "--url", tiny_server.url, "Bob")
+    assert told.returncode == 2
+    assert "has models for classify, generate, ner. Say which with --ask" in told.stderr
+    (mood,) = lines(run("predict", "--url", tiny_server.url, "--ask", "classify", "--set", "top_k=1", "Bob").stdout)
+    (label,) = mood["output"]
+    assert label["label"] in ("negative", "neutral", "positive")
+    (names,) = lines(run("predict", "--url", tiny_server.url, "--name", "names", "Bob met Maria").stdout)
+    assert all({"word", "start", "end"} <= entity.keys() for entity in names["output"])
+    (text,) = lines(run("predict", "--url", tiny_server.url, "--ask", "generate", "Bob").stdout)
+    assert isinstance(text["output"]["generated_text"], str)
+
+
+def test_a_model_folder_is_served_for_as_long_as_it_takes(tiny_classifier: Path):
+    done = run("predict", tiny_classifier, "Bob", "Maria")
+    assert done.returncode == 0, done.stderr
+    assert [len(line["output"]) for line in lines(done.stdout)] == [3, 3]
+    assert "Loading" in done.stderr
+
+
+def test_a_reader_that_leaves_early_ends_it_without_a_trace_back():
+    texts = "\\n".join(str(number) for number in range(2000))
+    with fake_server() as server:
+        command = f"printf '{texts}' | {' '.join(COMMAND)} predict --url {server.url} | head -n 1"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, env=environment())
+    assert json.loads(done.stdout)["input"] == "0"
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_missing_is_said_in_one_line(tmp_path: Path):
+    for words, message in (
+        ((), "Predict with what? Give a model folder first, or --url of a running server."),
+        (("nowhere", "text"), "nowhere is not a folder. Give the path of a model folder, or --url of a server."),
+        (("--url", "http://x", "--dtype", "float32", "a"), "--dtype is for a server that this command starts."),
+        (("--url", "http://x", "--input", "nowhere.txt"), "nowhere.txt cannot be read: No such file or directory."),
+        (("--url", "http://x", "--set", "seed", "a"), "seed is not NAME=VALUE, such as temperature=0.7."),
+    ):
+        done = run("predict", *words)
+        assert done.returncode in (2, 4)
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert done.stdout == ""
