@@ -60,7 +60,11 @@ SERVICE_MONITOR = resource(
             "endpoints": several(
                 fields(
                     {"port": NAME, "path": {"type": "string", "pattern": "^/"}},
-                    {"interval": PROMETHEUS_DURATION, "scrapeTimeout": PROMETHEUS_DURATION},
+                    {
+                        "interval": PROMETHEUS_DURATION,
+                        "scrapeTimeout": PROMETHEUS_DURATION,
+                        "authorization": fields({"credentials": fields({"name": NAME, "key": TEXT})}, {"type": TEXT}),
+                    },
                 )
             ),
         }

@@ -113,8 +113,7 @@ def test_every_selector_selects_the_pods(overlay: str):
     selectors += [one["spec"]["podSelector"]["matchLabels"] for one in of_kind(rendered(overlay), "NetworkPolicy")]
     assert len(selectors) >= 6
     for selector in selectors:
-        assert selector
-        assert selector.items() <= labels.items()
+        assert selector and selector.items() <= labels.items()
 
 
 @every_overlay
@@ -187,8 +186,7 @@ def test_the_command_reads_the_settings_that_are_mounted(overlay: str):
     assert command == "serve"
     assert options.config == str(Path(mounts["config"]) / file)
     folders = re.findall(r'^(?:path|base) = "(.*)"$', settings_map["data"][file], re.MULTILINE)
-    assert folders
-    assert all(Path(folder).is_relative_to(mounts["models"]) for folder in folders)
+    assert folders and all(Path(folder).is_relative_to(mounts["models"]) for folder in folders)
 
 
 @every_overlay
@@ -282,6 +280,15 @@ def test_a_node_can_be_drained_and_one_replica_stays(overlay: str):
     least = scaled[0]["spec"]["minReplicaCount"] if scaled else deployment(overlay)["spec"]["replicas"]
     assert least > budget["spec"]["minAvailable"]
     assert ("replicas" in deployment(overlay)["spec"]) == (not scaled)
+
+
+def test_keys_come_from_a_secrets_file_that_only_the_server_reads():
+    [keys] = [volume["secret"] for volume in pod("keys")["volumes"] if "secret" in volume]
+    [mount] = [mount["mountPath"] for mount in container("keys")["volumeMounts"] if mount["name"] == "keys"]
+    assert variables("keys")["SLUICE_API_KEYS_FILE"] == f"{mount}/{keys['items'][0]['path']}"
+    assert keys["defaultMode"] == 0o440
+    [monitor] = of_kind(rendered("keys"), "ServiceMonitor")
+    assert monitor["spec"]["endpoints"][0]["authorization"]["credentials"]["name"] == keys["secretName"]
 
 
 def test_a_gpu_replica_takes_the_place_of_an_old_one_and_a_cpu_replica_comes_before_it():
