@@ -54,4 +54,6 @@ async function waitForModels() {
 
 onKeyWanted(askForKey);
 const info = await waitForModels();
-if (info) new Frame(info, viewsOf(info)).show();
+const views = info ? viewsOf(info) : [];
+if (views.length) new Frame(info, views).show();
+else if (info) splash(el("p", "No model here has a tab of its own. ", el("a", { href: "docs" }, "All routes")));

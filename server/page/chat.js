@@ -23,7 +23,12 @@ export class Chat {
     this.sidebar = new Sidebar(this.conversations, {
       open: (id) => this.open(this.conversations.open(id)),
       create: () => this.open(this.conversations.create()),
-      removed: (id) => id === this.conversation.id && this.open(this.conversations.create()),
+      removed: (id) => {
+        if (id !== this.conversation.id) return;
+        // Without turns it is not kept again.
+        this.conversation.turns = [];
+        this.open(this.conversations.create());
+      },
     });
     this.running = null;
     this.#build();

@@ -9,7 +9,7 @@ export function el(selector, ...content) {
   const props = content[0]?.constructor === Object ? content.shift() : {};
   const node = document.createElement(name);
   if (name === "button") node.type = "button";
-  node.classList.add(...classes);
+  if (classes.length) node.className = classes.join(" ");
   for (const [key, value] of Object.entries(props)) {
     if (value === null || value === undefined || (value === false && !PROPERTIES.has(key))) continue;
     if (key.startsWith("on")) node.addEventListener(key.slice(2), value);

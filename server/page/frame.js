@@ -106,7 +106,7 @@ export class Frame {
   }
 
   #drawer(side, label) {
-    const close = button("close", "Close", () => this.#closeDrawers(), { class: "icon-button drawer-close" });
+    const close = button("close", "Close", () => this.#closeDrawers());
     const body = el("div.drawer-body");
     return el(`aside.drawer.${side}`, { "aria-label": label }, el("header.drawer-head", el("h2", label), close), body);
   }

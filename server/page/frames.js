@@ -35,6 +35,7 @@ export class Follower {
     box.addEventListener("scroll", () => this.#look(), { passive: true });
     box.addEventListener("wheel", (event) => event.deltaY < 0 && this.#leave(), { passive: true });
     button.addEventListener("click", () => this.follow());
+    addEventListener("resize", () => this.grown());
     button.hidden = true;
   }
 

@@ -3,10 +3,10 @@
 import { copyButton } from "./copy.js";
 import { el } from "./dom.js";
 import { parseBlocks } from "./markdown_blocks.js";
-import { inline } from "./markdown_inline.js";
+import { breakAfter, inline } from "./markdown_inline.js";
 
-/** How much of an unfinished paragraph is still laid out anew; what stands before is frozen at a sentence's end. */
-const OPEN_CHARACTERS = 1500;
+/** A longer paragraph, or piece of code, stands in chunks of about this, of which only the last one is laid out anew. */
+const OPEN_CHARACTERS = 2000;
 
 /** A view of one text in `container`. `update(text)` takes the whole text so far. */
 export class MarkdownView {
@@ -72,42 +72,47 @@ function heading({ level, text }) {
 function paragraph(block) {
   const node = el("p", { dir: "auto" });
   let frozen = "";
-  let numFrozen = 0;
+  let open = [];
   const update = ({ text }) => {
     if (!text.startsWith(frozen)) return false;
-    while (node.childNodes.length > numFrozen) node.lastChild.remove();
-    const cut = safeCut(text, frozen.length);
-    if (cut > frozen.length) {
-      node.append(...inline(text.slice(frozen.length, cut)));
-      frozen = text.slice(0, cut);
-      numFrozen = node.childNodes.length;
+    for (const one of open) one.remove();
+    while (text.length - frozen.length > 2 * OPEN_CHARACTERS) {
+      const rest = text.slice(frozen.length, frozen.length + 2 * OPEN_CHARACTERS);
+      const piece = rest.slice(0, breakAfter(rest, OPEN_CHARACTERS));
+      node.append(el("span.chunk", inline(piece)));
+      frozen += piece;
     }
-    node.append(...inline(text.slice(cut)));
+    open = inline(text.slice(frozen.length));
+    node.append(...open);
     return true;
   };
   update(block);
   return { node, update };
-}
-
-/** Up to where the paragraph may be frozen: a space outside of everything that is still open. */
-function safeCut(text, from) {
-  if (text.length - from <= 2 * OPEN_CHARACTERS) return from;
-  const cut = text.lastIndexOf(" ", text.length - OPEN_CHARACTERS);
-  return cut > from && !/[*_`~[]/.test(text.slice(from, cut)) ? cut : from;
 }
 
 function code(block) {
-  const content = document.createTextNode("");
+  let text = "";
+  const content = el("code");
   const language = el("span.code-language", block.language || "text");
-  const head = el("div.code-head", language, copyButton(() => content.data));
-  const node = el("div.code-block", { dir: "ltr" }, head, el("pre", { tabindex: 0 }, el("code", content)));
+  const head = el("div.code-head", language, copyButton(() => text));
+  const node = el("div.code-block", { dir: "ltr" }, head, el("pre", { tabindex: 0 }, content));
   const update = (next) => {
-    if ((next.language || "text") !== language.textContent || !next.text.startsWith(content.data)) return false;
-    content.appendData(next.text.slice(content.data.length));
+    if ((next.language || "text") !== language.textContent || !next.text.startsWith(text)) return false;
+    appendLines(content, next.text.slice(text.length));
+    text = next.text;
     return true;
   };
   update(block);
   return { node, update };
+}
+
+/** Append to the last chunk, up to a line's end where it is full: only the last one is laid out anew. */
+function appendLines(content, text) {
+  for (const line of text.split(/(?<=\n)/)) {
+    const last = content.lastChild;
+    if (last && (last.textContent.length < OPEN_CHARACTERS || !last.textContent.endsWith("\n"))) last.firstChild.appendData(line);
+    else content.append(el("span.chunk", document.createTextNode(line)));
+  }
 }
 
 /** A view of what has blocks of its own. */

@@ -30,6 +30,20 @@ export function inline(text, depth = 0) {
   return nodes;
 }
 
+/** The first place from `least` on, behind a space or a full stop, that no emphasis, code or link goes across. */
+export function breakAfter(text, least) {
+  const next = (from) => {
+    const found = text.slice(from).search(/[\s\u3002\uff0c]/u);
+    return found < 0 ? text.length : from + found + 1;
+  };
+  let place = next(least);
+  for (const match of text.matchAll(TOKENS)) {
+    if (match.index >= place) break;
+    if (match.index + match[0].length > place) place = next(match.index + match[0].length);
+  }
+  return place;
+}
+
 function nodeOf(match, depth) {
   const { escape, code, label, target, bare, strong, emphasis, struck, wrap } = match.groups;
   const inner = (text) => (depth < MAX_DEPTH ? inline(text, depth + 1) : [document.createTextNode(text)]);

@@ -100,7 +100,7 @@ export class SettingsForm {
 
 function controlOf(field, value, placeholder) {
   if (field.kind === "choice") {
-    const options = [["", placeholder === "" ? "default" : `default: ${placeholder}`], ...field.choices];
+    const options = [["", "default"], ...field.choices];
     const node = el("select.control", options.map(([key, label]) => el("option", { value: key }, label)));
     node.value = written(field, value);
     return node;

@@ -24,6 +24,7 @@ export class TokenText {
       onblur: () => this.#hide(),
     });
     this.element = el("div.token-text", this.text, this.card);
+    new ResizeObserver(() => this.card.hidden || this.#place(this.#nodes[this.#active])).observe(this.text);
   }
 
   /** Tokens whose text is not complete stand together with the one that completes it. */

@@ -65,7 +65,10 @@ class Page:
             details = params["exceptionDetails"]
             self.complaints.append(str(details.get("exception", details).get("description", details)))
         elif message.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
-            self.complaints.append(f"{params['entry']['text']} {params['entry'].get('url', '')}")
+            entry = f"{params['entry']['text']} {params['entry'].get('url', '')}"
+            # The browser looks for one by itself wherever a document names none.
+            if not entry.endswith("/favicon.ico"):
+                self.complaints.append(entry)
 
     def open(self, url: str) -> None:
         self.call("Page.navigate", url=url)
@@ -85,7 +88,8 @@ class Page:
         while time.monotonic() < deadline:
             # While a page is being replaced there is nothing to ask.
             with contextlib.suppress(BrowserError):
-                if value := self.run(condition):
+                # A node has no value that could be sent.
+                if value := self.run(f"((value) => value instanceof Node || value)({condition})"):
                     return value
             time.sleep(0.03)
         raise BrowserError(f"never true: {condition}\n{self.run('document.body.innerText')}\n{self.complaints}")

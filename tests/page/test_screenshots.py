@@ -33,10 +33,11 @@ def default_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerP
 def chat(page):
     page.fill(".composer textarea", "Give me three tips for better sleep, as a numbered list.")
     page.press("Enter")
-    page.wait("document.querySelector('.answer[data-state=done]')", timeout_s=120)
+    all_done = "document.querySelector('.turn:last-child .answer') && !document.querySelector('[data-state=running]')"
+    page.wait(all_done, timeout_s=120)
     page.fill(".composer textarea", "Write a Python function that adds two numbers.")
     page.press("Enter")
-    page.wait("document.querySelectorAll('.answer[data-state=done]').length === 2", timeout_s=120)
+    page.wait(f"document.querySelectorAll('.turn').length === 2 && {all_done}", timeout_s=120)
 
 
 def run(page):
