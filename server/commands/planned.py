@@ -71,6 +71,8 @@ def plan_model(model: ModelConfig) -> PlannedModel:
     folder = look(model)
     device = loader.choose_device(model)
     dtype = loader.choose_dtype(model, folder.task, device)
+    # Of an encoder the products alone may be in fewer bits.
+    products = dtype if folder.task == "generate" else loader.product_dtype(model, device) or dtype
     own_tokenizer = folder.adapter is None or has_tokenizer(folder.path)
     tokenizer = load_tokenizer(folder.path if own_tokenizer else folder.weights)
     module = _empty_module(folder, dtype)
@@ -91,11 +93,11 @@ def plan_model(model: ModelConfig) -> PlannedModel:
         task=folder.task,
         architecture=type(module).__name__,
         device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=str(products).removeprefix("torch."),
         quantize=model.quantize,
         num_parameters=sum(parameter.numel() for parameter in module.parameters()),
         disk_bytes=weights.num_bytes,
-        weight_bytes=_weight_bytes(module, model, dtype),
+        weight_bytes=_weight_bytes(module, dtype, QUANTISED_BYTES.get(model.quantize, products.itemsize)),
         load_bytes=load_bytes,
         max_model_len=min(max_model_len, cache.num_tokens) if cache else max_model_len,
         max_running=model.max_running,
@@ -124,9 +126,8 @@ def _empty_module(folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
     return module.eval()
 
 
-def _weight_bytes(module: PreTrainedModel, model: ModelConfig, dtype: torch.dtype) -> int:
-    """About: which products are quantised is decided while they are."""
-    per_weight = QUANTISED_BYTES.get(model.quantize, dtype.itemsize)
+def _weight_bytes(module: PreTrainedModel, dtype: torch.dtype, per_weight: float) -> int:
+    """About: which products take ``per_weight`` bytes is decided while they are packed, and rows are padded then."""
     in_products: dict[int, nn.Parameter] = {}
     for part in module.modules():
         if isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D":

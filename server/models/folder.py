@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from server.config import ModelConfig
 from server.models import describe
 from server.models.adapter import Adapter, is_adapter, read_adapter
 from server.models.describe import refuse
-from server.models.embedder import has_pooling
+from server.models.embedder import Recipe, has_pooling, read_recipe
 from server.protocol import Task
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -27,6 +28,8 @@ class ModelFolder:
     config: dict[str, Any]
     """``config.json`` beside the weights."""
     task: Task
+    recipe: Recipe | None
+    """Of a model for embeddings."""
 
 
 def look(model: ModelConfig) -> ModelFolder:
@@ -41,16 +44,23 @@ def look(model: ModelConfig) -> ModelFolder:
     config = describe.read_json(weights, "config.json")
     describe.check_config(weights, config)
     _check_weights(weights)
-    task = _task_of(model, adapter, weights, config.get("architectures"))
-    return ModelFolder(path=folder, weights=weights, adapter=adapter, config=config, task=task)
+    task = _task_of(model, adapter, (folder, weights), config.get("architectures"))
+    recipe = None
+    if task == "embed":
+        # An adapter that was trained for embeddings brings the pooling that it was trained with.
+        place = folder if has_pooling(folder) else weights
+        recipe = read_recipe(place, str(config.get("model_type")))
+    return ModelFolder(path=folder, weights=weights, adapter=adapter, config=config, task=task, recipe=recipe)
 
 
-def _task_of(model: ModelConfig, adapter: Adapter | None, weights: Path, architectures: list[str] | None) -> Task:
+def _task_of(
+    model: ModelConfig, adapter: Adapter | None, places: Sequence[Path], architectures: list[str] | None
+) -> Task:
     if model.task != "auto":
         return model.task
     if adapter is not None and adapter.task is not None:
         return adapter.task
-    return "embed" if has_pooling(weights) else describe.task_of(weights, architectures)
+    return "embed" if any(map(has_pooling, places)) else describe.task_of(places[-1], architectures)
 
 
 def _check_weights(folder: Path) -> None:

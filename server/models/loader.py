@@ -31,7 +31,7 @@ from server.config import ModelConfig
 from server.models import describe
 from server.models.adapter import Adapter, embedding_rows, merge
 from server.models.describe import ProblemType, refuse
-from server.models.embedder import Embedder, Recipe, read_recipe
+from server.models.embedder import Embedder, Recipe
 from server.models.folder import look
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
 from server.protocol import Embedding, GenerationValue, Task, TokenizerFiles
@@ -69,8 +69,7 @@ def load(model: ModelConfig) -> LoadedModel:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     looked = look(model)
-    folder, weights, adapter, task = looked.path, looked.weights, looked.adapter, looked.task
-    recipe = read_recipe(weights, str(looked.config.get("model_type"))) if task == "embed" else None
+    folder, weights, adapter, task, recipe = looked.path, looked.weights, looked.adapter, looked.task, looked.recipe
     device = choose_device(model)
     dtype = choose_dtype(model, task, device)
     tokenizer = load_tokenizer(folder if adapter is None or has_tokenizer(folder) else weights)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel
 
 from server.models.loader import LoadedModel
 from server.protocol import Embedding
-from tests.models.folders import BERT, read, refusal, write
+from tests.models.folders import BERT, IDS, read, refusal, write
 
 TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
 POOLING = {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}
@@ -82,6 +84,25 @@ def test_a_decoder_makes_embeddings_of_its_last_token_where_the_settings_ask_for
     assert read(decoder).embedding is None
     loaded = read(decoder, task="embed")
     assert embedding(loaded).pooling == "lasttoken" and loaded.architecture == "LlamaModel"
+
+
+def test_an_adapter_makes_embeddings_by_the_pooling_that_it_was_trained_with(tmp_path: Path) -> None:
+    base = write(tmp_path / "base", BertModel(BertConfig(**BERT)))
+    folder = sentence_model(tmp_path / "adapter", {"pooling_mode": "cls"}, (TRANSFORMER, POOLING, NORMALIZE))
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).unlink()
+    config = LoraConfig(task_type="FEATURE_EXTRACTION", r=4, lora_alpha=8, target_modules=["query", "value"])
+    adapted = get_peft_model(BertModel.from_pretrained(base), config).eval()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)
+    adapted.save_pretrained(folder)
+    loaded = read(folder)
+    assert (embedding(loaded).pooling, embedding(loaded).is_normalized) == ("cls", True)
+    with torch.inference_mode():
+        expected = adapted(IDS).last_hidden_state[:, 0]
+        torch.testing.assert_close(loaded.module(IDS, torch.ones_like(IDS)).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_classifier_is_no_model_for_embeddings(tmp_path: Path) -> None:
