@@ -251,3 +251,9 @@ def test_what_benchmarks_send_is_taken_and_ignore_eos_holds(front: Front) -> Non
     chunks = front.stream(CHAT, **HELLO, **body)
     assert front.command.params.ignore_eos and chunks[-1].usage.completion_tokens == 8
     assert chunks[-2].choices[0].finish_reason == "length"
+
+
+def test_the_documentation_has_the_bodies_with_their_fields(front: Front) -> None:
+    schemas = front.client.get("/openapi.json").json()["components"]["schemas"]
+    for body, field in (("ChatBody", "tools"), ("CompletionBody", "echo"), ("ChatBody", "num_beams")):
+        assert field in schemas[body]["properties"]
