@@ -229,6 +229,23 @@ def test_what_shows_only_far_from_the_beginning_is_computed_there_too() -> None:
     assert float((ours - expected).abs().max()) < 1e-4 * float(expected.max() - expected.min())
 
 
+@torch.inference_mode()
+def test_a_wide_window_that_only_the_masks_know_is_kept() -> None:
+    windows = {"use_sliding_window": True, "sliding_window": 520, "max_window_layers": 3}
+    experts = {
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    }
+    module = decoder("qwen2_moe", {**windows, **experts, "max_position_embeddings": 640})
+    ids = torch.randint(3, VOCAB_SIZE, (600,), generator=torch.Generator().manual_seed(5))
+    expected = module(ids[None], use_cache=False).logits[0, -1].float()
+    runner = build_runner(module, config(), 640)
+    ours = runner.forward([Row(key=0, token_ids=ids.tolist(), num_computed=0, block_table=range(150))])[0]
+    assert float((ours - expected).abs().max()) < 1e-4 * float(expected.max() - expected.min())
+
+
 def weights(module: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
