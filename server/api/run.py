@@ -19,6 +19,7 @@ import uvloop
 from fastapi import FastAPI
 
 from server import logs, metrics
+from server.api import loading
 from server.api.app import build_app
 from server.api.http_protocol import HttpProtocol
 from server.api.work import load, stop
@@ -27,6 +28,7 @@ from server.client.supervisor import Supervisor
 from server.client.template import Template
 from server.config import ServeConfig
 from server.errors import EXIT_INTERNAL, EXIT_PORT, ConfigurationError
+from server.status_line import StatusLine
 
 log = logging.getLogger("sluice.server")
 
@@ -37,14 +39,15 @@ KEEP_ALIVE_S = 75
 
 def serve(config: ServeConfig, template: Template | None = None) -> int:
     """Serve until a signal or a failure; the process's exit code. ``template`` is ended too."""
-    handler = logs.set_up(config.log_format, config.log_level, on_drop=metrics.LOG_LINES_DROPPED.inc)
+    status = StatusLine(sys.stderr) if sys.stderr.isatty() else None
+    handler = logs.set_up(config.log_format, config.log_level, on_drop=metrics.LOG_LINES_DROPPED.inc, sink=status)
     code = 0
     message = ""
     try:
         _allow_many_connections()
         listener = bind(config.host, config.port)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(config, listener, template))
+            runner.run(_run(config, listener, template, status))
     except ConfigurationError as error:
         code, message = error.exit_code, str(error)
     except Exception:
@@ -137,7 +140,9 @@ def http_server(app: FastAPI) -> HttpServer:
     )
 
 
-async def _run(config: ServeConfig, listener: socket.socket, template: Template | None) -> None:
+async def _run(
+    config: ServeConfig, listener: socket.socket, template: Template | None, status: StatusLine | None
+) -> None:
     """Returns after a stop that was asked for; raises what ended the server otherwise."""
     signals = Signals()
     signals.install()
@@ -146,7 +151,7 @@ async def _run(config: ServeConfig, listener: socket.socket, template: Template 
     host, port = listener.getsockname()[:2]
     log.info("listening", extra={"fields": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
     http_task = asyncio.create_task(http.serve(sockets=[listener]))
-    work = asyncio.create_task(_work(replace(config, port=port), app))
+    work = asyncio.create_task(_work(replace(config, port=port), app, status))
     first_signal = asyncio.create_task(signals.first.wait())
     try:
         await asyncio.wait({http_task, work, first_signal}, return_when=asyncio.FIRST_COMPLETED)
@@ -164,12 +169,13 @@ async def _run(config: ServeConfig, listener: socket.socket, template: Template 
     log.info("stopped")
 
 
-async def _work(config: ServeConfig, app: FastAPI) -> None:
+async def _work(config: ServeConfig, app: FastAPI, status: StatusLine | None) -> None:
     """Load the models, say so, and watch the workers for as long as there are any."""
-    await load(app)
     supervisor = app.state.supervisor
+    async with loading.shown(supervisor.clients, status):
+        await load(app)
     if not app.state.lifecycle.is_draining:
-        sys.stdout.write(banner(config, supervisor.clients) + "\n")
+        sys.stdout.write(banner(config, supervisor.clients, has_keys=app.state.has_keys) + "\n")
         sys.stdout.flush()
     await supervisor.run()
 
