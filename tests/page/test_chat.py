@@ -52,6 +52,12 @@ def wait_for_end(page, number=1):
     page.wait(f"document.querySelectorAll('.answer[data-state=done]').length === {number}")
 
 
+def cpu_seconds(page):
+    """What the page's main thread has computed."""
+    metrics = page.call("Performance.getMetrics")["metrics"]
+    return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
+
+
 def generated(server, model, text, **parameters):
     """The same answer over the API."""
     body = {"model": model, "messages": [{"role": "user", "content": text}], "parameters": parameters}
@@ -320,11 +326,15 @@ def test_ten_thousand_tokens_come_in_smoothly(page_server, opened, shots):
         "(() => { window.longTasks = []; new PerformanceObserver((list) => longTasks.push(...list.getEntries()"
         ".map((entry) => Math.round(entry.duration)))).observe({ entryTypes: ['longtask'] }); })()"
     )
+    # Times of the page's main thread alone: whoever else uses the machine does not count.
+    page.call("Performance.enable", timeDomain="threadTicks")
+    before = cpu_seconds(page)
     ask(page, "Write a book")
     page.wait("document.querySelector('.answer[data-state=done]')", timeout_s=240)
     assert page.text(".answer .note").startswith("10000 tokens")
     tasks = page.run("longTasks")
     report = {"tokens": 10_000, "limit_ms": 50, "num_over_limit": len(tasks), "longest_ms": max(tasks, default=0)}
+    report["main_thread_s"] = round(cpu_seconds(page) - before, 2)
     shots.mkdir(parents=True, exist_ok=True)
     (shots / "long-tasks.json").write_text(json.dumps(report))
     shown = page.run("document.querySelector('.answer .md').textContent.length")

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.page.conftest import side, sides
-from tests.server_process import ServerProcess, running_server
+from tests.server_process import ServerProcess, started_server
 
-pytestmark = [pytest.mark.browser, pytest.mark.defaults]
+pytestmark = [pytest.mark.browser, pytest.mark.defaults, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"wide": (1360, 860, False), "phone": (390, 844, True)}
@@ -26,7 +26,8 @@ def default_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerP
     mask = write_encoder(tmp_path_factory.mktemp("mask") / "mask", "bert", "fill-mask")
     flags = [f"--model={MODEL}={ROOT}/models/{MODEL}", f"--model=rampart={ROOT}/models/rampart"]
     flags += [f"--model=sentiment={ROOT}/server/defaults/sentiment", f"--model=mask={mask}", "--kv-cache-gib", "0.3"]
-    with running_server(*flags) as server:
+    with started_server(*flags) as server:
+        server.wait_until_ready(timeout=600)
         yield server
 
 
