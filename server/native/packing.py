@@ -124,9 +124,12 @@ class NativeWeight:
     def _padded(self, rows: Tensor) -> Tensor:
         """``[N, ...]`` to ``[P, ...]``; a gate's panels alternate with its partner's."""
         halves = rows.view(1 + self._is_gated, self._num_outputs, *rows.shape[1:])
-        padding = halves.new_zeros(halves.shape[0], -self._num_outputs % PANEL, *halves.shape[2:])
-        panels = torch.cat((halves, padding), dim=1).view(halves.shape[0], -1, PANEL, *rows.shape[1:])
-        return panels.transpose(0, 1).flatten(0, 2).contiguous()
+        num_missing = -self._num_outputs % PANEL
+        if num_missing:
+            padding = halves.new_zeros(halves.shape[0], num_missing, *halves.shape[2:])
+            halves = torch.cat((halves, padding), dim=1)
+        # Nothing is copied where nothing is moved: weights are large.
+        return halves.view(halves.shape[0], -1, PANEL, *rows.shape[1:]).transpose(0, 1).flatten(0, 2).contiguous()
 
     def _unpadded(self, rows: Tensor) -> Tensor:
         parts = 1 + self._is_gated
