@@ -18,8 +18,14 @@ async def load(app: FastAPI) -> None:
     """Start the workers and return once every model can serve. Raises ConfigurationError if one cannot."""
     registry, supervisor = app.state.registry, app.state.supervisor
     await registry.services.start()
-    await supervisor.start()
-    await asyncio.to_thread(registry.load)
+    preparing = asyncio.create_task(registry.prepare())
+    try:
+        await supervisor.start()
+        await preparing
+    finally:
+        preparing.cancel()
+        await asyncio.gather(preparing, return_exceptions=True)
+    registry.load()
     await registry.check_chat_templates()
     # Modules and tokenizers stay for good: the collector need not stop the streams to look at them again and again.
     gc.freeze()

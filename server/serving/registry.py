@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any, Literal, overload
 
@@ -40,6 +41,7 @@ class Registry:
             model.name: Admission(model.name, config.max_queued_requests, config.max_queued_tokens)
             for model in config.models
         }
+        self._prepared: dict[str, Served] = {}
         self._served: dict[str, Served] = {}
         self._names: dict[Task, list[str]] = {}
 
@@ -49,13 +51,23 @@ class Registry:
         clients = (self.clients[model.name] for model in self.config.models)
         return {client.model.name: client.ready for client in clients if client.ready is not None}
 
+    async def prepare(self) -> None:
+        """Make what serves each model as soon as its worker is ready, so that `load` has little left to do."""
+        await asyncio.gather(*map(self._prepare, self.config.models))
+
+    async def _prepare(self, model: ModelConfig) -> None:
+        client = self.clients[model.name]
+        await client.loaded.wait()
+        assert client.ready is not None
+        self._prepared[model.name] = await asyncio.to_thread(self._serve, model, client.ready)
+
     def load(self) -> None:
         """Make every model servable; all workers are ready. Slow, for it parses tokenizers: not for the event loop."""
         for model in self.config.models:
-            client = self.clients[model.name]
-            ready = client.ready
+            ready = self.clients[model.name].ready
             assert ready is not None
-            self._served[model.name] = self._serve(model, ready)
+            prepared = self._prepared.pop(model.name) if model.name in self._prepared else None
+            self._served[model.name] = prepared or self._serve(model, ready)
             self._names.setdefault(ready.task, []).append(model.name)
 
     async def check_chat_templates(self) -> None:
