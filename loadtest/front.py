@@ -73,7 +73,7 @@ def worker(arguments: list[str]) -> None:
     """The worker process: its model's path is the length of a step in seconds."""
     from server.worker import process
 
-    def build(model: ModelConfig) -> tuple[ReplayingEngine, Ready]:
+    def build(model: ModelConfig, _num_loading: int) -> tuple[ReplayingEngine, Ready]:
         files = TokenizerFiles((MODEL / "tokenizer.json").read_text(encoding="utf-8"))
         ready = Ready(
             task="generate",

@@ -139,6 +139,8 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     """First message to a worker: the model that it holds for its whole life."""
 
     model: ModelConfig
+    num_loading: int = 1
+    """Workers that load at the same time, this one among them."""
 
 
 class Output(msgspec.Struct, frozen=True):

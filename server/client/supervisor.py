@@ -143,7 +143,7 @@ class Supervisor:
     async def _run_one_worker(self, client: WorkerClient) -> tuple[str, Death]:
         """How it ended, in words, and who was in it; nothing is left of it then."""
         try:
-            worker = await WorkerProcess.start(self._origin, client)
+            worker = await WorkerProcess.start(self._origin, client, self._num_loading())
         except OSError as error:
             return f"could not be started: {error}", client.detach()
         self._workers.add(worker)
@@ -156,6 +156,10 @@ class Supervisor:
             exit_code = await worker.end()
             self._workers.discard(worker)
         return stall or f"ended with {describe_exit(exit_code)}", death
+
+    def _num_loading(self) -> int:
+        """Workers that are being started or replaced now."""
+        return sum(client.state != "ready" for client in self.clients.values())
 
     async def _watch(self, client: WorkerClient, worker: WorkerProcess) -> str | None:
         """Return when the worker is gone, or when it has been killed because of what is returned.

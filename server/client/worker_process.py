@@ -10,6 +10,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from server.client import template
 from server.client.connection import Connection
 from server.client.environment import environment
@@ -45,8 +47,8 @@ class WorkerProcess:
         self.connection = connection
 
     @classmethod
-    async def start(cls, origin: Origin, client: WorkerClient) -> WorkerProcess:
-        """Start the process and give it the model to load.
+    async def start(cls, origin: Origin, client: WorkerClient, num_loading: int = 1) -> WorkerProcess:
+        """Start the process and give it the model to load, while ``num_loading`` workers do.
 
         Its output goes where ours goes. It is started from this thread, because it is to die with it.
         """
@@ -63,7 +65,7 @@ class WorkerProcess:
                 connection.close()
                 raise
         client.attach(connection)
-        connection.send([client.load])
+        connection.send([msgspec.structs.replace(client.load, num_loading=num_loading)])
         return cls(process, connection)
 
     async def end(self) -> int:

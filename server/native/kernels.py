@@ -39,6 +39,12 @@ def use(choice: str, num_threads: int) -> str:
     return name()
 
 
+def set_num_threads(num_threads: int) -> None:
+    """Of the kernels in use, if there are any, from the next call on."""
+    if _State.module is not None:
+        _State.module.set_num_threads(num_threads)
+
+
 def has(method: str) -> bool:
     """Whether the kernels in use can do this: some do with an instruction set what others leave to torch."""
     return hasattr(_State.module, method)

@@ -22,14 +22,23 @@ ENCODER_BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
 a short text waits for the step before it."""
 
 
-def build(model: ModelConfig) -> tuple[loop.Engine, Ready]:
-    """The engine for the model's task, and what the front must know of it."""
+def build(model: ModelConfig, num_loading: int = 1) -> tuple[loop.Engine, Ready]:
+    """The engine for the model's task, and what the front must know of it. ``num_loading`` workers load meanwhile."""
     # Imported here: these take seconds, and the process must notice meanwhile that the front is gone.
-    from server.models import loader
+    import torch
 
+    from server.models import loader
+    from server.native import kernels
+
+    num_threads = torch.get_num_threads()
+    # More threads than processors wait for one another awake: that took longer than the work. Inductor writes their
+    # number into what it compiles.
+    torch.set_num_threads(num_threads if model.compile else max(1, num_threads // num_loading))
     _choose_kernels(model)
     loaded = loader.load(model)
     engine, ready = _decoder(model, loaded) if loaded.task == "generate" else _encoder(model, loaded)
+    torch.set_num_threads(num_threads)
+    kernels.set_num_threads(num_threads)
     # What lives as long as the process is not looked through again by every garbage collection between steps.
     gc.collect()
     gc.freeze()
@@ -118,17 +127,19 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
     module = loaded.module
     device = module.device
     max_batch_tokens = model.max_batch_tokens or ENCODER_BATCH_TOKENS[device.type]
+    dtype = product_dtype(model, device)
+    is_compared = dtype is not None or model.quantize != "none"
     forward = build_forward(
         module,
         pad_token_id=getattr(module.config.get_text_config(), "pad_token_id", None),
         max_model_len=loaded.max_model_len,
         wishes=Wishes(
             executor=model.executor,
-            dtype=product_dtype(model, device),
+            dtype=dtype,
             quantize=model.quantize,
         ),
         pack=pack_linears,
-        sample=quality.sample(loaded.tokenizer, loaded.task, loaded.max_model_len),
+        sample=quality.sample(loaded.tokenizer, loaded.task, loaded.max_model_len) if is_compared else (),
         measure=quality.OF_VECTORS if loaded.task == "embed" else quality.OF_SCORES,
     )
     engine = EncoderEngine(

@@ -26,8 +26,8 @@ from server.protocol import Command, Load, Ready, Refused
 from server.worker import loop
 from server.worker.connection import Connection
 
-Build = Callable[[ModelConfig], tuple[loop.Engine, Ready]]
-"""Loads a model and makes its engine; a model that cannot be served raises ConfigurationError."""
+Build = Callable[[ModelConfig, int], tuple[loop.Engine, Ready]]
+"""Loads a model, while so many workers do, and makes its engine. Raises ConfigurationError if it cannot be served."""
 
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
@@ -79,10 +79,11 @@ def serve(build: Build, connection: Connection) -> None:
     commands = connection.receive(wait=True)
     if commands is None:
         return
-    model = _model(commands)
+    load = _load(commands)
+    model = load.model
     started_s = time.monotonic()
     try:
-        engine, ready = _built(build, model)
+        engine, ready = _built(build, load)
     except ConfigurationError as error:
         connection.send([Refused(" ".join(str(error).split()), error.exit_code)])
         raise
@@ -94,18 +95,18 @@ def serve(build: Build, connection: Connection) -> None:
     loop.run(engine, connection)
 
 
-def _built(build: Build, model: ModelConfig) -> tuple[loop.Engine, Ready]:
+def _built(build: Build, load: Load) -> tuple[loop.Engine, Ready]:
     """Without garbage collections, which find nothing and take a fifth of the time that imports and loading take."""
     gc.disable()
     try:
-        return build(model)
+        return build(load.model, load.num_loading)
     finally:
         gc.enable()
 
 
-def _model(commands: list[Command]) -> ModelConfig:
+def _load(commands: list[Command]) -> Load:
     if len(commands) == 1 and isinstance(load := commands[0], Load):
-        return load.model
+        return load
     raise ValueError("the first frame to a worker is one Load")
 
 

@@ -44,7 +44,7 @@ def test_the_front_runs_on_uvloop_too(tmp_path: Path) -> None:
         runner.run(asyncio.wait_for(main(), 60))
 
 
-def test_models_are_loaded_side_by_side(tmp_path: Path) -> None:
+def test_models_are_loaded_side_by_side_and_know_of_it(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "abc"]
     for folder in folders:
         folder.mkdir()
@@ -57,6 +57,10 @@ def test_models_are_loaded_side_by_side(tmp_path: Path) -> None:
         await until(lambda: all(worker_pids(folder) for folder in folders))
         await start
         assert supervisor.is_ready()
+        assert [(folder / "num-loading").read_text() for folder in folders] == ["3", "3", "3"]
+        await kill_worker(folders[0])
+        await until(lambda: (folders[0] / "num-loading").read_text() == "1")
+        await until(supervisor.is_ready)
         await supervisor.stop()
         assert not supervisor.is_ready()
         assert not any(is_alive(pid) for folder in folders for pid in worker_pids(folder))
