@@ -1,24 +1,23 @@
-// Work for the screen: once a frame at most, and less often where it is costly, so that typing and scrolling stay smooth.
+// Work for the screen: thirty times a second at most, and less often where it is costly, so that typing and scrolling
+// stay smooth.
 
-const CHEAP_MS = 6;
+const LEAST_REST_MS = 20;
 const REST = 4;
 
-/** `draw` once in a coming frame, however often the result is called; `now()` does it at once. */
+/** `draw` in a coming frame, once however often the result is called; `now()` does it at once. */
 export function perFrame(draw) {
   let isAsked = false;
+  let lastMs = 0;
   const run = () => {
     isAsked = false;
     const start = performance.now();
     draw();
     lastMs = performance.now() - start;
   };
-  let lastMs = 0;
   const ask = () => {
     if (isAsked) return;
     isAsked = true;
-    const frame = () => requestAnimationFrame(() => isAsked && run());
-    if (lastMs > CHEAP_MS) setTimeout(frame, REST * lastMs);
-    else frame();
+    setTimeout(() => requestAnimationFrame(() => isAsked && run()), Math.max(LEAST_REST_MS, REST * lastMs));
   };
   return { ask, now: run };
 }
