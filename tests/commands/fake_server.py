@@ -23,7 +23,7 @@ class FakeServer:
     words: list[str] = field(default_factory=lambda: ["Hel", "lo", "!"])
     """Of every streamed answer."""
     pause_s: float = 0.0
-    """Before each word but the first."""
+    """Before each word but the first, and before each whole answer."""
     refusals: list[tuple[int, str, str]] = field(default_factory=list)
     """Status, code and message of the next answers, before any good one."""
     refuse_from: int | None = None
@@ -59,9 +59,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(status, {"error": {"message": message, "code": code}})
         elif body.get("stream"):
             self._stream()
-        elif self.path == "/classify":
-            self._json(200, [[{"label": body["inputs"], "score": 1.0}]])
         else:
+            time.sleep(self.fake.pause_s)
             self._json(200, {"generated_text": f"<{body['inputs']}>"})
 
     def _json(self, status: int, value: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.commands.fake_server import fake_server
-from tests.commands.processes import COMMAND, environment, run
+from tests.commands.processes import COMMAND, environment, on_terminal, run
 from tests.server_process import ServerProcess
 
 
@@ -99,6 +99,20 @@ def test_a_reader_that_leaves_early_ends_it_without_a_trace_back():
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, env=environment())
     assert json.loads(done.stdout)["input"] == "0"
     assert "Traceback" not in done.stderr
+
+
+def test_a_terminal_shows_a_bar_and_a_log_has_lines(tmp_path: Path):
+    texts = tmp_path / "in.txt"
+    texts.write_text("a\n" * 10)
+    with fake_server(pause_s=0.2) as server:
+        words = ["predict", "--url", server.url, "--input", texts, "--output", tmp_path / "out", "--concurrency", "1"]
+        with on_terminal(*words) as terminal:
+            terminal.wait_for("[######........................] 2 of 10 inputs, ")
+            assert terminal.wait() == 0
+        log = run(*words).stderr
+    assert "\r\x1b[K10 inputs in " in terminal.shown
+    assert log.startswith("10 inputs in ")
+    assert "\x1b" not in log
 
 
 def test_what_is_missing_is_said_in_one_line(tmp_path: Path):
