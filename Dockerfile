@@ -28,7 +28,7 @@ RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))
 RUN --mount=type=cache,target=/root/.cache/pip \
     case "${VARIANT}" in \
       cpu) pip install ${TORCH_CPU_INDEX:+--index-url "${TORCH_CPU_INDEX}"} --requirement torch.txt; \
-           python -c 'import sys, torch; sys.exit(torch.version.cuda and "This torch is a CUDA build: name an index \
+           python -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda and "This torch is a CUDA build: name an index \
 with CPU builds in TORCH_CPU_INDEX, or build with VARIANT=cuda.")' ;; \
       cuda) pip install --requirement torch.txt ;; \
       *) echo "VARIANT is ${VARIANT}: it must be cpu or cuda." >&2; exit 2 ;; \
@@ -37,7 +37,7 @@ RUN --mount=type=cache,target=/root/.cache/pip pip install --requirement require
 
 COPY README.md ./
 COPY server ./server
-RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps . && python -m compileall -q /opt/sluice
+RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps .
 
 FROM ${BASE}
 ARG VARIANT=cpu
