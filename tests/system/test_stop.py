@@ -110,7 +110,7 @@ def test_a_port_in_use_is_one_line_and_an_exit_code_before_any_model_loads(one_m
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with started_server(*one_model, "--port", str(port)) as server:
-            assert server.wait(10) == EXIT_PORT
+            assert server.wait(60) == EXIT_PORT
             [line] = plain_lines(server)
             assert f"port {port}" in line
             assert "--port" in line
