@@ -34,7 +34,7 @@ def post(server, path, body):
 def apart(entities):
     """Where the entities stand; of two that share a character, as parts of a syllable do, the first."""
     found = [(0, 0)]
-    for entity in entities:
+    for entity in sorted(entities, key=lambda entity: (entity["start"], -entity["end"])):
         if entity["start"] >= found[-1][1]:
             found.append((entity["start"], entity["end"]))
     return found[1:]
@@ -268,7 +268,7 @@ def test_nothing_is_wider_than_a_phone(page_server, opened, tab):
     assert page.run("document.documentElement.scrollWidth") <= 360
     page.click_button("Settings")
     page.wait("document.querySelector('.drawer.right.open')?.getBoundingClientRect().right <= 360.5")
-    page.press("Escape")
+    page.run("dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape' }))")
     page.wait("!document.querySelector('.drawer.open')")
 
 
