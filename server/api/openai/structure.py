@@ -9,6 +9,9 @@ from server.api.openai.schemas import ChatBody, NamedTool, ResponseFormat, Struc
 from server.errors import ConflictingParameters, InvalidParameter, InvalidRequest, UnsupportedParameter
 
 ANY_OBJECT = {"type": "json_object"}
+HOLD_SCHEMAS = {"items", "prefixItems", "anyOf", "oneOf"}
+HOLD_NAMED_SCHEMAS = {"properties", "$defs", "definitions"}
+OPEN_OBJECTS = {"additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames"}
 NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -116,7 +119,32 @@ def _call_schema(tool: Tool, place: str) -> dict[str, Any]:
 
 
 def _parameters(tool: Tool) -> dict[str, Any]:
-    return NO_ARGUMENTS if tool.function.parameters is None else tool.function.parameters
+    schema = tool.function.parameters
+    if schema is None:
+        return NO_ARGUMENTS
+    # What is put together of several schemas may need each to allow the others' properties.
+    return schema if "allOf" in str(schema) else _closed(schema)
+
+
+def _closed(schema: Any) -> Any:
+    """A copy whose objects have the properties that they name and no others, unless the schema says which.
+
+    A schema that says nothing allows any, which no function has arguments for.
+
+    >>> _closed({"type": "object", "properties": {"city": {"type": "string"}}})
+    {'type': 'object', 'properties': {'city': {'type': 'string'}}, 'additionalProperties': False}
+    """
+    if isinstance(schema, list):
+        return [_closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: _closed(value) if key in HOLD_SCHEMAS else value for key, value in schema.items()}
+    for key in HOLD_NAMED_SCHEMAS & found.keys():
+        if isinstance(found[key], dict):
+            found[key] = {name: _closed(value) for name, value in found[key].items()}
+    if "properties" in found and not OPEN_OBJECTS & found.keys():
+        found["additionalProperties"] = False
+    return found
 
 
 def _moved(schema: Any, place: str) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from server.api.openai.schemas import Tool
+from server.api.openai.structure import call_schema
 from server.serving.structured import grammar_text
 from tests.api.openai.fronts import CHAT, HELLO, TOOLS_TEMPLATE, Front, fronted, tells
 from tests.api.scripted import says
@@ -145,13 +147,29 @@ def test_a_forced_call_of_one_tool_is_held_to_its_schema(choice: Any) -> None:
         answer = front.post(CHAT, tools=[COUNT], tool_choice=choice, logprobs=True, **HELLO)
         assert calls_of(answer) == [("count", {"sacks": 3})]
         assert answer.choices[0].message.content is None and answer.choices[0].finish_reason == "tool_calls"
-        schema = COUNT["function"]["parameters"]  # type: ignore[index]
+        schema = {**COUNT["function"]["parameters"], "additionalProperties": False}  # type: ignore[index,dict-item]
         assert front.command.params.grammar == grammar_text({"type": "json", "value": schema})
         assert streamed(front.stream(CHAT, tools=[COUNT], tool_choice=choice, **HELLO)) == (
             "",
             [("count", ARGUMENTS)],
             "tool_calls",
         )
+
+
+def test_a_forced_call_has_no_arguments_that_the_tool_does_not_name() -> None:
+    inner = {"type": "object", "properties": {"items": {"type": "array", "items": {"properties": {"a": {}}}}}}
+    closed = call_schema([tool_with(inner)])
+    assert closed["additionalProperties"] is False
+    assert closed["properties"]["items"]["items"]["additionalProperties"] is False
+    assert "additionalProperties" not in inner, "the client's own schema stays as it is"
+    for said in ({**inner, "additionalProperties": True}, {**inner, "patternProperties": {"^x": {}}}):
+        assert call_schema([tool_with(said)]).get("additionalProperties", True) is True
+    joined = {"allOf": [inner, {"type": "object", "properties": {"b": {}}}]}
+    assert call_schema([tool_with(joined)]) == joined
+
+
+def tool_with(parameters: dict[str, Any]) -> Tool:
+    return Tool.model_validate({"type": "function", "function": {"name": "run", "parameters": parameters}})
 
 
 def test_a_named_tool_among_several_is_the_one_that_is_called() -> None:
