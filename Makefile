@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 
-.PHONY: help serve test test-page test-deploy bench lint format setup models clean
+.PHONY: help serve test test-page test-clients test-deploy bench lint format setup models clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ test-deploy: setup  ## build and run the image, the proxies, and the rest of dep
 test-page: models  ## try the page in a headless Chromium (installs one); pictures go to tests/page/shots/
 	@tests/page/install.sh
 	@$(BIN)/python -m pytest -m browser tests/page $(ARGS)
+
+test-clients: models  ## run the clients that people have against a real server (installs each in its own environment)
+	@$(BIN)/python -m pytest -m clients tests/clients $(ARGS)
 
 bench: models  ## measure speed against the machine and transformers (ARGS="--only streams", "--quick")
 	@$(BIN)/python loadtest/bench.py $(ARGS)

@@ -47,7 +47,7 @@ def banner(config: ServeConfig, clients: Mapping[str, Served], *, has_keys: bool
         "",
         f"limits    {config.max_queued_requests:,} requests and {config.max_queued_tokens:,} tokens queued per model, "
         f"bodies up to {_size(config.max_body_bytes)}",
-        f"look at   {url}/docs   {url}/info   {url}/metrics",
+        f"look at   {f'{url}/   ' if config.page else ''}{url}/docs   {url}/info   {url}/metrics",
         *(["", *_warning(config.host)] if not (has_keys or is_loopback(config.host)) else []),
         "",
         *_curl(url, ready, has_keys=has_keys),

@@ -1,0 +1,51 @@
+"""langchain-openai: chat, stream, batches, structures, tools, the older completions, embeddings."""
+
+from typing import Literal
+
+from langchain_core.tools import tool
+from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
+from pydantic import BaseModel, Field
+
+MODEL = "smollm2-135m-instruct"
+
+chat = ChatOpenAI(model=MODEL, temperature=0, max_tokens=20, stream_usage=True)
+answer = chat.invoke("What is the capital of France?")
+assert "Paris" in answer.content and answer.usage_metadata["total_tokens"] > 0
+chunks = list(chat.stream("What is the capital of France?"))
+assert "".join(chunk.content for chunk in chunks) == answer.content and len(chunks) > 4
+assert sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata) > 0
+assert [each.content for each in chat.batch(["What is the capital of France?"] * 3)] == [answer.content] * 3
+
+
+class Person(BaseModel):
+    """A person."""
+
+    name: str = Field(max_length=20)
+    age: int = Field(ge=0, le=120)
+
+
+for method in ("json_schema", "function_calling"):
+    structured = ChatOpenAI(model=MODEL, temperature=0, max_tokens=80).with_structured_output(Person, method=method)
+    assert isinstance(structured.invoke("Invent a person with a name and an age."), Person), method
+
+
+@tool
+def weather(city: Literal["Paris", "Rome"]) -> str:
+    """The weather in a city."""
+    return f"sunny in {city}"
+
+
+caller = ChatOpenAI(model=MODEL, temperature=0, max_tokens=40).bind_tools([weather], tool_choice="any")
+[call] = caller.invoke("How is the weather in Rome?").tool_calls
+assert call["name"] == "weather" and call["args"]["city"] in ("Paris", "Rome")
+
+older = OpenAI(model=MODEL, temperature=0, max_tokens=8)
+assert older.invoke("The sky is blue because")
+assert len(older.generate(["The sky is blue because", "Once upon a time"]).generations) == 2
+assert "".join(older.stream("The sky is blue because")) == older.invoke("The sky is blue because")
+
+embeddings = OpenAIEmbeddings(model="minilm", check_embedding_ctx_length=False)
+vectors = embeddings.embed_documents(["a cat", "a kitten"])
+assert len(vectors) == 2 and vectors[0] != vectors[1]
+assert max(abs(a - b) for a, b in zip(embeddings.embed_query("a cat"), vectors[0])) < 1e-5
+print("ok")

@@ -1,0 +1,30 @@
+"""litellm: its prefixes for OpenAI-like servers, streams, completions, embeddings, errors."""
+
+from __future__ import annotations
+
+import os
+
+import litellm
+
+BASE, KEY = os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"]
+MODEL = "smollm2-135m-instruct"
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+common = {"api_base": BASE, "api_key": KEY, "temperature": 0, "max_tokens": 20}
+
+for prefix in ("openai/", "hosted_vllm/"):
+    answer = litellm.completion(model=prefix + MODEL, messages=QUESTION, **common)
+    assert "Paris" in answer.choices[0].message.content, prefix
+    assert answer.usage.total_tokens > 0
+    parts = list(litellm.completion(model=prefix + MODEL, messages=QUESTION, stream=True, **common))
+    assert "".join(part.choices[0].delta.content or "" for part in parts) == answer.choices[0].message.content
+text = litellm.text_completion(model="text-completion-openai/" + MODEL, prompt="The sky is blue because", **common)
+assert text.choices[0].text
+vectors = litellm.embedding(model="openai/minilm", input=["a cat"], api_base=BASE, api_key=KEY)
+assert len(vectors.data[0]["embedding"]) > 8
+try:
+    litellm.completion(model="openai/no-such-model", messages=QUESTION, **common)
+except litellm.NotFoundError as error:
+    assert "no-such-model" in str(error)
+else:
+    raise AssertionError("a model that is not served was taken")
+print("ok")

@@ -1,0 +1,38 @@
+"""pydantic-ai: an answer in words, one of a type, one in a stream."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pydantic import BaseModel, Field
+from pydantic_ai import Agent
+from pydantic_ai.models.openai import OpenAIChatModel
+
+MODEL = OpenAIChatModel("smollm2-135m-instruct")
+
+
+class Person(BaseModel):
+    name: str = Field(max_length=20)
+    age: int = Field(ge=0, le=120)
+
+
+settings = {"temperature": 0.0, "max_tokens": 80}
+words = Agent(MODEL, model_settings=settings).run_sync("What is the capital of France?")
+assert (
+    "Paris" in words.output and words.usage().output_tokens > 0
+    if callable(words.usage)
+    else words.usage.output_tokens > 0
+)
+typed = Agent(MODEL, output_type=Person, model_settings=settings).run_sync("Invent a person with a name and an age.")
+assert isinstance(typed.output, Person)
+
+
+async def stream() -> str:
+    async with Agent(MODEL, model_settings=settings).run_stream("What is the capital of France?") as result:
+        parts = [part async for part in result.stream_text(delta=True)]
+    assert len(parts) > 2
+    return "".join(parts)
+
+
+assert "Paris" in asyncio.run(stream())
+print("ok")
