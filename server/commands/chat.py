@@ -9,6 +9,7 @@ lines stands between lines of three quotes. /help lists the commands.
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -35,6 +36,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> int:
+    # Also where whoever started this had it ignored: Ctrl-C is how an answer is stopped.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     conversation = Conversation(system=options.system, parameters=connections.assignments(options.set))
     with connections.connected(options, options.folder) as client:
         model = connections.find_model(client, options.name, "generate")
