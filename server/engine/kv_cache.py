@@ -10,6 +10,7 @@ Dimension key
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -61,7 +62,8 @@ class KvCache:
         self._pools = [
             zeroed((2 * spec.num_kv_heads * num_blocks, block_size * spec.width), dtype, device) for spec in self.specs
         ]
-        take_pages(self._pools)
+        self._last_step_s = 0.0
+        take_pages(self._pools, lambda: self._last_step_s)
 
     @property
     def num_bytes(self) -> int:
@@ -69,6 +71,7 @@ class KvCache:
 
     def write_rows(self, slots_T: Tensor, num_kv_heads: int) -> Tensor:
         """Where `write` puts new tokens: rows of ``[2, H, T]``, flat. The same for all layers of ``num_kv_heads``."""
+        self._last_step_s = time.monotonic()
         planes = torch.arange(2 * num_kv_heads, device=slots_T.device) * (self.num_blocks * self.block_size)
         return (planes[:, None] + slots_T).view(-1)
 

@@ -14,7 +14,8 @@ import mmap
 import os
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +29,9 @@ SLICE_BYTES = 1 << 21
 FIRST_PARTS = 16
 """Of each tensor's beginning, one part in so many is taken before all others: blocks are given out from the first."""
 LEAST_PRIORITY = 19
+QUIET_S = 0.5
+"""Nothing is taken until the last step is so long ago: one that waits for a processor while it holds the lock of the
+process's memory keeps the step's threads from theirs, for a tenth of a second each time."""
 
 
 def zeroed(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -42,16 +46,18 @@ def zeroed(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
     return torch.frombuffer(memory, dtype=dtype).view(*shape)
 
 
-def take_pages(tensors: Sequence[Tensor]) -> None:
-    """Begin to make the pages of ``tensors`` present, in a thread that runs when nothing else does.
+def take_pages(tensors: Sequence[Tensor], last_step_s: Callable[[], float]) -> None:
+    """Begin to make the pages of ``tensors`` present, in a thread that rests while there are steps.
 
-    So that no sequence pays for them, and memory that is not there is missed soon and not under load.
+    So that few sequences pay for them, and memory that is not there is missed soon. ``last_step_s`` is when the last
+    step began, by `time.monotonic`.
     """
     if sys.platform == "linux" and (mapped := [t for t in tensors if t.device.type == "cpu"]):
-        threading.Thread(target=_take, args=(mapped,), name="pages", daemon=True).start()
+        threading.Thread(target=_take, args=(mapped, last_step_s), name="pages", daemon=True).start()
 
 
-def _take(tensors: list[Tensor]) -> None:
+def _take(tensors: list[Tensor], last_step_s: Callable[[], float]) -> None:
+    # What else the machine does goes first. The steps of this process do not wait for it: between them it stops.
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_PRIORITY)
     # ctypes, because the interpreter's lock is free meanwhile.
     libc = ctypes.CDLL(None, use_errno=True)
@@ -61,6 +67,8 @@ def _take(tensors: list[Tensor]) -> None:
             size = tensor.numel() * tensor.itemsize
             begin, end = (tensor.data_ptr() + size * i // FIRST_PARTS for i in (part, part + 1))
             for start in range(begin // page * page, end, SLICE_BYTES):
+                while (since_s := time.monotonic() - last_step_s()) < QUIET_S:
+                    time.sleep(QUIET_S - since_s)
                 length = min(SLICE_BYTES, end - start)
                 if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_POPULATE_WRITE):
                     log.debug("pages are taken as they are used: %s", os.strerror(ctypes.get_errno()))

@@ -15,6 +15,7 @@ Dimension key
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,7 +98,8 @@ class NativeAttention(AttentionBackend):
         self._attend = module.attend
         self._dtype = dtype
         self._pools_NW = [zeroed((num_blocks, block_bytes(spec, dtype)), torch.uint8, device) for spec in self.specs]
-        take_pages(self._pools_NW)
+        self._last_step_s = 0.0
+        take_pages(self._pools_NW, lambda: self._last_step_s)
         self._layers = [_layer(*each, dtype) for each in zip(self.specs, self._pools_NW, strict=True)]
         self._step, self._call = _Step(), _Call()
         self._layer_addresses = [ctypes.addressof(layer) for layer in self._layers]
@@ -122,6 +124,7 @@ class NativeAttention(AttentionBackend):
         return None
 
     def begin(self, inputs: BatchInputs) -> None:
+        self._last_step_s = time.monotonic()
         rows_B4 = np.empty((len(inputs.rows), 4), dtype=np.int64)
         start = first_block = 0
         for i, row in enumerate(inputs.rows):
