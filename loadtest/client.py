@@ -24,6 +24,8 @@ except ImportError:  # not on every platform
 
 TOKEN = b'"token":{'
 """In an event once for each token. Text cannot hold it: there its quotes are escaped."""
+KEY = "SLUICE_API_KEY"
+"""The variable with the key that the server wants, if it wants one."""
 LAST_CHUNK = b"0\r\n\r\n"
 QUEUE = re.compile(rb'"timings":\{"queue_s":([0-9.e+-]+)')
 LAST_WORDS = 16 * 1024
@@ -59,6 +61,12 @@ class Timeline:
         return [later - earlier for earlier, later in pairwise(self.token_times)]
 
 
+def key_headers() -> dict[str, str]:
+    """What a request needs beside its own headers."""
+    key = os.environ.get(KEY)
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
     """What ``coroutine`` returns, from an event loop as cheap as there is."""
     return run_loop(coroutine)
@@ -86,9 +94,10 @@ async def send(
 async def _exchange(url: str, body: dict[str, Any], timeline: Timeline) -> None:
     parts = urlsplit(url)
     payload = json.dumps(body).encode()
+    key = "".join(f"{name}: {value}\r\n" for name, value in key_headers().items())
     head = (
         f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(payload)}\r\nConnection: close\r\n{_key()}\r\n"
+        f"Content-Length: {len(payload)}\r\nConnection: close\r\n{key}\r\n"
     )
     loop = asyncio.get_running_loop()
     transport, answer = await loop.create_connection(lambda: _Answer(timeline), parts.hostname, parts.port or 80)
@@ -98,12 +107,6 @@ async def _exchange(url: str, body: dict[str, Any], timeline: Timeline) -> None:
     finally:
         transport.close()
     _judge(b"".join(answer.received), timeline)
-
-
-def _key() -> str:
-    """The header with the server's key, where the environment has one."""
-    key = os.environ.get("SLUICE_API_KEY")
-    return f"Authorization: Bearer {key}\r\n" if key else ""
 
 
 class _Answer(asyncio.Protocol):

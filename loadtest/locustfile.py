@@ -17,10 +17,9 @@ from locust import HttpUser, constant, task
 
 sys.path.insert(0, str(Path(__file__).parent))
 import scenarios
-from client import TOKEN
+from client import TOKEN, key_headers
 
 SCENARIO = scenarios.load(os.environ.get("SCENARIO", "short-chat"))
-KEY = os.environ.get("SLUICE_API_KEY")
 
 
 class Client(HttpUser):
@@ -32,10 +31,9 @@ class Client(HttpUser):
     @task
     def request(self) -> None:
         route, body = SCENARIO.draw(self.rng)
-        headers = {"Authorization": f"Bearer {KEY}"} if KEY else {}
         start = perf_counter()
         # Read as it comes: a buffer would hide the first token.
-        with self.client.post(route, json=body, headers=headers, stream=True, catch_response=True) as answer:
+        with self.client.post(route, json=body, headers=key_headers(), stream=True, catch_response=True) as answer:
             if answer.status_code != 200:
                 answer.failure(f"status {answer.status_code}")
                 return

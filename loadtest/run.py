@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import urllib.error
 import urllib.request
 from dataclasses import asdict
@@ -22,13 +21,12 @@ from typing import Any
 
 import load
 import scenarios
+from client import key_headers
 from client import run as run_loop
 from report import save, table
 
 HEADER = ["load", "answered/s", "tokens/s", "TTFT p50 ms", "p95", "gap p50 ms", "p95", "total p50 ms", "p95",
           "within limits", "errors", "client CPU"]  # fmt: skip
-KEY = "SLUICE_API_KEY"
-"""The variable with the key that the server wants, if it wants one."""
 
 
 def row(point: dict[str, Any]) -> list[str]:
@@ -47,8 +45,7 @@ def row(point: dict[str, Any]) -> list[str]:
 
 def facts(url: str) -> Any:
     """What the server tells of itself; None where it tells nothing."""
-    key = os.environ.get(KEY)
-    request = urllib.request.Request(url + "/info", headers={"Authorization": f"Bearer {key}"} if key else {})
+    request = urllib.request.Request(url + "/info", headers=key_headers())
     try:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
