@@ -50,20 +50,24 @@ def haproxy(replicas: Sequence[str], folder: Path) -> Iterator[str]:
 
 @contextmanager
 def nginx(replicas: Sequence[str], folder: Path) -> Iterator[str]:
-    """deploy/nginx.conf with other addresses, and nothing else changed."""
+    """deploy/nginx.conf with other addresses and places of files, and nothing else changed."""
     address = f"127.0.0.1:{free_port()}"
     text = (DEPLOY / "nginx.conf").read_text()
     ours = re.findall(r"^ *server replica-\d:8000 (.*);\n", text, re.MULTILINE)
     servers = "".join(f"server {replica} {ours[0]};\n" for replica in replicas)
     text = re.sub(r"(^ *server replica-\d:8000 .*;\n)+", servers, text, flags=re.MULTILINE)
-    for before, after in (("listen 8000", f"listen {address}"), ("/tmp/nginx", f"{folder}/nginx")):
+    # Its own places for what nginx writes: the usual ones are the system's.
+    written = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    places = "".join(f"{name}_temp_path {folder}/nginx-{name};\n" for name in written)
+    for before, after in (("listen 8000", f"listen {address}"), ("http {\n", f"http {{\n{places}")):
         assert before in text
         text = text.replace(before, after)
     config = folder / "nginx.conf"
     config.write_text(text)
     # "user" matters only where the master is root: its workers have to read this test's folder.
-    user = ["-g", "daemon off; user root;"] if os.getuid() == 0 else ["-g", "daemon off;"]
-    with _running([_required("nginx"), "-c", str(config), *user], folder / "nginx.log", address, {}):
+    user = " user root;" if os.getuid() == 0 else ""
+    own = ["-g", f"daemon off; pid {folder}/nginx.pid;{user}"]
+    with _running([_required("nginx"), "-c", str(config), *own], folder / "nginx.log", address, {}):
         yield f"http://{address}"
 
 
