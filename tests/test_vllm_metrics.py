@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server import metrics
-from server.protocol import Ready, Stats, TokenizerFiles
+from server.protocol import Ready, Stats
 from server.vllm_metrics import ALIASES
+from tests.test_metrics import ready as any_ready
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -33,21 +35,7 @@ WANTED = {
 
 
 def ready(num_blocks: int, block_size: int) -> Ready:
-    return Ready(
-        task="generate",
-        architecture="LlamaForCausalLM",
-        tokenizer=TokenizerFiles(tokenizer_json="{}"),
-        vocab_size=10,
-        max_model_len=10,
-        device="cpu",
-        dtype="float32",
-        executor="generic",
-        attention="torch",
-        num_parameters=1,
-        weight_bytes=4,
-        num_blocks=num_blocks,
-        block_size=block_size,
-    )
+    return msgspec.structs.replace(any_ready(), num_blocks=num_blocks, block_size=block_size)
 
 
 @pytest.fixture(scope="module")
