@@ -19,6 +19,7 @@ from tests.tiny_tokenizers import EOS, tokenizer_files
 MODEL = ModelConfig(name="tiny", path="nowhere")
 TOKENIZER = Tokenizer(tokenizer_files("byte_level"))
 END_ID = TOKENIZER.backend.token_to_id(EOS)
+MILL = TOKENIZER.encode("mill").ids[0]
 VOCAB_SIZE = TOKENIZER.backend.get_vocab_size()
 MAX_MODEL_LEN = 128
 
@@ -97,6 +98,17 @@ def says(text: str, *, pause_s: float = 0.0) -> Script:
             if finish is not None:
                 return
             yield pause_s
+
+    return script
+
+
+def one_token_then(step: Step) -> Script:
+    """A token, then what ``step`` says, then the end, if it comes to that."""
+
+    def script(command: Generate) -> Iterator[Step]:
+        yield Tokens(command.request_id, [MILL])
+        yield step
+        yield Tokens(command.request_id, [END_ID], "stop")
 
     return script
 

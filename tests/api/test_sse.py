@@ -17,10 +17,19 @@ from fastapi import FastAPI
 from server.api import sse
 from server.errors import NumericalError, ServerShutdown
 from server.protocol import Tokens
-from tests.api.scripted import END_ID, TOKENIZER, Script, front, happens_within, says, silent, talks_for_ever
+from tests.api.scripted import (
+    END_ID,
+    MILL,
+    TOKENIZER,
+    Script,
+    front,
+    happens_within,
+    one_token_then,
+    says,
+    silent,
+    talks_for_ever,
+)
 from tests.api.shell import listening
-
-MILL = TOKENIZER.encode("mill").ids[0]
 
 
 @contextmanager
@@ -32,15 +41,6 @@ def streaming(app: FastAPI, **body: Any) -> Iterator[httpx2.Response]:
         ) as response,
     ):
         yield response
-
-
-def one_token_then(step: Any) -> Any:
-    def script(command):
-        yield Tokens(command.request_id, [MILL])
-        yield step
-        yield Tokens(command.request_id, [END_ID], "stop")
-
-    return script
 
 
 def admission_of(app: FastAPI) -> Any:

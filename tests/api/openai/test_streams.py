@@ -16,10 +16,9 @@ from server.api import sse
 from server.errors import NoTokenLeft, NumericalError
 from server.protocol import Tokens
 from tests.api.openai.fronts import COMPLETIONS, chunks_of, events_of
-from tests.api.scripted import END_ID, TOKENIZER, front, happens_within, says, talks_for_ever
+from tests.api.scripted import MILL, TOKENIZER, front, happens_within, one_token_then, says, talks_for_ever
 from tests.api.shell import listening
 
-MILL = TOKENIZER.encode("mill").ids[0]
 BODY = {"prompt": "Hello", "stream": True}
 
 
@@ -30,15 +29,6 @@ def streaming(app: FastAPI, path: str = COMPLETIONS, **body: Any) -> Iterator[ht
         httpx2.stream("POST", f"http://127.0.0.1:{port}{path}", json={**BODY, **body}, timeout=20) as response,
     ):
         yield response
-
-
-def one_token_then(step: Any) -> Any:
-    def script(command):
-        yield Tokens(command.request_id, [MILL])
-        yield step
-        yield Tokens(command.request_id, [END_ID], "stop")
-
-    return script
 
 
 @pytest.mark.parametrize("error", [NumericalError("Not finite."), RuntimeError("a secret")])
