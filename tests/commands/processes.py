@@ -18,6 +18,8 @@ from server.__main__ import main
 
 COMMAND = (sys.executable, "-m", "server")
 TIMEOUT_S = 200.0
+PATIENCE_S = 2.0
+"""After it a person presses a key again."""
 TINY = {"SLUICE_THREADS": "1", "SLUICE_KV_CACHE_GIB": "0.02", "SLUICE_DTYPE": "float32"}
 """For servers that a command starts over tiny models."""
 
@@ -68,6 +70,20 @@ class Terminal:
         self.type(text)
         return self.place
 
+    def press_until(self, key: str, text: str, *, after: int) -> int:
+        """Press a key, and again while nothing comes of it, until the text is shown; the place behind it.
+
+        Readline notices a Ctrl-C that comes just before it waits for a key only at the next one.
+        """
+        deadline_s = time.monotonic() + TIMEOUT_S
+        self.type(key)
+        while text not in self.shown[after:] and time.monotonic() < deadline_s:
+            if not self._has_more(PATIENCE_S):
+                self.type(key)
+            elif not self._read():
+                break
+        return self.wait_for(text, after=after)
+
     def type(self, text: str) -> None:
         os.write(self.fd, text.encode())
 
@@ -86,15 +102,18 @@ class Terminal:
         return self.process.wait(TIMEOUT_S)
 
     def _read(self) -> bool:
-        ready, _, _ = select.select([self.fd], [], [], TIMEOUT_S)
         try:
-            data = os.read(self.fd, 65536) if ready else b""
+            data = os.read(self.fd, 65536) if self._has_more(TIMEOUT_S) else b""
         except OSError:
             # The other side is closed.
             data = b""
         self._bytes += data
         self.shown = self._bytes.decode(errors="replace")
         return bool(data)
+
+    def _has_more(self, timeout_s: float) -> bool:
+        """Also where the other side is closed."""
+        return bool(select.select([self.fd], [], [], timeout_s)[0])
 
 
 @contextlib.contextmanager

@@ -57,8 +57,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_program_and_what_came_is_kept():
         server.words, server.pause_s = ["Yes."], 0.0
         place = terminal.answer("again\n")
         terminal.wait_for("Yes.", after=place)
-        place = terminal.answer("\x03")
-        terminal.wait_for("/quit or Ctrl-D leaves.", after=place)
+        place = terminal.place = terminal.wait_for("> ", after=place)
+        terminal.press_until("\x03", "/quit or Ctrl-D leaves.", after=place)
         terminal.answer("/quit\n")
         assert terminal.wait() == 0
     answer = server.bodies[1]["messages"][1]
