@@ -87,7 +87,7 @@ class Decoding:
         while len(self._prompts) < num_rows:
             self._prompts.append([self._rng.randrange(self._vocab_size) for _ in range(length)])
         # More than the first rows can use up while the prompts of the last ones come in at the engine's pace.
-        params = SamplingParams(max_new_tokens=self._num_steps + MARGIN_TOKENS * num_rows, seed=0)
+        params = SamplingParams(max_new_tokens=self._num_steps + MARGIN_TOKENS * num_rows, ignore_eos=True, seed=0)
         ids = [f"bench-{next(self._ids)}" for _ in range(num_rows)]
         for request_id, prompt in zip(ids, self._prompts, strict=False):
             self._engine.add(Generate(request_id, prompt, params))

@@ -20,7 +20,7 @@
 
 namespace linear_kernels {
 
-constexpr int64_t VECTORS = 3, PANEL = 16 * VECTORS, TILE = 8;
+constexpr int64_t VECTORS = 3, PANEL = 16 * VECTORS, TILE = 8, FEW = 4;
 
 struct Float32 {
   using Sum = __m512;
@@ -146,10 +146,13 @@ void rows(const Job &job, const uint32_t *weight, int64_t from, int64_t to, int6
   const char *next = reinterpret_cast<const char *>(weight + panels * job.words * PANEL);
   for (int64_t row = from, t = 0; row < to; row += step, ++t) {
     const int64_t count = std::min(step, to - row);
-    // The first tile pulls this panel in where it is not here yet; those after it each a third of the next one.
-    if (looks_ahead && tiles <= 2 && t == tiles - 1)
+    // Few rows are done as fast as memory comes, and the processor itself sees what is next: asking for it costs a fifth.
+    // Else the first tile pulls this panel in where it is not here yet; those after it each a third of the next one.
+    if (!looks_ahead || to - from <= FEW)
+      some_rows<Kind, In, 0>(job, weight, row, count, index, next);
+    else if (tiles <= 2 && t == tiles - 1)
       some_rows<Kind, In, 3>(job, weight, row, count, index, next);
-    else if (!looks_ahead || t == 0 || t > 3)
+    else if (t == 0 || t > 3)
       some_rows<Kind, In, 0>(job, weight, row, count, index, next);
     else
       some_rows<Kind, In, 1>(job, weight, row, count, index, next + (t - 1) * lines / 3 * 64);
