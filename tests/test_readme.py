@@ -267,10 +267,12 @@ def test_the_settings_table_is_the_one_that_the_configuration_gives():
 
 def test_every_status_of_an_error_and_every_exit_code_is_explained():
     from server import errors
+    from server.api import http_errors
 
     text = README.read_text(encoding="utf-8")
     explained = set(re.findall(r"\d{3}", "".join(re.findall(r"^\| ([\d, ]+) \|", text, re.MULTILINE))))
-    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    known = {**vars(errors), **vars(http_errors)}.values()
+    classes = [value for value in known if isinstance(value, type)]
     raised = {str(value.status) for value in classes if issubclass(value, errors.SluiceError)}
     assert raised <= explained
     (codes,) = re.findall(r"The process ends with (.*?)\n\n", text, re.DOTALL)

@@ -10,9 +10,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.api.error_replies import error_reply
+from server.api.http_errors import InvalidApiKey, ScopeMissing, TooManyWrongKeys
 from server.api.keys import Keys, digest_of
 from server.api.keys import Scope as KeyScope
-from server.errors import InvalidApiKey, ScopeMissing, SluiceError, TooManyWrongKeys
+from server.errors import SluiceError
 from server.serving.record import RequestRecord
 
 OPEN = frozenset({"/", "/livez", "/readyz", "/startupz", "/health"})

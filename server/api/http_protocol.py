@@ -9,7 +9,8 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from server.api.error_replies import error_body
-from server.errors import HeadersTooLarge, MalformedRequest, RequestTimeout, SluiceError, UriTooLong
+from server.api.http_errors import HeadersTooLarge, MalformedRequest, RequestTimeout, UriTooLong
+from server.errors import SluiceError
 
 MAX_URL_BYTES = 8 * 1024
 MAX_HEAD_BYTES = 32 * 1024

@@ -7,7 +7,8 @@ import math
 import re
 from typing import Any
 
-from server.errors import InvalidJson, echo
+from server.api.http_errors import InvalidJson
+from server.errors import echo
 
 MAX_DEPTH = 32
 MAX_INTEGER_DIGITS = 19

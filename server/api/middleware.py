@@ -13,8 +13,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.error_replies import error_reply
+from server.api.http_errors import BodyTooLarge, RequestTimeout, UnsupportedEncoding, UnsupportedMediaType
 from server.api.json_body import check_json
-from server.errors import BodyTooLarge, RequestTimeout, SluiceError, UnsupportedEncoding, UnsupportedMediaType
+from server.errors import SluiceError
 from server.protocol import Task
 from server.serving.lifecycle import Lifecycle
 from server.serving.record import RequestRecord

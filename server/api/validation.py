@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from server.errors import InvalidJson, InvalidParameter, InvalidRequest, SluiceError, UnknownParameter
+from server.api.http_errors import InvalidJson
+from server.errors import InvalidParameter, InvalidRequest, SluiceError, UnknownParameter
 
 RULES = {
     "string_type": "must be a string",

@@ -14,9 +14,9 @@ from starlette.testclient import TestClient
 
 from server.api import http_protocol, middleware
 from server.api.encoder_schemas import NerRequest
+from server.api.http_errors import InvalidJson
 from server.api.json_body import check_json
 from server.api.schemas import GenerateRequest
-from server.errors import InvalidJson
 from tests.api.shell import client_of, listening, shell
 from tests.api.test_errors import error_of
 

@@ -1,0 +1,123 @@
+"""Errors of HTTP itself: heads, bodies, and keys. They are refused before anything is known of the request.
+
+SluiceError
+|-- InvalidJson                 400  invalid_json
+|-- BodyTooLarge                413  body_too_large
+|-- UnsupportedMediaType        415  unsupported_media_type
+|   `-- UnsupportedEncoding     415  unsupported_encoding
+|-- RequestTimeout              408  request_timeout
+|-- MalformedRequest            400  malformed_request
+|-- UriTooLong                  414  uri_too_long
+|-- HeadersTooLarge             431  headers_too_large
+|-- InvalidApiKey               401  invalid_api_key
+|-- ScopeMissing                403  scope_missing
+`-- TooManyWrongKeys            429  too_many_wrong_keys (with Retry-After)
+"""
+
+from __future__ import annotations
+
+from server.errors import SluiceError
+
+
+class InvalidJson(SluiceError):
+    """The body is not one JSON value in UTF-8."""
+
+    status = 400
+    code = "invalid_json"
+    type = "invalid_request_error"
+
+
+class BodyTooLarge(SluiceError):
+    """More bytes than the server reads."""
+
+    status = 413
+    code = "body_too_large"
+    type = "invalid_request_error"
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The body is larger than the limit of {limit_bytes} bytes.")
+
+
+class UnsupportedMediaType(SluiceError):
+    """The body is not declared as plain JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+    type = "invalid_request_error"
+
+
+class UnsupportedEncoding(UnsupportedMediaType):
+    """The body is compressed."""
+
+    code = "unsupported_encoding"
+
+
+class RequestTimeout(SluiceError):
+    """The request's head or body did not arrive in time."""
+
+    status = 408
+    code = "request_timeout"
+    type = "invalid_request_error"
+
+
+class MalformedRequest(SluiceError):
+    """Not HTTP/1.1 as it is written."""
+
+    status = 400
+    code = "malformed_request"
+    type = "invalid_request_error"
+
+
+class UriTooLong(SluiceError):
+    """A longer address than the server reads."""
+
+    status = 414
+    code = "uri_too_long"
+    type = "invalid_request_error"
+
+
+class HeadersTooLarge(SluiceError):
+    """More headers, or larger ones, than the server reads."""
+
+    status = 431
+    code = "headers_too_large"
+    type = "invalid_request_error"
+
+
+class InvalidApiKey(SluiceError):
+    """The request has no key, or one that is not known."""
+
+    status = 401
+    code = "invalid_api_key"
+    type = "authentication_error"
+    should_retry = False
+
+    def __init__(self, *, is_given: bool) -> None:
+        what = "The API key is not one of this server's" if is_given else "This server wants an API key"
+        super().__init__(f"{what}. Send a key of its operator's as Authorization: Bearer KEY.")
+
+
+class ScopeMissing(SluiceError):
+    """The key is known and does not allow this."""
+
+    status = 403
+    code = "scope_missing"
+    type = "permission_error"
+    should_retry = False
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"This API key lacks the scope {scope}. Use one that the server's operator gave it to.")
+
+
+class TooManyWrongKeys(SluiceError):
+    """From one address; its keys are not looked at for a while."""
+
+    status = 429
+    code = "too_many_wrong_keys"
+    type = "rate_limit_error"
+    should_retry = False
+
+    def __init__(self, wait_s: float) -> None:
+        super().__init__(
+            "Too many wrong API keys came from this address. Wait, then send a right one.", retry_after_s=wait_s
+        )
