@@ -18,6 +18,8 @@ def field_names(names: Mapping[str, str]) -> Iterator[None]:
         yield
     except SluiceError as error:
         if error.param is not None:
-            error.param = names.get(error.param, error.param)
+            head, dot, rest = error.param.partition(".")
+            # What the client has in place of a field may be told in several words, of which the first is the field.
+            error.param = names.get(head, head).partition(" ")[0] + dot + rest
         error.message = words.sub(lambda word: names[word[0]], error.message)
         raise

@@ -1,15 +1,13 @@
-"""OpenAI's fields as options of ours, and errors about these in the client's own words."""
+"""OpenAI's fields as options of ours, and what errors call these."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from server.api.openai.schemas import TOLD_OTHERWISE, TextBody
 from server.api.schemas import GenerateParameters
-from server.errors import ConflictingParameters, InvalidRequest, SluiceError, UnsupportedParameter
+from server.errors import ConflictingParameters, InvalidRequest, UnsupportedParameter
 from server.protocol import Ready
 from server.serving.options import GenerateOptions, from_mapping
 from server.serving.wishes import DRAW, is_wish
@@ -67,19 +65,9 @@ def check_told(body: TextBody) -> None:
         raise InvalidRequest("stream_options are for a stream: set stream to true.", param="stream_options")
 
 
-@contextmanager
-def clients_words(body: TextBody, renamed: Mapping[str, str]) -> Iterator[None]:
-    """Errors speak of the fields of this body; ``renamed`` holds more of our names and what the client calls them."""
+def clients_names(body: TextBody) -> dict[str, str]:
+    """Our names of options, and what the client knows instead in this body."""
     has = type(body).model_fields
     own_names = {own: name for name, own in SYNONYMS.items() if name in has and getattr(body, own) is None}
     given = {own: name for name, own in SYNONYMS.items() if getattr(body, name, None) is not None}
-    names = {**SHOWN, **own_names, **given, **renamed}
-    words = re.compile(rf"(?<!\d )\b({'|'.join(map(re.escape, names))})\b")
-    try:
-        yield
-    except SluiceError as error:
-        if error.param is not None:
-            head, dot, rest = error.param.partition(".")
-            error.param = names.get(head, head).partition(" ")[0] + dot + rest
-        error.message = words.sub(lambda word: names[word[0]], error.message)
-        raise
+    return {**SHOWN, **own_names, **given}

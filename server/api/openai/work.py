@@ -12,8 +12,9 @@ from typing import Any
 from fastapi import Request
 
 from server.api.disconnect import until_disconnect
+from server.api.field_names import field_names
 from server.api.openai.lookup import model_name
-from server.api.openai.options import check_told, clients_words, generate_options
+from server.api.openai.options import check_told, clients_names, generate_options
 from server.api.openai.schemas import TextBody
 from server.api.openai.shapes import Usage, encode, usage
 from server.api.sse import EventStream, data_event, event_stream
@@ -53,18 +54,22 @@ class TextWork:
         record: RequestRecord = self.request.state.record
         return record
 
+    @property
+    def _names(self) -> dict[str, str]:
+        return {**clients_names(self.body), **self.renamed}
+
     async def prepare(self, source: PromptSource, added: Mapping[str, Any]) -> None:
         """Make the generations. All that can be refused is refused here."""
         check_told(self.body)
         self.record.num_inputs = source.num_prompts
-        with clients_words(self.body, self.renamed):
+        with field_names(self._names):
             options = generate_options(self.body, self.generator.ready, added)
             prompts = await until_disconnect(self.request, self.generator.prepare(source, options))
         self.generations = [self.generator.start(prompt) for prompt in prompts]
 
     async def run(self) -> list[list[OutputToken]]:
         """Each generation's tokens, of all its outputs."""
-        with clients_words(self.body, self.renamed):
+        with field_names(self._names):
             return await until_disconnect(self.request, self.generator.generate(self.generations, self.record))
 
     async def stream(self, writer: StreamWriter) -> EventStream:
@@ -73,7 +78,7 @@ class TextWork:
         )
 
     async def _events(self, writer: StreamWriter) -> AsyncGenerator[bytes, None]:
-        with clients_words(self.body, self.renamed):
+        with field_names(self._names):
             async with aclosing(self.generator.stream_all(self.generations, self.record)) as steps:
                 async for number, tokens in steps:
                     yield writer.step(number, by_output(tokens))
