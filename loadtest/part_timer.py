@@ -42,6 +42,9 @@ class PartTimer:
                 original = vars(owner)[name]
                 setattr(owner, name, self._timed(original, naming))
                 undo.append(functools.partial(setattr, owner, name, original))
+            if (chain := _find("server.native.chain.Chain")) is not None:
+                undo.append(functools.partial(setattr, chain, "run", chain.run))
+                chain.run = self._chain(chain.run)
             yield
         finally:
             for restore in reversed(undo):
@@ -73,6 +76,23 @@ class PartTimer:
             finally:
                 self._switch()
                 self._running.pop()
+
+        return timed
+
+    def _chain(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """A chain of kernels tells the time of each kind itself."""
+
+        @functools.wraps(original)
+        def timed(chain: Any, *args: Any) -> Any:
+            if not self._running:
+                return original(chain, *args)
+            before = chain.seconds
+            result = original(chain, *args)
+            self._switch()
+            for part, seconds in chain.seconds.items():
+                self.seconds[part] += seconds - before[part]
+                self.seconds[self._running[-1]] -= seconds - before[part]
+            return result
 
         return timed
 

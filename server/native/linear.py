@@ -45,12 +45,13 @@ class Linear(nn.Module):
         self.device, self.dtype = weight_NK.device, weight_NK.dtype
         self._bias_N = None if bias_N is None else bias_N.detach().float()
         weight_NK = weight_NK.detach()
-        self._native: NativeWeight | None = None
+        self.native: NativeWeight | None = None
+        """Where our own kernels have it."""
         self._plain: onednn.Product | None = None
         reason = problem(weight_NK, quantize)
         if reason is None:
-            self._native = NativeWeight(weight_NK, self._bias_N, activation, is_gated=is_gated, quantize=quantize)
-            self.weight_bytes = self._native.num_bytes
+            self.native = NativeWeight(weight_NK, self._bias_N, activation, is_gated=is_gated, quantize=quantize)
+            self.weight_bytes = self.native.num_bytes
         elif quantize != "none":
             raise ValueError(f"A weight cannot be quantised to {quantize}: {reason}.")
         else:
@@ -59,7 +60,7 @@ class Linear(nn.Module):
 
     @property
     def is_row_invariant(self) -> bool:
-        return self._native is not None
+        return self.native is not None
 
     @cached_property
     def bias(self) -> Tensor | None:
@@ -81,8 +82,8 @@ class Linear(nn.Module):
             residual = None if residual is None else residual.to(self.dtype)
             out = self.forward(x.to(self.dtype), residual, out_float=out_float)
             return out if out_float else out.to(x.dtype)
-        if self._native is not None:
-            return self._native.multiply(x, residual, out_float=out_float)
+        if self.native is not None:
+            return self.native.multiply(x, residual, out_float=out_float)
         assert self._plain is not None
         if self._activation is None and residual is None and not out_float:
             return self._plain(x, self.bias)  # type: ignore[no-any-return]
@@ -96,17 +97,17 @@ class Linear(nn.Module):
     @property
     def has_rows(self) -> bool:
         """Whether `rows` can read the packed form."""
-        return self._native is not None and self._native.has_rows
+        return self.native is not None and self.native.has_rows
 
     def rows(self, indices_T: Tensor) -> Tensor:
         """``[T, K]``: those rows of the weight, for an embedding that is tied to this product."""
-        assert self._native is not None
-        return self._native.rows(indices_T)
+        assert self.native is not None
+        return self.native.rows(indices_T)
 
     def dense_weight(self) -> Tensor:
         """``[N, K]`` in the dtype it was given, made from the packed form."""
-        if self._native is not None:
-            return self._native.dense()
+        if self.native is not None:
+            return self.native.dense()
         assert self._plain is not None
         return self._plain.dense()
 

@@ -46,21 +46,21 @@ class NativeWeight:
     def __init__(
         self, weight_NK: Tensor, bias_N: Tensor | None, activation: str | None, *, is_gated: bool, quantize: str
     ) -> None:
-        num_rows, self._width = weight_NK.shape
+        num_rows, self.width = weight_NK.shape
         self._is_gated = is_gated
-        self._num_outputs = num_rows // 2 if is_gated else num_rows
+        self.num_outputs = num_rows // 2 if is_gated else num_rows
         self._activation = ACTIVATIONS[activation]
         self._dtype = weight_NK.dtype
         self._scale: Tensor | None = None
         self._offset_P: Tensor | None = None
         weight_PK = self._padded(weight_NK)
         if quantize == "int4":
-            self._kind, words = INT4, self._width // (2 if self._dtype == torch.bfloat16 else 1)
+            self._kind, words = INT4, self.width // (2 if self._dtype == torch.bfloat16 else 1)
             nibbles, scales = quantized_int4(weight_PK)
             pairs = nibbles[:, ::2] | nibbles[:, 1::2] << 4
             self._weight, self._scale = _panels(pairs), _panels(scales)
         elif quantize == "int8":
-            self._kind, words = INT8, self._width // 4
+            self._kind, words = INT8, self.width // 4
             weight_PK, self._scale = quantized(weight_PK)
             # Inputs are unsigned with an offset of 128: this takes it back.
             self._offset_P = weight_PK.sum(1, dtype=torch.int32) * 128
@@ -68,14 +68,15 @@ class NativeWeight:
         else:
             self._kind, words = (
                 (BFLOAT16, FLOAT32)[self._dtype == torch.float32],
-                self._width * self._dtype.itemsize // 4,
+                self.width * self._dtype.itemsize // 4,
             )
             self._weight = _panels(weight_PK.view(torch.int32))
         self._bias_P = None if bias_N is None else self._padded(bias_N)
         self._linear = kernels.get("linear")
-        self._fixed = (self._width, words, self._weight.data_ptr(), *map(
+        self.fixed = (self._kind, self.width, words, self._weight.data_ptr(), *map(
             kernels.address, (self._scale, self._offset_P, self._bias_P)
-        ), self._num_outputs, self._activation, is_gated)  # fmt: skip
+        ), self.num_outputs, self._activation, is_gated)  # fmt: skip
+        """What the kernels are told with every call."""
 
     @property
     def num_bytes(self) -> int:
@@ -84,8 +85,8 @@ class NativeWeight:
 
     def multiply(self, x: Tensor, residual: Tensor | None, *, out_float: bool) -> Tensor:
         """``x`` ``[..., K]`` has the dtype of the weight before it was quantised."""
-        rows = x.numel() // self._width
-        shape = (rows, self._num_outputs) if x.dim() == 2 else (*x.shape[:-1], self._num_outputs)
+        rows = x.numel() // self.width
+        shape = (rows, self.num_outputs) if x.dim() == 2 else (*x.shape[:-1], self.num_outputs)
         out = x.new_empty(shape, dtype=torch.float32) if out_float else x.new_empty(shape)
         if not rows:
             return out
@@ -93,7 +94,7 @@ class NativeWeight:
         if residual is not None:
             residual = residual.contiguous()
         is_float = x.dtype is torch.float32
-        self._linear(self._kind, x.data_ptr(), is_float, rows, *self._fixed,
+        self._linear(x.data_ptr(), is_float, rows, *self.fixed,
                             0 if residual is None else residual.data_ptr(), out.data_ptr(),
                             is_float or out_float)  # fmt: skip
         return out
@@ -112,7 +113,7 @@ class NativeWeight:
         rows = _rows(self._weight)
         if self._kind == INT4:
             assert self._scale is not None
-            values = torch.stack((rows & 15, rows >> 4), dim=-1).view(-1, self._width).float() - 8
+            values = torch.stack((rows & 15, rows >> 4), dim=-1).view(-1, self.width).float() - 8
             weight_PK = values * _rows(self._scale).float().repeat_interleave(INT4_GROUP, dim=1)
         elif self._kind == INT8:
             assert self._scale is not None
@@ -123,8 +124,8 @@ class NativeWeight:
 
     def _padded(self, rows: Tensor) -> Tensor:
         """``[N, ...]`` to ``[P, ...]``; a gate's panels alternate with its partner's."""
-        halves = rows.view(1 + self._is_gated, self._num_outputs, *rows.shape[1:])
-        num_missing = -self._num_outputs % PANEL
+        halves = rows.view(1 + self._is_gated, self.num_outputs, *rows.shape[1:])
+        num_missing = -self.num_outputs % PANEL
         if num_missing:
             padding = halves.new_zeros(halves.shape[0], num_missing, *halves.shape[2:])
             halves = torch.cat((halves, padding), dim=1)
@@ -134,7 +135,7 @@ class NativeWeight:
     def _unpadded(self, rows: Tensor) -> Tensor:
         parts = 1 + self._is_gated
         halves = rows.view(-1, parts, PANEL, *rows.shape[1:]).transpose(0, 1).flatten(1, 2)
-        return halves[:, : self._num_outputs].flatten(0, 1)
+        return halves[:, : self.num_outputs].flatten(0, 1)
 
 
 def _panels(rows_PW: Tensor) -> Tensor:

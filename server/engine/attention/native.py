@@ -96,14 +96,15 @@ class NativeAttention(AttentionBackend):
         assert problem is None and module is not None, problem
         self.specs = tuple(specs)
         self._attend = module.attend
-        self._dtype = dtype
+        self.dtype = dtype
         self._pools_NW = [zeroed((num_blocks, block_bytes(spec, dtype)), torch.uint8, device) for spec in self.specs]
         self._last_step_s = 0.0
         take_pages(self._pools_NW, lambda: self._last_step_s)
         self._layers = [_layer(*each, dtype) for each in zip(self.specs, self._pools_NW, strict=True)]
-        self._step, self._call = _Step(), _Call()
+        self._step = _Step()
         self._layer_addresses = [ctypes.addressof(layer) for layer in self._layers]
-        self._step_address, self._call_address = ctypes.addressof(self._step), ctypes.addressof(self._call)
+        self._step_address = ctypes.addressof(self._step)
+        self._kept_calls: list[_Call] = []
         self._step_arrays: tuple[Any, ...] = ()
         self._failed_B = np.zeros(0, dtype=np.uint8)
         self._num_tokens = 0
@@ -143,14 +144,14 @@ class NativeAttention(AttentionBackend):
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
         assert query.shape[2] == self._num_tokens, "these are not the tokens of the step"
         query, key, value = self._dense(query), self._dense(key), self._dense(value)
-        call = self._call
+        call = _Call()
         call.query, call.key, call.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
         _, call.query_head, call.query_token, _ = query.stride()
         _, call.key_head, call.key_token, _ = key.stride()
         _, call.value_head, call.value_token, _ = value.stride()
         spec = self.specs[layer]
         out = query.new_empty(1, query.shape[2], spec.num_heads, spec.value_dim)
-        self._run(layer, out, sinks)
+        self._run(layer, call, out, sinks)
         return out
 
     def attend_packed(
@@ -165,24 +166,43 @@ class NativeAttention(AttentionBackend):
     ) -> Tensor:
         assert len(qkv_TX) == self._num_tokens, "these are not the tokens of the step"
         qkv_TX = self._dense(qkv_TX)
-        spec, call, size = self.specs[layer], self._call, self._dtype.itemsize
+        spec, size = self.specs[layer], self.dtype.itemsize
+        call = self._packed(layer, qkv_TX.stride(0), rotary, head_norm)
         call.query = qkv_TX.data_ptr()
         call.key = call.query + size * spec.num_heads * spec.key_dim
         call.value = call.key + size * spec.num_kv_heads * spec.key_dim
+        call.positions = positions_T.data_ptr()
+        out_TX = qkv_TX.new_empty(qkv_TX.shape[0], spec.num_heads * spec.value_dim)
+        self._run(layer, call, out_TX, sinks)
+        return out_TX
+
+    def packed_call(self, layer: int, width: int, rotary: Rotary | None, head_norm: HeadNorm | None) -> tuple[int, int]:
+        """For a chain of kernels: addresses of the layer and of its call, valid as long as this is.
+
+        ``width`` is that of a token's queries, keys and values together.
+        """
+        call = self._packed(layer, width, rotary, head_norm)
+        self._kept_calls.append(call)
+        return self._layer_addresses[layer], ctypes.addressof(call)
+
+    @property
+    def step_address(self) -> int:
+        """Of what `begin` has planned."""
+        return self._step_address
+
+    def _packed(self, layer: int, width: int, rotary: Rotary | None, head_norm: HeadNorm | None) -> _Call:
+        """All but the step's own addresses."""
+        spec, call = self.specs[layer], _Call()
         call.query_head, call.key_head, call.value_head = spec.key_dim, spec.key_dim, spec.value_dim
-        call.query_token = call.key_token = call.value_token = qkv_TX.stride(0)
+        call.query_token = call.key_token = call.value_token = width
         if rotary is not None:
-            call.positions = positions_T.data_ptr()
             call.cos, call.sin = rotary.cos_PR.data_ptr(), rotary.sin_PR.data_ptr()
             call.num_rotated = rotary.cos_PR.shape[1]
         if head_norm is not None:
             call.query_norm = head_norm.query_weight_D.data_ptr()
             call.key_norm = head_norm.key_weight_D.data_ptr()
             call.eps = head_norm.eps
-        out_TX = qkv_TX.new_empty(qkv_TX.shape[0], spec.num_heads * spec.value_dim)
-        self._run(layer, out_TX, sinks)
-        call.cos = call.sin = call.query_norm = call.key_norm = None
-        return out_TX
+        return call
 
     def failed_rows(self) -> list[int]:
         rows: list[int] = np.flatnonzero(self._failed_B).tolist()
@@ -198,15 +218,15 @@ class NativeAttention(AttentionBackend):
         for pool_NW in self._pools_NW:
             pool_NW.index_fill_(0, cleared, 0)
 
-    def _run(self, layer: int, out: Tensor, sinks: Tensor | None) -> None:
+    def _run(self, layer: int, call: _Call, out: Tensor, sinks: Tensor | None) -> None:
         wide_sinks = None if sinks is None else sinks.float().contiguous()
-        self._call.out, self._call.sinks = out.data_ptr(), address(wide_sinks)
-        self._attend(self._layer_addresses[layer], self._step_address, self._call_address)
+        call.out, call.sinks = out.data_ptr(), address(wide_sinks)
+        self._attend(self._layer_addresses[layer], self._step_address, ctypes.addressof(call))
 
     def _dense(self, x: Tensor) -> Tensor:
         """With the last dimension's values side by side, and in the cache's dtype."""
-        if x.dtype != self._dtype:
-            x = x.to(self._dtype)
+        if x.dtype != self.dtype:
+            x = x.to(self.dtype)
         return x if x.stride(-1) == 1 else x.contiguous()
 
 

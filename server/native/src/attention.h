@@ -243,15 +243,17 @@ template <class T> void attend_layer(const Layer &layer, const Step &step, const
   }
 }
 
+inline void attend_layer(const Layer &layer, const Step &step, const Call &call) {
+  layer.is_bfloat16 ? attend_layer<Bfloat16>(layer, step, call) : attend_layer<Float32>(layer, step, call);
+}
+
 // attend(layer, step, call): addresses of the three structs
 inline PyObject *attend(PyObject *, Args args, Py_ssize_t count) {
   if (!takes(3, count, "attend")) return nullptr;
   const Layer *layer = address<Layer>(args[0]);
   const Step *step = address<Step>(args[1]);
   const Call *call = address<Call>(args[2]);
-  return unlocked([=] {
-    layer->is_bfloat16 ? attend_layer<Bfloat16>(*layer, *step, *call) : attend_layer<Float32>(*layer, *step, *call);
-  });
+  return unlocked([=] { attend_layer(*layer, *step, *call); });
 }
 
 } // namespace attention

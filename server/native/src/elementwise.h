@@ -64,36 +64,56 @@ void layer_norm_row(const T *x, const float *weight, const float *bias, T *out, 
 // To wake a thread costs as much as so many values; below it neither threads nor the interpreter's lock change hands.
 constexpr int64_t ENOUGH_FOR_A_THREAD = 32768;
 
-template <class Row> PyObject *for_each_row(int64_t rows, int64_t width, Row row) {
-  if (PyErr_Occurred()) return nullptr;
-  const int threads = static_cast<int>(std::min<int64_t>(num_threads, rows * width / ENOUGH_FOR_A_THREAD));
-  if (threads <= 1 && rows * width <= ENOUGH_FOR_A_THREAD) {
+inline bool is_little(int64_t rows, int64_t width) { return rows * width <= ENOUGH_FOR_A_THREAD; }
+
+template <class Row> void each_row(int64_t rows, int64_t width, Row row) {
+  if (is_little(rows, width)) {
     for (int64_t i = 0; i < rows; ++i) row(i);
-    Py_RETURN_NONE;
+    return;
   }
+  const int threads = static_cast<int>(std::min<int64_t>(num_threads, rows * width / ENOUGH_FOR_A_THREAD));
   const int64_t chunk = std::max<int64_t>(1, ENOUGH_FOR_A_THREAD / 4 / width);
-  return unlocked([=] {
-#pragma omp parallel for num_threads(std::max(threads, 1)) schedule(dynamic, chunk)
-    for (int64_t i = 0; i < rows; ++i) row(i);
-  });
+#pragma omp parallel for num_threads(threads) schedule(dynamic, chunk)
+  for (int64_t i = 0; i < rows; ++i) row(i);
 }
 
-template <class T> PyObject *rms_norm_rows(Args args, int64_t rows, int64_t width, float eps) {
-  const T *x = address<T>(args[0]), *residual = address<T>(args[2]);
-  const float *weight = address<float>(args[1]);
-  T *out = address<T>(args[3]);
-  return for_each_row(rows, width, [=](int64_t i) {
+template <class T>
+void rms_norm_rows(const T *x, const float *weight, const T *residual, T *out, int64_t rows, int64_t width, float eps) {
+  each_row(rows, width, [=](int64_t i) {
     rms_norm_row(x + i * width, weight, residual ? residual + i * width : nullptr, out + i * width, width, eps);
   });
 }
 
-template <class T> PyObject *layer_norm_rows(Args args, int64_t rows, int64_t width, float eps) {
+template <class T>
+void layer_norm_rows(const T *x, const float *weight, const float *bias, T *out, int64_t rows, int64_t width, float eps) {
+  each_row(rows, width, [=](int64_t i) {
+    layer_norm_row(x + i * width, weight, bias, out + i * width, width, eps);
+  });
+}
+
+template <class Body> PyObject *unlocked_if_much(int64_t rows, int64_t width, Body body) {
+  if (!is_little(rows, width)) return unlocked(body);
+  if (PyErr_Occurred()) return nullptr;
+  body();
+  Py_RETURN_NONE;
+}
+
+template <class Row> PyObject *for_each_row(int64_t rows, int64_t width, Row row) {
+  return unlocked_if_much(rows, width, [=] { each_row(rows, width, row); });
+}
+
+template <class T> PyObject *rms_norm_of(Args args, int64_t rows, int64_t width, float eps) {
+  const T *x = address<T>(args[0]), *residual = address<T>(args[2]);
+  const float *weight = address<float>(args[1]);
+  T *out = address<T>(args[3]);
+  return unlocked_if_much(rows, width, [=] { rms_norm_rows(x, weight, residual, out, rows, width, eps); });
+}
+
+template <class T> PyObject *layer_norm_of(Args args, int64_t rows, int64_t width, float eps) {
   const T *x = address<T>(args[0]);
   const float *weight = address<float>(args[1]), *bias = address<float>(args[2]);
   T *out = address<T>(args[3]);
-  return for_each_row(rows, width, [=](int64_t i) {
-    layer_norm_row(x + i * width, weight, bias, out + i * width, width, eps);
-  });
+  return unlocked_if_much(rows, width, [=] { layer_norm_rows(x, weight, bias, out, rows, width, eps); });
 }
 
 // rms_norm(x, weight, residual, out, size, width, eps, is_bf16)
@@ -101,7 +121,7 @@ inline PyObject *rms_norm(PyObject *, Args args, Py_ssize_t count) {
   if (!takes(8, count, "rms_norm")) return nullptr;
   const int64_t width = integer(args[5]), rows = integer(args[4]) / std::max<int64_t>(width, 1);
   const float eps = real(args[6]);
-  return integer(args[7]) ? rms_norm_rows<bf16>(args, rows, width, eps) : rms_norm_rows<float>(args, rows, width, eps);
+  return integer(args[7]) ? rms_norm_of<bf16>(args, rows, width, eps) : rms_norm_of<float>(args, rows, width, eps);
 }
 
 // layer_norm(x, weight, bias, out, size, width, eps, is_bf16)
@@ -109,8 +129,8 @@ inline PyObject *layer_norm(PyObject *, Args args, Py_ssize_t count) {
   if (!takes(8, count, "layer_norm")) return nullptr;
   const int64_t width = integer(args[5]), rows = integer(args[4]) / std::max<int64_t>(width, 1);
   const float eps = real(args[6]);
-  return integer(args[7]) ? layer_norm_rows<bf16>(args, rows, width, eps)
-                          : layer_norm_rows<float>(args, rows, width, eps);
+  return integer(args[7]) ? layer_norm_of<bf16>(args, rows, width, eps)
+                          : layer_norm_of<float>(args, rows, width, eps);
 }
 
 } // namespace elementwise

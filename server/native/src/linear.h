@@ -250,15 +250,15 @@ template <class In> void run(WeightKind kind, Job job, int64_t width) {
   }
 }
 
-// linear(kind, x, x_is_float, rows, width, words, weight, scale, offset, bias, outputs, activation, is_gated, residual,
+// linear(x, x_is_float, rows, kind, width, words, weight, scale, offset, bias, outputs, activation, is_gated, residual,
 //        out, out_is_float)
 PyObject *linear(PyObject *, Args args, Py_ssize_t count) {
   if (!takes(16, count, "linear")) return nullptr;
-  const auto kind = static_cast<WeightKind>(integer(args[0]));
   Job job{};
-  job.x = address<const uint32_t>(args[1]);
-  const bool x_is_float = integer(args[2]);
-  job.num_rows = integer(args[3]);
+  job.x = address<const uint32_t>(args[0]);
+  const bool x_is_float = integer(args[1]);
+  job.num_rows = integer(args[2]);
+  const auto kind = static_cast<WeightKind>(integer(args[3]));
   const int64_t width = integer(args[4]);
   job.words = integer(args[5]);
   job.weight = address<const uint32_t>(args[6]);

@@ -3,6 +3,7 @@
 #include "python.h"
 
 #include "attention.h"
+#include "chain.h"
 #include "elementwise.h"
 #include "encoder_attention.h"
 #include "linear.h"
@@ -17,7 +18,7 @@ PyObject *set_num_threads(PyObject *, Args args, Py_ssize_t count) {
   Py_RETURN_NONE;
 }
 
-PyMethodDef methods[] = {METHOD(set_num_threads), LINEAR_METHODS ELEMENTWISE_METHODS, SAMPLING_METHODS, ENCODER_METHODS, ATTENTION_METHODS, {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {METHOD(set_num_threads), LINEAR_METHODS CHAIN_METHODS ELEMENTWISE_METHODS, SAMPLING_METHODS, ENCODER_METHODS, ATTENTION_METHODS, {nullptr, nullptr, 0, nullptr}};
 
 PyModuleDef definition = {PyModuleDef_HEAD_INIT, NAME, nullptr, 0, methods, nullptr, nullptr, nullptr, nullptr};
 

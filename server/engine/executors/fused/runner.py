@@ -18,6 +18,7 @@ from torch import Tensor
 
 from server.engine.attention.backend import AttentionBackend, Rotary
 from server.engine.batch_inputs import BatchInputs
+from server.engine.executors.fused.chained import chained
 from server.engine.executors.fused.layout import Decoder, Layer
 from server.engine.executors.fused.parts import Norm
 from server.engine.executors.paged import PagedRunner
@@ -45,19 +46,25 @@ class FusedRunner(PagedRunner):
             vocab_size=vocab_size,
         )
         self._decoder = decoder
+        self._chained = chained(decoder, backend)
         self.weight_bytes = held_bytes(decoder)
         self.is_row_invariant = backend.name == NATIVE and all(linear.is_row_invariant for linear in products(decoder))
 
     def compute(self, inputs: BatchInputs) -> Tensor:
-        layers = self._decoder.layers
+        layers, last = self._decoder.layers, len(self._decoder.layers) - 1
         positions_T = inputs.position_ids_T
         h_TD = self._decoder.embedding(inputs.token_ids_T, positions_T)
-        for i, layer in enumerate(layers[:-1]):
-            h_TD = advance(layer, i, h_TD, positions_T, self.backend)
         # After the last attention nobody reads the rows without logits.
-        wanted_R = None if len(inputs.wanted_R) == len(positions_T) else inputs.wanted_R
-        h_RD = advance(layers[-1], len(layers) - 1, h_TD, positions_T, self.backend, wanted_R)
-        return logits(self._decoder, h_RD) if len(h_RD) else h_RD.new_zeros(0, self.vocab_size, dtype=torch.float32)
+        wants_all = len(inputs.wanted_R) == len(positions_T)
+        num_whole = last + wants_all
+        if self._chained is not None:
+            h_TD = self._chained.advance(h_TD, positions_T, num_whole)
+        else:
+            for i, layer in enumerate(layers[:num_whole]):
+                h_TD = advance(layer, i, h_TD, positions_T, self.backend)
+        if not wants_all:
+            h_TD = advance(layers[last], last, h_TD, positions_T, self.backend, inputs.wanted_R)
+        return logits(self._decoder, h_TD) if len(h_TD) else h_TD.new_zeros(0, self.vocab_size, dtype=torch.float32)
 
 
 def held_bytes(part: Any) -> int:

@@ -1,0 +1,121 @@
+// The kernels of many layers one after another, without the interpreter between them: where a step has few rows, it
+// would take a fifth of the time, in which nothing is read from memory.
+#pragma once
+
+#include "attention.h"
+#include "elementwise.h"
+#include "linear.h"
+
+#ifdef __AVX512BF16__
+#include <chrono>
+
+namespace chain {
+
+enum class Kind : int64_t { rms_norm, layer_norm, linear, attention };
+
+// One kernel. Places count buffers of the step, -1 for none. The fields are those of chain.py.
+struct Link {
+  Kind kind;
+  int64_t from, residual, to;
+  // Of a product what `linear` takes, of a norm its weight, bias and width.
+  int64_t weight_kind, width, words;
+  const void *weight, *scale;
+  const int32_t *offset;
+  const float *bias;
+  int64_t num_outputs, activation, is_gated;
+  double eps;
+  // Of attention; the call is complete but for the step's addresses.
+  const attention::Layer *layer;
+  const attention::Call *call;
+};
+
+// What the links share in one step.
+struct Buffers {
+  void *const *places;
+  int64_t num_rows; // tokens
+  const int64_t *positions;
+  const attention::Step *step;
+};
+
+template <class T> const T *at(const Buffers &buffers, int64_t place) {
+  return place < 0 ? nullptr : static_cast<const T *>(buffers.places[place]);
+}
+
+template <class T> void norm(const Link &link, const Buffers &buffers) {
+  const T *x = at<T>(buffers, link.from), *residual = at<T>(buffers, link.residual);
+  const float *weight = static_cast<const float *>(link.weight);
+  T *out = static_cast<T *>(buffers.places[link.to]);
+  const int64_t width = link.width;
+  const float eps = static_cast<float>(link.eps);
+  if (link.kind == Kind::rms_norm)
+    elementwise::rms_norm_rows(x, weight, residual, out, buffers.num_rows, width, eps);
+  else
+    elementwise::layer_norm_rows(x, weight, link.bias, out, buffers.num_rows, width, eps);
+}
+
+template <class T> void product(const Link &link, const Buffers &buffers) {
+  linear_kernels::Job job{};
+  job.x = at<uint32_t>(buffers, link.from);
+  job.num_rows = buffers.num_rows;
+  job.words = link.words;
+  job.weight = static_cast<const uint32_t *>(link.weight);
+  job.scale = link.scale;
+  job.offset = link.offset;
+  job.bias = link.bias;
+  job.num_outputs = link.num_outputs;
+  job.activation = static_cast<Activation>(link.activation);
+  job.is_gated = link.is_gated;
+  job.residual = at<void>(buffers, link.residual);
+  job.out = buffers.places[link.to];
+  job.out_is_float = sizeof(T) == sizeof(float);
+  linear_kernels::run<T>(static_cast<linear_kernels::WeightKind>(link.weight_kind), job, link.width);
+}
+
+template <class T> void attend(const Link &link, const Buffers &buffers) {
+  const attention::Layer &layer = *link.layer;
+  attention::Call call = *link.call;
+  const T *query = at<T>(buffers, link.from), *key = query + layer.num_heads * layer.key_dim;
+  call.query = query;
+  call.key = key;
+  call.value = key + layer.num_kv_heads * layer.key_dim;
+  call.out = buffers.places[link.to];
+  call.positions = buffers.positions;
+  attention::attend_layer(layer, *buffers.step, call);
+}
+
+template <class T> void run(const Link *links, int64_t count, const Buffers &buffers, double *seconds) {
+  using Clock = std::chrono::steady_clock;
+  auto before = Clock::now();
+  for (const Link *link = links; link < links + count; ++link) {
+    switch (link->kind) {
+    case Kind::rms_norm:
+    case Kind::layer_norm: norm<T>(*link, buffers); break;
+    case Kind::linear: product<T>(*link, buffers); break;
+    case Kind::attention: attend<T>(*link, buffers); break;
+    }
+    const auto now = Clock::now();
+    seconds[static_cast<int64_t>(link->kind)] += std::chrono::duration<double>(now - before).count();
+    before = now;
+  }
+}
+
+// chain(links, count, places, rows, positions, step, is_float, seconds): seconds by kind are added up
+inline PyObject *chain(PyObject *, Args args, Py_ssize_t count) {
+  if (!takes(8, count, "chain")) return nullptr;
+  const Link *links = address<Link>(args[0]);
+  const int64_t num_links = integer(args[1]);
+  const Buffers buffers{address<void *>(args[2]), integer(args[3]), address<int64_t>(args[4]),
+                        address<attention::Step>(args[5])};
+  const bool is_float = integer(args[6]);
+  double *seconds = address<double>(args[7]);
+  return unlocked([=] {
+    is_float ? run<float>(links, num_links, buffers, seconds) : run<uint16_t>(links, num_links, buffers, seconds);
+  });
+}
+
+} // namespace chain
+
+#define CHAIN_METHODS METHOD_AS(chain, chain::chain),
+#else
+#define CHAIN_METHODS
+#endif
