@@ -37,7 +37,11 @@ RUN --mount=type=cache,target=/root/.cache/pip pip install --requirement require
 
 COPY README.md ./
 COPY server ./server
-RUN --mount=type=cache,target=/root/.cache/pip pip install --no-deps .
+# The kernels are optional for pip: without them the server would work and be slow. Here they have to be there.
+RUN --mount=type=cache,target=/root/.cache/pip pip install --verbose --no-deps . \
+    && if [ "$(uname -m)" = x86_64 ] && [ "$(find /opt/sluice -name '_avx*.so' | wc -l)" != 2 ]; then \
+      echo "The kernels were not compiled: see above." >&2; exit 1; \
+    fi
 
 FROM ${BASE}
 ARG VARIANT=cpu

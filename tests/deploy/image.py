@@ -89,7 +89,7 @@ def build() -> None:
     configuration = FOLDER / "pip.conf"
     configuration.write_text("[global]\nno-index = true\nfind-links = /wheels\n")
     buildah(
-        *("build", "--layers", "--format", "docker", "--pull=never", "--tag", IMAGE),
+        *("build", "--layers", "--force-rm", "--format", "docker", "--pull=never", "--tag", IMAGE),
         *("--volume", f"{configuration}:/etc/pip.conf:ro", "--volume", f"{WHEELS}:/wheels:ro"),
         *("--build-arg", f"BASE={BASE}", "--build-arg", "VARIANT=cpu", ROOT),
     )
