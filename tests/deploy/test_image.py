@@ -113,7 +113,7 @@ def test_models_answer_without_a_network(running: Container):
     assert [line.split(":")[0].strip() for line in interfaces] == ["lo"]
     answer = ask(running, "/generate", {"inputs": "The miller", "parameters": {"max_new_tokens": 5, "details": True}})
     assert answer["details"]["generated_tokens"] <= 5
-    [label, *_] = ask(running, "/classify", {"inputs": "A wonderful film"})
+    [[label, *_]] = ask(running, "/classify", {"inputs": "A wonderful film"})
     assert label["label"] in ("negative", "neutral", "positive")
 
 
