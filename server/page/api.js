@@ -16,11 +16,11 @@ export class Refusal extends Error {
 /** Nobody answered, or the connection broke. */
 export class Unreachable extends Error {}
 
-const hooks = { askForKey: async () => false };
+let askForKey = async () => false;
 
 /** `ask` is called when the server wants a key, and tells whether there is one now. */
 export function onKeyWanted(ask) {
-  hooks.askForKey = ask;
+  askForKey = ask;
 }
 
 export function address(path) {
@@ -28,18 +28,11 @@ export function address(path) {
 }
 
 async function send(path, body, signal) {
-  const headers = {};
-  if (body !== undefined) headers["Content-Type"] = "application/json";
+  const headers = body ? { "Content-Type": "application/json" } : {};
   if (apiKey.get()) headers.Authorization = `Bearer ${apiKey.get()}`;
+  const method = body ? "POST" : "GET";
   try {
-    return await fetch(address(path), {
-      method: body === undefined ? "GET" : "POST",
-      headers,
-      body: body === undefined ? undefined : JSON.stringify(body),
-      signal,
-      cache: "no-store",
-      credentials: "same-origin",
-    });
+    return await fetch(address(path), { method, headers, body: JSON.stringify(body), signal, cache: "no-store" });
   } catch (error) {
     throw asUnreachable(error);
   }
@@ -51,7 +44,7 @@ function asUnreachable(error) {
 
 async function answered(path, body, signal) {
   let response = await send(path, body, signal);
-  if (response.status === 401 && (await hooks.askForKey(apiKey.get() !== ""))) {
+  if (response.status === 401 && (await askForKey(apiKey.get() !== ""))) {
     response = await send(path, body, signal);
   }
   if (response.ok) return response;
@@ -67,6 +60,11 @@ export async function call(path, body, signal) {
   } catch (error) {
     throw asUnreachable(error);
   }
+}
+
+/** The answer's text. */
+export async function callText(path) {
+  return (await answered(path)).text();
 }
 
 /** Events of a stream as they come, all that arrive together as one list. */
@@ -92,11 +90,8 @@ export async function* stream(path, body, signal) {
   }
 }
 
+/** An event is one line of JSON here; what is no event is a comment that keeps the connection open. */
 function readEvent(part) {
-  const data = part
-    .split("\n")
-    .filter((line) => line.startsWith("data:"))
-    .map((line) => line.slice(5).trimStart())
-    .join("\n");
-  return data === "" || data === "[DONE]" ? null : JSON.parse(data);
+  const [, data] = /^data: (.+)$/m.exec(part) ?? [];
+  return data ? JSON.parse(data) : null;
 }

@@ -4,11 +4,12 @@ import { call, onKeyWanted, Refusal } from "./api.js";
 import { Chat } from "./chat.js";
 import { Classify } from "./classify.js";
 import { Complete } from "./complete.js";
-import { button, el } from "./dom.js";
+import { el, textButton } from "./dom.js";
 import { explain } from "./errors.js";
 import { Fill } from "./fill.js";
 import { Frame } from "./frame.js";
 import { askForKey } from "./key_dialog.js";
+import { serverLink } from "./server_link.js";
 import { Tag } from "./tag.js";
 
 const ASK_AGAIN_MS = 1000;
@@ -39,12 +40,12 @@ async function waitForModels() {
       const info = await call("/info");
       const waiting = info.models.filter((model) => !model.task);
       if (!waiting.length && Object.keys(info.tasks).length) return info;
-      splash(el("div.spinner"), el("p", `Loading ${waiting.map(({ name }) => name).join(", ") || "the models"}\u2026`));
+      splash(el("div.spinner"), el("p", `Loading ${waiting.map(({ name }) => name).join(", ") || "the models"}…`));
     } catch (error) {
       const { title, text, hint } = explain(error);
       splash(el("h1", title), el("p", text), el("p.soft", hint));
       if (error instanceof Refusal && error.status === 401) {
-        document.querySelector(".splash").append(button("key", "Enter a key", () => location.reload(), { isShown: true }));
+        document.querySelector(".splash").append(textButton("key", "Enter a key", () => location.reload()));
         return null;
       }
     }
@@ -56,4 +57,4 @@ onKeyWanted(askForKey);
 const info = await waitForModels();
 const views = info ? viewsOf(info) : [];
 if (views.length) new Frame(info, views).show();
-else if (info) splash(el("p", "No model here has a tab of its own. ", el("a", { href: "docs" }, "All routes")));
+else if (info) splash(el("p", "No model here has a tab of its own. ", serverLink("docs", "All routes")));

@@ -1,36 +1,19 @@
 // The API counts characters; the browser's strings count UTF-16 units, of which an emoji has two.
 
-/** For each of `places`, in characters and ascending, where that is in `text`, in units. */
-export function unitsOf(text, places) {
-  const found = [];
-  let unit = 0;
-  let character = 0;
-  for (const place of places) {
-    while (character < place && unit < text.length) {
-      unit += text.codePointAt(unit) > 0xffff ? 2 : 1;
-      character += 1;
-    }
-    found.push(unit);
-  }
-  return found;
-}
-
 /** The text in pieces: `[piece, entity]`, where the entity is null between entities. Of two that overlap the first stays. */
 export function pieces(text, entities) {
-  const sorted = [...entities].sort((a, b) => a.start - b.start || b.end - a.end);
-  const kept = [];
-  for (const entity of sorted) {
-    if (entity.start >= (kept.at(-1)?.end ?? 0)) kept.push(entity);
-  }
-  const units = unitsOf(text, kept.flatMap(({ start, end }) => [start, end]));
+  const characters = [...text];
   const found = [];
   let last = 0;
-  kept.forEach((entity, i) => {
-    const [start, end] = units.slice(2 * i, 2 * i + 2);
-    if (start > last) found.push([text.slice(last, start), null]);
-    found.push([text.slice(start, end), entity]);
+  const take = (end, entity) => {
+    if (end > last) found.push([characters.slice(last, end).join(""), entity]);
     last = end;
-  });
-  if (last < text.length) found.push([text.slice(last), null]);
+  };
+  for (const entity of [...entities].sort((a, b) => a.start - b.start || b.end - a.end)) {
+    if (entity.start < last) continue;
+    take(entity.start, null);
+    take(entity.end, entity);
+  }
+  take(characters.length, null);
   return found;
 }

@@ -169,7 +169,7 @@ export class Chat {
   }
 
   #drawHints() {
-    this.hints.replaceChildren(this.sides.active.map((side) => side.model).join("  \u00b7  "));
+    this.hints.replaceChildren(this.sides.active.map((side) => side.model).join("  ·  "));
     const model = this.turns?.querySelector(".welcome strong");
     if (model) model.textContent = this.sides.active[0].model;
   }

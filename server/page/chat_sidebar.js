@@ -1,6 +1,6 @@
 // The list of conversations, and the ways in and out of the browser.
 
-import { announce, button, el, icon, quietButton } from "./dom.js";
+import { announce, button, el, icon, quietButton, textButton } from "./dom.js";
 
 export class Sidebar {
   /** `actions`: `open(id)`, `create()` and `removed(id)`. */
@@ -12,7 +12,7 @@ export class Sidebar {
     this.file = el("input", { type: "file", accept: "application/json,.json", hidden: true, "aria-label": "File to import", onchange: () => this.#take() });
     this.element = el(
       "div.panel-content",
-      button("plus", "New conversation", () => actions.create(), { isShown: true, class: "button wide" }),
+      textButton("plus", "New conversation", () => actions.create(), { class: "button wide" }),
       this.list,
       el(
         "div.panel-foot",
@@ -40,7 +40,7 @@ export class Sidebar {
       { "aria-current": isOpen ? "true" : null, dir: "auto", onclick: () => this.actions.open(id) },
       title,
     );
-    const remove = button("trash", `Remove \u201c${title}\u201d`, () => this.#remove(id, title));
+    const remove = button("trash", `Remove “${title}”`, () => this.#remove(id, title));
     return el("li", open, remove);
   }
 
@@ -53,7 +53,7 @@ export class Sidebar {
       this.actions.open(id);
       this.#say("");
     };
-    this.#say(`Removed \u201c${title}\u201d. `);
+    this.#say(`Removed “${title}”. `);
     if (conversation) this.said.append(el("button.link", { onclick: undo }, "Undo"));
   }
 

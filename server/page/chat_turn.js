@@ -2,7 +2,7 @@
 
 import { AnswerView } from "./chat_answer.js";
 import { copyButton } from "./copy.js";
-import { button, el, freshId, quietButton } from "./dom.js";
+import { el, freshId, quietButton, textButton } from "./dom.js";
 import { growing, isComposing } from "./typing.js";
 
 export class TurnView {
@@ -67,8 +67,8 @@ export class TurnView {
         take();
       }
     });
-    const ask = button("send", "Ask again", take, { isShown: true, class: "button primary" });
-    const cancel = button(null, "Cancel", close, { isShown: true });
+    const ask = textButton("send", "Ask again", take, { class: "button primary" });
+    const cancel = textButton(null, "Cancel", close);
     const label = el("label.offscreen", { for: id }, "Edit your message");
     this.question.replaceChildren(el("div.editor", label, field, el("div.row.end", cancel, ask)));
     field.focus();

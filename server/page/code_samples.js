@@ -2,14 +2,17 @@
 
 import { address } from "./api.js";
 import { copyButton } from "./copy.js";
-import { button, el, quietButton } from "./dom.js";
+import { openDialog } from "./dialog.js";
+import { el, quietButton } from "./dom.js";
+import { errorCard } from "./errors.js";
 import { apiKey, load, save } from "./storage.js";
 
+const TITLE = "This request as code";
 const KEY_NAME = "SLUICE_API_KEY";
 const LANGUAGES = [["curl", curl], ["Python", python], ["JavaScript", javascript]];
 
 /** A shell command. */
-export function curl({ path, body }, hasKey) {
+function curl({ path, body }, hasKey) {
   const lines = [
     `curl ${body.stream ? "-N " : ""}${quoted(address(path))}`,
     "-H 'Content-Type: application/json'",
@@ -24,7 +27,7 @@ function quoted(text) {
 }
 
 /** A program for Python and its `requests`. */
-export function python({ path, body }, hasKey) {
+function python({ path, body }, hasKey) {
   const headers = hasKey ? `, headers={"Authorization": "Bearer " + os.environ["${KEY_NAME}"]}` : "";
   const imports = [...(body.stream ? ["import json"] : []), ...(hasKey ? ["import os"] : []), "", "import requests", ""];
   const call = `requests.post(${JSON.stringify(address(path))}, json=body${headers}${body.stream ? ", stream=True" : ""})`;
@@ -56,7 +59,7 @@ function literal(value, indent = "") {
 }
 
 /** A program for browsers and Node. */
-export function javascript({ path, body }, hasKey) {
+function javascript({ path, body }, hasKey) {
   const authorization = hasKey ? `, Authorization: \`Bearer \${process.env.${KEY_NAME}}\`` : "";
   const request = [
     `const response = await fetch(${JSON.stringify(address(path))}, {`,
@@ -79,9 +82,15 @@ export function javascript({ path, body }, hasKey) {
   return [...request, ...(body.stream ? streamed : ["console.log(await response.json());"])].join("\n");
 }
 
-/** A button that shows what `request()` gives then, as a program. */
+/** A button that shows what `request()` gives then, as a program, or why it gives none. */
 export function codeButton(request) {
-  return quietButton("code", "As code", () => showCode(request()));
+  return quietButton("code", "As code", () => {
+    try {
+      showCode(request());
+    } catch (error) {
+      openDialog(TITLE, el("div.sample", errorCard(error)));
+    }
+  });
 }
 
 function showCode(request) {
@@ -93,15 +102,8 @@ function showCode(request) {
     content.textContent = LANGUAGES.find(([name]) => name === language)[1](request, apiKey.get() !== "");
   };
   tabs.append(...LANGUAGES.map(([name]) => el("button", { onclick: () => show(name) }, name)));
-  const dialog = el(
-    "dialog.dialog.wide",
-    { "aria-label": "This request as code", onclose: () => dialog.remove() },
-    el("header", el("h2", "This request as code"), button("close", "Close", () => dialog.close())),
-    el("div.dialog-bar", tabs, copyButton(() => content.textContent)),
-    el("pre.sample", { tabindex: 0 }, content),
-  );
-  const kept = load("code", LANGUAGES[0][0]);
-  show(LANGUAGES.some(([name]) => name === kept) ? kept : LANGUAGES[0][0]);
-  document.body.append(dialog);
-  dialog.showModal();
+  const kept = load("code", "");
+  show((LANGUAGES.find(([name]) => name === kept) ?? LANGUAGES[0])[0]);
+  const bar = el("div.dialog-bar", tabs, copyButton(() => content.textContent));
+  openDialog(TITLE, [bar, el("pre.sample", { tabindex: 0 }, content)], { isWide: true });
 }

@@ -64,7 +64,7 @@ function freshId() {
 function titleOf({ turns }) {
   const [line] = (turns[0]?.text ?? "").trim().split("\n");
   const characters = [...line];
-  return characters.length > TITLE_CHARACTERS ? `${characters.slice(0, TITLE_CHARACTERS).join("")}\u2026` : line;
+  return characters.length > TITLE_CHARACTERS ? `${characters.slice(0, TITLE_CHARACTERS).join("")}…` : line;
 }
 
 const text = (value) => (typeof value === "string" ? value : "");

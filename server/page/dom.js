@@ -33,8 +33,8 @@ const ICONS = {
   upload: "M12 16V5M7 9l5-5 5 5M5 20h14",
   menu: "M4 7h16M4 12h16M4 17h10",
   sliders: "M4 7h10M18 7h2M4 17h2M10 17h10M16 5a2 2 0 1 0 0 4 2 2 0 0 0 0-4M8 15a2 2 0 1 0 0 4 2 2 0 0 0 0-4",
-  sun: "M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8M12 2v2M12 20v2M2 12h2M20 12h2M5 5l1.5 1.5M17.5 17.5L19 19M5 19l1.5-1.5M17.5 6.5L19 5",
-  moon: "M19.5 14A8 8 0 0 1 10 4.5 8 8 0 1 0 19.5 14",
+  light: "M12 8a4 4 0 1 0 0 8 4 4 0 0 0 0-8M12 2v2M12 20v2M2 12h2M20 12h2M5 5l1.5 1.5M17.5 17.5L19 19M5 19l1.5-1.5M17.5 6.5L19 5",
+  dark: "M19.5 14A8 8 0 0 1 10 4.5 8 8 0 1 0 19.5 14",
   auto: "M12 4a8 8 0 1 0 0 16zM12 4a8 8 0 0 1 0 16",
   key: "M8 12a4 4 0 1 0 0 8 4 4 0 0 0 0-8M11 13l9-9M16 8l3 3",
   close: "M6 6l12 12M18 6L6 18",
@@ -60,20 +60,19 @@ export function icon(name) {
   return svg;
 }
 
-/** A button with an icon; its label is said, and shown where `isShown`. */
-export function button(name, label, onclick, { isShown = false, ...props } = {}) {
-  const names = isShown ? {} : { "aria-label": label, title: label };
-  return el(
-    "button",
-    { class: isShown ? "button" : "icon-button", onclick, ...names, ...props },
-    name && icon(name),
-    isShown && el("span", label),
-  );
+/** A button that is an icon; its label is said. */
+export function button(name, label, onclick, props) {
+  return el("button", { class: "icon-button", onclick, "aria-label": label, title: label, ...props }, icon(name));
 }
 
-/** A button of little weight, with its label. */
+/** A button that reads its label, behind an icon where it has one. */
+export function textButton(name, label, onclick, props) {
+  return el("button", { class: "button", onclick, ...props }, name && icon(name), el("span", label));
+}
+
+/** The same, of little weight. */
 export function quietButton(name, label, onclick) {
-  return button(name, label, onclick, { isShown: true, class: "quiet-button" });
+  return textButton(name, label, onclick, { class: "quiet-button" });
 }
 
 /** The logo. */

@@ -1,7 +1,7 @@
 // What went wrong, in plain words, and what to do about it.
 
 import { Refusal, Unreachable } from "./api.js";
-import { button, el, icon } from "./dom.js";
+import { el, icon, textButton } from "./dom.js";
 
 const TITLES = {
   queue_full: "The server is busy",
@@ -37,8 +37,8 @@ export function explain(error) {
     return { title: "The page made a mistake", text: String(error?.message ?? error), hint: "Reload the page." };
   }
   if (error.status === 401 || error.status === 403) {
-    const hint = "Enter a key with the key button at the top of the page.";
-    return { title: "The server wants an API key", text: error.message, hint };
+    const title = error.status === 401 ? "The server wants an API key" : "This API key does not allow that";
+    return { title, text: error.message, hint: "Enter another with the key button at the top of the page." };
   }
   const title = TITLES[error.code] ?? (error.status >= 500 ? "The server could not do this" : "The server refused this");
   const hint = HINTS[error.code] ?? (error.status >= 500 ? `Try again. The log has it as ${error.requestId}.` : "");
@@ -53,6 +53,6 @@ export function errorCard(error, retry) {
     { role: "alert" },
     icon("alert"),
     el("div.notice-text", el("strong", title), el("p", text), hint && el("p.soft", hint)),
-    retry && button("redo", "Try again", retry, { isShown: true }),
+    retry && textButton("redo", "Try again", retry),
   );
 }

@@ -6,7 +6,7 @@ import { el, quietButton } from "./dom.js";
 import { textInput } from "./text_input.js";
 import { Workbench } from "./workbench.js";
 
-const HOLE = "\u2581\u2581\u2581";
+const HOLE = "▁▁▁";
 
 export class Fill extends Workbench {
   constructor(models) {

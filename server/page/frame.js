@@ -2,10 +2,12 @@
 
 import { button, el, icon, logo } from "./dom.js";
 import { askForKey } from "./key_dialog.js";
+import { serverLink } from "./server_link.js";
 import { ServerStatus } from "./server_status.js";
 import { load, save } from "./storage.js";
 
-const THEMES = [["auto", "auto", "as the system"], ["light", "sun", "light"], ["dark", "moon", "dark"]];
+const LINKS = [["docs", "API"], ["info", "info"], ["metrics", "metrics"]];
+const THEMES = { auto: "as the system", light: "light", dark: "dark" };
 
 export class Frame {
   constructor(info, views) {
@@ -28,7 +30,7 @@ export class Frame {
 
   show() {
     const attribution = this.info.attribution.map((line) => el("p", line));
-    this.about = el("footer.about", el("p", `Sluice ${this.info.version} \u00b7 `, el("a", { href: "docs" }, "API"), " \u00b7 ", el("a", { href: "info" }, "info"), " \u00b7 ", el("a", { href: "metrics" }, "metrics")), attribution);
+    this.about = el("footer.about", el("p", `Sluice ${this.info.version}`, LINKS.map(([path, label]) => [" · ", serverLink(path, label)])), attribution);
     const announcements = el("p.offscreen", { id: "announcements", role: "status" });
     document.body.replaceChildren(this.element, announcements);
     this.#choose(this.#viewOfAddress() ?? this.views.find(({ id }) => id === load("tab", "")) ?? this.views[0]);
@@ -42,23 +44,20 @@ export class Frame {
   }
 
   #themeButton() {
-    const node = el("button.icon-button");
-    const draw = (theme) => {
-      const [name, image, label] = THEMES.find(([name]) => name === theme) ?? THEMES[0];
-      node.replaceChildren(icon(image));
-      node.setAttribute("aria-label", `Colours: ${label}`);
-      node.title = `Colours: ${label}`;
-      if (name === "auto") delete document.documentElement.dataset.theme;
-      else document.documentElement.dataset.theme = name;
-      return name;
+    const { dataset } = document.documentElement;
+    const choose = (name) => {
+      dataset.theme = name;
+      node.replaceChildren(icon(name));
+      node.title = node.ariaLabel = `Colours: ${THEMES[name]}`;
     };
-    let theme = draw(document.documentElement.dataset.theme ?? "auto");
-    node.addEventListener("click", () => {
-      const number = THEMES.findIndex(([name]) => name === theme);
-      theme = draw(THEMES[(number + 1) % THEMES.length][0]);
+    const next = () => {
+      const names = Object.keys(THEMES);
+      choose(names[(names.indexOf(dataset.theme) + 1) % names.length]);
       // A plain word, for theme.js reads it before anything else is loaded.
-      localStorage.setItem("sluice.theme", theme);
-    });
+      localStorage.setItem("sluice.theme", dataset.theme);
+    };
+    const node = el("button.icon-button", { onclick: next });
+    choose(dataset.theme ?? "auto");
     return node;
   }
 
@@ -94,7 +93,7 @@ export class Frame {
       document.getElementById(`view-${one.id}`).hidden = one !== view;
     }
     history.replaceState(null, "", `#${view.id}`);
-    document.title = `${view.label} \u00b7 Sluice`;
+    document.title = `${view.label} · Sluice`;
     save("tab", view.id);
     this.#fill(this.left, view.sidebar?.element);
     this.#fill(this.right, el("div.panel-scroll", view.panel, this.about));

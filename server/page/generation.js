@@ -76,7 +76,7 @@ function watchSilence(onNotice) {
 async function reasonOfSilence() {
   try {
     await call("/readyz");
-    return "Waiting for its turn\u2026";
+    return "Waiting for its turn…";
   } catch (error) {
     if (error instanceof Refusal && error.code === "engine_restarting") {
       return "The model is being restarted. The answer goes on by itself in a moment.";
@@ -99,7 +99,7 @@ export function summary(details) {
   if (count > 1 && seconds > 0) parts.push(`${rate((count - 1) / seconds)} tokens/s`);
   if (timings.first_token_s !== null) parts.push(`first after ${timings.first_token_s.toFixed(2)} s`);
   if (REASONS[reason]) parts.push(REASONS[reason]);
-  return parts.join(" \u00b7 ");
+  return parts.join(" · ");
 }
 
 function rate(value) {
@@ -121,6 +121,6 @@ export class Pace {
     const now = performance.now();
     if (now - this.#saidAt < SAY_EVERY_MS) return;
     this.#saidAt = now;
-    this.say(`${this.count} tokens \u00b7 ${rate((1000 * this.count) / (now - this.#start))} tokens/s`);
+    this.say(`${this.count} tokens · ${rate((1000 * this.count) / (now - this.#start))} tokens/s`);
   }
 }

@@ -1,6 +1,7 @@
 // Asks for the API key. It stays in this window's session and goes to this server alone.
 
-import { button, el, freshId } from "./dom.js";
+import { openDialog } from "./dialog.js";
+import { el, freshId, textButton } from "./dom.js";
 import { apiKey } from "./storage.js";
 
 let open = null;
@@ -26,22 +27,10 @@ function ask(wasRefused) {
       el("label", { for: id }, "API key"),
       field,
       el(wasRefused ? "p.field-error" : "p.hint", { role: wasRefused ? "alert" : null }, text),
-      el("div.row.end", button(null, "Cancel", () => dialog.close(), { isShown: true }), el("button.button.primary", { type: "submit" }, "Use it")),
+      el("div.row.end", textButton(null, "Cancel", () => dialog.close()), el("button.button.primary", { type: "submit" }, "Use it")),
     );
-    const dialog = el(
-      "dialog.dialog",
-      {
-        "aria-label": "API key",
-        onclose: () => {
-          dialog.remove();
-          resolve(dialog.returnValue === "taken" && apiKey.get() !== "");
-        },
-      },
-      el("header", el("h2", "API key"), button("close", "Close", () => dialog.close())),
-      form,
-    );
-    document.body.append(dialog);
-    dialog.showModal();
+    const onClosed = (value) => resolve(value === "taken" && apiKey.get() !== "");
+    const dialog = openDialog("API key", form, { onClosed });
     field.focus();
   });
 }

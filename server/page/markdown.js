@@ -111,7 +111,7 @@ function appendLines(content, text) {
   for (const line of text.split(/(?<=\n)/)) {
     const last = content.lastChild;
     if (last && (last.textContent.length < OPEN_CHARACTERS || !last.textContent.endsWith("\n"))) last.firstChild.appendData(line);
-    else content.append(el("span.chunk", document.createTextNode(line)));
+    else content.append(el("span.chunk", line));
   }
 }
 

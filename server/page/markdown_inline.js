@@ -17,23 +17,25 @@ const TOKENS = new RegExp(
 );
 const MAX_DEPTH = 6;
 
+const textNode = (text) => document.createTextNode(text);
+
 /** The nodes of one piece of text. */
 export function inline(text, depth = 0) {
   const nodes = [];
   let end = 0;
   for (const match of text.matchAll(TOKENS)) {
-    if (match.index > end) nodes.push(document.createTextNode(text.slice(end, match.index)));
+    if (match.index > end) nodes.push(textNode(text.slice(end, match.index)));
     nodes.push(nodeOf(match, depth));
     end = match.index + match[0].length;
   }
-  if (end < text.length) nodes.push(document.createTextNode(text.slice(end)));
+  if (end < text.length) nodes.push(textNode(text.slice(end)));
   return nodes;
 }
 
 /** The first place from `least` on, behind a space or a full stop, that no emphasis, code or link goes across. */
 export function breakAfter(text, least) {
   const next = (from) => {
-    const found = text.slice(from).search(/[\s\u3002\uff0c]/u);
+    const found = text.slice(from).search(/[\s。，]/u);
     return found < 0 ? text.length : from + found + 1;
   };
   let place = next(least);
@@ -46,16 +48,16 @@ export function breakAfter(text, least) {
 
 function nodeOf(match, depth) {
   const { escape, code, label, target, bare, strong, emphasis, struck, wrap } = match.groups;
-  const inner = (text) => (depth < MAX_DEPTH ? inline(text, depth + 1) : [document.createTextNode(text)]);
-  if (escape) return document.createTextNode(escape.slice(1));
+  const inner = (text) => (depth < MAX_DEPTH ? inline(text, depth + 1) : [textNode(text)]);
+  if (escape) return textNode(escape.slice(1));
   if (code) return el("code", code.replace(/^ (.+) $/, "$1"));
-  if (target) return link(target, label.includes("://") ? [document.createTextNode(label)] : inner(label)) ?? document.createTextNode(match[0]);
-  if (bare) return link(bare, [document.createTextNode(bare)]);
+  if (target) return link(target, label.includes("://") ? [textNode(label)] : inner(label)) ?? textNode(match[0]);
+  if (bare) return link(bare, [textNode(bare)]);
   if (strong) return el("strong", inner(strong.slice(2, -2)));
   if (emphasis) return el("em", inner(emphasis.slice(1, -1)));
   if (struck) return el("s", inner(struck.slice(2, -2)));
   if (wrap) return el("br");
-  return document.createTextNode(match[0]);
+  return textNode(match[0]);
 }
 
 /** A link that opens elsewhere; null unless it leads to the web or to a mailbox. Images are links: nothing is loaded. */

@@ -16,7 +16,7 @@ export class Outputs {
     this.prompt = body.inputs ?? "";
     this.numBeams = body.parameters.num_beams ?? 1;
     this.withTokens = Boolean(body.parameters.top_n_tokens);
-    this.notice = el("p.waiting", { role: "status" }, this.numBeams > 1 ? `${this.numBeams} beams search\u2026` : "Working\u2026");
+    this.notice = el("p.waiting", { role: "status" }, this.numBeams > 1 ? `${this.numBeams} beams search…` : "Working…");
     container.replaceChildren(this.notice);
     this.drawing = perFrame(() => this.#draw());
   }
@@ -44,7 +44,7 @@ export class Outputs {
 
   #begin(output) {
     if (this.numBeams === 1) this.notice.hidden = true;
-    else this.notice.textContent = `${this.numBeams} beams search; they agree on this so far\u2026`;
+    else this.notice.textContent = `${this.numBeams} beams search; they agree on this so far…`;
     const isMany = this.#cards.size > 0;
     const card = new OutputCard(output, this.prompt, this.withTokens);
     this.#cards.set(output.sequence, card);
@@ -80,8 +80,8 @@ class OutputCard {
   finish() {
     const { details } = this.output;
     if (!details) return;
-    const score = details.score === undefined || details.score === null ? [] : [`score ${details.score.toFixed(3)}`];
-    this.note.textContent = [...score, summary(details)].join(" \u00b7 ");
+    const score = details.score == null ? [] : [`score ${details.score.toFixed(3)}`];
+    this.note.textContent = [...score, summary(details)].join(" · ");
   }
 }
 

@@ -23,12 +23,10 @@ export class SettingsForm {
     for (const group of GROUPS[task]) this.element.append(this.#group(group, placeholder));
   }
 
-  /** Point at the field that the server refused; false if it is none of these. */
+  /** Point at the field that the server refused, if it is one of these. */
   point(param, message) {
     const name = param.replace(/^parameters\./, "").split(".")[0];
-    const field = this.#fields.get(name) ?? null;
-    field?.complain(message);
-    return field !== null;
+    this.#fields.get(name)?.complain(message);
   }
 
   clearComplaints() {

@@ -7,7 +7,7 @@ const SAMPLING = [
   number("temperature", "Temperature", { min: 0, max: 2, step: 0.05, hint: "0 always takes the likeliest token" }),
   number("top_p", "Top p", { min: 0.01, max: 1, step: 0.01, hint: "Keep the likeliest tokens up to this probability" }),
   integer("top_k", "Top k", { min: 0, hint: "Keep so many of the likeliest tokens" }),
-  number("min_p", "Min p", { min: 0, max: 1, step: 0.01, hint: "Keep tokens with this part of the best one\u2019s probability" }),
+  number("min_p", "Min p", { min: 0, max: 1, step: 0.01, hint: "Keep tokens with this part of the best one’s probability" }),
   integer("seed", "Seed", { min: 0, hint: "The same seed gives the same answer" }),
 ];
 const LENGTH = [
@@ -32,7 +32,7 @@ const REPETITION = [
 const RULES = [
   lines("banned_phrases", "Banned phrases", { hint: "One a line; they never appear" }),
   json("grammar", "Grammar", { hint: "The answer has this structure", example: '{"type": "regex", "value": "[0-9]+"}' }),
-  json("*", "More parameters", { hint: "Any other of the API\u2019s, as a JSON object", example: '{"logit_bias": {"9": 5}}' }),
+  json("*", "More parameters", { hint: "Any other of the API’s, as a JSON object", example: '{"logit_bias": {"9": 5}}' }),
 ];
 
 const GENERATE = [

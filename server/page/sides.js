@@ -125,7 +125,7 @@ export class Sides {
     const options = this.models.map((model) => el("option", { value: model.name, selected: model.name === side.model }, model.name));
     return el(
       "div.model-picker",
-      el("label", { for: id }, this.models.length > 1 ? `Model \u00b7 ${this.models.length} served` : "Model"),
+      el("label", { for: id }, this.models.length > 1 ? `Model · ${this.models.length} served` : "Model"),
       el("select.control", { id, onchange }, options),
       el("p.hint", describe(this.facts(side))),
     );
@@ -140,7 +140,7 @@ export class Sides {
 }
 
 /** A model's size and place, in one line. */
-export function describe(model) {
+function describe(model) {
   const [size, unit] = SIZES.find(([size]) => model.num_parameters >= size) ?? [1, ""];
   const parts = [
     model.num_parameters && `${(model.num_parameters / size).toFixed(unit === "B" ? 1 : 0)} ${unit} parameters`,
@@ -148,5 +148,5 @@ export function describe(model) {
     model.max_total_tokens ? `${model.max_total_tokens.toLocaleString("en")} tokens` : null,
     model.labels && `${model.labels.length} labels`,
   ];
-  return parts.filter(Boolean).join(" \u00b7 ");
+  return parts.filter(Boolean).join(" · ");
 }

@@ -9,8 +9,8 @@ import { Workbench } from "./workbench.js";
 
 const SAMPLES = [
   ["Letter", "My name is Maria Jensen, 12 Oak Street, Portland. Write to maria.jensen@mail.org or call +1 503 555 0142."],
-  ["\u4e2d\u6587", "\u5f20\u4e09\u548c\u674e\u56db\u4f4f\u5728\u5317\u4eac \ud83d\ude80\uff0cBob Smith \u4f4f\u5728 London\u3002"],
-  ["\u0627\u0644\u0639\u0631\u0628\u064a\u0629", "\u0645\u062d\u0645\u062f \u0639\u0644\u064a \u064a\u0639\u064a\u0634 \u0641\u064a \u0627\u0644\u0642\u0627\u0647\u0631\u0629 \u0645\u0639 Ahmed Hassan."],
+  ["中文", "张三和李四住在北京 🚀，Bob Smith 住在 London。"],
+  ["العربية", "محمد علي يعيش في القاهرة مع Ahmed Hassan."],
 ];
 const NUM_HUES = 12;
 const MAX_ROWS = 500;
@@ -42,34 +42,36 @@ export class Tag extends Workbench {
     const entities = await call(path, body, signal);
     output.replaceChildren(...tagged(body.inputs, entities));
     const count = `${entities.length} ${entities.length === 1 ? "entity" : "entities"}`;
-    return `${count} \u00b7 ${Math.round(performance.now() - start)} ms`;
+    return `${count} · ${Math.round(performance.now() - start)} ms`;
   }
 }
 
-const labelOf = (entity) => entity.entity_group ?? entity.entity;
-const plainLabel = (label) => label.replace(/^[BIES]-/, "");
-const readable = (label) => plainLabel(label).replaceAll("_", " ").toLowerCase();
-
-/** A colour for each label, the same for `B-` and `I-`; labels of one text differ for as long as there are colours. */
-function huesOf(entities) {
-  const names = [...new Set(entities.map((entity) => plainLabel(labelOf(entity))))].sort();
-  return new Map(names.map((name, i) => [name, i % NUM_HUES]));
+/** With their `label`, the `name` that `B-` and `I-` share, and a `hue` for each name, as long as there are enough. */
+function named(entities) {
+  const all = entities.map((entity) => {
+    const label = entity.entity_group ?? entity.entity;
+    return { ...entity, label, name: label.replace(/^[BIES]-/, "") };
+  });
+  const names = [...new Set(all.map(({ name }) => name))].sort();
+  return all.map((entity) => ({ ...entity, hue: `hue-${names.indexOf(entity.name) % NUM_HUES}` }));
 }
 
-function tagged(text, entities) {
-  const hues = huesOf(entities);
-  const marks = el("div.tagged", paragraphs(text, entities, hues));
+const readable = (name) => name.replaceAll("_", " ").toLowerCase();
+
+function tagged(text, found) {
+  const entities = named(found);
+  const marks = el("div.tagged", paragraphs(text, entities));
   if (!entities.length) return [marks, el("p.soft", "Nothing was found in this text.")];
-  return [legend(entities, hues, marks), marks, table(entities, hues)];
+  return [legend(entities, marks), marks, table(entities)];
 }
 
 /** A block for each line, so that only what is in view of a long document is laid out. */
-function paragraphs(text, entities, hues) {
+function paragraphs(text, entities) {
   let line = el("p", { dir: "auto" });
   const lines = [line];
   for (const [piece, entity] of pieces(text, entities)) {
     if (entity) {
-      line.append(mark(piece, entity, hues));
+      line.append(mark(piece, entity));
       continue;
     }
     const [first, ...others] = piece.split("\n");
@@ -79,23 +81,22 @@ function paragraphs(text, entities, hues) {
   return lines;
 }
 
-function mark(piece, entity, hues) {
-  const label = labelOf(entity);
-  const props = { "data-label": plainLabel(label), title: `${label}, ${percent(entity.score)}` };
-  return el(`mark.entity.hue-${hues.get(plainLabel(label))}`, props, el("bdi", piece), el("span.entity-label", readable(label)));
+function mark(piece, { name, label, hue, score }) {
+  const props = { "data-name": name, title: `${label}, ${percent(score)}` };
+  return el(`mark.entity.${hue}`, props, el("bdi", piece), el("span.entity-label", readable(name)));
 }
 
-function legend(entities, hues, marks) {
-  const counts = new Map();
-  for (const entity of entities) counts.set(plainLabel(labelOf(entity)), (counts.get(plainLabel(labelOf(entity))) ?? 0) + 1);
+function legend(entities, marks) {
+  const groups = new Map();
+  for (const { name, hue } of entities) groups.set(name, { hue, count: (groups.get(name)?.count ?? 0) + 1 });
   const toggle = (event, name) => {
     const isOn = event.currentTarget.getAttribute("aria-pressed") !== "true";
     event.currentTarget.setAttribute("aria-pressed", String(isOn));
-    for (const node of marks.querySelectorAll(".entity")) if (node.dataset.label === name) node.classList.toggle("off", !isOn);
+    for (const node of marks.querySelectorAll(".entity")) if (node.dataset.name === name) node.classList.toggle("off", !isOn);
   };
-  const chips = [...counts].map(([name, count]) =>
+  const chips = [...groups].map(([name, { hue, count }]) =>
     el(
-      `button.chip.tag-chip.hue-${hues.get(name)}`,
+      `button.chip.tag-chip.${hue}`,
       { "aria-pressed": "true", onclick: (event) => toggle(event, name) },
       readable(name),
       el("b", count),
@@ -104,15 +105,15 @@ function legend(entities, hues, marks) {
   return el("div.chips", { role: "group", "aria-label": "Shown labels" }, chips);
 }
 
-function table(entities, hues) {
+function table(entities) {
   const rows = entities.slice(0, MAX_ROWS).map((entity) =>
     el(
       "tr",
       {},
       el("td", { dir: "auto" }, entity.word),
-      el("td", el(`span.dot.hue-${hues.get(plainLabel(labelOf(entity)))}`), labelOf(entity)),
+      el("td", el(`span.dot.${entity.hue}`), entity.label),
       el("td.number", percent(entity.score)),
-      el("td.number", `${entity.start}\u2013${entity.end}`),
+      el("td.number", `${entity.start}–${entity.end}`),
     ),
   );
   const head = el("tr", ["Text", "Label", "Score", "Characters"].map((name) => el("th", { scope: "col" }, name)));

@@ -35,7 +35,7 @@ export class TemplateForm {
 
   #examples({ fields, min_count: least }) {
     const id = freshId("examples");
-    const sample = JSON.stringify([Object.fromEntries(Object.keys(fields).map((name) => [name, "\u2026"]))]);
+    const sample = JSON.stringify([Object.fromEntries(Object.keys(fields).map((name) => [name, "…"]))]);
     const control = el("textarea.control.mono", { id, rows: 2, placeholder: sample, spellcheck: "false" });
     this.#readers.set("*", () => {
       if (control.value.trim() === "") return undefined;

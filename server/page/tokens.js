@@ -93,7 +93,7 @@ function classOf(events) {
 
 /** A token's text, with what cannot be seen made visible. */
 function visible(text) {
-  return text.replaceAll("\n", "\u21b5").replaceAll("\t", "\u21e5").replaceAll(" ", "\u2423") || "\u2205";
+  return text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣") || "∅";
 }
 
 function told(event) {

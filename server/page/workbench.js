@@ -1,7 +1,7 @@
 // What the tabs beside the chat have in common: an input, a button, and a result for each side.
 
 import { codeButton } from "./code_samples.js";
-import { announce, button, el } from "./dom.js";
+import { announce, el, textButton } from "./dom.js";
 import { errorCard } from "./errors.js";
 import { parameters } from "./settings_form.js";
 import { Sides } from "./sides.js";
@@ -19,8 +19,8 @@ export class Workbench {
     this.label = label;
     this.icon = id;
     this.sides = new Sides(id, task, models);
-    this.runButton = button("send", "Run", () => this.start(), { isShown: true, class: "button primary" });
-    this.stopButton = button("stop", "Stop", () => this.stop(), { isShown: true, class: "button", hidden: true });
+    this.runButton = textButton("send", "Run", () => this.start(), { class: "button primary" });
+    this.stopButton = textButton("stop", "Stop", () => this.stop(), { class: "button", hidden: true });
     this.results = el("div.results");
     this.tools = el("div.row.tools");
     this.inputArea = el("div.input-area");
@@ -97,7 +97,7 @@ export class Workbench {
 
   async #runOne(side, output, signal) {
     const start = performance.now();
-    output.body.replaceChildren(el("p.waiting", "Working\u2026"));
+    output.body.replaceChildren(el("p.waiting", "Working…"));
     try {
       const note = await this.run(side, output.body, signal, (text) => (output.note.textContent = text));
       output.note.textContent = note ?? `${Math.round(performance.now() - start)} ms`;

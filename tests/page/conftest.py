@@ -26,6 +26,21 @@ max_length = 40
 [variables.mood]
 choices = ["merry", "grim"]
 """
+TEMPLATE_WITH_EXAMPLES = """
+description = "Judges a review after a few examples."
+task = "generate"
+text = "{{ examples }} Review: {{ review }} Verdict:"
+
+[variables.review]
+max_length = 400
+
+[examples]
+text = "Review: {{ review }} Verdict: {{ label }}"
+
+[examples.fields.review]
+
+[examples.fields.label]
+"""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -59,6 +74,7 @@ def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
     templates = folder / "templates"
     templates.mkdir()
     (templates / "greeting.toml").write_text(TEMPLATE)
+    (templates / "verdict.toml").write_text(TEMPLATE_WITH_EXAMPLES)
     with running_server(*flags, *TINY_SETTINGS, "--templates", str(templates)) as server:
         yield server
 

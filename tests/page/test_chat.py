@@ -301,24 +301,6 @@ def test_a_server_that_is_gone_is_told_plainly_and_the_answer_so_far_stays(tiny_
     page.complaints.clear()
 
 
-def test_a_server_with_keys_opens_for_the_key_that_the_page_asks_for(tiny_llama, browser):
-    key = "a-key-of-the-test-0123"
-    flags = ("--model", f"chat={tiny_llama}", *TINY_SETTINGS)
-    with running_server(*flags, env={"SLUICE_API_KEYS": key}) as server:
-        browser.open(f"{server.url}/#chat")
-        for given in ("a-wrong-key-of-the-test", key):
-            browser.wait("document.activeElement?.matches('dialog[open] input[type=password]')")
-            browser.run("document.activeElement.select()")
-            browser.call("Input.insertText", text=given)
-            browser.press("Enter")
-            if given != key:
-                browser.wait("document.querySelector('.splash button')")
-                browser.click_button("Enter a key")
-        browser.wait("document.querySelector('#view-chat:not([hidden])')")
-        ask(browser, "Hello")
-        wait_for_end(browser)
-
-
 def test_ten_thousand_tokens_come_in_smoothly(page_server, opened, shots):
     values = {"max_new_tokens": 10_000, "seed": 3, "temperature": 1, "*": {"ignore_eos": True}}
     page = opened(page_server.url, "chat", sides__chat=sides(side("long", **values)))

@@ -228,6 +228,18 @@ def test_the_command_that_is_shown_gives_the_answer(page_server, opened, tab):
     assert page.text("dialog .sample").startswith("const response = await fetch(")
 
 
+def test_a_request_that_cannot_be_read_is_no_program_and_the_page_says_why(page_server, opened):
+    page = opened(page_server.url, "generate")
+    page.run(
+        "(() => { const select = document.querySelector('#view-generate .field-inline select');"
+        "select.value = 'verdict'; select.dispatchEvent(new Event('change')); })()"
+    )
+    page.fill("#view-generate .template textarea.mono", "not JSON")
+    page.click_button("As code", ".view:not([hidden])")
+    page.wait("document.querySelector('dialog[open] .notice.bad')")
+    assert "The examples are not JSON" in page.text("dialog .notice.bad")
+
+
 def test_the_python_program_sends_what_the_page_would(page_server, opened):
     page = opened(page_server.url, "classify", text__classify='It\'s "a" \\ mill\nand 你好 😀')
     page.click_button("As code", ".view:not([hidden])")
@@ -270,31 +282,6 @@ def test_nothing_is_wider_than_a_phone(page_server, opened, tab):
     page.wait("document.querySelector('.drawer.right.open')?.getBoundingClientRect().right <= 360.5")
     page.run("dispatchEvent(new KeyboardEvent('keydown', { key: 'Escape' }))")
     page.wait("!document.querySelector('.drawer.open')")
-
-
-def test_the_page_asks_for_a_key_where_the_server_wants_one_and_sends_it(page_server, opened):
-    page = opened(page_server.url, "classify")
-    page.run("""(() => {
-      const real = fetch;
-      window.keys = [];
-      window.fetch = (url, options) => {
-        const key = options?.headers?.Authorization;
-        keys.push(key ?? null);
-        const refusal = JSON.stringify({ error: { message: "A key is wanted.", code: "unauthorized" } });
-        return key === "Bearer secret" ? real(url, options) : Promise.resolve(new Response(refusal, { status: 401 }));
-      };
-    })()""")
-    page.click_button("Run", ".view:not([hidden])")
-    page.wait("document.querySelector('dialog[open] input[type=password]')")
-    page.call("Input.insertText", text="secret")
-    page.press("Enter")
-    page.wait(f"document.querySelectorAll('{RESULT} .bars li').length === 3")
-    assert page.run("keys.at(-1)") == "Bearer secret"
-    assert page.run("JSON.stringify({...localStorage})").count("secret") == 0
-    page.click_button("As code", ".view:not([hidden])")
-    shown = page.wait("document.querySelector('dialog[open] .sample')?.innerText")
-    assert "secret" not in shown
-    assert "SLUICE_API_KEY" in shown
 
 
 def test_no_request_leaves_for_another_address(page_server, opened):
