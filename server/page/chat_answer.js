@@ -63,8 +63,8 @@ export class AnswerView {
       this.#end("stopped", `stopped after ${count} tokens`);
       return null;
     }
-    this.#end("failed", error instanceof Refusal ? "refused" : "cut off");
     this.problem.replaceChildren(errorCard(error, this.onRetry));
+    this.#end("failed", error instanceof Refusal ? "refused" : "cut off");
     return error;
   }
 
@@ -77,6 +77,7 @@ export class AnswerView {
   #tell(text) {
     this.notice.textContent = text;
     this.notice.hidden = text === "";
+    this.drawing.ask();
   }
 
   #setState(state, note) {

@@ -83,7 +83,7 @@ export class Sidebar {
 
 /** What stands in an empty conversation. */
 export function welcome(model, ask) {
-  const ideas = ["Explain why the sky is blue to a child.", "Write a short poem about a lighthouse.", "List three tips for better sleep, as a table."];
+  const ideas = ["Explain why the sky is blue to a child.", "Write a short poem about a lighthouse.", "Write a Python function that adds two numbers."];
   return el(
     "div.welcome",
     el("h2", "What shall it be?"),

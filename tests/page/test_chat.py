@@ -239,6 +239,16 @@ def test_a_refused_setting_is_pointed_at_in_plain_words(page_server, opened):
     page.complaints.clear()  # The browser itself notes each answer with an error status.
 
 
+def test_a_message_that_is_too_long_is_refused_in_plain_words_and_in_view(page_server, opened):
+    page = opened(page_server.url, "chat", sides__chat=sides(side("long")))
+    ask(page, "word " * 9000)
+    page.wait("document.querySelector('.answer .notice.bad')")
+    assert page.text(".answer .notice.bad").startswith("That is too long for this model")
+    edges = "['.answer .notice.bad', '.dock'].map((name) => document.querySelector(name).getBoundingClientRect())"
+    page.wait(f"(([card, dock]) => card.bottom <= dock.top)({edges})")
+    page.complaints.clear()
+
+
 def test_a_field_that_cannot_be_read_says_so_and_is_not_sent(page_server, opened):
     page = opened(page_server.url, "chat")
     page.fill(".settings input", "9")
@@ -254,7 +264,7 @@ def test_conversations_are_kept_exported_removed_and_imported(page_server, opene
     answer = page.text(ANSWER)
     page.open(f"{page_server.url}/?again#chat")
     page.wait("document.querySelector('.answer[data-state=done]')")
-    assert page.text(ANSWER) == answer
+    page.wait(f"document.querySelector('{ANSWER}')?.innerText === {json.dumps(answer)}")
     module = "document.querySelector('script[type=module]').src.replace('app.js', 'conversations.js')"
     exported = page.run(f"import({module}).then(({{ Conversations }}) => new Conversations().exported())")
     assert json.loads(exported)["conversations"][0]["turns"][0]["text"] == "Remember the mill"
@@ -267,7 +277,7 @@ def test_conversations_are_kept_exported_removed_and_imported(page_server, opene
         "input.dispatchEvent(new Event('change')); })()"
     )
     page.wait("document.querySelector('.conversation')?.innerText === 'Remember the mill'")
-    assert page.text(ANSWER) == answer
+    page.wait(f"document.querySelector('{ANSWER}')?.innerText === {json.dumps(answer)}")
 
 
 def test_an_answer_goes_on_when_its_worker_is_killed(page_server, opened):
