@@ -35,6 +35,8 @@ log = logging.getLogger("sluice.server")
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 """Longer than the 60 s of common load balancers, so that they close an idle connection and not we."""
+LAST_WORDS_S = 1.0
+"""For so long after the port is closed, open connections are answered: a request may be on its way through one."""
 
 
 def serve(config: ServeConfig, template: Template | None = None) -> int:
@@ -120,6 +122,19 @@ class HttpServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """First the port, and connections later: one closed at once would lose the request that is just coming in.
+
+        It is refused, which tells a load balancer that another replica may have it.
+        """
+        for server in self.servers:
+            server.close()
+        for listener in sockets or []:
+            listener.close()
+        if self.server_state.connections:
+            await asyncio.sleep(LAST_WORDS_S)
+        await super().shutdown(sockets)
 
 
 def http_server(app: FastAPI) -> HttpServer:
