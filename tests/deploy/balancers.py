@@ -9,16 +9,19 @@ import shutil
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import httpx2
 
-from tests.server_process import ServerProcess
+from tests.conftest import TINY_SETTINGS
+from tests.server_process import ServerProcess, started_server
 from tests.system.clients import Outcome, body, eventually, generate_all
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+LONG = "The miller counts the sacks. " * 1400
+"""40 KB."""
 
 Balancer = Callable[[Sequence[str], Path], AbstractContextManager[str]]
 """Takes the replicas' addresses (host:port) and a folder; gives its own URL once it answers."""
@@ -39,12 +42,25 @@ def addresses(servers: Sequence[ServerProcess]) -> list[str]:
 
 
 @contextmanager
-def haproxy(replicas: Sequence[str], folder: Path) -> Iterator[str]:
-    """deploy/haproxy.cfg, given its addresses as compose gives them."""
+def three_servers(model: Path, *flags: str) -> Iterator[list[ServerProcess]]:
+    """Ready ones, started at the same time."""
+    with ExitStack() as stack:
+        command = ("--model", f"chat={model}", *TINY_SETTINGS, *flags)
+        three = [stack.enter_context(started_server(*command)) for _ in range(3)]
+        for server in three:
+            server.wait_until_ready()
+        yield three
+
+
+@contextmanager
+def haproxy(replicas: Sequence[str], folder: Path, metrics: str | None = None) -> Iterator[str]:
+    """deploy/haproxy.cfg, given its addresses as compose gives them; its own numbers are at the address ``metrics``."""
     address = f"127.0.0.1:{free_port()}"
     variables = {f"SLUICE_SERVER_{number}": replica for number, replica in enumerate(replicas, start=1)}
-    command = [_required("haproxy"), "-db", "-f", str(DEPLOY / "haproxy.cfg")]
-    with _running(command, folder / "haproxy.log", address, {"SLUICE_BIND": address, **variables}):
+    variables |= {"SLUICE_METRICS_BIND": metrics} if metrics else {}
+    command = [required("haproxy"), "-db", "-f", str(DEPLOY / "haproxy.cfg")]
+    variables["SLUICE_BIND"] = address
+    with running(command, folder / "haproxy.log", f"http://{address}/readyz", variables):
         yield f"http://{address}"
 
 
@@ -67,26 +83,28 @@ def nginx(replicas: Sequence[str], folder: Path) -> Iterator[str]:
     # "user" matters only where the master is root: its workers have to read this test's folder.
     user = " user root;" if os.getuid() == 0 else ""
     own = ["-g", f"daemon off; pid {folder}/nginx.pid;{user}"]
-    with _running([_required("nginx"), "-c", str(config), *own], folder / "nginx.log", address, {}):
+    with running([required("nginx"), "-c", str(config), *own], folder / "nginx.log", f"http://{address}/readyz"):
         yield f"http://{address}"
 
 
 BALANCERS: dict[str, Balancer] = {"haproxy": haproxy, "nginx": nginx}
 
 
-def _required(name: str) -> str:
+def required(name: str) -> str:
+    """The program's path: a test that needs it fails without it."""
     found = program(name)
     assert found is not None, f"{name} is not installed"
     return found
 
 
 @contextmanager
-def _running(command: Sequence[str], log: Path, address: str, variables: dict[str, str]) -> Iterator[None]:
+def running(command: Sequence[str], log: Path, url: str, variables: Mapping[str, str] = {}) -> Iterator[None]:
+    """A program that is ready once it answers ``url``."""
     with log.open("wb") as stderr:
         env = {**os.environ, **variables}
         process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=stderr)
         try:
-            assert eventually(lambda: _answers(address)), log.read_text()
+            assert eventually(lambda: _answers(url)), log.read_text()
             yield
         finally:
             process.terminate()
@@ -97,9 +115,9 @@ def _running(command: Sequence[str], log: Path, address: str, variables: dict[st
                 process.wait(5)
 
 
-def _answers(address: str) -> bool:
+def _answers(url: str) -> bool:
     try:
-        return httpx2.get(f"http://{address}/readyz").status_code == 200
+        return httpx2.get(url).status_code == 200
     except httpx2.TransportError:
         return False
 

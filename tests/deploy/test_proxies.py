@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from tests.conftest import TINY_SETTINGS
 from tests.deploy.balancers import (
     BALANCERS,
+    LONG,
     Balancer,
     Stream,
     addresses,
@@ -22,15 +22,13 @@ from tests.deploy.balancers import (
     num_answered,
     settled,
     short_requests,
+    three_servers,
 )
 from tests.deploy.stubborn_replica import Way, stubborn_replica
-from tests.server_process import ServerProcess, started_server
+from tests.server_process import ServerProcess
 from tests.system.clients import body, eventually
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(300)]
-
-LONG = "The miller counts the sacks. " * 1400
-"""40 KB."""
 
 Cluster = tuple[str, list[ServerProcess]]
 
@@ -39,16 +37,6 @@ Cluster = tuple[str, list[ServerProcess]]
 def servers(tiny_llama: Path) -> Iterator[list[ServerProcess]]:
     """Three that every test leaves running."""
     with three_servers(tiny_llama) as three:
-        yield three
-
-
-@contextmanager
-def three_servers(model: Path, *flags: str) -> Iterator[list[ServerProcess]]:
-    with ExitStack() as stack:
-        command = ("--model", f"chat={model}", *TINY_SETTINGS, *flags)
-        three = [stack.enter_context(started_server(*command)) for _ in range(3)]
-        for server in three:
-            server.wait_until_ready()
         yield three
 
 
