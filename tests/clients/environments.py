@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,14 +15,22 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sluice
 INSTALL_TIMEOUT_S = 900
 
 
-def python_with(name: str, requirements: Sequence[str]) -> Path:
-    """The interpreter of an environment that holds ``requirements``; a changed list is another environment."""
-    folder = CACHE / f"{name}-{_digest(*requirements)}"
+def python_with(name: str, requirements: Sequence[str], *, beside_project: bool = False) -> Path:
+    """The interpreter of an environment that holds ``requirements``; a changed list is another environment.
+
+    ``beside_project``: it finds the packages of this one too, after its own. For what needs torch and transformers:
+    installed again they take gigabytes, and another version computes other numbers.
+    """
+    seen = [sysconfig.get_path("purelib")] if beside_project else []
+    folder = CACHE / f"{name}-{_digest(*requirements, *seen)}"
     python = folder / "bin" / "python"
     is_whole = folder / "whole"
     if not is_whole.exists():
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        if seen:
+            own = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+            (own / "beside.pth").write_text("\n".join(seen))
         install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
         _run(install, folder)
         is_whole.touch()

@@ -43,19 +43,23 @@ def test_the_ai_sdk_on_node_gets_what_it_expects(server: ServerProcess, tmp_path
     run(["node", program], server, tmp_path)
 
 
-def run(command: Sequence[str | Path], server: ServerProcess, folder: Path) -> None:
+def run(
+    command: Sequence[str | Path], server: ServerProcess, folder: Path, *, timeout: float = 300, **variables: str
+) -> None:
     """The program, with the server's address and key in its environment and a home of its own."""
     environment = {
         **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
         "SERVER": server.url,
         "OPENAI_BASE_URL": server.url + "/v1",
         "OPENAI_API_KEY": KEY,
+        "SLUICE_API_KEY": KEY,
         "HF_TOKEN": KEY,
         "HOME": str(folder),
         "LLM_USER_PATH": str(folder),
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        **variables,
     }
     done = subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+        command, env=environment, cwd=folder, capture_output=True, text=True, timeout=timeout, check=False
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-6000:]}\n{server.logs()[-2000:]}"
