@@ -158,9 +158,9 @@ def front(
     return app
 
 
-def happens_within(seconds: float, condition: Callable[[], bool]) -> bool:
-    """Whether something comes true in time on another thread's event loop."""
-    end_s = time.monotonic() + seconds
+def happens(condition: Callable[[], bool]) -> bool:
+    """Whether something comes true on another thread's event loop, before a stream's next sign of life is due."""
+    end_s = time.monotonic() + 10.0
     while not condition() and time.monotonic() < end_s:
         time.sleep(0.005)
     return condition()

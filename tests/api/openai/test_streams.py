@@ -16,7 +16,7 @@ from server.api import sse
 from server.errors import NoTokenLeft, NumericalError
 from server.protocol import Tokens
 from tests.api.openai.fronts import COMPLETIONS, chunks_of, events_of
-from tests.api.scripted import MILL, TOKENIZER, front, happens_within, one_token_then, says, talks_for_ever
+from tests.api.scripted import MILL, TOKENIZER, front, happens, one_token_then, says, talks_for_ever
 from tests.api.shell import listening
 
 BODY = {"prompt": "Hello", "stream": True}
@@ -113,8 +113,8 @@ def test_a_reader_that_stops_is_cut_off_also_without_signs_of_life(monkeypatch: 
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(("127.0.0.1", port))
         connection.sendall(head.encode() + b"\r\n\r\n" + content)
-        assert happens_within(5, lambda: bool(app.state.worker.running))
-        cut_off = happens_within(8, lambda: not app.state.worker.running)
+        assert happens(lambda: bool(app.state.worker.running))
+        cut_off = happens(lambda: not app.state.worker.running)
         connection.close()
     assert cut_off
 
@@ -129,10 +129,10 @@ def test_a_client_that_leaves_frees_its_blocks(prompt: Any, stream: bool) -> Non
     with listening(app) as port:
         connection = socket.create_connection(("127.0.0.1", port))
         connection.sendall(head.encode() + b"\r\n\r\n" + content)
-        assert happens_within(5, lambda: len(app.state.worker.running) == num_prompts)
+        assert happens(lambda: len(app.state.worker.running) == num_prompts)
         connection.close()
-        assert happens_within(2, lambda: not app.state.worker.running)
-        assert happens_within(1, lambda: app.state.registry.get("generate", None).admission.num_requests == 0)
+        assert happens(lambda: not app.state.worker.running)
+        assert happens(lambda: app.state.registry.get("generate", None).admission.num_requests == 0)
 
 
 def test_a_stream_is_finished_after_the_servers_end_was_asked_for() -> None:
