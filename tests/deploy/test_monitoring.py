@@ -15,12 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.deploy.dashboard import DASHBOARD, DEPLOY, PANELS, expressions
 from tests.deploy.promql import labels, names, problems
 
-ROOT = Path(__file__).parents[2]
-DEPLOY = ROOT / "deploy"
-DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/sluice.json").read_text())
-PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 RULES = [
     rule
     for group in yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())["groups"]
@@ -39,12 +36,6 @@ def generator() -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
-
-
-def expressions() -> list[str]:
-    """Every one of the dashboard, its variables filled in."""
-    found = [target["expr"] for panel in PANELS for target in panel["targets"]]
-    return [re.sub(r"\$\w+", lambda name: {"$__rate_interval": "1m"}.get(name[0], ".*"), text) for text in found]
 
 
 def test_names_and_labels_are_read_out_of_an_expression():
