@@ -22,10 +22,10 @@ from server.protocol import Generate, SamplingParams, Tokens
 T = TypeVar("T")
 
 FAKE_WORKER = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
-FAST = {"restart_backoff_s": 0.01, "stall_timeout_s": 20.0, "max_restarts": 20, "start_timeout_s": 20.0}
+FAST = {"restart_backoff_s": 0.01, "stall_timeout_s": 20.0, "max_restarts": 20, "start_timeout_s": 60.0}
 
 
-def run(main: Coroutine[Any, Any, T], limit_s: float = 60.0) -> T:
+def run(main: Coroutine[Any, Any, T], limit_s: float = 200.0) -> T:
     return asyncio.run(asyncio.wait_for(main, limit_s))
 
 
@@ -99,7 +99,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-async def until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
     async with asyncio.timeout(limit_s):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.002)

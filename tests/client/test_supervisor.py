@@ -117,7 +117,7 @@ def test_a_worker_that_is_not_ready_in_time_ends_the_start(tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", ["stop", "loop"])
 def test_a_worker_that_hangs_in_a_step_is_replaced(tmp_path: Path, kind: str) -> None:
     async def main() -> None:
-        async with supervised(tmp_path, fault={"kind": kind, "when": "decode"}, stall_timeout_s=0.5) as (_, client):
+        async with supervised(tmp_path, fault={"kind": kind, "when": "decode"}, stall_timeout_s=1.5) as (_, client):
             commands = [generate(i) for i in range(10)]
             answers = await asyncio.gather(*(collect(client, command) for command in commands))
             assert answers == [expected_tokens(command) for command in commands]
@@ -147,8 +147,8 @@ def test_an_idle_worker_that_hangs_is_replaced(tmp_path: Path) -> None:
 
 def test_an_idle_worker_and_a_long_step_are_no_stall(tmp_path: Path) -> None:
     async def main() -> None:
-        async with supervised(tmp_path, fault={"step_s": 0.7}, stall_timeout_s=1.0) as (_, client):
-            await asyncio.sleep(1.5)
+        async with supervised(tmp_path, fault={"step_s": 0.7}, stall_timeout_s=1.5) as (_, client):
+            await asyncio.sleep(2.0)
             assert await collect(client, generate(1, num_tokens=2)) == expected_tokens(generate(1, num_tokens=2))
             assert len(worker_pids(tmp_path)) == 1
 
@@ -271,7 +271,7 @@ def test_a_killed_front_leaves_no_worker(tmp_path: Path, fault: dict[str, object
     (tmp_path / "fault.json").write_text(json.dumps(fault))
     process = subprocess.Popen([sys.executable, "-c", FRONT, str(tmp_path)], cwd=Path(__file__).parents[2])
     try:
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + 60
         while not worker_pids(tmp_path) and time.monotonic() < deadline_s:
             time.sleep(0.01)
         time.sleep(0.3)
@@ -279,8 +279,8 @@ def test_a_killed_front_leaves_no_worker(tmp_path: Path, fault: dict[str, object
         assert is_alive(pid)
     finally:
         process.kill()
-        process.wait(10)
-    deadline_s = time.monotonic() + 2
+        process.wait(60)
+    deadline_s = time.monotonic() + 30
     while is_alive(pid) and time.monotonic() < deadline_s:
         time.sleep(0.01)
     alive = is_alive(pid)

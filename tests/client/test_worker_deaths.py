@@ -216,7 +216,7 @@ def test_leaving_early_frees_the_request_in_the_engine(tmp_path: Path, monkeypat
                 task.cancel()
             await asyncio.wait(tasks)
             assert client.num_running == 0
-            await until(lambda: running[-1] == 0, limit_s=1.0)
+            await until(lambda: running[-1] == 0)
 
     run(main())
 
