@@ -10,7 +10,7 @@
 namespace attention {
 
 constexpr int ROWS = 12;
-constexpr int64_t PARTITION = 256;
+constexpr int64_t PARTITION = 128;
 constexpr int64_t PARTITION_BLOCKS = PARTITION / BLOCK;
 // A line more than the width, so that rows do not all fall into the same lines of the cache.
 constexpr int64_t QUERY_STRIDE = MOST_DIM + LANES;

@@ -214,33 +214,53 @@ template <class In> void quantize(const In *x, int64_t row, int64_t width, uint8
   }
 }
 
+// Rows of x as `Int8` reads them.
+struct Quantized {
+  std::vector<uint8_t> values;
+  std::vector<float> scales;
+
+  void make_room(int64_t rows, int64_t width) {
+    values.resize(rows * width);
+    scales.resize(rows);
+  }
+  template <class In> void fill(const In *x, int64_t row, int64_t width) {
+    quantize(x, row, width, values.data(), scales.data());
+  }
+  void become_input(Job &job) const {
+    job.x = reinterpret_cast<const uint32_t *>(values.data());
+    job.row_scale = scales.data();
+  }
+};
+
 enum class WeightKind : int64_t { float32, bfloat16, int8, int4 };
 
 // Products of floats are summed as floats, of bfloat16 by pairs.
 template <class In> using Plain = std::conditional_t<sizeof(In) == 4, Float32, BFloat16>;
 
 template <class In> void run(WeightKind kind, Job job, int64_t width) {
-  static thread_local std::vector<uint8_t> own_scratch;
-  static thread_local std::vector<float> own_scales;
+  static thread_local Quantized own_rows;
   static thread_local Shares own_shares;
-  if (kind == WeightKind::int8) {
-    own_scratch.resize(job.num_rows * width);
-    own_scales.resize(job.num_rows);
-  }
   // The caller's, also inside of the parallel region.
-  uint8_t *quantized = own_scratch.data();
-  float *row_scale = own_scales.data();
+  Quantized &rows = own_rows;
   Shares &shares = own_shares;
+  // Of few rows every thread makes its own, which is quicker than to wait for others.
+  const bool quantizes_together = kind == WeightKind::int8 && job.num_rows > FEW;
+  if (quantizes_together) rows.make_room(job.num_rows, width);
   const Cut cut(job);
   shares.reset(cut.pieces, num_threads);
   const In *x = reinterpret_cast<const In *>(job.x);
 #pragma omp parallel num_threads(num_threads) firstprivate(job)
   {
     if (kind == WeightKind::int8) {
+      if (quantizes_together) {
 #pragma omp for schedule(static)
-      for (int64_t row = 0; row < job.num_rows; ++row) quantize(x, row, width, quantized, row_scale);
-      job.x = reinterpret_cast<const uint32_t *>(quantized);
-      job.row_scale = row_scale;
+        for (int64_t row = 0; row < job.num_rows; ++row) rows.fill(x, row, width);
+        rows.become_input(job);
+      } else {
+        own_rows.make_room(job.num_rows, width);
+        for (int64_t row = 0; row < job.num_rows; ++row) own_rows.fill(x, row, width);
+        own_rows.become_input(job);
+      }
       share<Int8, In>(job, cut, shares);
     } else if (kind == WeightKind::int4) {
       share_int4<Plain<In>, In>(job, width, cut, shares);
