@@ -14,7 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -24,6 +24,9 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 POLL_S = 0.05
+SETTLE_S = 60
+IDLE_CPU = 0.05
+"""Of a core."""
 PR_SET_PDEATHSIG = 1
 WORKER = "server.worker"
 """In the command of every worker."""
@@ -136,7 +139,17 @@ def servers(model: str, variants: Mapping[str, Sequence[str]]) -> Iterator[dict[
                 print(f"{name} is left out: {str(error).strip().splitlines()[-1]}", flush=True)
         if not running:
             raise problem
+        _settle(running.values())
         yield running
+
+
+def _settle(running: Iterable[Served]) -> None:
+    """Until none of them does anything by itself: a server takes its cache's memory while nobody asks it anything."""
+    for _ in range(SETTLE_S):
+        before = sum(each.cpu_s() for each in running)
+        time.sleep(1)
+        if sum(each.cpu_s() for each in running) - before < IDLE_CPU:
+            return
 
 
 def _end_with_parent() -> None:
