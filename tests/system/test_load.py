@@ -63,7 +63,7 @@ def test_clients_that_hang_up_give_every_block_back(tiny_server):
         request = body(f"Number {number}", stream=number % 2 == 0, max_new_tokens=480)
         if not request["stream"]:
             with pytest.raises(httpx2.ReadTimeout):
-                await client.post("/generate", json=request, timeout=0.3)
+                await client.post("/generate", json=request, timeout=httpx2.Timeout(60, read=0.3))
             return
         async with client.stream("POST", "/generate", json=request) as response:
             async for line in response.aiter_lines():
