@@ -44,7 +44,7 @@ class ChainedLayers:
         if not num_layers:
             return h_TD
         count = self._ends[num_layers - 1]
-        return self._chain.run(h_TD, positions_T, self._backend.step_address, count)
+        return self._chain.run(h_TD.contiguous(), positions_T, self._backend.step_address, count)
 
     def _add(self, layer: Layer[Linear], index: int) -> None:
         if layer.wide_norms is not None or layer.residual_multiplier != 1.0:
