@@ -17,7 +17,7 @@ WIDE = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 """Heads as wide as our attention needs them."""
 CHAINED: dict[str, tuple[str, dict[str, Any]]] = {
     "biases": ("llama", {**LAYOUTS["biases"][1], **WIDE}),
-    "one key head, tied": ("llama", {**LAYOUTS["one key head, tied"][1], **WIDE, "num_key_value_heads": 1}),
+    "tied": ("llama", {**WIDE, "tie_word_embeddings": True}),
     "windows in some layers": ("qwen2", {**LAYOUTS["windows in some layers"][1], **WIDE}),
     "norms of heads": ("qwen3", {**WIDE, "head_dim": 32}),
     "norms after the parts, two rotary tables": ("gemma3_text", LAYOUTS["two rotary tables"][1]),
