@@ -41,7 +41,8 @@ def test_guidellm_measures_without_a_warning_and_finds_all_it_looks_for(server: 
 def test_aiperf_counts_the_tokens_that_the_server_counts_and_reads_its_metrics(
     open_server: ServerProcess, tmp_path: Path
 ):
-    python = python_with("aiperf", ["aiperf>=0.13,<0.14"])
+    # Of transformers 5 it does not understand how a template is applied, and counts prompts without it.
+    python = python_with("aiperf", ["aiperf>=0.13,<0.14", "transformers<5"])
     run([python, KITS / "aiperf_kit.py"], open_server, tmp_path, timeout=TIMEOUT_S)
 
 
