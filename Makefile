@@ -58,11 +58,15 @@ $(INSTALLED): pyproject.toml
 	  cp pyproject.toml $@; }
 	@touch $@
 
-# The first installation built them already; a changed source builds them again. Without a compiler there are none.
+# The first installation built them already; a changed source builds them again. Without a compiler there are none, and
+# never old ones: they would read the arguments of new code.
 $(KERNELS): $(INSTALLED) $(wildcard server/native/src/*)
 	@[ ! -e $@ ] || [ -z "$(filter server/native/src/%,$?)" ] || { \
 	  echo "Building the CPU kernels"; \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; }
+	  rm -f server/native/_*.so; \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
+	  ls server/native/_*.so >/dev/null 2>&1 || echo "They cannot be built here, and torch's operations do the work." \
+	    "To see why: $(BIN)/python -m pip install --verbose --no-deps --no-build-isolation --editable ."; }
 	@touch $@
 
 clean:  ## remove the virtual environment and caches; the models stay
