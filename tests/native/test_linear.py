@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import psutil
 import pytest
 import torch
 
@@ -68,15 +69,33 @@ def test_a_gate_multiplies_its_partner(dtype: torch.dtype, quantize: str, half: 
 
 @pytest.mark.parametrize(("dtype", "quantize"), TOLERANCE)
 @pytest.mark.parametrize("is_gated", [False, True])
-def test_a_row_does_not_depend_on_other_rows_or_threads(dtype: torch.dtype, quantize: str, is_gated: bool) -> None:
-    weight = numbers(200, 1504).to(dtype)
-    linear = Linear(weight, activation="silu" if is_gated else None, is_gated=is_gated, quantize=quantize)
+@pytest.mark.parametrize("has_more", [False, True], ids=["alone", "with bias and residual"])
+def test_a_row_does_not_depend_on_other_rows_or_threads(
+    dtype: torch.dtype, quantize: str, is_gated: bool, has_more: bool
+) -> None:
+    weight, bias = numbers(200, 1504).to(dtype), numbers(200, seed=2) if has_more else None
+    linear = Linear(weight, bias, activation="silu" if is_gated else None, is_gated=is_gated, quantize=quantize)
     x = numbers(300, 1504, seed=1).to(dtype)
-    together = linear(x)
+    residual = numbers(300, linear.out_features, seed=3).to(dtype) if has_more else None
+    together = linear(x, residual)
     for num_threads in (1, 2, 3):
         kernels.use("native", num_threads)
         for start, stop in ((0, 1), (5, 7), (0, 8), (3, 12), (290, 300), (10, 290)):
-            assert torch.equal(linear(x[start:stop]), together[start:stop])
+            part = linear(x[start:stop], None if residual is None else residual[start:stop])
+            assert torch.equal(part, together[start:stop])
+
+
+def test_a_thread_that_ends_leaves_nothing_behind() -> None:
+    linear, x = Linear(numbers(192, 65536), quantize="int8"), numbers(4, 65536, seed=1)
+    process = psutil.Process()
+    before = 0
+    for i in range(220):
+        if i == 20:
+            before = process.memory_info().rss
+        for num_threads in (3, 2):  # the runtime ends the third
+            kernels.set_num_threads(num_threads)
+            linear(x)
+    assert process.memory_info().rss - before < 100 * x.numel()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

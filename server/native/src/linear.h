@@ -232,16 +232,21 @@ struct Quantized {
   }
 };
 
+// The calling thread's, freed as the thread ends: what a region only refers to is never freed.
+inline Quantized &own_rows() {
+  static thread_local Quantized rows;
+  return rows;
+}
+
 enum class WeightKind : int64_t { float32, bfloat16, int8, int4 };
 
 // Products of floats are summed as floats, of bfloat16 by pairs.
 template <class In> using Plain = std::conditional_t<sizeof(In) == 4, Float32, BFloat16>;
 
 template <class In> void run(WeightKind kind, Job job, int64_t width) {
-  static thread_local Quantized own_rows;
   static thread_local Shares own_shares;
   // The caller's, also inside of the parallel region.
-  Quantized &rows = own_rows;
+  Quantized &rows = own_rows();
   Shares &shares = own_shares;
   // Of few rows every thread makes its own, which is quicker than to wait for others.
   const bool quantizes_together = kind == WeightKind::int8 && job.num_rows > FEW;
@@ -257,9 +262,10 @@ template <class In> void run(WeightKind kind, Job job, int64_t width) {
         for (int64_t row = 0; row < job.num_rows; ++row) rows.fill(x, row, width);
         rows.become_input(job);
       } else {
-        own_rows.make_room(job.num_rows, width);
-        for (int64_t row = 0; row < job.num_rows; ++row) own_rows.fill(x, row, width);
-        own_rows.become_input(job);
+        Quantized &own = own_rows();
+        own.make_room(job.num_rows, width);
+        for (int64_t row = 0; row < job.num_rows; ++row) own.fill(x, row, width);
+        own.become_input(job);
       }
       share<Int8, In>(job, cut, shares);
     } else if (kind == WeightKind::int4) {
