@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -61,6 +62,17 @@ def test_a_row_does_not_depend_on_the_rows_beside_it_or_on_threads(norm, dtype, 
     assert torch.equal(norm(ops, x, weight), together)
     for row in (0, 150, 300):
         assert torch.equal(norm(ops, x[row : row + 1], weight)[0], together[row])
+
+
+def test_rows_that_need_not_all_threads_end_none():
+    weight, process = numbers(1024), psutil.Process()
+    kernels.module().set_num_threads(3)
+    many, some = numbers(512, 1024), numbers(70, 1024)
+    ops.rms_norm(many, weight, EPS)
+    before = {thread.id for thread in process.threads()}
+    ops.rms_norm(some, weight, EPS)
+    ops.rms_norm(many, weight, EPS)
+    assert {thread.id for thread in process.threads()} == before
 
 
 @every_norm

@@ -71,7 +71,8 @@ template <class Row> void each_row(int64_t rows, int64_t width, Row row) {
     for (int64_t i = 0; i < rows; ++i) row(i);
     return;
   }
-  const int threads = static_cast<int>(std::min<int64_t>(num_threads, rows * width / ENOUGH_FOR_A_THREAD));
+  // One thread or all: the runtime ends those that a smaller team leaves out, and the next kernel starts them anew.
+  const int threads = rows * width < 2 * ENOUGH_FOR_A_THREAD ? 1 : num_threads;
   const int64_t chunk = std::max<int64_t>(1, ENOUGH_FOR_A_THREAD / 4 / width);
 #pragma omp parallel for num_threads(threads) schedule(dynamic, chunk)
   for (int64_t i = 0; i < rows; ++i) row(i);
