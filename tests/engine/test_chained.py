@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from server.engine.executors import build_runner
 from server.engine.executors.fused import FusedRunner
 from server.native import kernels
+from server.native.linear import Linear
 from tests.engine.test_fused import LAYOUTS, MAX_MODEL_LEN, config, decoder, plain_logits, run
 
 WIDE = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -88,6 +90,19 @@ def test_layers_that_do_more_than_kernels_run_one_by_one(layout: str) -> None:
 def test_four_bit_weights_are_part_of_a_chain() -> None:
     layout = ("llama", {**WIDE, "intermediate_size": 96})
     runner = runner_of(layout, torch.bfloat16, quantize="int4")
+    assert runner._chained is not None
+    chained, plain = run(runner), run(one_by_one(runner))
+    assert all(torch.equal(a[place], b[place]) for a, b in zip(chained, plain, strict=True) for place in a)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_of_another_dtype_follows_a_chain(dtype: torch.dtype) -> None:
+    other = {torch.float32: torch.bfloat16, torch.bfloat16: torch.float32}[dtype]
+    runner = runner_of(CHAINED["biases"], dtype)
+    decoder = runner._decoder
+    decoder = dataclasses.replace(decoder, head=Linear(decoder.head.dense_weight().to(other)))
+    sizes = {"num_blocks": runner.num_blocks, "block_size": runner.block_size, "vocab_size": runner.vocab_size}
+    runner = FusedRunner(decoder, runner.backend, **sizes)
     assert runner._chained is not None
     chained, plain = run(runner), run(one_by_one(runner))
     assert all(torch.equal(a[place], b[place]) for a, b in zip(chained, plain, strict=True) for place in a)

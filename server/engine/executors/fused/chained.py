@@ -23,11 +23,12 @@ class ChainedLayers:
     """Raises `Unchained` where a layer cannot be one of a chain."""
 
     def __init__(self, decoder: Decoder[Linear], backend: AttentionBackend) -> None:
-        dtype, layers = decoder.head.dtype, decoder.layers
-        if not isinstance(backend, NativeAttention) or not Chain.is_possible(dtype, decoder.head.device):
+        layers = decoder.layers
+        if not isinstance(backend, NativeAttention) or not Chain.is_possible(backend.dtype, decoder.head.device):
             raise Unchained
+        dtype = backend.dtype
         tables = (decoder.embedding.table_VD, decoder.embedding.position_table_PD)
-        if any(table.dtype != backend.dtype for table in tables if table is not None):
+        if any(table.dtype != dtype for table in tables if table is not None):
             raise Unchained
         self._backend = backend
         width = decoder.head.in_features
