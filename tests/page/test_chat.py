@@ -73,8 +73,9 @@ def test_an_answer_is_seen_growing_and_ends_with_its_pace(page_server, opened):
     page = opened(page_server.url, "chat", sides__chat=sides(side("long", **values)))
     ask(page, "Tell me of the mill.")
     length = f"document.querySelector('{ANSWER}')?.textContent.length"
-    lengths = [page.wait(f"{length} > {least} && {length}") for least in (0, 400, 1500)]
-    assert lengths == sorted(set(lengths))
+    seen = 0
+    for _ in range(3):
+        seen = page.wait(f"{length} > {seen} && {length}")
     assert page.count(".answer[data-state=running]") == 1
     wait_for_end(page)
     assert page.text(".answer .note").startswith("3000 tokens")
