@@ -262,7 +262,7 @@ def test_several_mask_queries_of_different_shape_share_a_step() -> None:
     assert set(answers["1"].candidate_ids[0]) == {7, 9, 11}
     logits = module_of("bert", "fill-mask")(torch.tensor([[2, 4, 4, 4, 3]])).logits[0].softmax(-1)
     best, ids = logits[[1, 3]].topk(2)
-    np.testing.assert_allclose(values(answers["0"]), best.detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(values(answers["0"]), best.detach().numpy(), atol=1e-5)
     assert answers["0"].candidate_ids == ids.tolist()
 
 
