@@ -103,7 +103,8 @@ class NativeAttention(AttentionBackend):
         self._layers = [_layer(*each, dtype) for each in zip(self.specs, self._pools_NW, strict=True)]
         self._step = _Step()
         self._layer_addresses = [ctypes.addressof(layer) for layer in self._layers]
-        self._step_address = ctypes.addressof(self._step)
+        self.step_address = ctypes.addressof(self._step)
+        """Of what `begin` has planned."""
         self._kept_calls: list[_Call] = []
         self._step_arrays: tuple[Any, ...] = ()
         self._failed_B = np.zeros(0, dtype=np.uint8)
@@ -185,11 +186,6 @@ class NativeAttention(AttentionBackend):
         self._kept_calls.append(call)
         return self._layer_addresses[layer], ctypes.addressof(call)
 
-    @property
-    def step_address(self) -> int:
-        """Of what `begin` has planned."""
-        return self._step_address
-
     def _packed(self, layer: int, width: int, rotary: Rotary | None, head_norm: HeadNorm | None) -> _Call:
         """All but the step's own addresses."""
         spec, call = self.specs[layer], _Call()
@@ -221,7 +217,7 @@ class NativeAttention(AttentionBackend):
     def _run(self, layer: int, call: _Call, out: Tensor, sinks: Tensor | None) -> None:
         wide_sinks = None if sinks is None else sinks.float().contiguous()
         call.out, call.sinks = out.data_ptr(), address(wide_sinks)
-        self._attend(self._layer_addresses[layer], self._step_address, ctypes.addressof(call))
+        self._attend(self._layer_addresses[layer], self.step_address, ctypes.addressof(call))
 
     def _dense(self, x: Tensor) -> Tensor:
         """With the last dimension's values side by side, and in the cache's dtype."""
