@@ -2,11 +2,13 @@
 //
 // Work is cut into tiles, up to ROWS queries of one sequence and one key/value head, and each tile goes over fixed
 // partitions of the keys. Where there are few tiles, their partitions are dealt out one by one, and their results
-// wait in a buffer for the same merge in the same order.
+// wait in a buffer for the same merge in the same order. While a thread is at one partition, the next one comes from
+// memory.
 #pragma once
 
 #include "attention_tile.h"
 #include "python.h"
+#include "shares.h"
 
 #include <vector>
 
@@ -26,6 +28,8 @@ struct Tile {
 struct Work {
   const Tile *tile;
   int64_t first_part, num_parts;
+
+  int64_t last_part() const { return first_part + num_parts - 1; }
 };
 
 // Waking the other threads costs as much as writing about so many heads of tokens.
@@ -37,6 +41,7 @@ struct Plan {
   std::vector<Work> works;
   std::vector<const Tile *> split; // tiles that several works are of
   std::vector<float> results;
+  Shares shares;
 };
 
 inline Results results_at(float *place, int64_t rows, int64_t width) {
@@ -100,21 +105,17 @@ public:
   Worker(const Layer &layer, const Step &step, const Call &call)
       : layer(layer), step(step), call(call), group(layer.num_heads / layer.num_kv_heads) {}
 
-  void run(const Work &work) {
-    const Tile &tile = *work.tile;
+  // The works after it, up to `end`, are likely to be next.
+  void run(const Work *work, const Work *end) {
+    const Tile &tile = *work->tile;
     if (step.failed[tile.row - step.rows]) return spoil(tile);
     load_queries(tile);
-    if (tile.results) {
-      for (int64_t i = 0; i < work.num_parts; ++i)
-        attend(tile, work.first_part + i, split_results(tile, work.first_part + i));
-      return;
+    if (!tile.results) start(tile);
+    for (int64_t index = work->first_part; index <= work->last_part(); ++index) {
+      attend(tile, index, look_ahead(work, end, index), tile.results ? split_results(tile, index) : part);
+      if (!tile.results) add(tile, part);
     }
-    start(tile);
-    for (int64_t i = 0; i < work.num_parts; ++i) {
-      attend(tile, work.first_part + i, part);
-      add(tile, part);
-    }
-    finish(tile);
+    if (!tile.results) finish(tile);
   }
 
   // Adds up what the threads left of a tile.
@@ -160,25 +161,37 @@ private:
     for (int r = 0; r < tile.count; ++r) merge(total, results, r, layer.value_dim);
   }
 
-  void attend(const Tile &tile, int64_t part, const Results &results) {
-    const int64_t first_block = std::max(tile.first_key / BLOCK - part * PARTITION_BLOCKS, int64_t{0});
-    const int64_t last_block = std::min(tile.last_key / BLOCK - part * PARTITION_BLOCKS + 1, PARTITION_BLOCKS);
-    const int64_t *table = step.block_tables + tile.row->table + part * PARTITION_BLOCKS;
-    const int64_t num_left = tile.last_key / BLOCK - part * PARTITION_BLOCKS;
-    Place<T> places[PARTITION_BLOCKS + 1];
-    for (int64_t block = first_block; block <= last_block; ++block)
-      places[block] = Place<T>(layer, table[std::min(block, num_left)], tile.head);
-    with_constant<ROWS>(static_cast<int>(tile.count), [&](auto count) {
-      score<T, count>(queries, places, first_block, last_block, layer.key_dim / T::PACK, scores);
-    });
-    for (int r = 0; r < tile.count; ++r) {
-      const int64_t position = tile.row->computed + token_of(tile, r) - part * PARTITION;
-      const int64_t first = layer.window ? position - layer.window + 1 : 0;
-      weigh<T>(layer, scores + r * SCORE_STRIDE, first_block * BLOCK, last_block * BLOCK, first, position + 1,
-               results.tops + r, results.totals + r);
+  // Sets `places` to those of a partition and of what is to be read AHEAD of it; returns how many are its own.
+  int64_t look_ahead(const Work *work, const Work *end, int64_t part) {
+    int64_t own = 0, count = 0;
+    for (int64_t done = part - work->first_part; work < end; ++work, done = 0) {
+      const Tile &tile = *work->tile;
+      for (int64_t next = work->first_part + done; next <= work->last_part(); ++next) {
+        const int64_t first = std::max(tile.first_key / BLOCK, next * PARTITION_BLOCKS);
+        const int64_t last = std::min(tile.last_key / BLOCK, (next + 1) * PARTITION_BLOCKS - 1);
+        for (int64_t block = first; block <= last; ++block) {
+          places[count++] = Place<T>(layer, step.block_tables[tile.row->table + block], tile.head);
+          if (own && count == own + AHEAD) return own;
+        }
+        if (!own) own = count;
+      }
     }
-    combine_all<T>(static_cast<int>(tile.count), scores, places, first_block, last_block, layer.value_dim,
-                   results.sums);
+    std::fill(places + count, places + own + AHEAD, places[count - 1]);
+    return own;
+  }
+
+  void attend(const Tile &tile, int64_t part, int64_t num_blocks, const Results &results) {
+    with_constant<ROWS>(static_cast<int>(tile.count), [&](auto rows) {
+      score<T, rows>(queries, places, num_blocks, layer.key_dim / T::PACK, scores);
+    });
+    const int64_t start = std::max(tile.first_key / BLOCK * BLOCK, part * PARTITION);
+    for (int r = 0; r < tile.count; ++r) {
+      const int64_t position = tile.row->computed + token_of(tile, r) - start;
+      const int64_t first = layer.window ? position - layer.window + 1 : 0;
+      weigh<T>(layer, scores + r * SCORE_STRIDE, num_blocks * BLOCK, first, position + 1, results.tops + r,
+               results.totals + r);
+    }
+    combine_all<T>(static_cast<int>(tile.count), scores, places, num_blocks, layer.value_dim, results.sums);
   }
 
   Value *out_of(const Tile &tile, int r) const {
@@ -205,6 +218,7 @@ private:
   const int64_t group;
   alignas(64) uint32_t queries[ROWS * QUERY_STRIDE];
   alignas(64) float scores[ROWS * SCORE_STRIDE];
+  Place<T> places[PARTITION_BLOCKS + AHEAD];
   alignas(64) float memory[2][ROWS * (MOST_DIM + 2)];
   const Results total = results_at(memory[0], ROWS, MOST_DIM), part = results_at(memory[1], ROWS, MOST_DIM);
 };
@@ -226,6 +240,7 @@ template <class T> void attend_layer(const Layer &layer, const Step &step, const
   const bool writes_alone = num_tokens * layer.num_kv_heads <= FEW_HEADS;
   if (writes_alone)
     for (const Piece &piece : plan.pieces) write_piece<T>(layer, step, call, piece);
+  plan.shares.reset(num_works, num_threads);
 #pragma omp parallel num_threads(num_threads)
   {
     if (!writes_alone) {
@@ -233,8 +248,8 @@ template <class T> void attend_layer(const Layer &layer, const Step &step, const
       for (int64_t i = 0; i < num_pieces; ++i) write_piece<T>(layer, step, call, plan.pieces[i]);
     }
     Worker<T> worker(layer, step, call);
-#pragma omp for schedule(dynamic, 1) nowait
-    for (int64_t i = 0; i < num_works; ++i) worker.run(plan.works[i]);
+    const Work *works = plan.works.data();
+    plan.shares.each([&](int64_t i) { worker.run(works + i, works + num_works); });
     if (num_split) {
 #pragma omp barrier
 #pragma omp for schedule(dynamic, 1) nowait

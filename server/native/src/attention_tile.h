@@ -12,6 +12,8 @@ namespace attention {
 constexpr int ROWS = 12;
 constexpr int64_t PARTITION = 128;
 constexpr int64_t PARTITION_BLOCKS = PARTITION / BLOCK;
+// Blocks that come from memory while one is used: a partition, so that they do not wait for its weights.
+constexpr int64_t AHEAD = PARTITION_BLOCKS;
 // A line more than the width, so that rows do not all fall into the same lines of the cache.
 constexpr int64_t QUERY_STRIDE = MOST_DIM + LANES;
 constexpr int64_t SCORE_STRIDE = PARTITION + LANES;
@@ -37,17 +39,19 @@ inline Lanes everywhere(const uint32_t *word) {
 }
 inline Lanes load(const uint32_t *words) { return load(reinterpret_cast<const float *>(words)); }
 
-// Products of R queries with the keys of whole blocks. `places` has one more, the next to be read.
+// Asks for a line of words that are needed soon.
+inline void fetch(const uint32_t *words) { _mm_prefetch(reinterpret_cast<const char *>(words), _MM_HINT_T1); }
+
+// Products of R queries with the keys of `count` blocks, of `words` each. Meanwhile the keys of those AHEAD of them come.
 template <class T, int R>
-void score(const uint32_t *query, const Place<T> *places, int64_t first, int64_t last, int64_t words, float *scores) {
-  for (int64_t block = first; block < last; ++block) {
-    const uint32_t *keys = places[block].keys, *next = places[block + 1].keys;
+void score(const uint32_t *query, const Place<T> *places, int64_t count, int64_t words, float *scores) {
+  for (int64_t block = 0; block < count; ++block) {
+    const uint32_t *keys = places[block].keys, *ahead = places[block + AHEAD].keys;
     Lanes low[R], high[R];
     for (int r = 0; r < R; ++r) low[r] = high[r] = all(0.0f);
     for (int64_t word = 0; word < words; ++word) {
-      // The next block comes from memory meanwhile, keys and values as one stream: faster than any other order.
-      for (int64_t line = 0; line < 2 * BLOCK; line += LANES)
-        _mm_prefetch(reinterpret_cast<const char *>(next + word * 2 * BLOCK + line), _MM_HINT_T1);
+      fetch(ahead + word * BLOCK);
+      fetch(ahead + word * BLOCK + LANES);
       const Lanes low_keys = load(keys + word * BLOCK), high_keys = load(keys + word * BLOCK + LANES);
 #pragma GCC unroll 12
       for (int r = 0; r < R; ++r) {
@@ -63,22 +67,21 @@ void score(const uint32_t *query, const Place<T> *places, int64_t first, int64_t
   }
 }
 
-// Turns a row's scores from `begin` to `end` into weights, in place, as wide as the cache's values. The row sees
-// `first` to `last - 1` of them.
+// Turns a row's scores of `count` keys into weights, in place, as wide as the cache's values. The row sees `first` to
+// `last - 1` of them.
 template <class T>
-void weigh(const Layer &layer, float *scores, int64_t begin, int64_t end, int64_t first, int64_t last, float *top,
-           float *total) {
+void weigh(const Layer &layer, float *scores, int64_t count, int64_t first, int64_t last, float *top, float *total) {
   using Value = typename T::Value;
   Value *weights = reinterpret_cast<Value *>(scores);
-  if (std::max(first, begin) >= std::min(last, end)) {
-    std::fill(weights + begin, weights + end, Value{});
+  if (std::max<int64_t>(first, 0) >= std::min(last, count)) {
+    std::fill_n(weights, count, Value{});
     *top = -INFINITE;
     *total = 0.0f;
     return;
   }
   const float scaling = static_cast<float>(layer.scaling), softcap = static_cast<float>(layer.softcap);
   Lanes tops = all(-INFINITE);
-  for (int64_t key = begin; key < end; key += LANES) {
+  for (int64_t key = 0; key < count; key += LANES) {
     Lanes x = load(scores + key);
     if (softcap > 0.0f) x = multiply(tanh(multiply(x, all(scaling / softcap))), all(softcap));
     const bool is_cut = key < first || key + LANES > last;
@@ -90,7 +93,7 @@ void weigh(const Layer &layer, float *scores, int64_t begin, int64_t end, int64_
   *top = largest(tops) * factor;
   const Lanes factors = all(factor), less = all(-*top);
   Lanes totals = all(0.0f);
-  for (int64_t key = begin; key < end; key += 2 * LANES) {
+  for (int64_t key = 0; key < count; key += 2 * LANES) {
     const Lanes low = exp(multiply_add(load(scores + key), factors, less));
     const Lanes high = exp(multiply_add(load(scores + key + LANES), factors, less));
     totals = add(add(totals, low), high);
@@ -99,19 +102,21 @@ void weigh(const Layer &layer, float *scores, int64_t begin, int64_t end, int64_
   *total = sum(totals);
 }
 
-// Weighted sums of R rows, of N times sixteen places of the values.
+// Weighted sums of R rows, of N times sixteen places of the values. Meanwhile the values AHEAD of them come.
 template <class T, int R, int N>
-void combine(const float *scores, const Place<T> *places, int64_t first, int64_t last, int64_t width, int64_t column,
-             float *sums) {
+void combine(const float *scores, const Place<T> *places, int64_t count, int64_t width, int64_t column, float *sums) {
   Lanes sum[R][N];
   for (int r = 0; r < R; ++r)
     for (int n = 0; n < N; ++n) sum[r][n] = all(0.0f);
-  for (int64_t block = first; block < last; ++block) {
-    const uint32_t *values = places[block].values + column;
+  for (int64_t block = 0; block < count; ++block) {
+    const uint32_t *values = places[block].values + column, *ahead = places[block + AHEAD].values + column;
     const uint32_t *weights = reinterpret_cast<const uint32_t *>(scores) + block * BLOCK / T::PACK;
     for (int64_t word = 0; word < BLOCK / T::PACK; ++word) {
       Lanes value[N];
-      for (int n = 0; n < N; ++n) value[n] = load(values + word * width + n * LANES);
+      for (int n = 0; n < N; ++n) {
+        fetch(ahead + word * width + n * LANES);
+        value[n] = load(values + word * width + n * LANES);
+      }
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r) {
         const Lanes weight = everywhere(weights + r * SCORE_STRIDE + word);
@@ -124,28 +129,28 @@ void combine(const float *scores, const Place<T> *places, int64_t first, int64_t
 }
 
 template <class T, int N>
-void combine_rows(int rows, const float *scores, const Place<T> *places, int64_t first, int64_t last, int64_t width,
+void combine_rows(int rows, const float *scores, const Place<T> *places, int64_t count, int64_t width,
                   int64_t column, float *sums) {
   constexpr int MOST = ROWS / 2;
   const int half = rows > MOST ? (rows + 1) / 2 : rows;
   for (int done = 0; done < rows; done += half) {
-    with_constant<MOST>(std::min(half, rows - done), [&](auto count) {
-      combine<T, count, N>(scores + done * SCORE_STRIDE, places, first, last, width, column, sums + done * width);
+    with_constant<MOST>(std::min(half, rows - done), [&](auto some) {
+      combine<T, some, N>(scores + done * SCORE_STRIDE, places, count, width, column, sums + done * width);
     });
   }
 }
 
 template <class T>
-void combine_all(int rows, const float *scores, const Place<T> *places, int64_t first, int64_t last, int64_t width,
+void combine_all(int rows, const float *scores, const Place<T> *places, int64_t count, int64_t width,
                  float *sums) {
   int64_t column = 0;
   for (; column + 4 * LANES <= width; column += 4 * LANES)
-    combine_rows<T, 4>(rows, scores, places, first, last, width, column, sums);
+    combine_rows<T, 4>(rows, scores, places, count, width, column, sums);
   if (column + 2 * LANES <= width) {
-    combine_rows<T, 2>(rows, scores, places, first, last, width, column, sums);
+    combine_rows<T, 2>(rows, scores, places, count, width, column, sums);
     column += 2 * LANES;
   }
-  if (column < width) combine_rows<T, 1>(rows, scores, places, first, last, width, column, sums);
+  if (column < width) combine_rows<T, 1>(rows, scores, places, count, width, column, sums);
 }
 
 // Adds a partition's results of one row to those of the partitions before it. One that the row does not see leaves
