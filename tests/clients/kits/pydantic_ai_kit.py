@@ -29,7 +29,8 @@ assert isinstance(typed.output, Person)
 
 async def stream() -> str:
     async with Agent(MODEL, model_settings=settings).run_stream("What is the capital of France?") as result:
-        parts = [part async for part in result.stream_text(delta=True)]
+        # Without its own gathering of what comes within a tenth of a second, which may be all of it.
+        parts = [part async for part in result.stream_text(delta=True, debounce_by=None)]
     assert len(parts) > 2
     return "".join(parts)
 

@@ -69,6 +69,7 @@ class Requests:
 
 
 def test_a_stream_passes_token_by_token(cluster: Cluster):
+    before = len(cluster.finished())
     workers = cluster.workers()
     request = Requests(cluster.url, 1)
     assert request.has_begun.wait(120)
@@ -78,6 +79,7 @@ def test_a_stream_passes_token_by_token(cluster: Cluster):
         assert 0 < request.num_events < NUM_TOKENS
     assert request.num_whole() == 1
     assert request.num_events == NUM_TOKENS
+    assert eventually(lambda: len(cluster.finished()) == before + 1)
 
 
 def test_a_client_that_leaves_ends_its_request(cluster: Cluster):
@@ -98,12 +100,15 @@ def test_requests_are_shared_by_the_replicas(cluster: Cluster):
 
 
 def test_refusals_are_the_servers_own(cluster: Cluster):
+    before = len(cluster.finished())
     answer = httpx2.post(f"{cluster.url}/generate", json={"inputs": "a", "model": "nobody"}, timeout=60)
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "model_not_found"
+    assert eventually(lambda: len(cluster.finished()) == before + 1)
 
 
 def test_streams_outlive_their_workers(cluster: Cluster):
+    before = len(cluster.finished())
     workers = cluster.workers()
     requests = Requests(cluster.url, 2)
     assert requests.has_begun.wait(120)
@@ -112,6 +117,7 @@ def test_streams_outlive_their_workers(cluster: Cluster):
     assert requests.num_whole() == 2
     assert requests.num_events == 2 * NUM_TOKENS
     assert eventually(lambda: len(cluster.workers()) == 2, 60)
+    assert eventually(lambda: len(cluster.finished()) == before + 2)
 
 
 def test_a_killed_replica_takes_only_its_own_requests_with_it_and_another_takes_its_place(cluster: Cluster):
