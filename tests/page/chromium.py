@@ -155,8 +155,12 @@ class Page:
     def colours(self, scheme: str) -> None:
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def screenshot(self, path: Path) -> None:
+    def wait_for_frame(self) -> None:
+        """Until all that was changed is on the screen: text that was never there is no `innerText` yet."""
         self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def screenshot(self, path: Path) -> None:
+        self.wait_for_frame()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 

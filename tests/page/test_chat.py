@@ -50,6 +50,7 @@ def ask(page, text):
 
 def wait_for_end(page, number=1):
     page.wait(f"document.querySelectorAll('.answer[data-state=done]').length === {number}")
+    page.wait_for_frame()
 
 
 def cpu_seconds(page):
