@@ -118,7 +118,7 @@ def waiting(plan: Plan) -> Numbers:
 def other_model(name: str) -> Callable[[Plan], Numbers]:
     def measure(plan: Plan) -> Numbers:
         own = plan if plan.is_quick else replace(plan, model=str(random_models.folder_of(name)))
-        cases = {f"{n} streams": _case(own, n, 32) for n in own.pick((1, 8, 32), (1, 2))}
+        cases = {f"{n} streams": _case(own, n) for n in own.pick((1, 8, 32), (1, 2))}
         length = own.pick(992, 32)  # a GPT-2 has no more than 1,024 positions
         cases["prefill"] = Case(own.pick(4, 2), length, 1)
         found = _cases(own, own.variants(), cases)

@@ -1,8 +1,8 @@
 """How long steps take, learned while they run, and how much of prompts a step may therefore compute.
 
 Running streams get one token a step: a step that also computes much of a prompt holds all of them up. It is stretched
-to `STRETCH` times a step without prompts, by as many prompt tokens as that is worth on this machine. Where more
-requests wait than run, they count for more. Times decide how work is cut, never what comes out.
+to `STRETCH` times a step without prompts, by as many prompt tokens as that is worth on this machine. The more requests
+wait above `FEW_WAITING`, the more they count. Times decide how work is cut, never what comes out.
 
 Knows no clock: who runs the steps tells how long they took. All that is kept are medians of the last few, so that a
 step which was interrupted says nothing.
@@ -18,7 +18,8 @@ STRETCH = 2.2
 """A step with prompt tokens takes so many times as long as one without."""
 
 FEW_WAITING = 4
-"""Where no more requests wait than this, or than streams run, the streams' pace is kept."""
+"""Where no more requests wait than this, the streams' pace is kept. Twice as many are worth twice the stretch: what is
+held up is one token of each stream, and what waits is all of an answer."""
 
 LEAST_TOKENS = 16
 """Fewer prompt tokens are not worth a step; more are cut to a multiple, which suits matrix products."""
@@ -97,7 +98,7 @@ class Pacing:
         plain_s = self.plain_s(num_rows)
         if plain_s is None:
             return 0
-        stretch = STRETCH * max(1.0, num_waiting / max(FEW_WAITING, num_rows))
+        stretch = STRETCH * max(1.0, num_waiting / FEW_WAITING)
         num_tokens = int((stretch - 1.0) * plain_s / self._seconds_of_token(plain_s))
         return max(LEAST_TOKENS, num_tokens // LEAST_TOKENS * LEAST_TOKENS)
 

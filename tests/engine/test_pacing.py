@@ -88,11 +88,12 @@ def test_prompts_go_on_in_nearly_every_step() -> None:
         assert all(a or b for a, b in itertools.pairwise(chosen))
 
 
-def test_the_more_requests_wait_the_less_do_those_that_run_count() -> None:
+@pytest.mark.parametrize("num_rows", [4, 16])
+def test_the_more_requests_wait_the_more_they_count_however_many_run(num_rows: int) -> None:
     pacing = Pacing()
-    decide(pacing, COSTS["a cpu in bfloat16"], 4, 50)
+    decide(pacing, COSTS["a cpu in bfloat16"], num_rows, 50)
     waiting = [1, FEW_WAITING, 4 * FEW_WAITING, 16 * FEW_WAITING]
-    chosen = [pacing.num_prompt_tokens(4, num_waiting) for num_waiting in waiting]
+    chosen = [pacing.num_prompt_tokens(num_rows, num_waiting) for num_waiting in waiting]
     assert chosen[0] == chosen[1] < chosen[2] < chosen[3]
 
 
