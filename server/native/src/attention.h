@@ -161,7 +161,7 @@ private:
     for (int r = 0; r < tile.count; ++r) merge(total, results, r, layer.value_dim);
   }
 
-  // Sets `places` to those of a partition and of what is to be read AHEAD of it; returns how many are its own.
+  // Sets `places` to the blocks of a partition and those asked for AHEAD of their use; returns how many are its own.
   int64_t look_ahead(const Work *work, const Work *end, int64_t part) {
     int64_t own = 0, count = 0;
     for (int64_t done = part - work->first_part; work < end; ++work, done = 0) {

@@ -12,8 +12,8 @@ namespace attention {
 constexpr int ROWS = 12;
 constexpr int64_t PARTITION = 128;
 constexpr int64_t PARTITION_BLOCKS = PARTITION / BLOCK;
-// Blocks that come from memory while one is used: a partition, so that they do not wait for its weights.
-constexpr int64_t AHEAD = PARTITION_BLOCKS;
+// So many blocks before it is used, a block is asked for.
+constexpr int64_t AHEAD = 2;
 // A line more than the width, so that rows do not all fall into the same lines of the cache.
 constexpr int64_t QUERY_STRIDE = MOST_DIM + LANES;
 constexpr int64_t SCORE_STRIDE = PARTITION + LANES;
