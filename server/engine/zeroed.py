@@ -6,6 +6,7 @@ Huge pages where there are any: attention reads from all over the cache, and eac
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import logging
@@ -32,6 +33,9 @@ LEAST_PRIORITY = 19
 QUIET_S = 0.5
 """Nothing is taken until the last step is so long ago: one that waits for a processor while it holds the lock of the
 process's memory keeps the step's threads from theirs, for a tenth of a second each time."""
+THREAD_NAME = "pages"
+_is_over = threading.Event()
+"""The process ends."""
 
 
 def zeroed(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -53,7 +57,16 @@ def take_pages(tensors: Sequence[Tensor], last_step_s: Callable[[], float]) -> N
     step began, by `time.monotonic`.
     """
     if sys.platform == "linux" and (mapped := [t for t in tensors if t.device.type == "cpu"]):
-        threading.Thread(target=_take, args=(mapped, last_step_s), name="pages", daemon=True).start()
+        threading.Thread(target=_take, args=(mapped, last_step_s), name=THREAD_NAME, daemon=True).start()
+
+
+@atexit.register
+def _end_threads() -> None:
+    """A thread that the interpreter ends while it frees a tensor takes the process down."""
+    _is_over.set()
+    for thread in threading.enumerate():
+        if thread.name == THREAD_NAME:
+            thread.join()
 
 
 def _take(tensors: list[Tensor], last_step_s: Callable[[], float]) -> None:
@@ -67,8 +80,10 @@ def _take(tensors: list[Tensor], last_step_s: Callable[[], float]) -> None:
             size = tensor.numel() * tensor.itemsize
             begin, end = (tensor.data_ptr() + size * i // FIRST_PARTS for i in (part, part + 1))
             for start in range(begin // page * page, end, SLICE_BYTES):
-                while (since_s := time.monotonic() - last_step_s()) < QUIET_S:
-                    time.sleep(QUIET_S - since_s)
+                while (since_s := time.monotonic() - last_step_s()) < QUIET_S and not _is_over.is_set():
+                    _is_over.wait(QUIET_S - since_s)
+                if _is_over.is_set():
+                    return
                 length = min(SLICE_BYTES, end - start)
                 if libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), MADV_POPULATE_WRITE):
                     log.debug("pages are taken as they are used: %s", os.strerror(ctypes.get_errno()))
