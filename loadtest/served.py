@@ -85,7 +85,7 @@ class Served:
         return sum(map(_cpu_s, [self.process, *others])), sum(map(_cpu_s, workers))
 
     def _workers(self) -> list[psutil.Process]:
-        return [child for child in self._children() if any(word.startswith(WORKER) for word in child.cmdline())]
+        return [child for child in self._children() if any(word.startswith(WORKER) for word in _command_line(child))]
 
     def _children(self) -> list[psutil.Process]:
         return self.process.children(recursive=True)
@@ -172,7 +172,18 @@ def _resident(process: psutil.Process) -> int:
 
 
 def _cpu_s(process: psutil.Process) -> float:
-    return sum(process.cpu_times()[:2])
+    """None of one that has ended since it was found."""
+    try:
+        return sum(process.cpu_times()[:2])
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _counter(text: str, name: str) -> float:
