@@ -12,6 +12,8 @@ from server.errors import echo
 
 MAX_DEPTH = 32
 MAX_INTEGER_DIGITS = 19
+LEAST_INTEGER = -(2**63)
+"""With at most 19 digits every integer above it has 64 bits, which is what the server's processes send each other."""
 MAX_KEYS = 1024
 """Of one object. Every unknown key is an error of its own to the schema, and no body has so many fields."""
 LONE_SURROGATE_CANDIDATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -21,7 +23,8 @@ def check_json(body: bytes) -> None:
     """Raise `InvalidJson` unless the body is one strict JSON value.
 
     Stricter than `json.loads`: no NaN, infinities or numbers that overflow to them, no duplicate keys, no lone
-    surrogates, no integer of more than 19 digits, no nesting deeper than 32, no object of more than 1024 keys.
+    surrogates, no integer of more than 19 digits or 64 bits, no nesting deeper than 32, no object of more than 1024
+    keys.
     """
     if not body:
         raise InvalidJson("The body is empty. Send a JSON object.")
@@ -74,7 +77,10 @@ def _float(digits: str) -> float:
 def _integer(digits: str) -> int:
     if len(digits.lstrip("-")) > MAX_INTEGER_DIGITS:
         raise InvalidJson(f"An integer has more than {MAX_INTEGER_DIGITS} digits.")
-    return int(digits)
+    value = int(digits)
+    if value < LEAST_INTEGER:
+        raise InvalidJson(f"The integer {digits} does not fit into 64 bits.")
+    return value
 
 
 def _check_depth(value: Any, body: bytes) -> None:

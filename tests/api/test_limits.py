@@ -71,6 +71,7 @@ JSON = {"Content-Type": "application/json"}
         b'{"inputs": "a", "parameters": {"top_p": -Infinity}}',
         b'{"inputs": "a", "parameters": {"top_p": 1e999}}',
         b'{"inputs": "a", "parameters": {"top_k": 12345678901234567890}}',
+        b'{"messages": [], "chat_template_kwargs": {"a": -9223372036854775809}}',
         b'{"inputs": "a", "inputs": "b"}',
         b'{"inputs": "a", "parameters": {"top_k": 1, "top_k": 2}}',
         b'{"inputs": "\\ud800"}',
