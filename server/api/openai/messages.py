@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from server.api.http_errors import InvalidJson
+from server.api.json_body import check_json
 from server.api.openai.schemas import ChatMessage, MadeCall, TextPart, Tool
 from server.errors import InvalidParameter, InvalidRequest
 from server.serving.generator import ServedGenerator
@@ -64,11 +66,12 @@ def _call(call: MadeCall) -> dict[str, Any]:
 
 
 def _arguments(text: str) -> Any:
-    """What is no JSON, an answer that was cut for example, stays text."""
+    """What is no JSON that a body could hold, an answer that was cut for example, stays text."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        check_json(text.encode())
+    except InvalidJson:
         return text
+    return json.loads(text)
 
 
 def template_tools(tools: list[Tool]) -> list[dict[str, Any]]:
