@@ -29,6 +29,9 @@ Piece = str | CallDelta
 """Text for the reader, or a part of a call."""
 
 
+STRICTLY: dict[str, Any] = {"ensure_ascii": False, "allow_nan": False}
+
+
 class Reader(ABC):
     """Takes one output's text apart. The pieces of `push` and `finish` are all of it, in order."""
 
@@ -174,12 +177,16 @@ class HermesCalls(Reader):
 
 
 def _function(text: str) -> tuple[str, str] | None:
-    """Name and arguments of a call."""
+    """Name and arguments of a call that every client can read: an object in JSON and in UTF-8."""
     try:
         call: Any = json.loads(text)
+        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+            return None
+        arguments = call.get("arguments", call.get("parameters"))
+        if not isinstance(arguments, (str, dict, type(None))):
+            return None
+        written = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, **STRICTLY)
+        f"{call['name']}{written}".encode()
     except (ValueError, RecursionError):
         return None
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        return None
-    arguments = call.get("arguments", call.get("parameters", {}))
-    return call["name"], arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return call["name"], written

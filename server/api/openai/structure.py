@@ -120,8 +120,10 @@ def _call_schema(tool: Tool, place: str) -> dict[str, Any]:
 
 def _parameters(tool: Tool) -> dict[str, Any]:
     schema = tool.function.parameters
-    if schema is None:
+    if not schema:
         return NO_ARGUMENTS
+    # Arguments are an object, also where the schema names only their properties.
+    schema = {"type": "object", **schema}
     # What is put together of several schemas may need each to allow the others' properties.
     return schema if "allOf" in str(schema) else _closed(schema)
 

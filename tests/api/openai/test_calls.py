@@ -84,14 +84,19 @@ def test_text_is_sent_as_soon_as_it_can_be_no_call() -> None:
         ('{"name": "f", "parameters": {"a": "磨"}}', "f", '{"a": "磨"}'),
         ('{"arguments": {"a": 1}, "name": "f"}', "f", '{"a": 1}'),
         ('{"name": "f", "arguments": "{}"}', "f", "{}"),
+        ('{"name": "f", "arguments": null}', "f", "{}"),
     ],
 )
 def test_a_call_is_understood_in_the_ways_that_models_write_it(text: str, name: str, arguments: str) -> None:
     assert hermes(f"<tool_call>{text}</tool_call>") == ("", [("call_0", name, arguments)])
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"name": 5}', "count(3)", "[" * 5000])
-def test_what_only_looks_like_a_call_stays_text(text: str) -> None:
+NO_CALLS = ["{", "[]", '{"name": 5}', "count(3)", "[" * 5000]
+NO_ARGUMENTS = ["[1]", "3", '{"a": NaN}', '{"a": 1e999}', r'{"a": "\ud83d"}']
+
+
+@pytest.mark.parametrize("text", [*NO_CALLS, *(f'{{"name": "f", "arguments": {held}}}' for held in NO_ARGUMENTS)])
+def test_what_only_looks_like_a_call_or_is_one_that_no_client_can_read_stays_text(text: str) -> None:
     whole = f"<tool_call>{text}</tool_call>"
     assert hermes(whole) == (whole, [])
 

@@ -87,10 +87,11 @@ def test_calls_in_the_history_are_text_to_a_template_that_does_not_know_them() -
         assert f"assistant\nLet me see.\n{CALL}<|im_end|>" in front.prompt
 
 
-def test_a_history_with_arguments_that_are_no_json_is_rendered_as_it_is(front: Front) -> None:
-    call = {"id": "1", "type": "function", "function": {"name": "count", "arguments": '{"sa'}}
+@pytest.mark.parametrize("arguments", ['{"sa', r'{"sa": "\ud83d"}', '{"sa": 100000000000000000000}', '{"sa": NaN}'])
+def test_a_history_with_arguments_that_are_no_sound_json_is_rendered_as_it_is(front: Front, arguments: str) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "count", "arguments": arguments}}
     front.post(CHAT, messages=[{"role": "assistant", "tool_calls": [call]}])
-    assert '"arguments": "{\\"sa"' in front.prompt
+    assert f'"arguments": {json.dumps(arguments)}' in front.prompt
 
 
 def test_tool_choice_none_tells_the_model_nothing_and_reads_no_calls() -> None:
@@ -165,7 +166,12 @@ def test_a_forced_call_has_no_arguments_that_the_tool_does_not_name() -> None:
     for said in ({**inner, "additionalProperties": True}, {**inner, "patternProperties": {"^x": {}}}):
         assert call_schema([tool_with(said)]).get("additionalProperties", True) is True
     joined = {"allOf": [inner, {"type": "object", "properties": {"b": {}}}]}
-    assert call_schema([tool_with(joined)]) == joined
+    assert call_schema([tool_with(joined)]) == {"type": "object", **joined}
+
+
+def test_the_arguments_of_a_forced_call_are_an_object_also_where_the_schema_does_not_say_so() -> None:
+    assert call_schema([tool_with({"properties": {"a": {}}})])["type"] == "object"
+    assert call_schema([tool_with({})]) == call_schema([Tool.model_validate(STOP)])
 
 
 def tool_with(parameters: dict[str, Any]) -> Tool:
