@@ -47,7 +47,7 @@ def check_fields(request: Request, body: LenientModel, refusals: Mapping[str, Re
     """
     extra = body.model_extra or {}
     for name, refusal in refusals.items():
-        if (value := extra.get(name)) is not None and value not in refusal.neutral:
+        if (value := _without_nulls(extra.get(name))) is not None and value not in refusal.neutral:
             raise UnsupportedParameter(name, refusal.reason)
     names = [name for name in dict.fromkeys(unknown_fields(body)) if name not in refusals]
     config: ServeConfig = request.app.state.config
@@ -55,6 +55,11 @@ def check_fields(request: Request, body: LenientModel, refusals: Mapping[str, Re
         raise UnknownParameter(names[0], sorted(type(body).model_fields))
     record: RequestRecord = request.state.record
     record.ignored_fields = ", ".join(quote(name[:MAX_NAME_CHARACTERS]) for name in names[:MAX_NAMED])
+
+
+def _without_nulls(value: Any) -> Any:
+    """An object's null is an absent field too."""
+    return {name: held for name, held in value.items() if held is not None} if isinstance(value, dict) else value
 
 
 def unknown_fields(value: Any, path: str = "") -> Iterator[str]:

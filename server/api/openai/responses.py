@@ -62,6 +62,8 @@ class TextConfig(LenientModel):
     """What ``text`` holds."""
 
     format: TextFormat | None = None
+    verbosity: Literal["medium"] | None = None
+    """OpenAI's default: how long an answer is, a message has to say."""
 
 
 class ResponsesBody(TextBody):

@@ -145,10 +145,18 @@ def test_a_failure_in_the_stream_is_an_error_event_and_the_last() -> None:
         ({"input": [{"type": "function_call_output", "role": "user", "content": "a"}]}, "input.0.type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.type"),
         ({"input": "a", "text": {"format": {"type": "xml"}}}, "text.format.type"),
+        ({"input": "a", "text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"input": "a", "reasoning": {"effort": "low"}}, "reasoning"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(front: Front, body: dict[str, Any], param: str) -> None:
     assert front.refused(PATH, **body).param == param
+
+
+def test_nulls_within_what_is_refused_ask_for_nothing(front: Front) -> None:
+    body = {"reasoning": {"effort": None, "summary": None}, "text": {"verbosity": "medium"}}
+    response = front.send(PATH, input="a", **body)
+    assert response.status_code == 200 and "x-ignored-fields" not in response.headers
 
 
 def test_a_model_without_a_chat_template_says_so() -> None:
