@@ -17,6 +17,7 @@ from tests.deploy.balancers import (
     Balancer,
     Stream,
     addresses,
+    free_port,
     haproxy,
     loads,
     num_answered,
@@ -163,8 +164,20 @@ def test_without_a_replica_the_refusal_says_that_a_retry_may_help(mortal_cluster
     for server in servers:
         server.process.kill()
         server.wait()
-    # nginx has no checks: it learns of it by asking.
-    short_requests(url, 6)
-    [refused] = short_requests(url, 1)
-    assert (refused.status, refused.error_code) == (503, "no_replica")
-    assert (refused.headers["retry-after"], refused.headers["x-should-retry"]) == ("2", "true")
+    for refused in short_requests(url, 6):
+        assert (refused.status, refused.error_code) == (503, "no_replica")
+        assert (refused.headers["retry-after"], refused.headers["x-should-retry"]) == ("2", "true")
+
+
+def test_a_request_that_one_replica_refuses_and_no_other_is_there_to_take_may_be_sent_again(
+    balancer: Balancer, tmp_path: Path
+):
+    with (
+        stubborn_replica("refuses") as refusing,
+        balancer([refusing.address, f"127.0.0.1:{free_port()}"], tmp_path) as url,
+    ):
+        outcomes = short_requests(url, 6)
+        assert {(outcome.status, outcome.error_code) for outcome in outcomes} <= {
+            (503, "no_replica"),
+            (503, "queue_full"),
+        }
