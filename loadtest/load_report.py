@@ -5,10 +5,10 @@ python loadtest/load_report.py loadtest/results/load-short-chat-20260101-120000.
 
 from __future__ import annotations
 
+import argparse
 import html
 import io
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -201,5 +201,16 @@ def _model(model: Mapping[str, Any]) -> str:
     return f"{model.get('name')} ({model.get('architecture')}, {model.get('dtype')}, {model.get('executor')})"
 
 
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="the JSON file that run.py has written")
+    path = parser.parse_args().results
+    try:
+        print(write(path))
+    except (OSError, ValueError, KeyError) as error:
+        parser.error(f"{path} is not the results of a load test: {error}")
+    return 0
+
+
 if __name__ == "__main__":
-    print(write(Path(sys.argv[1])))
+    raise SystemExit(main())

@@ -6,7 +6,7 @@
     python loadtest/run.py --list
 
 Writes a JSON file and, beside it, a page with plots. Times are of one machine and one run: compare within it, or
-with loadtest/compare.py where nothing but the server changed.
+with loadtest/compare_runs.py where nothing but the server changed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import argparse
 import json
 import urllib.error
 import urllib.request
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +60,12 @@ async def measure(args: argparse.Namespace, scenario: scenarios.Scenario) -> dic
         await load.closed_loop(url, scenario, 1, args.warm_up, args.seed + 1)
     found: dict[str, list[dict[str, Any]]] = {"open": [], "closed": []}
     if args.only != "closed":
-        for rate in args.rates or scenario.rates:
+        for rate in scenario.rates:
             found["open"].append(await load.open_loop(url, scenario, rate, args.duration, args.seed))
             say(found["open"][-1])
         await load.search_knee(url, scenario, found["open"], args.duration, args.seed, args.search)
     if args.only != "open":
-        for clients in args.clients or scenario.clients:
+        for clients in scenario.clients:
             found["closed"].append(await load.closed_loop(url, scenario, clients, args.duration, args.seed))
             say(found["closed"][-1])
     return {**found, "knee": load.knee(found["open"]) if found["open"] else None}
@@ -97,8 +97,15 @@ def main() -> int:
     if args.list:
         print("\n".join(f"{name:16}{scenarios.load(name).description}" for name in scenarios.names()))
         return 0
+    # Now, and not after minutes of measuring.
+    if args.duration <= 0:
+        parser.error(f"--duration is {args.duration:g}: it must be above 0")
+    if args.into and not args.into.parent.is_dir():
+        parser.error(f"--into is {args.into}: there is no folder {args.into.parent}")
     try:
         scenario = scenarios.load(args.scenario)
+        given = {"rates": args.rates, "clients": args.clients}
+        scenario = replace(scenario, **{name: values for name, values in given.items() if values})
     except scenarios.ScenarioError as error:
         parser.error(str(error))
     results = run_loop(measure(args, scenario))

@@ -116,6 +116,12 @@ class Scenario:
     """That each send a request when the one before is answered."""
     limits: Limits = field(default_factory=Limits)
 
+    def __post_init__(self) -> None:
+        for name in ("rates", "clients"):
+            values = getattr(self, name)
+            if not values or not all(isinstance(value, (int, float)) and value > 0 for value in values):
+                raise ScenarioError(f"{self.name}.toml: {name} are {values}: they must be numbers above 0.")
+
     def draw(self, rng: random.Random) -> tuple[str, dict[str, Any]]:
         """Route and body of the next request."""
         [request] = rng.choices(self.requests, [each.weight for each in self.requests])

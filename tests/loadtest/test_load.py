@@ -84,6 +84,26 @@ def test_refused_requests_are_errors_and_no_rate_is_good(tiny_server, tiny_scena
     assert results_in(into)["knee"] is None
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--rates", 1, -1), "rates are"),
+        (("--clients", 0), "clients are"),
+        (("--duration", 0), "--duration is 0"),
+        (("--into", "nowhere/found.json"), "no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_measured_or_saved_is_refused_before_anything_is_sent(tiny_scenario, arguments, problem):
+    ran = run("--url", "http://127.0.0.1:1", "--scenario", tiny_scenario, *arguments)
+    assert ran.returncode == 2 and problem in ran.stderr
+
+
+def test_a_page_of_what_is_no_load_test_is_refused_in_a_line(tmp_path):
+    command = [sys.executable, SCRIPTS / "load_report.py", tmp_path / "none.json"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert ran.returncode == 2 and "is not the results of a load test" in ran.stderr
+
+
 @pytest.mark.parametrize("name", scenarios.names())
 def test_a_scenario_draws_the_same_requests_from_the_same_seed(name):
     scenario = scenarios.load(name)
@@ -109,6 +129,8 @@ def test_texts_of_a_shared_prefix_begin_alike_and_end_otherwise():
         ('[[request]]\nroute = "/generate"\nlenght = [1, 2]', "no lenght"),
         ('[[request]]\nroute = "/generate"\ntext = "poems"', "text is poems"),
         ("[[request]]\nweight = 1", "route"),
+        ('rates = [1.0, 0]\n[[request]]\nroute = "/generate"', "rates are [1.0, 0]"),
+        ('clients = []\n[[request]]\nroute = "/generate"', "clients are []"),
         ("[[request]", "not valid TOML"),
     ],
 )
