@@ -119,6 +119,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "paths",
         nargs="*",
+        # Else argparse counts it among what is required.
+        default=[],
         metavar="PATH",
         help="A model folder to serve, or NAME=PATH to name it; without a name it has the folder's.",
     )

@@ -165,6 +165,8 @@ def test_a_mistake_in_the_file_is_named_with_its_place(content: str, message: st
         (["--prot", "1"], "--prot is not known here. Did you mean --port?"),
         (["--stall-timeout-s", "0"], "stall_timeout_s is 0.0: it must be above 0."),
         (["--config", "nowhere.toml"], "nowhere.toml cannot be read: No such file or directory."),
+        (["--cors-origins", "https://a.example, https://b.example/"], "cors_origins has https://b.example/: "),
+        (["--cors-origins", "chat.example"], "scheme and host alone, such as https://chat.example."),
         (["--port"], "expected one argument"),
     ],
 )
@@ -180,6 +182,11 @@ def test_a_bad_value_is_one_plain_line_and_exit_code_2(
     assert message in output.err
     assert output.err.count("\n") == 1
     assert output.out == ""
+
+
+@pytest.mark.parametrize("origins", ["*", "http://localhost:3000, tauri://localhost,null", " ,"])
+def test_origins_as_browsers_send_them_are_taken(origins: str, folder: Path):
+    assert loaded("--model", str(folder), "--cors-origins", origins).cors_origins == origins
 
 
 def test_a_bad_variable_is_named_and_a_misspelt_one_is_not_ignored(folder: Path):

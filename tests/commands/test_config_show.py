@@ -80,3 +80,9 @@ def test_what_serve_would_refuse_is_refused(
         code = exit_.code
     assert code in (2, 4)
     assert message in capsys.readouterr().err
+
+
+def test_config_alone_asks_for_the_one_word_that_it_lacks(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["config"])
+    assert "are required: show (" in capsys.readouterr().err
