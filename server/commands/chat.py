@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from server.commands import connected as connections
-from server.commands.conversation import Conversation
+from server.commands.conversation import Conversation, Message
 from server.commands.http_client import Client, Refused
 from server.commands.reader import Reader
 from server.commands.terminal import Style, safe
@@ -85,8 +85,10 @@ class Chat:
         if not message.strip():
             return False
         if not message.startswith("/"):
+            before = list(self._conversation.turns)
             self._conversation.say(message)
-            self._answer()
+            # A question that was refused is not asked again with the next one.
+            self._answer(otherwise=before)
             return False
         word, _, rest = message.partition(" ")
         if word not in self._commands:
@@ -95,8 +97,8 @@ class Chat:
             return False
         return bool(self._commands[word][1](rest.strip()))
 
-    def _answer(self) -> None:
-        """Stream one, keep it, and tell how fast it came. Without an answer the question is forgotten too."""
+    def _answer(self, otherwise: list[Message]) -> None:
+        """Stream one, keep it, and tell how fast it came. Without one the turns are ``otherwise``."""
         answer = Answer()
         try:
             for event in self._client.stream("/generate", self._conversation.body(self._model)):
@@ -112,7 +114,7 @@ class Chat:
             self._conversation.answer(answer.text)
             self._note(answer.summary())
         else:
-            self._conversation.take_back("user")
+            self._conversation.turns = otherwise
 
     def _set_system(self, text: str) -> None:
         self._conversation.system = text
@@ -133,11 +135,11 @@ class Chat:
             self._problem(f"{name or 'Nothing'} is not set.{did_you_mean(name, self._conversation.parameters)}")
 
     def _regenerate(self, _: str) -> None:
-        self._conversation.take_back("assistant")
-        if not self._conversation.turns:
+        before = list(self._conversation.turns)
+        if not self._conversation.take_back_answer():
             self._problem("There is no question to answer yet.")
             return
-        self._answer()
+        self._answer(otherwise=before)
 
     def _reset(self, _: str) -> None:
         self._conversation.turns.clear()

@@ -25,12 +25,9 @@ class Conversation:
     def answer(self, text: str) -> None:
         self.turns.append({"role": "assistant", "content": text})
 
-    def take_back(self, role: str) -> bool:
-        """Forget the last turn if it is that one's. Whether it was."""
-        is_last = bool(self.turns) and self.turns[-1]["role"] == role
-        if is_last:
-            self.turns.pop()
-        return is_last
+    def take_back_answer(self) -> bool:
+        """Forget the last answer. Whether there was one."""
+        return bool(self.turns and self.turns.pop())
 
     @property
     def messages(self) -> list[Message]:

@@ -118,6 +118,14 @@ def test_a_script_gets_answers_on_stdout_and_everything_else_on_stderr():
     assert [body["messages"] for body in server.bodies] == [[QUESTION], [QUESTION]]
 
 
+def test_an_answer_stays_where_no_other_comes_in_its_place(tmp_path: Path):
+    with fake_server(refuse_from=1) as server:
+        done = run("chat", "--url", server.url, stdin=f"Hi\n/regenerate\n/save {tmp_path}/talk.json\n")
+    assert "The server is full." in done.stderr
+    saved = json.loads((tmp_path / "talk.json").read_text())
+    assert saved["messages"] == [QUESTION, {"role": "assistant", "content": "Hello!"}]
+
+
 def test_a_conversation_that_is_too_long_is_told_what_to_do():
     with fake_server(refusals=[(422, "context_length_exceeded", "Too long.")]) as server:
         done = run("chat", "--url", server.url, stdin="Hi\n")
