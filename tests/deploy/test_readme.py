@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
+
+from server.api import keys
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 README = (DEPLOY / "README.md").read_text()
@@ -28,3 +31,15 @@ def test_every_path_in_a_command_exists():
     paths = {word.split("=")[-1] for command in commands for word in shlex.split(command) if "deploy/" in word}
     assert len(paths) >= 3
     assert all((DEPLOY.parent / path).exists() for path in paths)
+
+
+def test_the_commands_for_keys_make_files_that_the_server_and_prometheus_take(tmp_path: Path):
+    [block] = [block for block in re.findall(r"^```sh\n(.*?)^```$", README, re.M | re.S) if "openssl" in block]
+    script = block[: block.index("kubectl")]
+    subprocess.run(["sh", "-euc", script], cwd=tmp_path, check=True)
+    # Prometheus sends the file as it is.
+    key = (tmp_path / "metrics").read_text()
+    assert key == key.strip()
+    made = keys.load(str(tmp_path / "keys"), {})
+    found = made.find(keys.digest_of(key))
+    assert len(made) == 2 and found is not None and found.scopes == {"metrics"}
