@@ -66,7 +66,10 @@ def load(file: str | None, environment: Mapping[str, str] = os.environ) -> Keys:
 
     An entry is a key or ``sha256:`` and its hash, and after a space its scopes between commas; without any, ``use``.
     """
-    keys = [_parse(text, VARIABLE) for text in environment.get(VARIABLE, "").split(",") if text.strip()]
+    said = environment.get(VARIABLE, "")
+    keys = [_parse(text, VARIABLE) for text in said.split(",") if text.strip()]
+    if said and not keys:
+        raise ConfigurationError(f"{VARIABLE} has no key. Write some between commas, or leave it unset.")
     if file is not None:
         lines = [line.strip() for line in _read(file).splitlines()]
         found = [_parse(line, f"{file}: line {n}") for n, line in enumerate(lines, start=1) if line and line[0] != "#"]

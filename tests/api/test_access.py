@@ -235,6 +235,13 @@ def test_a_file_of_keys_that_cannot_be_meant_is_refused_without_showing_them(tmp
     assert not content or content.split()[0] not in str(found.value) or content.startswith("#")
 
 
+@pytest.mark.parametrize("said", [" ", ",", "\n"])
+def test_a_variable_without_a_key_does_not_open_the_server(said):
+    with pytest.raises(ConfigurationError, match="SLUICE_API_KEYS has no key"):
+        keys.load(None, {keys.VARIABLE: said})
+    assert not keys.load(None, {keys.VARIABLE: ""})
+
+
 def test_a_missing_file_of_keys_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="cannot be read"):
         keys.load(str(tmp_path / "none"), {})
