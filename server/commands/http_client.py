@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
 import ssl
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from server.errors import ConfigurationError
 
@@ -33,17 +34,34 @@ class Refused(ConfigurationError):
         self.retry_after_s = retry_after_s
 
 
+def _address(url: str) -> SplitResult:
+    """The address in its parts. Raises `ConfigurationError` for what is none."""
+    with contextlib.suppress(ValueError):
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        # Asked for here, since a port that is none is found when it is asked for.
+        is_whole = parts.hostname and parts.hostname.encode("idna") and parts.port != 0
+        if parts.scheme in ("http", "https") and is_whole:
+            return parts
+    raise ConfigurationError(f"{url} is not the address of a server. It looks like {DEFAULT_URL}.")
+
+
+def _sound_key(key: str | None) -> str | None:
+    """The key without the end of the line that it was read from; no message ever shows one."""
+    key = (key or "").strip()
+    if not re.fullmatch(r"[!-~]*", key):
+        raise ConfigurationError("The API key is none of a server's: those are one word in ASCII. Give the key alone.")
+    return key or None
+
+
 class Client:
     """One connection to one server, made when it is needed and again when it was closed. For one thread."""
 
     def __init__(self, url: str, api_key: str | None = None, *, timeout_s: float = TIMEOUT_S) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigurationError(f"{url} is not the address of a server. It looks like {DEFAULT_URL}.")
+        parts = _address(url)
         self.url = parts.geturl().rstrip("/")
-        self._host, self._port, self._prefix = parts.hostname, parts.port, parts.path.rstrip("/")
+        self._host, self._port, self._prefix = parts.hostname or "", parts.port, parts.path.rstrip("/")
         self._is_secure = parts.scheme == "https"
-        self._api_key = api_key
+        self._api_key = _sound_key(api_key)
         self._timeout_s = timeout_s
         self._connection: http.client.HTTPConnection | None = None
         self._is_aborted = False

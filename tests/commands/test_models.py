@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.commands.fake_server import fake_server
 from tests.commands.processes import called
 from tests.tiny_encoders import write_encoder
@@ -57,3 +59,25 @@ def test_a_place_without_models_is_refused(tmp_path: Path):
         done = called("models", *words)
         assert done.returncode == 2
         assert message in done.stderr
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://[::1", "http://a..b", "ftp://x", "http://"])
+def test_what_is_no_address_is_refused_in_a_line(url: str):
+    done = called("models", "--url", url)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"sluice: {url} is not the address of a server.") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("key", ["two-words metrics", "ключ-из-многих-букв-0123", "one-line\nX-Other: line"])
+def test_what_is_no_key_is_refused_without_showing_it(key: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLUICE_API_KEY", key)
+    done = called("models", "--url", "http://127.0.0.1:1")
+    assert done.returncode == 2
+    assert "one word in ASCII" in done.stderr and key.split()[0] not in done.stderr
+
+
+def test_a_key_may_have_the_end_of_its_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("SLUICE_API_KEY", "secret\n")
+    with fake_server() as server:
+        assert called("models", "--url", server.url).returncode == 0
+    assert server.keys == ["Bearer secret"]
