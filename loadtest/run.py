@@ -98,6 +98,8 @@ def main() -> int:
         print("\n".join(f"{name:16}{scenarios.load(name).description}" for name in scenarios.names()))
         return 0
     # Now, and not after minutes of measuring.
+    if not args.url.startswith("http://"):
+        parser.error(f"--url is {args.url}: it must begin with http://")
     if args.duration <= 0:
         parser.error(f"--duration is {args.duration:g}: it must be above 0")
     if args.into and not args.into.parent.is_dir():

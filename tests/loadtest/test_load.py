@@ -90,6 +90,7 @@ def test_refused_requests_are_errors_and_no_rate_is_good(tiny_server, tiny_scena
         (("--rates", 1, -1), "rates are"),
         (("--clients", 0), "clients are"),
         (("--duration", 0), "--duration is 0"),
+        (("--url", "https://127.0.0.1:1"), "begin with http://"),
         (("--into", "nowhere/found.json"), "no folder nowhere"),
     ],
 )
