@@ -62,6 +62,7 @@ USER 10001:10001
 WORKDIR /models
 EXPOSE 8000
 STOPSIGNAL SIGTERM
+# Another port is to be said by SLUICE_PORT, not in a file: this knows of no other.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=600s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request; urllib.request.urlopen(f'http://127.0.0.1:{os.environ.get(\"SLUICE_PORT\", 8000)}/health', timeout=4)"]
 ENTRYPOINT ["sluice"]
