@@ -19,8 +19,10 @@ from pathlib import Path
 
 import psutil
 
+from tests.process_tree import descendants, end_tree
+
 START_TIMEOUT_S = 180.0
-STOP_TIMEOUT_S = 15.0
+STOP_TIMEOUT_S = 60.0
 
 
 @dataclass
@@ -47,8 +49,8 @@ class ServerProcess:
     def worker_pids(self) -> list[int]:
         """Process ids of the workers, in the order in which they were started."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            children = psutil.Process(self.process.pid).children(recursive=True)
-            return [child.pid for child in sorted(children, key=_start_time) if _name(child) == "sluice-worker"]
+            children = sorted(descendants(self.process.pid), key=psutil.Process.create_time)
+            return [child.pid for child in children if _name(child) == "sluice-worker"]
         return []
 
     def worker_pid(self, model: str) -> int:
@@ -61,7 +63,7 @@ class ServerProcess:
     def get(self, path: str) -> tuple[int, str]:
         """Status and body of a GET."""
         try:
-            with urllib.request.urlopen(self.url + path, timeout=10) as response:
+            with urllib.request.urlopen(self.url + path, timeout=60) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
             with error:
@@ -111,10 +113,6 @@ class ServerProcess:
             raise TimeoutError(f"the server did not come up:\n{self.logs()}")
 
 
-def _start_time(process: psutil.Process) -> float:
-    return process.create_time()
-
-
 def _name(process: psutil.Process) -> str:
     with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
         return process.name()
@@ -138,7 +136,7 @@ def started_server(*cli_args: str, env: Mapping[str, str] | None = None) -> Iter
             try:
                 yield ServerProcess(process, paths)
             finally:
-                _end(process)
+                end_tree(process, signal.SIGTERM, within_s=5)
 
 
 @contextlib.contextmanager
@@ -147,20 +145,3 @@ def running_server(*cli_args: str, env: Mapping[str, str] | None = None) -> Iter
     with started_server(*cli_args, env=env) as server:
         server.wait_until_ready()
         yield server
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    tree = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        tree = psutil.Process(process.pid).children(recursive=True)
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(5)
-    _, alive = psutil.wait_procs(tree, timeout=3)
-    for child in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            child.kill()

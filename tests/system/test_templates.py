@@ -102,24 +102,23 @@ def test_fifty_requests_survive_the_death_of_every_sandbox(server: ServerProcess
 
 
 def test_a_template_without_end_is_refused_while_the_server_answers_others(server: ServerProcess) -> None:
-    async def main() -> tuple[httpx2.Response, float]:
+    async def main() -> tuple[httpx2.Response, int]:
         async with httpx2.AsyncClient(timeout=60) as client:
             body = {"template": "slow", "variables": {"count": 99999}}
             slow = asyncio.ensure_future(client.post(f"{server.url}/generate", json=body))
-            worst_s = 0.0
+            num_others = 0
             while not slow.done():
-                start_s = time.monotonic()
                 assert (await client.get(f"{server.url}/livez")).status_code == 200
-                worst_s = max(worst_s, time.monotonic() - start_s)
+                num_others += not slow.done()
                 await asyncio.sleep(0.05)
-            return await slow, worst_s
+            return await slow, num_others
 
-    response, worst_s = asyncio.run(main())
+    response, num_others = asyncio.run(main())
     assert response.status_code == 422
     assert response.json()["error"]["code"] == "unsupported_value"
     assert "2 s" in response.json()["error"]["message"]
-    # Far below the 2 s that the template may take, also on a busy machine.
-    assert worst_s < 1.5
+    # The first may have come before the template was begun.
+    assert num_others > 2
     assert generate(server, template="story", variables={"hero": "mill"}).status_code == 200
 
 
@@ -132,7 +131,7 @@ def test_no_sandbox_outlives_its_server(tiny_llama: Path, templates: Path) -> No
             assert left
             os.kill(server.process.pid, number)
             server.wait()
-            deadline_s = time.monotonic() + 10
+            deadline_s = time.monotonic() + 60
             while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in left):
                 assert time.monotonic() < deadline_s, "a sandbox outlived the server"
                 time.sleep(0.02)

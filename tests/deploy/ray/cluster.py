@@ -21,6 +21,8 @@ import httpx2
 import psutil
 import yaml
 
+from tests.process_tree import descendants, end_tree
+
 FOLDER = Path(__file__).parents[3] / "deploy/ray"
 CLIENT = httpx2.Client(timeout=60)
 START_TIMEOUT_S = 600.0
@@ -35,9 +37,7 @@ class Replica:
     process: psutil.Process
 
     def workers(self) -> list[psutil.Process]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return [child for child in self.process.children(recursive=True) if _title(child) == "sluice-worker"]
-        return []
+        return [child for child in descendants(self.process.pid) if _title(child) == "sluice-worker"]
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Cluster:
 
     def replicas(self) -> list[Replica]:
         """Those that have a worker."""
-        found = [Replica(one) for one in _descendants(self.process.pid) if _title(one).startswith("ray::ServeReplica")]
+        found = [Replica(one) for one in descendants(self.process.pid) if _title(one).startswith("ray::ServeReplica")]
         return [replica for replica in found if replica.workers()]
 
     def finished(self) -> list[tuple[int, dict[str, Any]]]:
@@ -77,12 +77,6 @@ def standing_still(workers: list[psutil.Process]) -> Iterator[None]:
         for worker in workers:
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.send_signal(signal.SIGCONT)
-
-
-def _descendants(pid: int) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid).children(recursive=True)
-    return []
 
 
 def _title(process: psutil.Process) -> str:
@@ -121,7 +115,7 @@ def running_cluster(programs: Path, variables: Mapping[str, str], **deployment: 
                     yield cluster
                     return
             finally:
-                _end(cluster.process)
+                end_tree(cluster.process, signal.SIGINT, within_s=60)
 
 
 def _start(programs: Path, folder: str) -> subprocess.Popen[bytes]:
@@ -160,17 +154,3 @@ def _is_ready_in_time(cluster: Cluster) -> bool:
             raise TimeoutError(f"serve did not come up:\n{cluster.output.read_text()}")
         time.sleep(0.5)
     return False
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    tree = _descendants(process.pid)
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(60)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait(10)
-    _, alive = psutil.wait_procs(tree, timeout=10)
-    for one in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
