@@ -63,7 +63,8 @@ def test_both_loops_answer_every_request_and_the_page_holds_its_plots(tiny_serve
         assert point["num_requests"] == point["num_whole"] > 0
         assert point["outcomes"] == {"good": point["num_requests"]}
         assert point["tokens_per_s"] > 0
-        assert 0 < point["gap_p50_s"] <= point["gap_p95_s"] <= point["gap_p99_s"]
+        # Tokens of one step, or of one read, have no time between them: with a tiny model that may be most of them.
+        assert 0 <= point["gap_p50_s"] <= point["gap_p95_s"] <= point["gap_p99_s"] > 0
         assert 0 <= point["queue_p50_s"] < point["ttft_p50_s"] <= point["total_p50_s"]
     assert results["knee"] == 8.0
     page = into.with_suffix(".html").read_text()
