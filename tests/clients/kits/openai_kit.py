@@ -29,7 +29,8 @@ text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk
 assert text == chat.choices[0].message.content
 assert chunks[0].choices[0].delta.role == "assistant" and chunks[0].choices[0].delta.content
 assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == chat.usage.completion_tokens
-assert len(chunks) > 4
+# A step may bring several tokens, where they were guessed right.
+assert sum(bool(chunk.choices and chunk.choices[0].delta.content) for chunk in chunks) > 1
 
 # Several answers, log-probabilities, a seed, a stop.
 several = client.chat.completions.create(
