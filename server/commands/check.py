@@ -49,7 +49,9 @@ def _findings(options: Namespace) -> Iterator[Finding]:
     try:
         if settings.gather(options, os.environ).models:
             config = settings.load(options, os.environ)
-            yield Finding("ok", f"settings: {len(config.models)} models, all folders are there")
+            number = len(config.models)
+            text = "1 model, its folder is there" if number == 1 else f"{number} models, all folders are there"
+            yield Finding("ok", f"settings: {text}")
         else:
             yield Finding("note", "settings: no model is named, so this looks at the machine alone")
     except ConfigurationError as error:

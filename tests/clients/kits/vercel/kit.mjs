@@ -20,7 +20,7 @@ const stream = streamText({ model, prompt, temperature: 0, maxOutputTokens: 20 }
 const parts = [];
 for await (const part of stream.textStream) parts.push(part);
 assert.equal(parts.join(""), text);
-assert.ok(parts.length > 4);
+assert.ok(parts.length > 1);
 assert.ok((await stream.usage).outputTokens > 0);
 assert.equal(await stream.finishReason, "stop");
 
