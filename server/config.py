@@ -159,10 +159,15 @@ class ServeConfig:
             _require(getattr(self, field) >= 1, f"{field} is {getattr(self, field)}: it must be at least 1.")
         for field in ("keep_alive_s", "stall_timeout_s", "start_timeout_s"):
             _require(getattr(self, field) > 0, f"{field} is {getattr(self, field)}: it must be above 0.")
-        for origin in filter(None, map(str.strip, (self.cors_origins or "").split(","))):
+        for origin in self.allowed_origins:
             _require(
                 re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+", origin) is not None,
                 f"cors_origins has {origin}: an origin is * or scheme and host alone, such as https://chat.example.",
             )
         for field in ("drain_delay_s", "drain_timeout_s", "restart_backoff_s"):
             _require(getattr(self, field) >= 0, f"{field} is {getattr(self, field)}: it must be at least 0.")
+
+    @property
+    def allowed_origins(self) -> list[str]:
+        """What `cors_origins` names, one by one."""
+        return [origin for each in (self.cors_origins or "").split(",") if (origin := each.strip())]

@@ -89,18 +89,18 @@ def build_app(config: ServeConfig, supervisor: Supervisor) -> FastAPI:
     if api_keys:
         app.add_middleware(Access, keys=api_keys)
     if config.cors_origins is not None:
-        _allow_origins(app, config.cors_origins)
+        _allow_origins(app, config.allowed_origins)
     app.add_middleware(
         RequestContext, lifecycle=app.state.lifecycle, task_routes=tasks, quiet_routes=_quiet_routes(with_status)
     )
     return app
 
 
-def _allow_origins(app: FastAPI, origins: str) -> None:
+def _allow_origins(app: FastAPI, origins: list[str]) -> None:
     """Outside of the keys: a browser asks first without any. No cookies are taken, so there are no credentials."""
     app.add_middleware(
         CORSMiddleware,
-        allow_origins=[origin.strip() for origin in origins.split(",") if origin.strip()],
+        allow_origins=origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
         expose_headers=["X-Request-Id", "Retry-After", "x-should-retry", "x-ignored-fields"],
