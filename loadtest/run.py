@@ -108,7 +108,7 @@ def main() -> int:
         scenario = scenarios.load(args.scenario)
         given = {"rates": args.rates, "clients": args.clients}
         scenario = replace(scenario, **{name: values for name, values in given.items() if values})
-    except scenarios.ScenarioError as error:
+    except (scenarios.ScenarioError, ValueError) as error:
         parser.error(str(error))
     results = run_loop(measure(args, scenario))
     points = results["open"] + results["closed"]

@@ -120,7 +120,7 @@ class Scenario:
         for name in ("rates", "clients"):
             values = getattr(self, name)
             if not values or not all(isinstance(value, (int, float)) and value > 0 for value in values):
-                raise ScenarioError(f"{self.name}.toml: {name} are {values}: they must be numbers above 0.")
+                raise ValueError(f"{name} are {values}: they must be numbers above 0")
 
     def draw(self, rng: random.Random) -> tuple[str, dict[str, Any]]:
         """Route and body of the next request."""
@@ -156,7 +156,7 @@ def _made(kind: type[Any], values: dict[str, Any], where: str) -> Any:
             raise ScenarioError(f"{where}: there is no {name}. There are: {', '.join(known)}.")
     try:
         made = kind(**values)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ScenarioError(f"{where}: {error}.") from None
     if isinstance(made, Request) and made.text not in TEXTS:
         raise ScenarioError(f"{where}: text is {made.text}; it must be one of {', '.join(TEXTS)}.")
