@@ -29,9 +29,6 @@ Piece = str | CallDelta
 """Text for the reader, or a part of a call."""
 
 
-STRICTLY: dict[str, Any] = {"ensure_ascii": False, "allow_nan": False}
-
-
 class Reader(ABC):
     """Takes one output's text apart. The pieces of `push` and `finish` are all of it, in order."""
 
@@ -185,8 +182,9 @@ def _function(text: str) -> tuple[str, str] | None:
         arguments = call.get("arguments", call.get("parameters"))
         if not isinstance(arguments, (str, dict, type(None))):
             return None
-        written = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, **STRICTLY)
-        f"{call['name']}{written}".encode()
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments or {}, ensure_ascii=False, allow_nan=False)
+        f"{call['name']}{arguments}".encode()
     except (ValueError, RecursionError):
         return None
-    return call["name"], written
+    return call["name"], arguments

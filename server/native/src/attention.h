@@ -2,8 +2,8 @@
 //
 // Work is cut into tiles, up to ROWS queries of one sequence and one key/value head, and each tile goes over fixed
 // partitions of the keys. Where there are few tiles, their partitions are dealt out one by one, and their results
-// wait in a buffer for the same merge in the same order. While a thread is at one partition, the next one comes from
-// memory.
+// wait in a buffer for the same merge in the same order. While a thread is at one block, those that it
+// needs soon come from memory.
 #pragma once
 
 #include "attention_tile.h"
@@ -112,7 +112,8 @@ public:
     load_queries(tile);
     if (!tile.results) start(tile);
     for (int64_t index = work->first_part; index <= work->last_part(); ++index) {
-      attend(tile, index, look_ahead(work, end, index), tile.results ? split_results(tile, index) : part);
+      const int64_t num_blocks = look_ahead(work, end, index);
+      attend(tile, index, num_blocks, tile.results ? split_results(tile, index) : part);
       if (!tile.results) add(tile, part);
     }
     if (!tile.results) finish(tile);
