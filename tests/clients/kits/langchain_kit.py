@@ -12,7 +12,8 @@ chat = ChatOpenAI(model=MODEL, temperature=0, max_tokens=20, stream_usage=True)
 answer = chat.invoke("What is the capital of France?")
 assert "Paris" in answer.content and answer.usage_metadata["total_tokens"] > 0
 chunks = list(chat.stream("What is the capital of France?"))
-assert "".join(chunk.content for chunk in chunks) == answer.content and sum(bool(chunk.content) for chunk in chunks) > 1
+assert "".join(chunk.content for chunk in chunks) == answer.content
+assert len(list(chat.stream("Tell me a story."))) > 4
 assert sum(chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata) > 0
 assert [each.content for each in chat.batch(["What is the capital of France?"] * 3)] == [answer.content] * 3
 

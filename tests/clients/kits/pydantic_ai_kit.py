@@ -27,13 +27,12 @@ typed = Agent(MODEL, output_type=Person, model_settings=settings).run_sync("Inve
 assert isinstance(typed.output, Person)
 
 
-async def stream() -> str:
-    async with Agent(MODEL, model_settings=settings).run_stream("What is the capital of France?") as result:
+async def stream(question: str) -> list[str]:
+    async with Agent(MODEL, model_settings=settings).run_stream(question) as result:
         # Without its own gathering of what comes within a tenth of a second, which may be all of it.
-        parts = [part async for part in result.stream_text(delta=True, debounce_by=None)]
-    assert len(parts) > 1
-    return "".join(parts)
+        return [part async for part in result.stream_text(delta=True, debounce_by=None)]
 
 
-assert "Paris" in asyncio.run(stream())
+assert "Paris" in "".join(asyncio.run(stream("What is the capital of France?")))
+assert len(asyncio.run(stream("Tell me a story."))) > 2
 print("ok")

@@ -16,11 +16,15 @@ const { text, usage } = await generateText({ model, prompt, temperature: 0, maxO
 assert.match(text, /Paris/);
 assert.ok(usage.totalTokens > 0);
 
+const partsOf = async (stream) => {
+  const parts = [];
+  for await (const part of stream.textStream) parts.push(part);
+  return parts;
+};
 const stream = streamText({ model, prompt, temperature: 0, maxOutputTokens: 20 });
-const parts = [];
-for await (const part of stream.textStream) parts.push(part);
-assert.equal(parts.join(""), text);
-assert.ok(parts.length > 1);
+assert.equal((await partsOf(stream)).join(""), text);
+const story = streamText({ model, prompt: "Tell me a story.", temperature: 0, maxOutputTokens: 40 });
+assert.ok((await partsOf(story)).length > 4);
 assert.ok((await stream.usage).outputTokens > 0);
 assert.equal(await stream.finishReason, "stop");
 
