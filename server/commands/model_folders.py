@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from server.commands.weights import read_weights
 from server.config import ModelConfig
 from server.errors import ConfigurationError
+from server.models.weights import read_weights
 
 
 def is_model_folder(path: Path) -> bool:

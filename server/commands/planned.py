@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from server.commands.weights import read_weights
 from server.config import ModelConfig
 from server.engine import memory
 from server.engine.engine import default_max_batch_tokens
@@ -19,12 +18,13 @@ from server.engine.executors.generic import ATTENTION, Unsupported, probe, set_a
 from server.errors import ConfigurationError
 from server.models import describe, loader
 from server.models.folder import ModelFolder, look
+from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer
+from server.models.weights import read_weights
 from server.protocol import Task
 
 QUANTISED_BYTES = {"int8": 1.0, "int4": 0.5625}
 """Of a weight in a product, the scales of its groups included."""
-META = torch.device("meta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,20 +110,8 @@ def plan_model(model: ModelConfig) -> PlannedModel:
 
 
 def _empty_module(folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
-    """The architecture without a single weight."""
-    labels = folder.adapter.labels if folder.adapter else {}
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            folder.weights, local_files_only=True, trust_remote_code=False, **labels
-        )
-        with META:
-            module: PreTrainedModel = loader.CLASSES[folder.task].from_config(config, dtype=dtype)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise describe.refuse(
-            f"The model in {folder.weights} cannot be built ({line}). Check its config.json, or fetch it again."
-        ) from error
-    return module.eval()
+    """The architecture without the value of a single weight."""
+    return read_module(folder.weights, folder.task, folder.adapter, dtype, with_weights=False).eval()
 
 
 def _weight_bytes(module: PreTrainedModel, dtype: torch.dtype, per_weight: float) -> int:

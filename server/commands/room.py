@@ -8,9 +8,9 @@ from pathlib import Path
 from server import machine
 from server.client.template import DEVICE_FILES
 from server.commands.terminal import size
-from server.commands.weights import read_weights
 from server.config import ModelConfig, ServeConfig
 from server.errors import EXIT_MODEL, ConfigurationError
+from server.models.weights import read_weights
 
 LEAST_BYTES = {"auto": 2.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 """A parameter's, at the least, by dtype."""

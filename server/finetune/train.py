@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 import transformers
 from torch import nn
 from tqdm import tqdm
+from transformers.pytorch_utils import Conv1D
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
 from server import __version__
@@ -27,6 +29,8 @@ from server.finetune.options import Options
 from server.finetune.tasks import TASKS, Task
 
 DEFAULT_MAX_LENGTH = 256
+LINEARS = (nn.Linear, Conv1D)
+"""Layers that LoRA adapts."""
 
 
 def finetune(options: Options) -> dict[str, Any]:
@@ -41,11 +45,13 @@ def finetune(options: Options) -> dict[str, Any]:
     task = TASKS[options.task](options)
     parts = _read(task, options)
     transformers.set_seed(options.seed)
-    tokenizer, model = _load_base(task, options)
+    tokenizer, model, new_modules = _load_base(task, options)
     _say(f"{len(parts.train)} examples to train on, {len(parts.validation)} to choose by, {len(parts.test)} held out")
     _say(f"labels: {', '.join(task.labels)}")
+    if new_modules:
+        _say(f"new weights, which the base does not have: {', '.join(new_modules)}")
     if options.method == "lora":
-        model = _with_lora(task, model, options)
+        model = _with_lora(task, model, new_modules, options)
     num_trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     _say(f"{num_trained:,} of {model.num_parameters():,} weights are trained")
 
@@ -80,8 +86,11 @@ def _read(task: Task, options: Options) -> Split:
     return Split(train=parts.train, validation=parts.validation, test=task.read(Path(options.eval_data)))
 
 
-def _load_base(task: Task, options: Options) -> tuple[Any, Any]:
-    """Tokenizer and float32 model with a head for the task's labels; a head with the same labels is kept."""
+def _load_base(task: Task, options: Options) -> tuple[Any, Any, list[str]]:
+    """Tokenizer, float32 model, and the modules whose weights are new because no file of the base has them.
+
+    A head for the same number of labels is kept.
+    """
     if not Path(options.model).is_dir():
         raise ConfigurationError(
             f"There is no folder {options.model}. Give --model a Hugging Face model folder "
@@ -93,7 +102,7 @@ def _load_base(task: Task, options: Options) -> tuple[Any, Any]:
     labels = dict(enumerate(task.labels))
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
-        model = task.model_class.from_pretrained(
+        model, info = task.model_class.from_pretrained(
             options.model,
             id2label=labels,
             label2id={label: index for index, label in labels.items()},
@@ -101,6 +110,7 @@ def _load_base(task: Task, options: Options) -> tuple[Any, Any]:
             ignore_mismatched_sizes=True,
             use_safetensors=True,
             dtype=torch.float32,
+            output_loading_info=True,
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -114,33 +124,56 @@ def _load_base(task: Task, options: Options) -> tuple[Any, Any]:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
-    return tokenizer, model
+    absent = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
+    return tokenizer, model, sorted({name.rpartition(".")[0] for name in absent})
 
 
-def _with_lora(task: Task, model: Any, options: Options) -> Any:
-    """LoRA on every linear layer of the body; the head is trained whole and saved with the adapter."""
+def _with_lora(task: Task, model: Any, new_modules: Sequence[str], options: Options) -> Any:
+    """LoRA on every linear layer of the body; the head and what is new are trained whole and saved with the adapter."""
     import peft
 
     body = model.base_model_prefix
-    names = {name.rpartition(".")[2] for name, module in model.base_model.named_modules() if type(module) is nn.Linear}
+    linears = {name: module for name, module in model.base_model.named_modules() if type(module) in LINEARS}
+    names = {name.rpartition(".")[2] for name in linears}
     if not names or model.base_model is model:
         raise ConfigurationError(
             f"{options.model} has no linear layers that LoRA could adapt. Use --method full.", exit_code=EXIT_MODEL
         )
-    heads = [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
+    saved = _saved_whole(model, new_modules)
+    if body in saved or "" in saved:
+        raise ConfigurationError(
+            f"{options.model} lacks weights that LoRA cannot train one by one. Use --method full.", exit_code=EXIT_MODEL
+        )
     config = peft.LoraConfig(
         task_type=task.peft_type,
         r=options.lora_rank,
         lora_alpha=options.lora_alpha or 2 * options.lora_rank,
         lora_dropout=options.lora_dropout,
-        # Anchored at the body: a head may have a layer of the same name, and is saved whole anyway.
-        target_modules=rf"{body}\.(.*\.)?({'|'.join(sorted(names))})",
-        modules_to_save=heads,
+        target_modules=_targets(body, names, saved),
+        modules_to_save=saved,
+        fan_in_fan_out=any(type(module) is Conv1D for module in linears.values()),
     )
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         return peft.get_peft_model(model, config)
+
+
+def _saved_whole(model: Any, new_modules: Sequence[str]) -> list[str]:
+    """The modules beside the body, and what is new inside of it, such as a pooler."""
+    body = model.base_model_prefix
+    heads = [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
+    inside = [name for name in new_modules if name.partition(".")[0] not in heads]
+    return [*heads, *inside]
+
+
+def _targets(body: str, names: Set[str], saved: Sequence[str]) -> str:
+    """A pattern for the body's linear layers, but those that are saved whole.
+
+    Anchored at the body: a head may have a layer of the same name.
+    """
+    inside = "".join(rf"(?!{re.escape(name)}(\.|$))" for name in saved if name.startswith(f"{body}."))
+    return rf"{inside}{body}\.(.*\.)?({'|'.join(sorted(names))})"
 
 
 def _max_length(model: Any, options: Options) -> int:
@@ -264,7 +297,8 @@ def _save(out: Path, options: Options, task: Task, model: Any, tokenizer: Any, m
         relative = Path(os.path.relpath(Path(options.model).resolve(), out.resolve())).as_posix()
         config = model.peft_config["default"]
         config.base_model_name_or_path = relative
-        config.modules_to_save = sorted(set(config.modules_to_save) & {name for name, _ in task_model.named_children()})
+        # PEFT adds usual names of heads, which this model may not have.
+        config.modules_to_save = sorted(set(config.modules_to_save) & {name for name, _ in task_model.named_modules()})
         model.save_pretrained(out, save_embedding_layers=False)
         task_model.config.architectures = [type(task_model).__name__]
         task_model.config.save_pretrained(out)

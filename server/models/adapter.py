@@ -23,7 +23,7 @@ TASKS: dict[str, Task] = {"CAUSAL_LM": "generate", "SEQ_CLS": "classify", "TOKEN
 HEADS = ("classifier", "score")
 """Modules that PEFT trains as heads of classifiers and taggers."""
 
-LABEL_FIELDS = ("id2label", "label2id", "num_labels", "problem_type")
+LABEL_FIELDS = ("id2label", "label2id", "num_labels", "problem_type", "pad_token_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +37,11 @@ class Adapter:
     labels: dict[str, Any]
     """Fields of the base's config that the adapter's head replaces."""
     modules_to_save: tuple[str, ...]
-    """Whole modules that the adapter brings in place of the base's."""
+    """Modules that the adapter brings whole in place of the base's: their names, or the last parts of them."""
 
     def brings(self, weight: str) -> bool:
         """Whether the adapter holds the weight that the base lacks."""
-        return any(part in self.modules_to_save for part in weight.split("."))
+        return any(f".{name}." in f".{weight}" for name in self.modules_to_save)
 
 
 def is_adapter(folder: Path) -> bool:

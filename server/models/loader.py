@@ -5,26 +5,13 @@ Nothing is downloaded, no code from a folder is run, and only safetensors are re
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    MODEL_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from server.config import ModelConfig
@@ -33,16 +20,9 @@ from server.models.adapter import Adapter, embedding_rows, merge
 from server.models.describe import ProblemType, refuse
 from server.models.embedder import Embedder, Recipe
 from server.models.folder import look
+from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
 from server.protocol import Embedding, GenerationValue, Task, TokenizerFiles
-
-CLASSES: dict[Task, Any] = {
-    "generate": AutoModelForCausalLM,
-    "classify": AutoModelForSequenceClassification,
-    "ner": AutoModelForTokenClassification,
-    "fill-mask": AutoModelForMaskedLM,
-    "embed": AutoModel,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +53,7 @@ def load(model: ModelConfig) -> LoadedModel:
     device = choose_device(model)
     dtype = choose_dtype(model, task, device)
     tokenizer = load_tokenizer(folder if adapter is None or has_tokenizer(folder) else weights)
-    module = _read_module(weights, task, adapter, torch.float32 if adapter else dtype)
+    module = read_module(weights, task, adapter, torch.float32 if adapter else dtype)
     if adapter is not None:
         _make_room(module, adapter)
         module = merge(module, adapter)
@@ -154,51 +134,6 @@ def _cpu_has_bfloat16() -> bool:
         return bool(native and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     except (AttributeError, RuntimeError):
         return False
-
-
-def _read_module(folder: Path, task: Task, adapter: Adapter | None, dtype: torch.dtype) -> PreTrainedModel:
-    labels = adapter.labels if adapter else {}
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **labels)
-        module, info = CLASSES[task].from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            # A base that is itself a classifier has a head for other labels: the adapter's own comes after.
-            ignore_mismatched_sizes=adapter is not None,
-            output_loading_info=True,
-            **(_without_pooler(config) if task == "embed" else {}),
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError, SafetensorError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise refuse(
-            f"The model in {folder} cannot be loaded ({line}). Check that its files are complete, or fetch it again."
-        ) from error
-    _check_complete(folder, adapter, info)
-    loaded: PreTrainedModel = module
-    return loaded
-
-
-def _without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
-    """A pooler makes no part of an embedding, and many a folder has no weights for it."""
-    takes = "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
-    return {"add_pooling_layer": False} if takes else {}
-
-
-def _check_complete(folder: Path, adapter: Adapter | None, info: dict[str, Any]) -> None:
-    """Weights that no file brings would be random: refuse them by name."""
-    absent = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
-    absent = {name for name in absent if adapter is None or not adapter.brings(name)}
-    if absent:
-        names = sorted(absent)
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise refuse(
-            f"The weights in {folder} lack {', '.join(names[:3])}{more}, which its architecture needs. "
-            "Check that the folder is complete and that architectures in config.json is right."
-        )
 
 
 def _make_room(module: PreTrainedModel, adapter: Adapter) -> None:

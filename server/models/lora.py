@@ -40,7 +40,7 @@ def merge_plain(module: nn.Module, config: Mapping[str, Any], path: Path, saved:
         return False
     weights = {name.removeprefix(PREFIX): weight for name, weight in load_file(path).items()}
     linears = _own_linears(module)
-    heads = {name for name, part in module.named_modules() if name.rpartition(".")[2] in saved}
+    heads = {name for name, _ in module.named_modules() if _is_target(name, list(saved))}
     targets = {name for name, _ in module.named_modules() if _is_target(name, config["target_modules"])}
     if not targets or not heads | targets <= linears.keys() or heads & targets:
         return False

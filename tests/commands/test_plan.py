@@ -10,9 +10,9 @@ import pytest
 
 from server.commands import room
 from server.commands.room import require_room
-from server.commands.weights import read_weights
 from server.config import ModelConfig, ServeConfig
 from server.errors import ConfigurationError
+from server.models.weights import read_weights
 from tests.commands.processes import called
 from tests.server_process import running_server
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -14,15 +15,24 @@ GOOD, BAD = ["good", "great", "lovely", "fine", "superb"], ["bad", "awful", "dre
 NAMES, CITIES = ["Anna", "Ben", "Clara", "David", "Emma"], ["Bern", "Oslo", "Rome", "Lima", "Kyoto"]
 PLAIN = ["the", "film", "was", "lives", "in", "near", "and", "saw", "a", "story", "quite", "today", "with", "from"]
 WORDS = [*GOOD, *BAD, *NAMES, *CITIES, *PLAIN]
-SIZES = {
-    "bert": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48},
-    "roberta": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48},
+_BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+SIZES: dict[str, dict[str, Any]] = {
+    "bert": _BERT,
+    "roberta": _BERT,
+    "xlm-roberta": _BERT,
+    "electra": {**_BERT, "embedding_size": 16},
+    "albert": {**_BERT, "embedding_size": 16},
+    "deberta-v2": {**_BERT, "relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"]},
+    "modernbert": {**_BERT, "local_attention": 16, "cls_token_id": 2, "sep_token_id": 3},
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 48},
+    "llama": {**_BERT, "num_key_value_heads": 1},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
 }
+DECODERS = ("llama", "gpt2")
 
 
-def write_base(folder: Path, model_type: str = "bert") -> Path:
-    """A body without a head, as a masked language model's folder would give."""
+def write_base(folder: Path, model_type: str = "bert", *, for_words: bool = False) -> Path:
+    """A body without a head; ``for_words`` with that of a language model, and so without a pooler."""
     # Written down, not trained: a trainer breaks ties differently each time, and runs would not repeat.
     letters = sorted({letter for word in WORDS for letter in word})
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *letters, *(f"##{letter}" for letter in letters)]
@@ -42,11 +52,16 @@ def write_base(folder: Path, model_type: str = "bert") -> Path:
         model_type,
         vocab_size=len(vocab),
         max_position_embeddings=66,
-        pad_token_id=0,
         initializer_range=0.1,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=None if model_type in DECODERS else 0,
         **SIZES[model_type],
     )
-    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    kind = transformers.AutoModel
+    if for_words:
+        kind = transformers.AutoModelForCausalLM if model_type in DECODERS else transformers.AutoModelForMaskedLM
+    kind.from_config(config).save_pretrained(folder)
     return folder
 
 
