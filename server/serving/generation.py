@@ -35,6 +35,8 @@ class Prompt:
     negative_ids: list[int] = field(default_factory=list)
     cache_salt: str = ""
     """Requests with different salts share nothing in the prefix cache."""
+    written_ids: frozenset[int] = frozenset()
+    """Special tokens whose text stands in the outputs."""
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -111,7 +113,7 @@ class OutputText:
         self._ending_ids = {*end_ids, *prompt.params.stop_token_ids}
         self._tokenizer = tokenizer
         self._special_ids = tokenizer.special_ids
-        self._safe = SafeText(tokenizer, prompt.ids, prompt.stop, prompt.banned)
+        self._safe = SafeText(tokenizer, prompt.ids, prompt.stop, prompt.banned, prompt.written_ids)
         self._texts: list[str] = []
         self._last_id: int | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,8 @@ class PromptSource:
     tools: Sequence[dict[str, Any]] = ()
     """What the model may call, for the chat template to describe."""
     cache_salt: str = ""
+    written: Collection[str] = ()
+    """Special tokens whose text stands in the outputs. Texts that are not special tokens have no effect."""
     body: Mapping[str, Any] = field(default_factory=dict)
     """All fields beside the parameters, under the client's names, for what they allow the parameters to be."""
 
@@ -157,6 +159,7 @@ class _Work:
             template_spans=template_spans if self.wanted.penalize_template is False else [],
             negative_ids=self._negative_ids(params),
             cache_salt=self.source.cache_salt,
+            written_ids=self._special_ids(self.source.written),
         )
 
     def _tokenized(self, source: str | list[int] | RenderedPrompt) -> tuple[str, list[int], list[tuple[int, int]]]:
@@ -180,9 +183,13 @@ class _Work:
 
     def _with_special_stops(self, params: SamplingParams) -> SamplingParams:
         """Special tokens have no text for a stop string to be found in: ``<|im_end|>`` ends the output as a token."""
-        ids = (self.tokenizer.backend.token_to_id(string) for string in self.wanted.stop or ())
-        stops = tuple(id_ for id_ in ids if id_ in self.tokenizer.special_ids and id_ < self.ready.vocab_size)
+        stops = tuple(sorted(self._special_ids(self.wanted.stop or ())))
         return msgspec.structs.replace(params, stop_token_ids=params.stop_token_ids + stops) if stops else params
+
+    def _special_ids(self, texts: Collection[str]) -> frozenset[int]:
+        """Ids of the special tokens among the texts."""
+        ids = (self.tokenizer.backend.token_to_id(text) for text in texts)
+        return frozenset(id_ for id_ in ids if id_ in self.tokenizer.special_ids and id_ < self.ready.vocab_size)
 
     def _negative_ids(self, params: SamplingParams) -> list[int]:
         text = self.wanted.negative_prompt

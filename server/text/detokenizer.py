@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from server.text.stop_strings import StopStrings
 from server.text.tokenizer import Tokenizer
@@ -17,13 +17,21 @@ class Detokenizer:
     """Turns one request's token ids into text deltas that are safe to send.
 
     Held back: bytes of an unfinished character, and any tail that may grow into a stop string. The deltas joined
-    are what the ids add to the decoded prompt, special tokens skipped, up to and without the first stop string.
+    are what the ids add to the decoded prompt, up to and without the first stop string. Special tokens have no text,
+    except those in ``written``, which stand in the text as the tokenizer writes them.
     Constant time a token. One thing differs from decoding all at once, because it must: where a tokenizer with
     byte fallback ends a run of byte tokens in the middle of a character, the whole characters before it stay.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int] = (), stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int] = (),
+        stop: Sequence[str] = (),
+        written: Collection[int] = (),
+    ) -> None:
         self._texts = _text_source(tokenizer, prompt_ids)
+        self._written = {id_: tokenizer.backend.id_to_token(id_) or "" for id_ in written}
         self._stops = StopStrings(stop)
 
     @property
@@ -33,7 +41,8 @@ class Detokenizer:
 
     def push(self, token_id: int) -> str:
         """The delta that this token makes safe; often empty."""
-        return self._stops.push(self._texts.push(token_id))
+        mark = self._written.get(token_id) if self._written else None
+        return self._stops.push(self._texts.push(token_id) if mark is None else self._texts.write(mark))
 
     def finish(self) -> str:
         """The last delta: what was held back, now that no more tokens will come."""
@@ -46,6 +55,10 @@ class _TextSource(ABC):
 
     @abstractmethod
     def push(self, token_id: int) -> str: ...
+
+    @abstractmethod
+    def write(self, text: str) -> str:
+        """Text that is no token's own: what was held back until now, and the text."""
 
     @abstractmethod
     def finish(self) -> str: ...
@@ -66,6 +79,9 @@ class _ByteLevelSource(_TextSource):
 
     def push(self, token_id: int) -> str:
         return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+
+    def write(self, text: str) -> str:
+        return self._utf8.decode(text.encode())
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
@@ -101,6 +117,11 @@ class _ContextSource(_TextSource):
             return end_of_run
         self._context, self._pending = self._pending, []
         return end_of_run + delta
+
+    def write(self, text: str) -> str:
+        before = self._end_run() + self._pending_text()
+        self._context, self._pending = self._pending or self._context, []
+        return before + text
 
     def finish(self) -> str:
         return self._end_run() + self._pending_text()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from server.phrases import PhraseMatcher
 from server.text.banned_text import BannedText
@@ -17,9 +17,15 @@ class SafeText:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_ids: Sequence[int], stop: Sequence[str], banned: PhraseMatcher | None
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        stop: Sequence[str],
+        banned: PhraseMatcher | None,
+        written: Collection[int] = (),
     ) -> None:
-        self._detokenizer = Detokenizer(tokenizer, prompt_ids, stop)
+        """``written``: ids of special tokens that stand in the text."""
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids, stop, written)
         self._guard = None if banned is None else BannedText(banned)
 
     @property

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -195,3 +197,18 @@ def test_a_long_text_costs_as_much_per_token_as_a_short_one() -> None:
     ids = tokenizer.encode(" ".join(TEXTS) * 20).ids
     deltas(tokenizer, ids, stop=["zzzz", "\nUser:"])
     assert sum(decoded) <= 6 * len(ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_written_special_tokens_stand_in_the_text_where_they_came(kind: str) -> None:
+    backend = tokenizers.Tokenizer.from_str(TOKENIZERS[kind].backend.to_str())
+    backend.add_special_tokens([tokenizers.AddedToken("<mark>", special=True)])
+    files = msgspec.structs.replace(TOKENIZERS[kind].files, tokenizer_json=backend.to_str())
+    tokenizer, mark = Tokenizer(files), backend.token_to_id("<mark>")
+    before, after = tokenizer.encode("the mill").ids, tokenizer.encode("the river").ids
+    for ids in ([mark, *before, mark, *after], [*before, *before[-1:], mark, *after, mark]):
+        detokenizer = Detokenizer(tokenizer, before, ["mill river"], [mark])
+        wanted = tokenizer.decode([*before, *ids], skip_special_tokens=False)
+        # Decoders differ in whether a space stands beside a special token; the order is what counts.
+        found = "".join([*map(detokenizer.push, ids), detokenizer.finish()])
+        assert tokenizer.decode(before).replace(" ", "") + found.replace(" ", "") == wanted.replace(" ", "")

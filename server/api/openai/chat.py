@@ -12,6 +12,7 @@ from server.api.openai.chat_answers import ChatChunks, chat_answer
 from server.api.openai.fields import check_fields
 from server.api.openai.messages import (
     CALL_END,
+    CALL_START,
     chat_template_of,
     describes_tools,
     knows_calls,
@@ -82,6 +83,7 @@ def _source(body: ChatBody, template: str) -> PromptSource:
         chat_template_kwargs=body.chat_template_kwargs or {},
         tools=template_tools(body.tools or []) if is_told else (),
         cache_salt=body.cache_salt or "",
+        written=(CALL_START, CALL_END) if may_call(body) else (),
         body=fields,
     )
 

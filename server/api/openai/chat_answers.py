@@ -7,13 +7,11 @@ from typing import Any
 
 from server.api.openai.calls import CallDelta, ChosenCall, HermesCalls, OneCall, Piece, PlainText, Reader
 from server.api.openai.logprobs import ChatLogprobs, chat_logprobs
-from server.api.openai.messages import CALL_END, CALL_START
 from server.api.openai.schemas import ChatBody
 from server.api.openai.shapes import ending, head, usage
 from server.api.openai.structure import forced_tools
 from server.api.openai.work import Chunks, TextWork, by_output
 from server.serving.generation import OutputText, OutputToken
-from server.text.tokenizer import Tokenizer
 
 
 def chat_answer(work: TextWork, body: ChatBody, tokens: Sequence[OutputToken]) -> dict[str, Any]:
@@ -55,13 +53,10 @@ class ChatScribe:
         self._tokenizer = work.generator.tokenizer
         self._tells_logprobs = bool(body.logprobs)
         self._reader = _reader(body, f"call_{work.record.request_id[:16]}_{output.number}")
-        has_marks = isinstance(self._reader, HermesCalls)
-        self._special_marks = _special_marks(self._tokenizer) if has_marks else {}
 
     def read(self, tokens: Sequence[OutputToken]) -> list[Piece]:
         """What the output's next tokens, perhaps its last ones, make certain."""
-        texts = [token.text or self._special_marks.get(token.id, "") for token in tokens]
-        pieces = self._reader.push("".join(texts))
+        pieces = self._reader.push("".join([token.text for token in tokens]))
         if self._output.finish_reason is not None:
             pieces += self._reader.finish(is_cut=self._output.finish_reason == "length")
         return pieces
@@ -86,12 +81,6 @@ def _reader(body: ChatBody, id_prefix: str) -> Reader:
     if forced is not None:
         return OneCall(forced[0].function.name, ids) if len(forced) == 1 else ChosenCall(ids)
     return HermesCalls(ids) if body.tools and body.tool_choice != "none" else PlainText()
-
-
-def _special_marks(tokenizer: Tokenizer) -> dict[int, str]:
-    """The marks of a call that are special tokens of the model: these have no text."""
-    ids = {mark: tokenizer.backend.token_to_id(mark) for mark in (CALL_START, CALL_END)}
-    return {id_: mark for mark, id_ in ids.items() if id_ in tokenizer.special_ids}
 
 
 class ChatChunks(Chunks):

@@ -18,14 +18,14 @@ MARKS = ("<tool_call>", "</tool_call>")
 
 
 @contextmanager
-def fronted_with_special_marks(call: str) -> Iterator[Front]:
-    """Its model says ``call`` between the marks."""
+def fronted_with_special_marks(call: str, *, before: str = "") -> Iterator[Front]:
+    """Its model says ``before``, and then ``call`` between the marks."""
     backend = Tokenizer.from_str(TOKENIZER.files.tokenizer_json)
     backend.add_special_tokens([AddedToken(mark, special=True) for mark in MARKS])
     start, end = (backend.token_to_id(mark) for mark in MARKS)
 
     def script(command: Any) -> Iterator[Tokens]:
-        for token_id in (start, *TOKENIZER.encode(call).ids, end):
+        for token_id in (*TOKENIZER.encode(before).ids, start, *TOKENIZER.encode(call).ids, end):
             yield Tokens(command.request_id, [token_id])
         yield Tokens(command.request_id, [END_ID], "stop")
 

@@ -222,6 +222,17 @@ def test_marks_that_are_special_tokens_are_read_as_marks() -> None:
         assert streamed(front.stream(CHAT, tools=[COUNT], **HELLO))[1] == [("count", ARGUMENTS)]
 
 
+@pytest.mark.parametrize("held_by", [{"stop": [" runs!"]}, {"banned_phrases": [" runs on"]}])
+def test_text_that_was_held_back_before_a_special_mark_stays_before_it(held_by: dict[str, Any]) -> None:
+    from tests.api.openai.special_marks import fronted_with_special_marks
+
+    with fronted_with_special_marks(json.dumps({"name": "count", "arguments": {}}), before="It runs") as front:
+        asked = {"tools": [COUNT], **held_by, **HELLO}
+        answer = front.post(CHAT, **asked)
+        assert (answer.choices[0].message.content, calls_of(answer)) == ("It runs", [("count", {})])
+        assert streamed(front.stream(CHAT, **asked)) == ("It runs", [("count", "{}")], "tool_calls")
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
