@@ -29,7 +29,7 @@ MAX_ADDRESSES = 10_000
 
 def is_open(method: str, path: str) -> bool:
     """Whether a request needs no key."""
-    return method in ("GET", "HEAD") and (path in OPEN or path.startswith(OPEN_BELOW))
+    return method == "GET" and (path in OPEN or path.startswith(OPEN_BELOW))
 
 
 def scope_of(path: str) -> KeyScope:

@@ -12,6 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.addresses import canonical
 from server.api.error_replies import error_reply
 from server.api.http_errors import BodyTooLarge, RequestTimeout, UnsupportedEncoding, UnsupportedMediaType
 from server.api.json_body import check_json
@@ -35,7 +36,9 @@ LINGER_S = 2.0
 
 
 class RequestContext:
-    """Gives each request its id and its record, and reports it when its answer is complete or its client has left.
+    """Gives each request one spelling of its address, its id and its record.
+
+    The record is reported when the answer is complete or the client has left.
 
     The last resort as well: an exception that nothing answered becomes a plain 500, and its traceback a log line.
     """
@@ -53,6 +56,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope = canonical(scope)
         record = self._record(scope)
         state = scope.setdefault("state", {})
         state["record"], state["request_id"] = record, record.request_id

@@ -81,13 +81,13 @@ PATHS = ("/", *(f"/page/{VERSION}/{name}" for name in FILES if name != START))
 router = APIRouter(include_in_schema=False)
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
+@router.get("/")
 async def start(request: Request) -> Response:
     """The page itself."""
     return _answer(request, FILES[START], ASK_AGAIN)
 
 
-@router.api_route("/page/{version}/{name}", methods=["GET", "HEAD"])
+@router.get("/page/{version}/{name}")
 async def page_file(version: str, name: str, request: Request) -> Response:
     """One of its files. Another version's page, from before an update or behind another replica, gets today's."""
     file = FILES.get(name) if name != START else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -121,6 +122,16 @@ def _facts(ready: Ready) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value not in (None, [], 0)}
 
 
+async def version() -> dict[str, str]:
+    """The server's version."""
+    return {"version": __version__}
+
+
+async def load(request: Request) -> dict[str, int]:
+    """How many requests for work are being answered."""
+    return {"server_load": request.app.state.lifecycle.num_active}
+
+
 async def render_metrics(request: Request) -> Response:
     """The metrics in Prometheus' text format, or OpenMetrics where the client asks for it."""
     accept = request.headers.get("accept", "")
@@ -129,28 +140,29 @@ async def render_metrics(request: Request) -> Response:
     return Response(content, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 
 
-ENDPOINTS = {
+ENDPOINTS: dict[str, Callable[..., Any]] = {
     "/livez": livez,
     "/readyz": readyz,
     "/startupz": startupz,
     "/health": health,
     "/info": info,
+    "/version": version,
+    "/load": load,
     "/metrics": render_metrics,
 }
 
 
 def status_router(task_paths: list[str]) -> APIRouter:
-    """The routes, each for HEAD too; /health and /info also below each task's, where Hugging Face's client looks."""
+    """The routes; /health and /info also below each task's, where Hugging Face's client looks."""
     router = APIRouter(tags=["status"])
     for path, endpoint in ENDPOINTS.items():
         router.add_api_route(path, endpoint, methods=["GET"], response_model=None)
-        router.add_api_route(path, endpoint, methods=["HEAD"], response_model=None, include_in_schema=False)
     for path in task_paths:
         for suffix in ("/health", "/info"):
             router.add_api_route(
                 path + suffix,
                 ENDPOINTS[suffix],
-                methods=["GET", "HEAD"],
+                methods=["GET"],
                 response_model=None,
                 include_in_schema=False,
             )

@@ -15,6 +15,7 @@ from server.serving.classifier import ServedClassifier
 from server.serving.embedder import ServedEmbedder
 from server.serving.generator import ServedGenerator
 from server.serving.mask_filler import ServedMaskFiller
+from server.serving.origin import Origin, origin_of
 from server.serving.services import Services
 from server.serving.tagger import ServedTagger
 
@@ -41,6 +42,8 @@ class Registry:
             model.name: Admission(model.name, config.max_queued_requests, config.max_queued_tokens)
             for model in config.models
         }
+        self.origins: dict[str, Origin] = {}
+        """Of the servable models, by name."""
         self._prepared: dict[str, Served] = {}
         self._served: dict[str, Served] = {}
         self._names: dict[Task, list[str]] = {}
@@ -78,6 +81,7 @@ class Registry:
 
     def _serve(self, model: ModelConfig, ready: Ready) -> Served:
         client, admission = self.clients[model.name], self.admissions[model.name]
+        self.origins[model.name] = origin_of(model, ready)
         if ready.task == "generate":
             return ServedGenerator(self.config, model, ready, client, admission, self.services)
         served = ENCODER_CLASSES[ready.task](self.config, model, ready, client, admission)

@@ -24,7 +24,7 @@ OPEN = {"/", "/page/{version}/{name}", "/livez", "/readyz", "/startupz", "/healt
 ODD_PATHS = (
     "//v1/models", "/v1//models", "/V1/models", "/v1%2Fmodels", "/%761/models", "/v1/models/", "/livez/../v1/models",
     "/livez/..%2Finfo", "/livez%2f..%2finfo", "/livez;/info", "/livez%00/info", "/page/../info", "/page/..%2f..%2finfo",
-    "/page/x/../../info", "/./info", "/info/", "/info?", "/info#", "/%69nfo", "/healthz", "/health/", "/HEALTH",
+    "/page/x/../../info", "/./info", "/info/", "/info?", "/info#", "/%69nfo", "/healthz", "/health//", "/HEALTH",
     "http://127.0.0.1/info", "http://livez/info", "https://x/livez/../info", "*", "/metrics/", "/METRICS", "/docs/",
 )  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from starlette.testclient import TestClient
 
 from server.api.app import build_app
@@ -23,6 +25,17 @@ def test_every_model_is_listed_with_its_length() -> None:
         assert model["object"] == "model" and model["owned_by"] == "sluice"
         assert isinstance(model["created"], int) and model["max_model_len"] == 64
     assert [model["task"] for model in answer["data"]] == ["classify", "embed"]
+
+
+def test_a_model_names_its_folder_and_an_adapter_its_base(tmp_path) -> None:
+    adapter = tmp_path / "mood-lora"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/models/bert"}))
+    worker = tiny_worker("mood", "bert", "classify")
+    worker.model = ModelConfig(name="mood", path=str(adapter))
+    mood, vectors = client_of(worker, embed_worker("vectors")).get("/v1/models").json()["data"]
+    assert (mood["root"], mood["parent"]) == ("mood-lora", "bert")
+    assert (vectors["root"], vectors["parent"]) == ("nowhere", None)
 
 
 def test_a_model_is_found_by_its_name_which_may_hold_slashes() -> None:

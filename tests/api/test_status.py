@@ -9,7 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from server import metrics
+from server import __version__, metrics
 from server.protocol import Stats
 from tests.api.scripted import happens
 from tests.api.shell import client_of, listening, shell
@@ -66,6 +66,15 @@ def test_health_and_info_are_found_below_each_tasks_address_too(task):
     client = client_of(app_in(STATES["ready"][0]))
     assert client.get(f"{task}/health").status_code == 200
     assert client.get(f"{task}/info").json() == client.get("/info").json()
+
+
+def test_version_and_load_have_the_shapes_of_vllm():
+    app = app_in(STATES["ready"][0])
+    client = client_of(app)
+    assert client.get("/version").json() == {"version": __version__}
+    assert client.get("/load").json() == {"server_load": 0}
+    with app.state.lifecycle.active():
+        assert client.get("/load").json() == {"server_load": 1}
 
 
 def test_info_names_the_models_and_the_limits_before_they_are_loaded():

@@ -8,7 +8,7 @@ from typing import Any
 from server.api.openai.calls import CallDelta, ChosenCall, HermesCalls, OneCall, Piece, PlainText, Reader
 from server.api.openai.logprobs import ChatLogprobs, chat_logprobs
 from server.api.openai.schemas import ChatBody
-from server.api.openai.shapes import ending, head, usage
+from server.api.openai.shapes import ending, usage
 from server.api.openai.structure import forced_tools
 from server.api.openai.work import Chunks, TextWork, by_output
 from server.serving.generation import OutputText, OutputToken
@@ -24,7 +24,7 @@ def chat_answer(work: TextWork, body: ChatBody, tokens: Sequence[OutputToken]) -
         pieces = scribe.read(of_output[output.number])
         choice = {"index": index, "message": _message(pieces), "logprobs": scribe.logprobs(of_output[output.number])}
         choices.append({**choice, **scribe.ending()})
-    return {**head("chat.completion", "chatcmpl", work.record), "choices": choices, "usage": usage(work.generations)}
+    return {**work.head("chat.completion", "chatcmpl"), "choices": choices, "usage": usage(work.generations)}
 
 
 def _message(pieces: Iterable[Piece]) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class ChatChunks(Chunks):
 
     def __init__(self, work: TextWork, body: ChatBody) -> None:
         nothing = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}
-        super().__init__(work, head("chat.completion.chunk", "chatcmpl", work.record), nothing)
+        super().__init__(work, work.head("chat.completion.chunk", "chatcmpl"), nothing)
         self._body = body
         self._scribes: dict[int, ChatScribe] = {}
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from server.api.openai.fields import check_fields
 from server.api.openai.logprobs import CompletionLogprobs, CompletionScribe
 from server.api.openai.schemas import REFUSED_IN_COMPLETIONS, CompletionBody
-from server.api.openai.shapes import encode, ending, head, usage
+from server.api.openai.shapes import encode, ending, usage
 from server.api.openai.structure import structure_of
 from server.api.openai.work import Chunks, TextWork, by_output, generator_of
 from server.errors import UnsupportedParameter
@@ -75,7 +75,7 @@ def _reply(work: TextWork, body: CompletionBody, tokens: Sequence[Sequence[Outpu
             scribe = Scribe(work, body, generation)
             text, logprobs = scribe.write(of_output[output.number])
             choices.append({"index": len(choices), "text": text, "logprobs": logprobs, **ending(output)})
-    answer = {**head(OBJECT, "cmpl", work.record), "choices": choices, "usage": usage(work.generations)}
+    answer = {**work.head(OBJECT, "cmpl"), "choices": choices, "usage": usage(work.generations)}
     return Response(encode(answer), media_type="application/json")
 
 
@@ -104,7 +104,7 @@ class CompletionChunks(Chunks):
 
     def __init__(self, work: TextWork, body: CompletionBody) -> None:
         nothing = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
-        super().__init__(work, head(OBJECT, "cmpl", work.record), nothing)
+        super().__init__(work, work.head(OBJECT, "cmpl"), nothing)
         self._body = body
         self._scribes: dict[tuple[int, int], Scribe] = {}
 

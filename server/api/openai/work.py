@@ -16,7 +16,7 @@ from server.api.field_names import field_names
 from server.api.openai.lookup import model_name
 from server.api.openai.options import check_told, clients_names, generate_options
 from server.api.openai.schemas import TextBody
-from server.api.openai.shapes import Usage, encode, usage
+from server.api.openai.shapes import Usage, encode, head, usage
 from server.api.sse import EventStream, data_event, event_stream
 from server.serving.generation import Generation, OutputToken
 from server.serving.generator import ServedGenerator
@@ -53,6 +53,12 @@ class TextWork:
     def record(self) -> RequestRecord:
         record: RequestRecord = self.request.state.record
         return record
+
+    def head(self, kind: str, id_prefix: str) -> dict[str, Any]:
+        """What an answer and all chunks of a stream begin with."""
+        registry: Registry = self.request.app.state.registry
+        origin = registry.origins[self.generator.name]
+        return {**head(kind, id_prefix, self.record), "system_fingerprint": origin.fingerprint}
 
     @property
     def _names(self) -> dict[str, str]:
