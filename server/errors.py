@@ -20,6 +20,7 @@ SluiceError                     500  internal_error
 |   |-- Starting                503  starting
 |   |-- Draining                503  draining
 |   `-- EngineRestarting        503  engine_restarting
+|-- RateLimited                 429  rate_limited (with Retry-After)
 |-- RequestQuarantined          500  request_quarantined
 |-- NumericalError              500  numerical_error
 |-- InsufficientMemory          500  insufficient_memory
@@ -216,6 +217,15 @@ class QueueFull(Unavailable):
     """Admission refused: as much work waits as the server promises to finish."""
 
     code = "queue_full"
+
+
+class RateLimited(SluiceError):
+    """This caller has as much unfinished work as one caller may have; others are still served."""
+
+    status = 429
+    code = "rate_limited"
+    type = "rate_limit_error"
+    should_retry = True
 
 
 class Starting(Unavailable):

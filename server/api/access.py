@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from server import caller
 from server.api.error_replies import error_reply
 from server.api.http_errors import InvalidApiKey, ScopeMissing, TooManyWrongKeys
 from server.api.keys import Keys, digest_of
 from server.api.keys import Scope as KeyScope
+from server.caller import Caller
 from server.errors import SluiceError
 from server.serving.record import RequestRecord
 
@@ -75,6 +77,7 @@ class Access:
             raise InvalidApiKey(is_given=digest is not None)
         self._failures.note_right(address, digest)
         record.key_id = key.id
+        caller.set_current(Caller.of_key(digest))
         wanted = scope_of(scope["path"])
         if not key.allows(wanted):
             raise ScopeMissing(wanted)

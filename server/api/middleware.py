@@ -12,10 +12,12 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server import caller
 from server.api.addresses import canonical
 from server.api.error_replies import error_reply
 from server.api.http_errors import BodyTooLarge, RequestTimeout, UnsupportedEncoding, UnsupportedMediaType
 from server.api.json_body import check_json
+from server.caller import Caller
 from server.errors import SluiceError
 from server.protocol import Task
 from server.serving.lifecycle import Lifecycle
@@ -60,6 +62,7 @@ class RequestContext:
         record = self._record(scope)
         state = scope.setdefault("state", {})
         state["record"], state["request_id"] = record, record.request_id
+        caller.set_current(Caller.of_address((scope.get("client") or ("",))[0]))
         exchange = _Exchange(record, self.lifecycle, receive, send)
         # A path may be a page to those who look at it and take work from those who post.
         if scope["method"] != "POST" and scope["path"] in self.quiet_routes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from server import framing
+from server.client.fair_places import FairPlaces
 from server.errors import QueueFull, SandboxFailure, SandboxTimeout, ServerShutdown, SluiceError
 from server.sandbox.messages import MAX_ANSWER_BYTES, Call, Refused, Reply, Returned, reply_decoder
 
@@ -20,12 +22,12 @@ SANDBOX_COMMAND = (sys.executable, "-B", "-m", "server.sandbox")
 NUM_PROCESSES = 2
 START_LIMIT_S = 30.0
 """For a process to start, on a machine that is busy with loading models."""
-QUEUE_LIMIT_S = 15.0
-"""A call that finds no free process for so long is refused."""
 STARVED_FACTOR = 5
 """A call's time is processor time as long as the clock on the wall shows at most so many times as much."""
 MAX_STARTS = 3
 """Deaths of processes that have not been asked anything yet, before a request is given up."""
+LOW_PRIORITY = 10
+"""Niceness of processes whose work must not slow the server's own."""
 LEAST_WAIT_S = 0.05
 REAP_LIMIT_S = 5.0
 POLL_S = 0.005
@@ -39,11 +41,21 @@ class Sandbox:
     """Runs the functions of `server.sandbox.functions`, one call at a time in each of a few processes.
 
     A process starts with the first call that needs it. One that was slow, or whose caller has left, is killed.
+    Callers share the processes fairly.
     """
 
-    def __init__(self, *, num_processes: int = NUM_PROCESSES, command: Sequence[str] = SANDBOX_COMMAND) -> None:
+    def __init__(
+        self,
+        *,
+        num_processes: int = NUM_PROCESSES,
+        command: Sequence[str] = SANDBOX_COMMAND,
+        work: str = "templates",
+        niceness: int = 0,
+    ) -> None:
+        """``work`` names what its processes do, for messages."""
         self._command = command
-        self._places = asyncio.Semaphore(num_processes)
+        self._niceness = niceness
+        self._places = FairPlaces(num_processes, work=work)
         self._idle: list[_Process] = []
         self._all: set[_Process] = set()
         self._killed: list[_Process] = []
@@ -57,11 +69,8 @@ class Sandbox:
     async def call(self, function: str, *arguments: Any, timeout_s: float = 2.0) -> Any:
         """The function's result. Raises SandboxFailure if it refuses, and SandboxTimeout after ``timeout_s``."""
         call = Call(function, list(arguments), timeout_s)
-        await self._place()
-        try:
+        async with self._places.place():
             reply = await self._answer(call)
-        finally:
-            self._places.release()
         if isinstance(reply, Refused):
             raise SandboxFailure(reply.message)
         return cast(Returned, reply).value
@@ -75,14 +84,6 @@ class Sandbox:
         while self._killed and time.monotonic() < deadline_s:
             await asyncio.sleep(POLL_S)
             self._reap()
-
-    async def _place(self) -> None:
-        try:
-            async with asyncio.timeout(QUEUE_LIMIT_S):
-                await self._places.acquire()
-        except TimeoutError:
-            message = "Too many requests wait for their templates or grammars to be worked on."
-            raise QueueFull(message, retry_after_s=QUEUE_LIMIT_S) from None
 
     async def _answer(self, call: Call) -> Reply:
         """What the function answers. A process that dies may have been killed for another's sake: it is tried twice."""
@@ -111,7 +112,7 @@ class Sandbox:
         if self._is_closed:
             raise ServerShutdown("The server is about to stop.")
         for _ in range(MAX_STARTS):
-            process = await _Process.start(self._command)
+            process = await _Process.start(self._command, self._niceness)
             self._all.add(process)
             try:
                 await process.started()
@@ -150,7 +151,7 @@ class _Process(asyncio.Protocol):
         self._popen: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    async def start(cls, command: Sequence[str]) -> _Process:
+    async def start(cls, command: Sequence[str], niceness: int) -> _Process:
         """Start the process; it dies with this thread, and with its connection."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
@@ -161,6 +162,7 @@ class _Process(asyncio.Protocol):
                 raise
             try:
                 process._popen = _spawn(command, theirs.fileno())
+                _lower_priority(process.pid, niceness)
             except BaseException:
                 process.kill()
                 raise
@@ -251,3 +253,8 @@ class _Process(asyncio.Protocol):
 def _spawn(command: Sequence[str], fd: int) -> subprocess.Popen[bytes]:
     environment = {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith("PYTHON")}
     return subprocess.Popen([*command, "--fd", str(fd)], pass_fds=[fd], stdin=subprocess.DEVNULL, env=environment)
+
+
+def _lower_priority(pid: int, niceness: int) -> None:
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, os.getpriority(os.PRIO_PROCESS, 0) + niceness)

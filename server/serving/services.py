@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from server.client.sandbox import Sandbox
+from server.client.sandbox import LOW_PRIORITY, Sandbox
 from server.config import ServeConfig
 from server.serving.classifier import ServedClassifier
 from server.serving.structured import Grammars
@@ -16,9 +16,11 @@ class Services:
     """Made once; `start` reads the operator's files and `close` ends what was started."""
 
     def __init__(self, config: ServeConfig) -> None:
-        self.sandbox = Sandbox()
-        self.grammars = Grammars(self.sandbox)
-        self.templates = Templates(config.templates, self.sandbox)
+        # Apart, so that a chat never waits for a grammar.
+        self._template_sandbox = Sandbox(work="templates")
+        self._grammar_sandbox = Sandbox(work="grammars", niceness=LOW_PRIORITY)
+        self.grammars = Grammars(self._grammar_sandbox)
+        self.templates = Templates(config.templates, self._template_sandbox)
         self.topics = Topics(config.topics)
         self.classifiers: dict[str, ServedClassifier] = {}
         """The served ones by name, for generators that rank samples by them; filled by the registry."""
@@ -34,4 +36,4 @@ class Services:
         if self._watcher is not None:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
-        await self.sandbox.close()
+        await asyncio.gather(self._template_sandbox.close(), self._grammar_sandbox.close())

@@ -13,7 +13,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
+from server import caller
 from server.errors import InvalidParameter, SandboxFailure, SandboxTimeout, UnknownParameter, UnsupportedGrammar
 from server.serving.json_schemas import parsed, schema_text
 
@@ -47,6 +49,8 @@ class Grammars:
         self._verdicts: OrderedDict[bytes, str | None] = OrderedDict()
         """By hash: what is wrong with the grammar."""
         self.num_cached_bytes = 0
+        self._locks: WeakValueDictionary[tuple[str, bytes], asyncio.Lock] = WeakValueDictionary()
+        """By caller and hash: equal grammars that come together are checked once for each caller."""
 
     async def text(self, grammar: Mapping[str, Any]) -> str:
         """`SamplingParams.grammar` of a client's grammar. Raises for one that cannot be followed, and says why."""
@@ -59,9 +63,13 @@ class Grammars:
 
     async def _verdict(self, text: str) -> str | None:
         key = blake2b(text.encode(), digest_size=32).digest()
-        if key in self._verdicts:
+        async with self._locks.setdefault((caller.current().id, key), asyncio.Lock()):
+            if key not in self._verdicts:
+                self._remember(key, await self._check(text))
             self._verdicts.move_to_end(key)
             return self._verdicts[key]
+
+    async def _check(self, text: str) -> str | None:
         try:
             problem: str | None = await self._sandbox.call("check_grammar", text, timeout_s=CHECK_LIMIT_S)
         except SandboxTimeout:
@@ -69,7 +77,6 @@ class Grammars:
         except SandboxFailure as error:
             # Not kept: it may be the machine's fault.
             raise UnsupportedGrammar(f"The grammar cannot be compiled. {error.message}") from None
-        self._remember(key, problem)
         return problem
 
     def _remember(self, key: bytes, problem: str | None) -> None:

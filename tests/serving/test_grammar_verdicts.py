@@ -70,3 +70,13 @@ def test_memory_of_what_was_checked_stays_within_its_bytes() -> None:
         assert sandbox.num_calls == 10_000
 
     asyncio.run(check())
+
+
+def test_equal_grammars_that_come_together_are_checked_once() -> None:
+    async def check() -> None:
+        sandbox = CountingSandbox()
+        grammars = Grammars(sandbox)
+        await asyncio.gather(*[grammars.text(choice(1)) for _ in range(50)])
+        assert sandbox.num_calls == 1
+
+    asyncio.run(check())
