@@ -27,6 +27,7 @@ from server.finetune.card import model_card
 from server.finetune.data import Split, split
 from server.finetune.options import Options
 from server.finetune.tasks import TASKS, Task
+from server.models.configs import positive
 
 DEFAULT_MAX_LENGTH = 256
 LINEARS = (nn.Linear, Conv1D)
@@ -177,7 +178,7 @@ def _targets(body: str, names: Set[str], saved: Sequence[str]) -> str:
 
 
 def _max_length(model: Any, options: Options) -> int:
-    limit: int = getattr(model.config, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH
+    limit: int = positive(getattr(model.config, "max_position_embeddings", None)) or DEFAULT_MAX_LENGTH
     for name, module in model.named_modules():
         # RoBERTa's kind counts positions from behind the padding index.
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:

@@ -12,6 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from server.errors import EXIT_MODEL, ConfigurationError
+from server.models.configs import positive, token_id
 from server.protocol import GenerationValue, Task
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
@@ -54,6 +55,17 @@ GENERATION_FIELDS = (
     "guidance_scale",
 )
 """Fields of transformers' GenerationConfig that `SamplingParams` has too, in this or another shape."""
+
+NONE_BELOW_ZERO = (
+    "max_new_tokens",
+    "min_new_tokens",
+    "top_k",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+)
+"""Of these, fields whose -1 means that they are not set."""
 
 LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
@@ -130,7 +142,12 @@ def generation_defaults(
     in range is the front's to judge, as it is for a request's.
     """
     fields = {name: getattr(config, name, None) for name in GENERATION_FIELDS}
+    fields |= {name: token_id(fields[name]) for name in NONE_BELOW_ZERO}
     set_fields = {name: value for name, value in fields.items() if value is not None}
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        # Whisper's kind writes [-1] for no tokens.
+        if set_fields.get(name) == [-1]:
+            del set_fields[name]
     end = getattr(config, "eos_token_id", None)
     if end is None:
         end = eos_token_id
@@ -162,8 +179,8 @@ def attribution_of(*folders: Path) -> str | None:
 def longest_input(module: PreTrainedModel, tokenizer_limit: int) -> int:
     """Most tokens of one sequence that the model has positions for."""
     config = module.config.get_text_config()
-    limits = [int(value) for name in LENGTH_FIELDS if (value := getattr(config, name, None))]
-    limit = limits[0] if limits else min(tokenizer_limit, FALLBACK_LENGTH)
+    limits = [int(value) for name in LENGTH_FIELDS if (value := positive(getattr(config, name, None)))]
+    limit = limits[0] if limits else min(positive(tokenizer_limit) or FALLBACK_LENGTH, FALLBACK_LENGTH)
     for name, part in module.named_modules():
         # RoBERTa's kind counts positions from padding_idx + 1 and sizes the table accordingly.
         is_table = name.endswith("embeddings.position_embeddings") and isinstance(part, nn.Embedding)

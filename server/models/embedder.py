@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from server.models.configs import positive
 from server.models.describe import read_json, refuse
 from server.protocol import Pooling
 
@@ -77,7 +78,7 @@ def read_recipe(folder: Path, model_type: str) -> Recipe:
     return Recipe(
         pooling=_pooling(folder / modules["Pooling"]) if "Pooling" in modules else default_pooling(model_type),
         is_normalized="Normalize" in modules,
-        max_length=limits.get("max_seq_length"),
+        max_length=positive(limits.get("max_seq_length")),
         prompts=prompts.get("prompts") or {},
         default_prompt=prompts.get("default_prompt_name"),
     )

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     MODEL_MAPPING,
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from server.models.adapter import Adapter
+from server.models.configs import first_line, read_config
 from server.models.describe import refuse
 from server.models.weights import shapes
 from server.protocol import Task
@@ -36,7 +37,7 @@ META = torch.device("meta")
 
 LOAD_FAILURES = (
     OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError, RecursionError,
-    ZeroDivisionError, IndexError, SafetensorError,
+    ZeroDivisionError, IndexError, AssertionError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
 """What transformers raises for a config or weights that it cannot make a model of."""
 
@@ -47,7 +48,7 @@ def read_module(
     """``with_weights`` False reads only the shapes of the weights: every parameter is on the meta device."""
     labels = adapter.labels if adapter else {}
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **labels)
+        config = read_config(folder, **labels)
         options: dict[str, Any] = {
             "dtype": dtype,
             # A base that is itself a classifier has a head for other labels: the adapter's own comes after.
@@ -58,7 +59,7 @@ def read_module(
         read = _weights if with_weights else _shapes
         module, info = read(folder, task, config, options)
     except LOAD_FAILURES as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        line = first_line(error)
         raise refuse(
             f"The model in {folder} cannot be loaded ({line}). Check that its files are complete, or fetch it again."
         ) from error

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer
 
+from server.models.configs import first_line
 from server.models.describe import refuse
 from server.protocol import TokenizerFiles
 
@@ -28,6 +30,8 @@ def load_tokenizer(folder: Path) -> Any:
         raise refuse(
             f"The tokenizer in {folder} cannot be loaded ({_line(error)}). Save it again as tokenizer.json."
         ) from error
+    except StrictDataclassError as error:
+        raise refuse(f"The config.json in {folder} is wrong ({first_line(error)}). Correct the field.") from error
     except Exception as error:
         # The tokenizers library raises bare Exception for a file that it cannot parse.
         if type(error) is not Exception:
