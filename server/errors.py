@@ -38,17 +38,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-MAX_ECHO_CHARACTERS = 64
-
-
-def echo(value: Any) -> str:
-    """A client's value as it may appear in a message: escaped and cut.
-
-    >>> echo("a" * 100)[-3:]
-    '...'
-    """
-    text = repr(value).encode("ascii", "backslashreplace").decode("ascii")
-    return text if len(text) <= MAX_ECHO_CHARACTERS else text[: MAX_ECHO_CHARACTERS - 3] + "..."
+from server.sentences import Field, Names, Words, echo, listed, renamed, sentence
 
 
 class SluiceError(Exception):
@@ -60,11 +50,30 @@ class SluiceError(Exception):
     should_retry: ClassVar[bool | None] = None
     """Value of the ``x-should-retry`` header, which clients obey before anything else."""
 
-    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
+    def __init__(self, words: Words, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__()
+        self.words = words
+        self.field = param
+        """By our name; None where it is no field's fault."""
         self.retry_after_s = retry_after_s
+        self.dialects: list[Names] = []
+        """What the client calls our fields; the last one renames what those before it wrote."""
+        self.location = ""
+        """Where in the body the field stands, with a dot at the end."""
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def message(self) -> str:
+        """The sentence, in the client's names."""
+        return self.words if isinstance(self.words, str) else self.words.written(self.dialects)
+
+    @property
+    def param(self) -> str | None:
+        """The field's path, as the client writes it."""
+        # Some dialects have several words for a field, of which the first is a field.
+        return None if self.field is None else self.location + renamed(self.field, self.dialects).partition(" ")[0]
 
 
 class InvalidRequest(SluiceError):
@@ -78,8 +87,9 @@ class InvalidRequest(SluiceError):
 class InvalidParameter(InvalidRequest):
     """One field has a value outside its range."""
 
-    def __init__(self, name: str, value: Any, rule: str) -> None:
-        super().__init__(f"{name} is {echo(value)}: it {rule}.", param=name)
+    def __init__(self, name: str, value: Any, rule: Words) -> None:
+        words = sentence("{name} is {value}: it {rule}.", name=Field(name), value=echo(value), rule=rule)
+        super().__init__(words, param=name)
 
 
 class UnknownParameter(InvalidRequest):
@@ -97,18 +107,21 @@ class ConflictingParameters(InvalidRequest):
     """Two fields that cannot be honoured together."""
 
     code = "unsupported_value"
+    both = "{first} and {second} do not go together: {reason}."
+    alone = "{first} cannot be honoured: {reason}."
 
-    def __init__(self, first: str, second: str, reason: str) -> None:
-        super().__init__(f"{first} and {second} do not go together: {reason}.", param=first)
+    def __init__(self, first: str, second: str, reason: Words, *, is_second_sent: bool = True) -> None:
+        """A second field that nobody sent is not named: its default is what the first conflicts with."""
+        template = self.both if is_second_sent else self.alone
+        super().__init__(sentence(template, first=Field(first), second=Field(second), reason=reason), param=first)
         self.fields = (first, second)
 
 
 class WithoutEffect(ConflictingParameters):
-    """A field that would be ignored as long as another is as it is."""
+    """A field that would be ignored unless another changes."""
 
-    def __init__(self, name: str, other: str, reason: str) -> None:
-        InvalidRequest.__init__(self, f"{name} has no effect with {other} as it is: {reason}.", param=name)
-        self.fields = (name, other)
+    both = "{first} has no effect with this {second}: {reason}."
+    alone = "{first} has no effect: {reason}."
 
 
 class UnsupportedParameter(InvalidRequest):
@@ -116,8 +129,9 @@ class UnsupportedParameter(InvalidRequest):
 
     code = "unsupported_value"
 
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name} is not supported here: {reason}.", param=name)
+    def __init__(self, name: str, reason: Words) -> None:
+        words = sentence("{name} is not supported here: {reason}.", name=Field(name), reason=reason)
+        super().__init__(words, param=name)
 
 
 class PromptTooLong(InvalidRequest):
@@ -125,11 +139,9 @@ class PromptTooLong(InvalidRequest):
 
     code = "context_length_exceeded"
 
-    def __init__(self, num_tokens: int, limit: int, advice: str, *, param: str = "inputs") -> None:
-        super().__init__(
-            f"The input has {num_tokens} tokens and this model takes at most {limit}. {advice}",
-            param=param,
-        )
+    def __init__(self, num_tokens: int, limit: int, advice: Words, *, param: str = "inputs") -> None:
+        template = "The input has {num_tokens} tokens and this model takes at most {limit}. {advice}"
+        super().__init__(sentence(template, num_tokens=num_tokens, limit=limit, advice=advice), param=param)
 
 
 class SandboxFailure(InvalidRequest):
@@ -150,8 +162,8 @@ class UnsupportedGrammar(InvalidRequest):
 
     code = "unsupported_value"
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, param="grammar")
+    def __init__(self, words: Words) -> None:
+        super().__init__(words, param="grammar")
 
 
 class NoTokenLeft(InvalidRequest):
@@ -162,7 +174,8 @@ class NoTokenLeft(InvalidRequest):
     def name_fields(self, names: Sequence[str]) -> None:
         """Tell whose rules they are."""
         if names:
-            self.message = f"{self.message.rstrip('.')}. Rules that forbid tokens come from: {', '.join(names)}."
+            template = "{said}. Rules that forbid tokens come from: {names}."
+            self.words = sentence(template, said=self.message.rstrip("."), names=listed(names))
 
 
 class BatchTooLarge(InvalidRequest):

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 from server.api.http_errors import InvalidJson
-from server.errors import echo
+from server.sentences import echo
 
 MAX_DEPTH = 32
 MAX_INTEGER_DIGITS = 19

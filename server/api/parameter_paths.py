@@ -16,6 +16,6 @@ def parameter_paths(parameters: type[BaseModel]) -> Iterator[None]:
     try:
         yield
     except InvalidRequest as error:
-        if error.param is not None and error.param.partition(".")[0] in parameters.model_fields:
-            error.param = f"parameters.{error.param}"
+        if error.field is not None and error.field.partition(".")[0] in parameters.model_fields:
+            error.location = "parameters."
         raise

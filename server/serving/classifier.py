@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from server.errors import ConflictingParameters, InvalidParameter
 from server.protocol import Encode
+from server.sentences import sentence
 from server.serving.encoder_client import ServedEncoder, rows
 from server.serving.record import RequestRecord
 from server.text.entities import softmax
@@ -119,9 +120,9 @@ class ServedClassifier(ServedEncoder):
                 "function_to_apply", function, "makes every score 1 for a model of one label; use sigmoid or none"
             )
         if options.threshold is not None and function != "none" and not 0 <= options.threshold <= 1:
-            raise ConflictingParameters(
-                "threshold", "function_to_apply", f"{function} gives scores from 0 to 1, threshold is outside"
-            )
+            reason = sentence("{function} gives scores from 0 to 1, and {threshold} is outside", function=function)
+            is_sent = options.function is not None
+            raise ConflictingParameters("threshold", "function_to_apply", reason, is_second_sent=is_sent)
         return function
 
     def _command(self, pair: TextPair, truncation: Truncation | None, request_id: str) -> Encode:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from server.sentences import Sentence, sentence
 from server.serving.wishes import DRAW, GREEDY_BELOW, Wishes
 
 BODY_FIELDS = ("inputs", "template", "variables", "examples", "messages", "chat_template_kwargs", "stream")
@@ -56,7 +57,7 @@ class Rule:
     first: str
     second: str
     reason: str
-    """May name the two values as ``{first}`` and ``{second}``."""
+    """A `sentence` that may hold the two values as ``{first}`` and ``{second}``, and other fields by their names."""
     is_broken: Callable[[Wishes], bool]
     has_no_effect: bool = False
     """The first would be ignored: it is dropped silently where it is a default that the request did not ask for."""
@@ -64,12 +65,21 @@ class Rule:
     @property
     def words(self) -> str:
         """The reason, for the docs."""
-        return self.reason.format(first=self.first, second=self.second)
+        return self.told(first=self.first, second=self.second).written()
+
+    def told(self, first: Any, second: Any) -> Sentence:
+        """The reason, about two values."""
+        return sentence(self.reason, first=first, second=second)
+
+
+def _field(name: str) -> str:
+    """As a `sentence` names a field."""
+    return f"{{{name}}}"
 
 
 def needs(first: str, *others: str, reason: str = "") -> Rule:
     """The first has an effect only with one of the others."""
-    reason = reason or f"set {' or '.join(others)}, or leave {first} out"
+    reason = reason or f"set {' or '.join(map(_field, others))}, or leave {_field(first)} out"
     return Rule(
         first, others[0], reason, lambda w: w.has(first) and not any(w.has(o) for o in others), has_no_effect=True
     )
@@ -83,7 +93,7 @@ def _sampling(name: str) -> Rule:
     return Rule(
         name,
         "do_sample",
-        f"{name} shapes the draw and do_sample is false",
+        f"{_field(name)} shapes the draw and {{do_sample}} is false",
         # At temperature 0 every rule of the draw keeps the most likely token: greedy is what they give.
         lambda w: w.has(name) and not w["do_sample"] and w["temperature"] >= GREEDY_BELOW,
         has_no_effect=True,
@@ -91,7 +101,7 @@ def _sampling(name: str) -> Rule:
 
 
 def _details(name: str) -> Rule:
-    return needs(name, "details", reason="it is told in the details: set details to true")
+    return needs(name, "details", reason="it is told in the details: set {details} to true")
 
 
 def _forbidden_first(other: str, reason: str, forbids: Callable[[int, Any], bool]) -> Rule:
@@ -150,7 +160,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "exponential_decay_length_penalty",
         "ignore_eos",
-        "it makes end tokens likelier, and none ends the output; give stop_token_ids",
+        "it makes end tokens likelier, and none ends the output; give {stop_token_ids}",
         lambda w: w.has("exponential_decay_length_penalty") and w["ignore_eos"] and not w.has("stop_token_ids"),
     ),
     # The draw.
@@ -158,7 +168,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "temperature",
         "do_sample",
-        "temperature 0 is greedy and do_sample is true",
+        "{temperature} 0 is greedy and {do_sample} is true",
         lambda w: bool(w["do_sample"]) and w["temperature"] == 0,
     ),
     needs("xtc_threshold", "xtc_probability"),
@@ -166,7 +176,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "num_return_sequences",
         "do_sample",
-        "greedy outputs would all be the same; sample, or set num_beams",
+        "greedy outputs would all be the same; sample, or set {num_beams}",
         lambda w: w["num_return_sequences"] > 1 and w["num_beams"] == 1 and not w.is_sampling,
     ),
     Rule(
@@ -175,7 +185,7 @@ RULES: tuple[Rule, ...] = (
         "{first} outputs are more than the {second} beams",
         lambda w: w["num_beams"] > 1 and w["num_return_sequences"] > w["num_beams"],
     ),
-    excludes("best_of", "num_beams", "a beam search ranks by itself; use num_return_sequences"),
+    excludes("best_of", "num_beams", "a beam search ranks by itself; use {num_return_sequences}"),
     excludes("best_of", "stream", "the best sample is known only when all are complete"),
     Rule(
         "best_of",
@@ -252,11 +262,11 @@ RULES: tuple[Rule, ...] = (
     # Text.
     needs("max_rewinds", "banned_phrases"),
     # Structure. Bans go with it: where nothing is left to choose, the request ends with an error that says so.
-    excludes("grammar", "forced_bos_token_id", "the grammar alone says which tokens may come"),
-    excludes("grammar", "forced_eos_token_id", "the grammar alone says which tokens may come"),
-    excludes("grammar", "min_new_tokens", "the grammar says when the output is complete"),
-    excludes("grammar", "min_length", "the grammar says when the output is complete"),
-    excludes("grammar", "ignore_eos", "the grammar says when the output is complete"),
+    excludes("grammar", "forced_bos_token_id", "{grammar} alone says which tokens may come"),
+    excludes("grammar", "forced_eos_token_id", "{grammar} alone says which tokens may come"),
+    excludes("grammar", "min_new_tokens", "{grammar} says when the output is complete"),
+    excludes("grammar", "min_length", "{grammar} says when the output is complete"),
+    excludes("grammar", "ignore_eos", "{grammar} says when the output is complete"),
     # What is told.
     _details("top_n_tokens"),
     _details("decoder_input_details"),

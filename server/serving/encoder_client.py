@@ -15,6 +15,7 @@ from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
 from server.errors import BatchTooLarge, InvalidParameter, PromptTooLong
 from server.protocol import Encode, Ready, Scores
+from server.sentences import sentence
 from server.serving.admission import Admission
 from server.serving.record import RequestRecord
 from server.text.tokenizer import Tokenizer
@@ -22,6 +23,8 @@ from server.text.truncation import Truncation, kept_positions
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+HOW_TO_FIT = sentence("Shorten it, or set {truncate to true} to have its end cut off.")
 
 
 class ServedEncoder(ABC):
@@ -65,7 +68,7 @@ class ServedEncoder(ABC):
         limit = self.ready.max_model_len
         if truncation is None:
             if len(ids) > limit:
-                raise PromptTooLong(len(ids), limit, "Shorten it, or set truncate to true to have its end cut off.")
+                raise PromptTooLong(len(ids), limit, HOW_TO_FIT)
             return Encode(request_id, ids, type_ids)
         limit = min(limit, truncation.max_tokens or limit)
         if len(ids) <= limit:

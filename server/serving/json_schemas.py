@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
-from server.errors import InvalidParameter, UnsupportedGrammar, echo
+from server.errors import InvalidParameter, UnsupportedGrammar
+from server.sentences import Field, echo, sentence
 
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_SCHEMA_DEPTH = 16
@@ -54,14 +55,14 @@ def schema_text(schema: Any, field: str) -> str:
     # First of all its size, so that nothing after takes long.
     text = _encoded(schema, field)
     if len(text.encode()) > MAX_SCHEMA_BYTES:
-        raise UnsupportedGrammar(f"{field} is a schema of more than {MAX_SCHEMA_BYTES} bytes.")
+        raise _refusal(field, "is a schema of more than {limit} bytes.", limit=MAX_SCHEMA_BYTES)
     num_properties = 0
     for node in _schemas(schema, field):
         num_properties += _check_node(node, field)
         if num_properties > MAX_SCHEMA_PROPERTIES:
-            raise UnsupportedGrammar(f"{field} has more than {MAX_SCHEMA_PROPERTIES} properties in all.")
+            raise _refusal(field, "has more than {limit} properties in all.", limit=MAX_SCHEMA_PROPERTIES)
     if _CONTROL_CHARACTER.search(text):
-        raise UnsupportedGrammar(f"{field} holds a control character that JSON can write by its number only.")
+        raise _refusal(field, "holds a control character that JSON can write by its number only.")
     compiled = json.loads(text)
     for node in _schemas(compiled, field):
         _adapt(node)
@@ -80,7 +81,7 @@ def _adapt(node: dict[str, Any]) -> None:
 def parsed(text: str, field: str) -> Any:
     """A schema that came as a string, as Text Generation Inference takes it."""
     if len(text.encode("utf-8", "surrogatepass")) > MAX_SCHEMA_BYTES:
-        raise UnsupportedGrammar(f"{field} is a schema of more than {MAX_SCHEMA_BYTES} bytes.")
+        raise _refusal(field, "is a schema of more than {limit} bytes.", limit=MAX_SCHEMA_BYTES)
     try:
         return json.loads(text)
     except RecursionError:
@@ -96,7 +97,7 @@ def _encoded(schema: dict[str, Any], field: str) -> str:
     except RecursionError:
         raise _too_deep(field) from None
     except ValueError:
-        raise UnsupportedGrammar(f"{field} holds a number or a text that JSON in UTF-8 cannot write.") from None
+        raise _refusal(field, "holds a number or a text that JSON in UTF-8 cannot write.") from None
     return text
 
 
@@ -121,11 +122,11 @@ def _children(node: dict[str, Any], field: str) -> Iterator[Any]:
             yield value
         elif key in LISTS_OF_SCHEMAS:
             if not isinstance(value, list):
-                raise InvalidParameter(f"{field}: {key}", value, "must be a list of schemas")
+                raise _refusal(field, "has {key} {value}: it must be a list of schemas.", key=key, value=echo(value))
             yield from value
         elif key in MAPS_OF_SCHEMAS:
             if not isinstance(value, dict):
-                raise InvalidParameter(f"{field}: {key}", value, "must be an object of schemas")
+                raise _refusal(field, "has {key} {value}: it must be an object of schemas.", key=key, value=echo(value))
             yield from value.values()
 
 
@@ -133,11 +134,10 @@ def _check_node(node: dict[str, Any], field: str) -> int:
     """Check a schema but for the schemas in it. Returns how many properties it names."""
     for key, value in node.items():
         if key not in KNOWN and (key == "x-guidance" or not key.startswith("x-")):
-            raise UnsupportedGrammar(f"{field} has the keyword {echo(key)}, which is not supported.")
+            raise _refusal(field, "has the keyword {key}, which is not supported.", key=echo(key))
         if key == "$ref" and not (isinstance(value, str) and value.startswith("#")):
-            raise UnsupportedGrammar(
-                f"{field} has the $ref {echo(value)}: only one within the schema, #..., is followed."
-            )
+            template = "has the $ref {value}: only one within the schema, #..., is followed."
+            raise _refusal(field, template, value=echo(value))
         if key in VALUES | ANNOTATIONS:
             _check_depth(value, field)
     names = {*_strings(node.get("properties", {})), *_strings(node.get("required", []))}
@@ -154,9 +154,8 @@ def _check_least(node: dict[str, Any], names: set[str], field: str) -> None:
     """A name that the schema does not list may come twice in an object, and counts once."""
     least = node.get("minProperties", 0)
     if isinstance(least, int) and least > len(names) + 1:
-        raise UnsupportedGrammar(
-            f"{field} has minProperties {least}, and it can be at most one more than the properties that are named."
-        )
+        template = "has minProperties {least}, and it can be at most one more than the properties that are named."
+        raise _refusal(field, template, least=least)
 
 
 def _check_depth(value: Any, field: str) -> None:
@@ -173,4 +172,8 @@ def _items(node: dict[str, Any] | list[Any]) -> list[Any]:
 
 
 def _too_deep(field: str) -> UnsupportedGrammar:
-    return UnsupportedGrammar(f"{field} is nested more than {MAX_SCHEMA_DEPTH} levels deep.")
+    return _refusal(field, "is nested more than {limit} levels deep.", limit=MAX_SCHEMA_DEPTH)
+
+
+def _refusal(field: str, template: str, **values: Any) -> UnsupportedGrammar:
+    return UnsupportedGrammar(sentence("{field} " + template, field=Field(field), **values))

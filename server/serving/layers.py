@@ -8,11 +8,12 @@ the model's, which yields.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from server.errors import ConflictingParameters, InvalidParameter, WithoutEffect, echo
+from server.errors import ConflictingParameters, InvalidParameter, WithoutEffect
 from server.protocol import Ready
+from server.sentences import echo, sentence
 from server.serving import ranges
 from server.serving.conflicts import BODY_RULES, OPTION_RULES, RULES, SYNONYMS, Rule
 from server.serving.options import GenerateOptions, from_mapping
@@ -36,9 +37,14 @@ class Layered:
     def drop(self, name: str) -> None:
         del self.values[name], self.origins[name]
 
+    decided_by: dict[str, str] = field(default_factory=dict)
+    """Options that another one's value decides, and that other one."""
+
     def shown(self, name: str) -> str:
-        """The field as its author wrote it."""
-        return "n" if name == "num_return_sequences" and "n" in self.values else name
+        """The field that its author wrote."""
+        if name == "num_return_sequences" and "n" in self.values:
+            return "n"
+        return self.decided_by.get(name, name)
 
 
 def given(options: GenerateOptions) -> dict[str, Any]:
@@ -81,7 +87,7 @@ def check_body(body: Mapping[str, Any]) -> None:
     """Raise for what does not go together whatever the parameters are."""
     for rule in BODY_RULES:
         if rule.is_broken(Wishes(body)):
-            raise _refusal(rule, Layered({}, {}))
+            raise _refusal(rule, Layered({}, {}), body)
 
 
 def _add(layered: Layered, origin: Origin, values: dict[str, Any]) -> None:
@@ -108,6 +114,7 @@ def _decide_sampling(layered: Layered, layers: list[dict[str, Any]]) -> None:
     name = next(name for name in DRAW if name in asker)
     layered.values["do_sample"] = layered.values.get("temperature", 1.0) >= GREEDY_BELOW
     layered.origins["do_sample"] = layered.origins[name]
+    layered.decided_by["do_sample"] = name
 
 
 def _settle(layered: Layered, body: Mapping[str, Any] | None) -> None:
@@ -120,7 +127,7 @@ def _settle(layered: Layered, body: Mapping[str, Any] | None) -> None:
             return
         yielding = _yielding(broken, layered.origins)
         if yielding is None:
-            raise _refusal(broken, layered)
+            raise _refusal(broken, layered, body or {})
         layered.drop(yielding)
 
 
@@ -131,10 +138,11 @@ def _yielding(rule: Rule, origins: dict[str, Origin]) -> str | None:
     return next((name for name in (rule.second, rule.first) if origins.get(name) == "model"), None)
 
 
-def _refusal(rule: Rule, layered: Layered) -> ConflictingParameters:
+def _refusal(rule: Rule, layered: Layered, body: Mapping[str, Any]) -> ConflictingParameters:
     error = WithoutEffect if rule.has_no_effect else ConflictingParameters
     from_template = [name for name in (rule.first, rule.second) if layered.origins.get(name) == "template"]
-    note = f"; the template sets {' and '.join(from_template)}" if from_template else ""
-    first, second = (echo(layered.values.get(name)) for name in (rule.first, rule.second))
-    reason = rule.reason.format(first=first, second=second) + note
-    return error(layered.shown(rule.first), layered.shown(rule.second), reason)
+    reason = rule.told(*(echo(layered.values.get(name)) for name in (rule.first, rule.second)))
+    if from_template:
+        reason = sentence("{reason}; the template sets {names}", reason=reason, names=" and ".join(from_template))
+    is_second_sent = rule.second in layered.values or rule.second in body
+    return error(layered.shown(rule.first), layered.shown(rule.second), reason, is_second_sent=is_second_sent)

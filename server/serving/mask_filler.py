@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from server.errors import InvalidParameter, InvalidRequest, PromptTooLong
 from server.protocol import Encode, MaskQuery, Scores
+from server.sentences import sentence
 from server.serving.encoder_client import ServedEncoder, rows
 from server.serving.record import RequestRecord
 
@@ -78,11 +79,14 @@ class ServedMaskFiller(ServedEncoder):
         num_masks = sum(len(query.positions) for query in queries)
         num_candidates = num_masks * min(queries[0].top_k, len(queries[0].target_ids or range(self.ready.vocab_size)))
         if num_candidates > MAX_CANDIDATES:
-            raise InvalidRequest(
-                f"The inputs have {num_masks} masks, which makes {num_candidates} candidates, and an answer holds "
-                f"at most {MAX_CANDIDATES}. Send fewer masks at once, or set a smaller top_k.",
-                param="inputs",
+            words = sentence(
+                "The inputs have {masks} masks, which makes {candidates} candidates, and an answer holds at most "
+                "{limit}. Send fewer masks at once, or set a smaller {top_k}.",
+                masks=num_masks,
+                candidates=num_candidates,
+                limit=MAX_CANDIDATES,
             )
+            raise InvalidRequest(words, param="inputs")
 
     def _target_ids(self, targets: Sequence[str] | None) -> list[int] | None:
         if targets is None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from server.errors import InvalidParameter, PromptTooLong, UnsupportedParameter, WithoutEffect
 from server.protocol import Ready, SamplingParams
+from server.sentences import Field, sentence
 from server.serving import ranges
 from server.serving.conflicts import UNSUPPORTED
 from server.serving.layers import Layered, Origin, check_body, model_defaults, put_together
@@ -25,6 +26,7 @@ from server.text.tokenizer import Tokenizer
 __all__ = ["MAX_STOP_STRINGS", "GenerateOptions", "Resolved", "check", "choose_seed", "model_defaults", "resolve"]
 
 BAN = float("-inf")
+HOW_TO_END = sentence("the model has no end token; set {eos_token_id} or {stop_token_ids}")
 NO_TOPICS: Mapping[str, Sequence[str]] = {}
 
 
@@ -75,8 +77,14 @@ def _check_rows(layered: Layered, ready: Ready) -> None:
     shown, is_guided = layered.shown(name), wishes.has("guidance_scale")
     num_rows = wishes[name] * (2 if is_guided else 1)
     if num_rows > max(1, ready.max_running):
-        twice = f", two for each output ({shown} is {wishes[name]})" if is_guided else ""
-        rule = f"would take {num_rows} of the server's rows{twice}, and there are {ready.max_running} (max_running)"
+        twice = ", two for each output ({shown} is {count})" if is_guided else ""
+        rule = sentence(
+            f"needs {{num_rows}} sequences{twice}, but the server runs at most {{limit}} (max_running)",
+            num_rows=num_rows,
+            shown=Field(shown),
+            count=wishes[name],
+            limit=ready.max_running,
+        )
         name, shown = ("guidance_scale", "guidance_scale") if is_guided else (name, shown)
         raise InvalidParameter(shown, layered.values[name], rule)
 
@@ -87,7 +95,7 @@ def _check_ends(layered: Layered, ready: Ready) -> None:
     has_end = wishes["eos_token_id"] or wishes["stop_token_ids"] or _end_token_ids(ready)
     if wishes.has(name) and not has_end:
         if layered.origins[name] != "model":
-            raise WithoutEffect(name, "eos_token_id", "the model has no end token; set eos_token_id or stop_token_ids")
+            raise WithoutEffect(name, "eos_token_id", HOW_TO_END, is_second_sent=False)
         layered.drop(name)
 
 
@@ -225,7 +233,7 @@ def _phrase_penalties(wishes: Wishes, topics: Mapping[str, Sequence[str]]) -> tu
 def _max_new_tokens(layered: Layered, ready: Ready, num_prompt_tokens: int, default: int, source: str) -> int:
     room = ready.max_model_len - num_prompt_tokens
     if room < 1:
-        advice = "Shorten it, or set truncate to the number of its last tokens that count."
+        advice = sentence("Shorten it, or set {truncate} to the number of its last tokens that count.")
         raise PromptTooLong(num_prompt_tokens, ready.max_model_len - 1, advice, param=source)
     if "max_length" in layered.values:
         if layered.values["max_length"] <= num_prompt_tokens:
@@ -250,7 +258,12 @@ def _min_new_tokens(layered: Layered, max_new_tokens: int, num_prompt_tokens: in
         return max_new_tokens
     limit = max_new_tokens if name == "min_new_tokens" else max_new_tokens + num_prompt_tokens
     most = "max_length" if "max_length" in layered.values else "max_new_tokens"
-    rule = f"must be at most {limit}, for {most} leaves room for {max_new_tokens} new tokens"
+    rule = sentence(
+        "must be at most {limit}, for {most} leaves room for {count} new tokens",
+        limit=limit,
+        most=Field(most),
+        count=max_new_tokens,
+    )
     raise InvalidParameter(name, layered.values[name], rule)
 
 

@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 
 from server import caller
 from server.errors import InvalidParameter, SandboxFailure, SandboxTimeout, UnknownParameter, UnsupportedGrammar
+from server.sentences import Words, sentence
 from server.serving.json_schemas import parsed, schema_text
 
 MAX_REGEX_BYTES = 1024
@@ -28,6 +29,8 @@ CHECK_LIMIT_S = 2.0
 MAX_CACHE_BYTES = 8 * 1024 * 1024
 VERDICT_BYTES = 256
 """What a remembered verdict takes besides its message."""
+SUBJECT = "The grammar"
+"""What most verdicts begin with."""
 FORCE_NOTHING = '%llguidance {"no_forcing": true}\n'
 
 _LARK_LITERALS = re.compile(r'"(?:\\.|[^"\\\n])*"|(?://|#)[^\n]*|/(?:\\.|[^/\\\n])+/[a-z]*')
@@ -58,7 +61,7 @@ class Grammars:
         text = await asyncio.to_thread(grammar_text, grammar)
         problem = await self._verdict(text)
         if problem is not None:
-            raise UnsupportedGrammar(problem)
+            raise UnsupportedGrammar(_named(problem))
         return text
 
     async def _verdict(self, text: str) -> str | None:
@@ -73,10 +76,11 @@ class Grammars:
         try:
             problem: str | None = await self._sandbox.call("check_grammar", text, timeout_s=CHECK_LIMIT_S)
         except SandboxTimeout:
-            problem = f"The grammar takes longer than {CHECK_LIMIT_S:g} s to compile. Make it smaller or simpler."
+            problem = f"{SUBJECT} takes longer than {CHECK_LIMIT_S:g} s to compile. Make it smaller or simpler."
         except SandboxFailure as error:
             # Not kept: it may be the machine's fault.
-            raise UnsupportedGrammar(f"The grammar cannot be compiled. {error.message}") from None
+            words = sentence("{grammar} cannot be compiled. {problem}", problem=error.message)
+            raise UnsupportedGrammar(words) from None
         return problem
 
     def _remember(self, key: bytes, problem: str | None) -> None:
@@ -86,6 +90,12 @@ class Grammars:
         while self.num_cached_bytes > self._max_cache_bytes:
             _, oldest = self._verdicts.popitem(last=False)
             self.num_cached_bytes -= VERDICT_BYTES + len(oldest or "")
+
+
+def _named(problem: str) -> Words:
+    """A verdict under the name of the field that the grammar came in."""
+    rest = problem.removeprefix(SUBJECT)
+    return problem if rest == problem else sentence("{grammar}{rest}", rest=rest)
 
 
 def grammar_text(grammar: Mapping[str, Any]) -> str:
@@ -148,9 +158,9 @@ def _choice(value: Any) -> str:
     if not isinstance(value, list) or not all(isinstance(choice, str) for choice in value):
         raise InvalidParameter("grammar.value", value, "must be a list of strings")
     if not 1 <= len(value) <= MAX_CHOICES:
-        raise UnsupportedGrammar(f"grammar.value has {len(value)} choices: it must have 1 to {MAX_CHOICES}.")
+        raise _refusal("has {count} choices: it must have 1 to {limit}.", count=len(value), limit=MAX_CHOICES)
     if sum(len(_bytes(choice)) for choice in value) > MAX_CHOICE_BYTES:
-        raise UnsupportedGrammar(f"grammar.value has choices of more than {MAX_CHOICE_BYTES} bytes together.")
+        raise _refusal("has choices of more than {limit} bytes together.", limit=MAX_CHOICE_BYTES)
     return f"start: {' | '.join(json.dumps(choice) for choice in value)}\n"
 
 
@@ -158,9 +168,9 @@ def _lark(value: Any) -> str:
     text = _string(value, MAX_LARK_BYTES)
     bare = _LARK_LITERALS.sub(lambda match: " " * len(match[0]), text)
     if "<" in bare:
-        raise UnsupportedGrammar("grammar.value names special tokens (<...>), which are not supported.")
+        raise _refusal("names special tokens (<...>), which are not supported.")
     if option := _LARK_OPTIONS.search(bare):
-        raise UnsupportedGrammar(f"grammar.value sets {option[0].rstrip(' =')}, which is not supported.")
+        raise _refusal("sets {option}, which is not supported.", option=option[0].rstrip(" ="))
     for place in re.finditer(r"%json\b\s*", bare):
         text = _with_checked_schema(text, place.end(), len(text) - len(value))
     return text + "\n"
@@ -172,15 +182,15 @@ def _with_checked_schema(text: str, place: int, num_added: int) -> str:
     try:
         schema, stop = json.JSONDecoder().raw_decode(text, start)
     except (ValueError, RecursionError):
-        raise UnsupportedGrammar("grammar.value has a %json that is followed by no JSON schema.") from None
-    return text[:start] + schema_text(schema, "grammar.value: %json") + text[stop:]
+        raise _refusal("has a %json that is followed by no JSON schema.") from None
+    return text[:start] + schema_text(schema, "grammar.value") + text[stop:]
 
 
 def _string(value: Any, max_bytes: int) -> str:
     if not isinstance(value, str) or not value:
         raise InvalidParameter("grammar.value", value, "must be a string, and not empty")
     if len(_bytes(value)) > max_bytes:
-        raise UnsupportedGrammar(f"grammar.value has more than {max_bytes} bytes.")
+        raise _refusal("has more than {limit} bytes.", limit=max_bytes)
     return value
 
 
@@ -189,6 +199,10 @@ def _bytes(value: str) -> bytes:
         return value.encode()
     except UnicodeEncodeError:
         raise InvalidParameter("grammar.value", value, "must be text that UTF-8 can write") from None
+
+
+def _refusal(template: str, **values: Any) -> UnsupportedGrammar:
+    return UnsupportedGrammar(sentence("{grammar.value} " + template, **values))
 
 
 _MAKERS: dict[str, Callable[[Any], str]] = {

@@ -16,6 +16,7 @@ from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
 from server.errors import InvalidParameter, PromptTooLong
 from server.protocol import Encode, Ready
+from server.sentences import sentence
 from server.serving.admission import Admission
 from server.serving.encoder_client import ServedEncoder, rows
 from server.serving.record import RequestRecord
@@ -108,7 +109,7 @@ class ServedTagger(ServedEncoder):
             for count, document in zip(counts, documents, strict=True)
         )
         if num_tokens > self._max_tokens:
-            advice = "What windows share counts twice. Send less text at once, or set a smaller stride."
+            advice = sentence("What windows share counts twice. Send less text at once, or set a smaller {stride}.")
             raise PromptTooLong(num_tokens, self._max_tokens, advice)
 
     def _document(self, text: str) -> _Document:

@@ -17,6 +17,7 @@ from server.errors import (
     Unavailable,
 )
 from server.protocol import TokenizerFiles
+from server.sentences import Field, sentence
 from server.serving.template_files import Template, TemplateTask, read_folder
 from server.text.templated import RenderedPrompt, VariableSpan
 
@@ -81,7 +82,7 @@ class Templates:
         ``options`` (``chat_template_kwargs``) are numbers, texts and truth values under names that the template uses.
         """
         if files.chat_template is None:
-            raise InvalidRequest("This model has no chat template. Send inputs.", param="messages")
+            raise InvalidRequest(sentence("This model has no chat template. Send {inputs}."), param="messages")
         _check_chat_values(messages, options or {})
         names = ("bos_token", "eos_token", "pad_token", "unk_token", "mask_token")
         special_tokens = {name: token for name in names if (token := getattr(files, name)) is not None}
@@ -159,18 +160,17 @@ class Templates:
 
 def _named(param: str, error: SandboxFailure) -> SandboxFailure:
     """The error of the body's field."""
-    error.param = param
+    error.field = param
     # What befalls any work in the sandbox is told of "it".
     if error.message.startswith("It "):
-        error.message = f"{param} cannot be rendered. {error.message}"
+        error.words = sentence("{field} cannot be rendered. {said}", field=Field(param), said=error.message)
     return error
 
 
 def _check_chat_values(messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> None:
     if not 1 <= len(messages) <= MAX_MESSAGES:
-        raise InvalidRequest(
-            f"messages must have 1 to {MAX_MESSAGES} entries; it has {len(messages)}.", param="messages"
-        )
+        template = "{messages} must have 1 to {limit} entries; it has {count}."
+        raise InvalidRequest(sentence(template, limit=MAX_MESSAGES, count=len(messages)), param="messages")
     for name, value in options.items():
         if not isinstance(value, (str, int, float, bool)):
             raise InvalidParameter(f"chat_template_kwargs.{name}", value, "must be a string, a number, true or false")

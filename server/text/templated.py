@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
-from server.errors import InvalidRequest, echo
+from server.errors import InvalidRequest
+from server.sentences import echo
 from server.text.plain_reader import Span
 from server.text.tokenizer import Tokenizer
 

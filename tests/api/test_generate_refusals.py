@@ -59,7 +59,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"do_sample": False, "typical_p": 0.5}, "typical_p", "do_sample"),
     ({"do_sample": True, "temperature": 0}, "temperature", "do_sample"),
     ({"watermark": True}, "watermark", "not supported"),
-    ({"best_of": 2}, "best_of", "do not go together"),
+    ({"best_of": 2}, "best_of", "sample"),
     ({"top_n_tokens": 3}, "top_n_tokens", "set details to true"),
     ({"decoder_input_details": True}, "decoder_input_details", "set details to true"),
     ({"adapter_id": "a"}, "adapter_id", "not supported"),

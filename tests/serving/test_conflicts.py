@@ -73,12 +73,15 @@ CASES += [(first, second, False, reason) for first, second, reason in SYNONYMS]
 
 
 @pytest.mark.parametrize(("first", "second", "has_no_effect", "words"), CASES, ids=lambda value: str(value)[:20])
-def test_every_rule_refuses_by_naming_both_fields(first: str, second: str, has_no_effect: bool, words: str) -> None:
-    options = from_mapping(parameters_that_break(first, second, has_no_effect))
+def test_every_rule_refuses_by_naming_the_fields_that_were_sent(
+    first: str, second: str, has_no_effect: bool, words: str
+) -> None:
+    parameters, body = parameters_that_break(first, second, has_no_effect), BODIES.get((first, second), {"inputs": "a"})
     with pytest.raises(ConflictingParameters) as refused:
-        sampling.check(options, ready(), body=BODIES.get((first, second), {"inputs": "a"}))
+        sampling.check(from_mapping(parameters), ready(), body=body)
     assert refused.value.fields == (first, second)
-    assert first in refused.value.message and second in refused.value.message
+    blamed = refused.value.message.partition(": ")[0].split()
+    assert first in blamed and (second in blamed) is (second in {*parameters, *body})
     assert refused.value.param == first and refused.value.message.endswith(".")
     assert words.split()[-1] in refused.value.message
     assert (type(refused.value) is WithoutEffect) == has_no_effect
@@ -108,10 +111,12 @@ def test_what_no_rule_forbids_is_accepted(parameters: dict[str, Any]) -> None:
 
 
 def test_a_field_is_named_as_the_client_wrote_it() -> None:
-    with pytest.raises(ConflictingParameters, match=r"^n and do_sample"):
-        sampling.check(from_mapping({"n": 2}), ready())
-    with pytest.raises(ConflictingParameters, match=r"^num_return_sequences and do_sample"):
-        sampling.check(from_mapping({"num_return_sequences": 2}), ready())
+    with pytest.raises(ConflictingParameters, match=r"^n and num_beams"):
+        sampling.check(from_mapping({"n": 3, "num_beams": 2}), ready())
+    with pytest.raises(ConflictingParameters, match=r"^num_return_sequences and num_beams"):
+        sampling.check(from_mapping({"num_return_sequences": 3, "num_beams": 2}), ready())
+    with pytest.raises(ConflictingParameters, match=r"^best_of and temperature do not"):
+        sampling.check(from_mapping({"best_of": 2, "temperature": 0.0}), ready())
 
 
 # Between the layers.
@@ -185,7 +190,7 @@ def test_what_one_template_lacks_another_may_bring() -> None:
     options = from_mapping({"max_rewinds": 3})
     sampling.check(options, ready(), body={"template": "a"})
     assert layered({"max_rewinds": 3}, {"banned_phrases": ["a"]}).params.max_rewinds == 3
-    with pytest.raises(WithoutEffect, match="max_rewinds has no effect with banned_phrases"):
+    with pytest.raises(WithoutEffect, match="max_rewinds has no effect: set banned_phrases"):
         layered({"max_rewinds": 3}, {"top_k": 1})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -257,3 +258,29 @@ def test_the_documentation_has_the_bodies_with_their_fields(front: Front) -> Non
     schemas = front.client.get("/openapi.json").json()["components"]["schemas"]
     for body, field in (("ChatBody", "tools"), ("CompletionBody", "echo"), ("ChatBody", "num_beams")):
         assert field in schemas[body]["properties"]
+
+
+OF_ALL_DIALECTS = [
+    (COMPLETIONS, {"prompt": "Hello"}),
+    (CHAT, HELLO),
+    ("/v1/responses", {"input": "Hello"}),
+    ("/v1/messages", {"max_tokens": 4, **HELLO}),
+]
+OWN_WORDS = ["order details", "top_n_tokens", "inputs", "stop", "do_sample", "grammar", "max_new_tokens", "messages"]
+
+
+@pytest.mark.parametrize(("path", "body"), OF_ALL_DIALECTS)
+@pytest.mark.parametrize("word", OWN_WORDS)
+def test_a_clients_data_stands_in_messages_as_it_was_sent(
+    front: Front, path: str, body: dict[str, Any], word: str
+) -> None:
+    too_many = [word] * 40
+    assert json.dumps(too_many)[:50] in front.refused(path, **{**body, "stop": too_many}).message
+    assert f'"{word}"' in front.refused(path, **{**body, "penalties": [{"phrase": word, "strength": 999}]}).message
+    assert word in front.refused(path, **{**body, "grammar": {"type": word}}).message
+
+
+@pytest.mark.parametrize(("path", "body"), OF_ALL_DIALECTS)
+def test_a_message_blames_no_field_that_was_not_sent(front: Front, path: str, body: dict[str, Any]) -> None:
+    error = front.refused(path, **{**body, "temperature": 0, "best_of": 2})
+    assert "temperature" in error.message and "do_sample" not in error.message
