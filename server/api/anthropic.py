@@ -9,15 +9,15 @@ from fastapi import APIRouter, Request, Response
 
 from server.api.openai.fields import LenientModel, Refusal, check_fields
 from server.api.openai.messages import chat_template_of
-from server.api.openai.schemas import REFUSED, TextBody
+from server.api.openai.schemas import REFUSED, ConversationBody
 from server.api.openai.shapes import encode, ending
 from server.api.openai.structure import structure_of
 from server.api.openai.work import StreamWriter, TextWork, generator_of
+from server.api.prompt_source import chat_source
 from server.api.schemas import STOP_AT_FIRST_ERROR, Texts, one_error
 from server.api.sse import data_event
 from server.errors import InvalidParameter, InvalidRequest
 from server.serving.generation import Generation, OutputText, OutputToken
-from server.serving.prompts import PromptSource
 
 router = APIRouter(tags=["anthropic"])
 
@@ -51,7 +51,7 @@ class AnthropicMessage(LenientModel):
     content: Content
 
 
-class MessagesBody(TextBody):
+class MessagesBody(ConversationBody):
     """Body of both routes; every option of ours may stand in it too."""
 
     messages: Annotated[list[AnthropicMessage], STOP_AT_FIRST_ERROR]
@@ -90,7 +90,7 @@ async def _prepared(body: MessagesBody, request: Request, unread: Sequence[str])
     body = body.model_copy(update=dict.fromkeys(unread))
     work = TextWork(request, body, generator, structure.names if structure else {})
     turns = list(_turns(body))
-    await work.prepare(PromptSource(messages=turns, body={"messages": turns, "stream": body.stream}), added)
+    await work.prepare(chat_source(body, turns), added)
     return work
 
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from server.api import answers
 from server.api.disconnect import until_disconnect
 from server.api.parameter_paths import parameter_paths
+from server.api.prompt_source import prompt_source
 from server.api.schemas import GenerateParameters, GenerateRequest
 from server.api.sse import data_event, event_stream
 from server.errors import InvalidParameter, InvalidRequest, UnsupportedParameter
@@ -77,15 +78,14 @@ def _source(body: GenerateRequest) -> PromptSource:
         raise InvalidRequest("inputs is missing: give inputs, a template or messages.", param="inputs")
     if body.chat_template is not None:
         raise UnsupportedParameter("chat_template", "messages are rendered by the template in the model's own folder")
-    return PromptSource(
+    return prompt_source(
+        body,
+        body.fields(),
         texts=[body.inputs] if isinstance(body.inputs, str) else body.inputs,
         template=body.template,
         variables=body.variables or {},
         examples=body.examples or [],
         messages=None if body.messages is None else [message.model_dump() for message in body.messages],
-        chat_template_kwargs=body.chat_template_kwargs or {},
-        cache_salt=body.cache_salt or "",
-        body=body.fields(),
     )
 
 

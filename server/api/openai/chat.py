@@ -23,6 +23,7 @@ from server.api.openai.schemas import REFUSED_IN_CHAT, ChatBody
 from server.api.openai.shapes import encode
 from server.api.openai.structure import forced_tools, structure_of
 from server.api.openai.work import TextWork, generator_of
+from server.api.prompt_source import chat_source
 from server.errors import ConflictingParameters, InvalidRequest
 from server.serving.generation import OutputToken
 from server.serving.prompts import PromptSource
@@ -77,14 +78,11 @@ def _check_tools(body: ChatBody, template: str) -> None:
 def _source(body: ChatBody, template: str) -> PromptSource:
     messages = template_messages(body.messages, template)
     is_told = bool(body.tools) and body.tool_choice != "none" and describes_tools(template)
-    fields = {"messages": messages, "chat_template_kwargs": body.chat_template_kwargs, "stream": body.stream}
-    return PromptSource(
-        messages=messages,
-        chat_template_kwargs=body.chat_template_kwargs or {},
+    return chat_source(
+        body,
+        messages,
         tools=template_tools(body.tools or []) if is_told else (),
-        cache_salt=body.cache_salt or "",
         written=(CALL_START, CALL_END) if may_call(body) else (),
-        body=fields,
     )
 
 

@@ -14,6 +14,7 @@ from server.api.openai.schemas import REFUSED_IN_COMPLETIONS, CompletionBody
 from server.api.openai.shapes import encode, ending, usage
 from server.api.openai.structure import structure_of
 from server.api.openai.work import Chunks, TextWork, by_output, generator_of
+from server.api.prompt_source import prompt_source
 from server.errors import UnsupportedParameter
 from server.serving.generation import Generation, OutputText, OutputToken
 from server.serving.prompts import PromptSource
@@ -45,9 +46,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
 
 
 def _source(body: CompletionBody) -> PromptSource:
-    prompts = _prompts(body.prompt)
-    fields = {"stream": body.stream}
-    return PromptSource(texts=prompts, cache_salt=body.cache_salt or "", body=fields)
+    return prompt_source(body, {}, texts=_prompts(body.prompt))
 
 
 def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:

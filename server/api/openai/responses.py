@@ -10,15 +10,15 @@ from pydantic import Field
 
 from server.api.openai.fields import LenientModel, Refusal, check_fields
 from server.api.openai.messages import chat_template_of, template_messages
-from server.api.openai.schemas import REFUSED, ChatMessage, JsonSchema, ResponseFormat, TextBody, TextPart
+from server.api.openai.schemas import REFUSED, ChatMessage, ConversationBody, JsonSchema, ResponseFormat, TextPart
 from server.api.openai.shapes import encode, ending, usage
 from server.api.openai.structure import structure_of
 from server.api.openai.work import StreamWriter, TextWork, generator_of
+from server.api.prompt_source import chat_source
 from server.api.schemas import STOP_AT_FIRST_ERROR, one_error
 from server.api.sse import data_event
 from server.errors import InvalidParameter, InvalidRequest
 from server.serving.generation import OutputText, OutputToken
-from server.serving.prompts import PromptSource
 
 router = APIRouter(tags=["openai"])
 
@@ -66,7 +66,7 @@ class TextConfig(LenientModel):
     """OpenAI's default: how long an answer is, a message has to say."""
 
 
-class ResponsesBody(TextBody):
+class ResponsesBody(ConversationBody):
     """Body of ``POST /v1/responses``; every option of ours may stand in it too."""
 
     input: Annotated[
@@ -90,7 +90,7 @@ async def responses(body: ResponsesBody, request: Request) -> Response:
     added: dict[str, Any] = {} if structure is None else {"grammar": structure.grammar}
     names = {"messages": "input", **(structure.names if structure else {})}
     work = TextWork(request, body, generator, names)
-    await work.prepare(PromptSource(messages=turns, body={"messages": turns, "stream": body.stream}), added)
+    await work.prepare(chat_source(body, turns), added)
     if body.stream:
         return await work.stream(Events(work, body))
     await work.run()

@@ -155,11 +155,16 @@ ToolChoice = Annotated[
 ]
 
 
-class ChatBody(TextBody):
+class ConversationBody(TextBody):
+    """What the bodies that go by a chat template have."""
+
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class ChatBody(ConversationBody):
     """Body of ``POST /v1/chat/completions``."""
 
     messages: Annotated[list[ChatMessage], STOP_AT_FIRST_ERROR]
-    chat_template_kwargs: dict[str, Any] | None = None
     tools: Annotated[list[Tool], STOP_AT_FIRST_ERROR] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None

@@ -284,3 +284,11 @@ def test_a_clients_data_stands_in_messages_as_it_was_sent(
 def test_a_message_blames_no_field_that_was_not_sent(front: Front, path: str, body: dict[str, Any]) -> None:
     error = front.refused(path, **{**body, "temperature": 0, "best_of": 2})
     assert "temperature" in error.message and "do_sample" not in error.message
+
+
+@pytest.mark.parametrize(("path", "body"), OF_ALL_DIALECTS)
+def test_a_cache_salt_keeps_prefixes_apart_in_every_dialect(front: Front, path: str, body: dict[str, Any]) -> None:
+    front.send(path, **body, cache_salt="mine")
+    assert front.command.cache_salt == "mine"
+    error = front.refused(path, **body, cache_salt="a" * 65)
+    assert error.param == "cache_salt"
