@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
@@ -28,6 +30,7 @@ from server.api.error_replies import OPENAI_PATHS
 from server.api.middleware import BodyGate, RequestContext
 from server.api.openai import chat, completions, embeddings, models, responses
 from server.api.openai import classify as openai_classify
+from server.api.openapi.document import document
 from server.api.status import ENDPOINTS, status_router
 from server.client.supervisor import Supervisor
 from server.config import ServeConfig
@@ -59,13 +62,22 @@ ROUTERS: tuple[tuple[Task | None, APIRouter], ...] = (
 DOCS = ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")
 
 
+class Application(FastAPI):
+    """Sluice's routes, with a documentation of its own."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            self.openapi_schema = document(self)
+        return self.openapi_schema
+
+
 def build_app(config: ServeConfig, supervisor: Supervisor) -> FastAPI:
     """The application; `Registry.load` and `Lifecycle.is_loaded` make it serve once the workers are ready.
 
     Raises ConfigurationError for keys that cannot be read.
     """
     api_keys = keys.load(config.api_keys_file)
-    app = FastAPI(
+    app = Application(
         title="Sluice",
         version=__version__,
         description="One server for fine-tuned language models.",

@@ -72,9 +72,13 @@ def install(app: FastAPI) -> None:
 async def _on_sluice_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, SluiceError)
     reply = error_reply(error, request.state.record)
-    if reply.status_code == 422 and request.scope["path"].startswith(OPENAI_PATHS):
-        reply.status_code = 400
+    reply.status_code = status_at(request.scope["path"], reply.status_code)
     return reply
+
+
+def status_at(path: str, status: int) -> int:
+    """An error's status in the dialect of the path."""
+    return 400 if status == 422 and path.startswith(OPENAI_PATHS) else status
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:

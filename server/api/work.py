@@ -19,12 +19,15 @@ async def load(app: FastAPI) -> None:
     registry, supervisor = app.state.registry, app.state.supervisor
     await registry.services.start()
     preparing = asyncio.create_task(registry.prepare())
+    # Writing it takes half a second, which no stream should wait for.
+    documenting = asyncio.create_task(asyncio.to_thread(app.openapi))
     try:
         await supervisor.start()
         await preparing
+        await documenting
     finally:
         preparing.cancel()
-        await asyncio.gather(preparing, return_exceptions=True)
+        await asyncio.gather(preparing, documenting, return_exceptions=True)
     registry.load()
     await registry.check_chat_templates()
     # Modules and tokenizers stay for good: the collector need not stop the streams to look at them again and again.

@@ -6,8 +6,9 @@ NaN is outside every range, since it compares as neither.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from server.phrases import folded
@@ -21,6 +22,9 @@ LIMIT_NAMES = {
     "max_running": "the server's max_running",
 }
 
+Keywords = Mapping[str, Mapping[str, Any]]
+"""JSON Schema keywords by the JSON type that they limit. Those of parts (``items`` and so on) are such maps again."""
+
 Finding = tuple[Any, str]
 """A wrong value, which may be an entry of a list, and what it must be."""
 
@@ -32,6 +36,11 @@ class Range(ABC):
     @abstractmethod
     def rule(self) -> str:
         """For the docs: what the value must be, without the model's own numbers."""
+
+    @property
+    @abstractmethod
+    def keywords(self) -> Keywords:
+        """The rule as far as JSON Schema can say it, without the model's own numbers."""
 
     @abstractmethod
     def findings(self, value: Any, ready: Ready) -> Iterator[Finding]:
@@ -70,6 +79,13 @@ class Number(Range):
             return f"must be {low} and {'less than' if self.is_high_excluded else 'at most'} {high}"
         return f"must be from {self.low} to {high}"
 
+    @property
+    def keywords(self) -> Keywords:
+        found: dict[str, Any] = {"exclusiveMinimum" if self.is_low_excluded else "minimum": self.low}
+        if not isinstance(self.high, str | None):
+            found["exclusiveMaximum" if self.is_high_excluded else "maximum"] = self.high
+        return {"number": found, "integer": found}
+
     def findings(self, value: Any, ready: Ready) -> Iterator[Finding]:
         low = _limit(self.low, ready)
         is_right = value > low if self.is_low_excluded else value >= low
@@ -91,10 +107,17 @@ class Count(Range):
     def rule(self) -> str:
         return Number(self.low, self.high).rule
 
+    @property
+    def keywords(self) -> Keywords:
+        return Number(self.low, self.high).keywords
+
     def findings(self, value: Any, ready: Ready) -> Iterator[Finding]:
         # A model's own limit never forbids the least count: it is what every request without the option has.
         if not isinstance(value, str) and value != self.low:
             yield from Number(self.low, self.high).findings(value, ready)
+
+
+ID: Keywords = {"integer": {"minimum": 0}}
 
 
 @dataclass(frozen=True)
@@ -110,6 +133,11 @@ class TokenIds(Range):
             return "must be a token id of the model"
         least = f"{self.min_ids} to " if self.min_ids else "at most "
         return f"must hold {least}{_shown(self.max_ids)} token ids of the model"
+
+    @property
+    def keywords(self) -> Keywords:
+        most = {} if isinstance(self.max_ids, str) else {"maxItems": self.max_ids}
+        return {"integer": ID["integer"], "array": {"minItems": self.min_ids, **most, "items": ID}}
 
     def findings(self, value: Any, ready: Ready) -> Iterator[Finding]:
         ids = value if isinstance(value, tuple) else (value,)
@@ -132,7 +160,13 @@ class Texts(Range):
 
     @property
     def rule(self) -> str:
-        return f"must hold at most {self.max_texts} strings of 1 to {self.max_characters} characters"
+        blanks = " that are not only blanks" if self.is_stripped else ""
+        return f"must hold at most {self.max_texts} strings of 1 to {self.max_characters} characters{blanks}"
+
+    @property
+    def keywords(self) -> Keywords:
+        text = {"string": {"minLength": 1, "maxLength": self.max_characters}}
+        return {**text, "array": {"maxItems": self.max_texts, "items": text}}
 
     def findings(self, value: Any, ready: Ready) -> Iterator[Finding]:  # noqa: ARG002
         if len(value) > self.max_texts:
@@ -154,12 +188,17 @@ class Characters(Range):
     def rule(self) -> str:
         return f"must have 1 to {self.high} characters"
 
+    @property
+    def keywords(self) -> Keywords:
+        return {"string": {"minLength": 1, "maxLength": self.high}}
+
     def findings(self, value: Any, ready: Ready) -> Iterator[Finding]:  # noqa: ARG002
         if not 1 <= len(value) <= self.high:
             yield value, self.rule
 
 
 BIAS = Number(-100, 100)
+AMOUNT: Keywords = {**BIAS.keywords, "boolean": {"const": False}}
 
 
 def _bias_findings(bias: Any, ready: Ready) -> Iterator[Finding]:
@@ -178,6 +217,18 @@ class Biases(Range):
     @property
     def rule(self) -> str:
         return f'must hold at most {self.max_entries} amounts from -100 to 100, false or "-inf", each token once'
+
+    @property
+    def keywords(self) -> Keywords:
+        pair = {"array": {"prefixItems": (ID, AMOUNT)}}
+        return {
+            "object": {
+                "maxProperties": self.max_entries,
+                "propertyNames": {"pattern": "^(0|[1-9][0-9]*)$"},
+                "additionalProperties": AMOUNT,
+            },
+            "array": {"maxItems": self.max_entries, "items": pair},
+        }
 
     def findings(self, value: Any, ready: Ready) -> Iterator[Finding]:
         if len(value) > self.max_entries:
@@ -208,7 +259,13 @@ class Sequences(Range):
     @property
     def rule(self) -> str:
         amounts = ' with amounts from -100 to 100, false or "-inf"' if self.has_bias else ""
-        return f"must hold at most {self.max_sequences} sequences of 1 to {self.max_ids} token ids{amounts}"
+        return f"must hold at most {self.max_sequences} sequences of 1 to {self.max_ids} token ids{amounts}, each once"
+
+    @property
+    def keywords(self) -> Keywords:
+        ids = TokenIds(self.max_ids, min_ids=1).keywords
+        sequence = {"array": {"prefixItems": (ids, AMOUNT)}} if self.has_bias else ids
+        return {"array": {"maxItems": self.max_sequences, "items": sequence}}
 
     def findings(self, value: Any, ready: Ready) -> Iterator[Finding]:
         if len(value) > self.max_sequences:
@@ -227,6 +284,9 @@ class Decay(Range):
     """``exponential_decay_length_penalty``."""
 
     rule = "must be [start, factor]: a start from 0 to the model's context, a factor from 0.01 to 100"
+    keywords = MappingProxyType(
+        {"array": {"prefixItems": (Number(0, "max_model_len").keywords, Number(0.01, 100).keywords)}}
+    )
 
     def findings(self, value: Any, ready: Ready) -> Iterator[Finding]:
         start, factor = value
@@ -247,6 +307,10 @@ class Penalties(Range):
             f"must hold at most {self.max_entries} objects, each with a phrase or a topic "
             f"of 1 to {self.max_characters} characters and a strength from 0 to 100"
         )
+
+    @property
+    def keywords(self) -> Keywords:
+        return {"array": {"maxItems": self.max_entries}}
 
     def findings(self, value: Any, ready: Ready) -> Iterator[Finding]:  # noqa: ARG002
         if len(value) > self.max_entries:

@@ -1,0 +1,77 @@
+"""Request bodies in the documentation: what each field means, its limits, and the rules that span fields."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from server.api import anthropic, json_body, rerank, score, tokenize
+from server.api.openai import classify, embeddings, responses
+from server.api.openai.fields import Refusal
+from server.api.openai.schemas import REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS, ChatBody, CompletionBody
+from server.api.openapi.limits import OptionDocs, describe_refusals
+from server.api.schemas import GenerateParameters, StrictModel
+
+REFUSALS: dict[type[BaseModel], Mapping[str, Refusal]] = {
+    ChatBody: REFUSED_IN_CHAT,
+    CompletionBody: REFUSED_IN_COMPLETIONS,
+    responses.ResponsesBody: responses.REFUSED_HERE,
+    anthropic.MessagesBody: anthropic.REFUSED_HERE,
+    tokenize.TokenizeBody: tokenize.REFUSED,
+    rerank.RerankBody: rerank.REFUSED,
+    score.ScoreBody: embeddings.REFUSED,
+    classify.ClassifyBody: embeddings.REFUSED,
+    embeddings.EmbeddingsBody: embeddings.REFUSED,
+}
+STRICT_JSON = (
+    f"One JSON value in UTF-8, nested at most {json_body.MAX_DEPTH} levels deep, with at most {json_body.MAX_KEYS} "
+    f"keys in an object, each key once. Integers have at most {json_body.MAX_INTEGER_DIGITS} digits and 64 bits and no "
+    "fraction; numbers are finite; no string holds half of a surrogate pair. Null is the same as leaving a field out."
+)
+
+
+def complete(schemas: dict[str, Any]) -> None:
+    """Complete the schemas of all bodies among ``schemas``."""
+    options = OptionDocs()
+    for model in _below(StrictModel):
+        if (schema := schemas.get(model.__name__)) is None:
+            continue
+        properties = schema.setdefault("properties", {})
+        _describe_fields(model, properties)
+        if issubclass(model, GenerateParameters):
+            for name, field in properties.items():
+                options.describe(name, field)
+        describe_refusals(properties, REFUSALS.get(model, {}))
+
+
+def _below(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for below in model.__subclasses__():
+        yield below
+        yield from _below(below)
+
+
+def _describe_fields(model: type[BaseModel], properties: dict[str, Any]) -> None:
+    """Field docstrings of the class and its bases become descriptions."""
+    for owner in reversed(model.__mro__):
+        if issubclass(owner, BaseModel) and owner.__module__.startswith("server."):
+            for name, text in _docstrings(owner).items():
+                field = model.model_fields.get(name)
+                key = (field and field.alias) or name
+                if key in properties:
+                    properties[key]["description"] = text
+
+
+def _docstrings(owner: type) -> dict[str, str]:
+    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
+            found[field.target.id] = inspect.cleandoc(str(text.value.value))  # type: ignore[attr-defined]
+    return found

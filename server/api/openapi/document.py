@@ -1,0 +1,41 @@
+"""``/openapi.json``: FastAPI's document, completed so that it says all that the server takes and sends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from server.api.access import is_open
+from server.api.openapi import bodies, errors, replies
+
+FASTAPI_ERRORS = ("HTTPValidationError", "ValidationError")
+"""What FastAPI documents for every body, and this server never sends."""
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """OpenAPI 3.1."""
+    found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schemas = found["components"]["schemas"]
+    for name in FASTAPI_ERRORS:
+        schemas.pop(name, None)
+    bodies.complete(schemas)
+    answers = {"ErrorReply": errors.ERROR_REPLY, **replies.components()}
+    schemas |= answers
+    for path, item in found["paths"].items():
+        for method, operation in item.items():
+            _complete(operation, method, path, has_keys=app.state.has_keys)
+    if app.state.has_keys:
+        found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    return found
+
+
+def _complete(operation: dict[str, Any], method: str, path: str, *, has_keys: bool) -> None:
+    needs_key = has_keys and not is_open(method.upper(), path)
+    if needs_key:
+        operation["security"] = [{"key": []}]
+    if "requestBody" in operation:
+        operation["requestBody"]["description"] = bodies.STRICT_JSON
+    ok = replies.success(path, operation["responses"]["200"])
+    operation["responses"] = {"200": ok, **errors.error_responses(method, path, needs_key=needs_key)}

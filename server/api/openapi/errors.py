@@ -1,0 +1,103 @@
+"""The errors that an operation may answer, read from the tree of errors."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from server.api import http_errors
+from server.api.error_replies import status_at
+from server.errors import ModelNotFound, SluiceError, Starting, TemplateNotFound, Unavailable
+
+OF_BODIES = (http_errors.InvalidJson, http_errors.BodyTooLarge, http_errors.UnsupportedMediaType)
+OF_KEYS = (http_errors.InvalidApiKey, http_errors.ScopeMissing, http_errors.TooManyWrongKeys)
+OF_READING: dict[str, tuple[type[SluiceError], ...]] = {
+    "/readyz": (Unavailable,),
+    "/startupz": (Starting,),
+    "/health": (Unavailable,),
+    "/templates/{name}": (TemplateNotFound,),
+    "/v1/models": (Starting,),
+    "/v1/models/{name}": (ModelNotFound, Starting),
+    "/tokenizer_info": (ModelNotFound, Starting),
+}
+"""What a GET may answer beside errors of HTTP. A POST may answer every error."""
+HEADERS: dict[str, dict[str, str]] = {
+    "401": {"WWW-Authenticate": "Bearer"},
+    "429": {"Retry-After": "Seconds until a retry makes sense."},
+    "503": {"Retry-After": "Seconds until a retry makes sense."},
+    "415": {"Accept-Encoding": "identity, where the body was compressed."},
+}
+RETRY = "true or false where it is known whether a retry may succeed."
+REQUEST_ID = "The request's id, as in the server's log."
+ERROR_REPLY: dict[str, Any] = {
+    "title": "ErrorReply",
+    "type": "object",
+    "description": "Every error of every route. A stream that fails ends with it.",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code", "request_id"],
+            "properties": {
+                "message": {"type": "string", "description": "What is wrong and what to do, for people."},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"], "description": "The field that is wrong, as a path."},
+                "code": {"type": "string", "description": "Names the error for programs."},
+                "request_id": {"type": "string", "description": REQUEST_ID},
+            },
+        }
+    },
+}
+
+
+def error_responses(method: str, path: str, *, needs_key: bool) -> dict[str, Any]:
+    """OpenAPI's responses for all errors that the operation may answer, by status."""
+    by_status: dict[str, set[type[SluiceError]]] = defaultdict(set)
+    for error in _errors(method, path, needs_key):
+        by_status[str(status_at(path, error.status))].add(error)
+    return {status: _response(status, by_status[status]) for status in sorted(by_status)}
+
+
+def _errors(method: str, path: str, needs_key: bool) -> Iterator[type[SluiceError]]:
+    for error in tree(SluiceError):
+        if issubclass(error, OF_KEYS):
+            is_possible = needs_key
+        elif method == "post" or error is SluiceError:
+            is_possible = True
+        elif error.__module__ == http_errors.__name__:
+            is_possible = not issubclass(error, OF_BODIES)
+        else:
+            is_possible = issubclass(error, OF_READING.get(path, ()))
+        # A class without a code of its own only holds others together.
+        if is_possible and ("code" in vars(error) or not error.__subclasses__()):
+            yield error
+
+
+def tree(error: type[SluiceError]) -> Iterator[type[SluiceError]]:
+    """The class and all below it."""
+    yield error
+    for below in error.__subclasses__():
+        yield from tree(below)
+
+
+def _response(status: str, errors: set[type[SluiceError]]) -> dict[str, Any]:
+    lines = sorted(f"- `{error.code}`: {(error.__doc__ or '').partition(chr(10))[0]}" for error in errors)
+    codes = sorted({error.code for error in errors})
+    headers = {"X-Request-Id": REQUEST_ID, **HEADERS.get(status, {})}
+    if any(error.should_retry is not None for error in errors):
+        headers["x-should-retry"] = RETRY
+    return {
+        "description": "\n".join(lines),
+        "headers": {name: {"description": words, "schema": {"type": "string"}} for name, words in headers.items()},
+        "content": {
+            "application/json": {
+                "schema": {
+                    "allOf": [
+                        {"$ref": "#/components/schemas/ErrorReply"},
+                        {"properties": {"error": {"properties": {"code": {"enum": codes}}}}},
+                    ]
+                }
+            }
+        },
+    }

@@ -1,0 +1,67 @@
+"""What the tables of options, ranges and conflicts say, written into the schema of a body's field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from server.api.openai.options import SYNONYMS
+from server.serving.conflicts import RULES, UNSUPPORTED
+from server.serving.conflicts import SYNONYMS as SAME
+from server.serving.options import GenerateOptions
+from server.serving.range_kinds import Keywords
+from server.serving.ranges import RANGES
+from server.settings import field_docstrings
+
+PARTS = ("items", "additionalProperties")
+
+
+def limit(schema: dict[str, Any], keywords: Keywords) -> None:
+    """Add the keywords to the arms of ``schema`` that have their types."""
+    for arm in schema.get("anyOf", ()):
+        limit(arm, keywords)
+    for name, value in keywords.get(schema.get("type", ""), {}).items():
+        if name in PARTS:
+            limit(schema[name], value)
+        elif name == "prefixItems":
+            for part, part_keywords in zip(schema[name], value, strict=True):
+                limit(part, part_keywords)
+        else:
+            schema[name] = value
+
+
+class OptionDocs:
+    """What each option of a generation does, and the rules that a schema cannot hold."""
+
+    def __init__(self) -> None:
+        self._helps = field_docstrings(GenerateOptions)
+
+    def describe(self, name: str, schema: dict[str, Any]) -> None:
+        """Complete the schema of the field ``name``, if it is an option or another name of one."""
+        option = SYNONYMS.get(name, name)
+        if option not in self._helps:
+            return
+        if option in RANGES:
+            limit(schema, RANGES[option].keywords)
+        schema["description"] = " ".join(self._sentences(option))
+
+    def _sentences(self, option: str) -> list[str]:
+        found = [self._helps[option].replace("`", "")]
+        if option in RANGES:
+            found.append(f"It {RANGES[option].rule}.")
+        if option in UNSUPPORTED:
+            found.append(f"Not supported: {UNSUPPORTED[option]}.")
+        for first, second, reason in [*((r.first, r.second, r.words) for r in RULES), *SAME]:
+            if option == first:
+                found.append(f"With {second}: {reason}.")
+            elif option == second:
+                found.append(f"With {first}: {reason}.")
+        return found
+
+
+def describe_refusals(properties: dict[str, Any], refusals: Mapping[str, Any]) -> None:
+    """Add the fields that a body refuses, with the values that ask for nothing."""
+    for name, refusal in refusals.items():
+        if name not in properties:
+            neutral = [None, *refusal.neutral]
+            properties[name] = {"enum": neutral, "description": f"Not supported: {refusal.reason}."}
