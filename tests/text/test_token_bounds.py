@@ -1,0 +1,91 @@
+"""A text's least number of tokens is never more than it has."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import normalizers
+
+from server.text.token_bounds import TokenBounds
+from tests.tiny_tokenizers import KINDS, tokenizer_files
+
+PIECES = [
+    "a",
+    "the",
+    " ",
+    "  ",
+    "\n",
+    "mill",
+    "running",
+    "12",
+    "Z",
+    "é",
+    "中",
+    "😀",
+    "-",
+    "<s>",
+    "</w>",
+    "▁",
+    "Ġ",
+    "\x00",
+]
+TEXTS = st.lists(st.sampled_from(PIECES), max_size=60).map("".join) | st.text(max_size=60)
+BOUNDS = {kind: TokenBounds(tokenizer_files(kind).tokenizer_json) for kind in KINDS}
+BACKENDS = {kind: Backend.from_str(tokenizer_files(kind).tokenizer_json) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=300, deadline=None)
+@given(text=TEXTS)
+def test_is_never_more_than_the_tokens_of_the_text(kind: str, text: str) -> None:
+    assert BOUNDS[kind].at_least(text) <= len(BACKENDS[kind].encode(text, add_special_tokens=False).ids)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=TEXTS)
+def test_a_letter_that_its_accent_makes_unknown_is_not_counted(text: str) -> None:
+    backend = Backend.from_str(tokenizer_files("byte_fallback").tokenizer_json)
+    backend.normalizer = normalizers.Sequence([normalizers.NFC(), backend.normalizer])
+    tree = json.loads(backend.to_str())
+    tree["model"]["byte_fallback"] = False
+    backend = Backend.from_str(json.dumps(tree))
+    assert TokenBounds(backend.to_str()).at_least(text) <= len(backend.encode(text, add_special_tokens=False).ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_grows_with_the_number_of_words(kind: str) -> None:
+    assert BOUNDS[kind].at_least("the mill " * 1000) >= 900
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "byte_fallback", "metaspace"])
+def test_grows_with_the_length_of_one_word(kind: str) -> None:
+    assert BOUNDS[kind].at_least("a" * 100_000) >= 2000
+
+
+def test_an_unknown_word_is_one_token_however_long() -> None:
+    assert BOUNDS["word_piece"].at_least("a" * 100_000) == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "a+"}, "content": ""}},
+        {"normalizer": {"type": "Replace", "pattern": {"String": "mill"}, "content": ""}},
+        {"pre_tokenizer": {"type": "Split", "pattern": {"Regex": "[a-z]+"}, "behavior": "Removed", "invert": False}},
+        {"normalizer": {"type": "Unheard"}},
+    ],
+)
+def test_knows_nothing_of_a_tokenizer_that_may_drop_letters(change: dict[str, object]) -> None:
+    tree = json.loads(tokenizer_files("byte_level").tokenizer_json)
+    assert TokenBounds(json.dumps({**tree, **change})).at_least("a" * 1000) == 0
+
+
+def test_a_token_of_several_words_makes_words_count_for_nothing() -> None:
+    backend = Backend.from_str(tokenizer_files("byte_level").tokenizer_json)
+    backend.add_tokens(["the mill the mill"])
+    text = "the mill the mill" * 100
+    assert TokenBounds(backend.to_str()).at_least(text) <= len(backend.encode(text).ids)
