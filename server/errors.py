@@ -139,9 +139,13 @@ class PromptTooLong(InvalidRequest):
 
     code = "context_length_exceeded"
 
-    def __init__(self, num_tokens: int, limit: int, advice: Words, *, param: str = "inputs") -> None:
-        template = "The input has {num_tokens} tokens and this model takes at most {limit}. {advice}"
-        super().__init__(sentence(template, num_tokens=num_tokens, limit=limit, advice=advice), param=param)
+    def __init__(
+        self, num_tokens: int, limit: int, advice: Words, *, param: str = "inputs", is_least: bool = False
+    ) -> None:
+        """``is_least``: the input has ``num_tokens`` or more, which nobody has counted."""
+        number = f"at least {num_tokens}" if is_least else num_tokens
+        template = "The input has {number} tokens and this model takes at most {limit}. {advice}"
+        super().__init__(sentence(template, number=number, limit=limit, advice=advice), param=param)
 
 
 class SandboxFailure(InvalidRequest):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from server.errors import ConflictingParameters, InvalidParameter
 from server.protocol import Encode
 from server.sentences import sentence
+from server.serving import text_threads
 from server.serving.encoder_client import ServedEncoder, rows
 from server.serving.record import RequestRecord
 from server.text.entities import softmax
@@ -77,7 +77,9 @@ class ServedClassifier(ServedEncoder):
         self, inputs: Sequence[TextPair], truncation: Truncation | None, record: RequestRecord
     ) -> list[NDArray[np.float32]]:
         """For each input the model's own numbers, ``[L]``, in the order of its labels."""
-        commands = await self._tokenize(lambda pair: self._command(pair, truncation, record.request_id), inputs)
+        commands = await self._tokenize(
+            lambda pair: self._command(pair, truncation, record.request_id), inputs, _num_characters(inputs)
+        )
         return [rows(scores) for scores in await self._encode(commands, record)]
 
     async def scores(
@@ -93,8 +95,8 @@ class ServedClassifier(ServedEncoder):
         The texts are part of a request that another model has admitted, and are not refused. Equal ones have one score.
         """
         pairs = [TextPair(text) for text in dict.fromkeys(texts) if text]
-        commands = await asyncio.to_thread(
-            lambda: [self._command(pair, Truncation(), record.request_id) for pair in pairs]
+        commands = await text_threads.each(
+            lambda pair: self._command(pair, Truncation(), record.request_id), pairs, _num_characters(pairs)
         )
         filled = {pair.text: command for pair, command in zip(pairs, commands, strict=True) if command.token_ids}
         replies = await self._encode(list(filled.values()), record, is_part=True) if filled else []
@@ -126,6 +128,8 @@ class ServedClassifier(ServedEncoder):
         return function
 
     def _command(self, pair: TextPair, truncation: Truncation | None, request_id: str) -> Encode:
+        if truncation is None:
+            self._check_least(pair.text, pair.pair or "")
         return self._fitted(self.tokenizer.encode(pair.text, pair.pair), truncation, request_id)
 
     def _ranked(self, scores_L: NDArray[np.float32], options: ClassifyOptions) -> list[LabelScore]:
@@ -134,6 +138,10 @@ class ServedClassifier(ServedEncoder):
         if options.threshold is not None:
             ranked = [pair for pair in ranked if pair.score >= options.threshold]
         return ranked[: options.top_k]
+
+
+def _num_characters(pairs: Sequence[TextPair]) -> int:
+    return sum(len(pair.text) + len(pair.pair or "") for pair in pairs)
 
 
 def apply_function(function: Function, logits_L: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.errors import InvalidParameter
-from server.protocol import Embedding
+from server.protocol import Embedding, Encode
 from server.serving.encoder_client import ServedEncoder, rows
 from server.serving.record import RequestRecord
 from server.text.truncation import Truncation
@@ -59,12 +59,18 @@ class ServedEmbedder(ServedEncoder):
             raise InvalidParameter("dimensions", size, f"must be 1 to {self.embedding.size}, which the model has")
         prompt = self._prompt(options.prompt_name)
         commands = await self._tokenize(
-            lambda text: self._fitted(self.tokenizer.encode(prompt + text), options.truncation, record.request_id),
+            lambda text: self._command(prompt + text, options.truncation, record.request_id),
             texts,
+            sum(len(prompt) + len(text) for text in texts),
         )
         is_normalized = self.embedding.is_normalized if options.normalize is None else options.normalize
         vectors = [rows(scores)[:size] for scores in await self._encode(commands, record)]
         return [_normalized(vector) for vector in vectors] if is_normalized else vectors
+
+    def _command(self, text: str, truncation: Truncation | None, request_id: str) -> Encode:
+        if truncation is None:
+            self._check_least(text)
+        return self._fitted(self.tokenizer.encode(text), truncation, request_id)
 
     def _prompt(self, name: str | None) -> str:
         prompts = self.embedding.prompts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import tokenizers
@@ -15,7 +15,8 @@ from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
 from server.errors import BatchTooLarge, InvalidParameter, PromptTooLong
 from server.protocol import Encode, Ready, Scores
-from server.sentences import sentence
+from server.sentences import Words, sentence
+from server.serving import text_threads
 from server.serving.admission import Admission
 from server.serving.record import RequestRecord
 from server.text.tokenizer import Tokenizer
@@ -29,6 +30,9 @@ HOW_TO_FIT = sentence("Shorten it, or set {truncate to true} to have its end cut
 
 class ServedEncoder(ABC):
     """One served encoder: several inputs run side by side, and the failure of one ends the others."""
+
+    _shorten: ClassVar[Words] = HOW_TO_FIT
+    """What to do with an input that is too long."""
 
     def __init__(
         self,
@@ -54,13 +58,19 @@ class ServedEncoder(ABC):
         if num_inputs > self._max_inputs:
             raise BatchTooLarge(num_inputs, self._max_inputs)
 
-    async def _tokenize(self, tokenize: Callable[[T], R], inputs: Sequence[T]) -> list[R]:
-        """Refuses before it works; then every input in one go, off the event loop."""
+    async def _tokenize(self, tokenize: Callable[[T], R], inputs: Sequence[T], num_characters: int) -> list[R]:
+        """Refuses before it works; then every input in one go, off the event loop. All have ``num_characters``."""
         if not inputs:
             raise InvalidParameter("inputs", [], "must hold at least one text")
         self.check_size(len(inputs))
         self._admission.check()
-        return await asyncio.to_thread(lambda: [tokenize(input_) for input_ in inputs])
+        return await text_threads.each(tokenize, inputs, num_characters)
+
+    def _check_least(self, *texts: str) -> None:
+        """Raise for texts that are together certainly too long, before they are read."""
+        num_tokens = sum(map(self.tokenizer.at_least, texts))
+        if num_tokens > self.ready.max_model_len:
+            raise PromptTooLong(num_tokens, self.ready.max_model_len, self._shorten, is_least=True)
 
     def _fitted(self, encoding: tokenizers.Encoding, truncation: Truncation | None, request_id: str) -> Encode:
         """The command for a text or pair; one that is longer than it may be is cut as the client wants, or refused."""
@@ -68,7 +78,7 @@ class ServedEncoder(ABC):
         limit = self.ready.max_model_len
         if truncation is None:
             if len(ids) > limit:
-                raise PromptTooLong(len(ids), limit, HOW_TO_FIT)
+                raise PromptTooLong(len(ids), limit, self._shorten)
             return Encode(request_id, ids, type_ids)
         limit = min(limit, truncation.max_tokens or limit)
         if len(ids) <= limit:

@@ -41,6 +41,8 @@ class FillOptions:
 class ServedMaskFiller(ServedEncoder):
     """A masked language model."""
 
+    _shorten = "Shorten it."
+
     def describe(self) -> dict[str, Any]:
         return {
             "mask_token": self.ready.tokenizer.mask_token,
@@ -57,17 +59,20 @@ class ServedMaskFiller(ServedEncoder):
         # Once, with the first text: in the thread, and after the queue has been asked.
         target_ids = cache(lambda: self._target_ids(options.targets))
         commands = await self._tokenize(
-            lambda text: self._command(text, options.top_k, target_ids(), record.request_id), texts
+            lambda text: self._command(text, options.top_k, target_ids(), record.request_id),
+            texts,
+            sum(map(len, texts)) + sum(map(len, options.targets or ())),
         )
         self._check_size(commands)
         scores = await self._encode(commands, record)
         return await asyncio.to_thread(lambda: [self._fillings(*pair) for pair in zip(commands, scores, strict=True)])
 
     def _command(self, text: str, top_k: int, target_ids: list[int] | None, request_id: str) -> Encode:
+        self._check_least(text)
         encoding = self.tokenizer.encode(text)
         ids, limit = encoding.ids, self.ready.max_model_len
         if len(ids) > limit:
-            raise PromptTooLong(len(ids), limit, "Shorten it.")
+            raise PromptTooLong(len(ids), limit, self._shorten)
         mask_id = self.tokenizer.files.mask_token_id
         positions = [position for position, id_ in enumerate(ids) if id_ == mask_id]
         if not positions:

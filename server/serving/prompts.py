@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from server.config import ServeConfig
 from server.errors import BatchTooLarge, InvalidParameter
 from server.phrases import PhraseMatcher
 from server.protocol import Ready, SamplingParams
-from server.serving import sampling
+from server.serving import sampling, text_threads
 from server.serving.generation import Prompt
 from server.serving.layers import put_together
 from server.serving.options import GenerateOptions, from_mapping
@@ -92,7 +91,7 @@ class PromptMaker:
             grammar=None if wanted.grammar is None else await self._services.grammars.text(wanted.grammar),
             topics=self._services.topics.phrases if wanted.penalties else {},
         )
-        return await asyncio.to_thread(lambda: [work.prompt(text) for text in texts])
+        return await text_threads.each(work.prompt, texts, work.num_characters(texts))
 
     async def _texts(self, source: PromptSource) -> Sequence[str | list[int] | RenderedPrompt]:
         templates = self._services.templates
@@ -130,6 +129,11 @@ class _Work:
     def seed(self) -> int:
         return sampling.choose_seed(self.wanted)
 
+    def num_characters(self, sources: Sequence[str | list[int] | RenderedPrompt]) -> int:
+        """Of all that is to be read. A token id counts as one."""
+        texts = [source.text if isinstance(source, RenderedPrompt) else source for source in sources]
+        return sum(map(len, texts)) + len(self.wanted.negative_prompt or "")
+
     def prompt(self, source: str | list[int] | RenderedPrompt) -> Prompt:
         text, ids, template_spans = self._tokenized(source)
         if not ids:
@@ -165,6 +169,8 @@ class _Work:
     def _tokenized(self, source: str | list[int] | RenderedPrompt) -> tuple[str, list[int], list[tuple[int, int]]]:
         """The text, its tokens, and the ranges of these that a template wrote."""
         limit = self.wanted.truncate
+        if limit is None and not isinstance(source, list):
+            self._check_least(source if isinstance(source, str) else source.text)
         if isinstance(source, str):
             return source, _prompt_ids(self.tokenizer, source, limit), []
         if isinstance(source, list):
@@ -174,6 +180,11 @@ class _Work:
         if limit is not None:
             tokens = tokens.truncated(limit)
         return source.text, tokens.ids, tokens.template_spans
+
+    def _check_least(self, text: str) -> None:
+        """Raise for a text that is certainly too long, before it is read: reading takes much memory and time."""
+        num_tokens = self.tokenizer.at_least(text)
+        sampling.check_length(num_tokens, self.ready, sampling.prompt_field(self.source.body), is_least=True)
 
     def _checked(self, ids: list[int]) -> list[int]:
         for id_ in ids:

@@ -23,7 +23,17 @@ from server.serving.wishes import DRAW, Wishes, is_wish
 from server.serving.word_ids import bad_word_ids, breaker_ids
 from server.text.tokenizer import Tokenizer
 
-__all__ = ["MAX_STOP_STRINGS", "GenerateOptions", "Resolved", "check", "choose_seed", "model_defaults", "resolve"]
+__all__ = [
+    "MAX_STOP_STRINGS",
+    "GenerateOptions",
+    "Resolved",
+    "check",
+    "check_length",
+    "choose_seed",
+    "model_defaults",
+    "prompt_field",
+    "resolve",
+]
 
 BAN = float("-inf")
 HOW_TO_END = sentence("the model has no end token; set {eos_token_id} or {stop_token_ids}")
@@ -123,7 +133,7 @@ def resolve(
     _check_rows(layered, ready)
     _check_ends(layered, ready)
     wishes = Wishes(layered.values)
-    source = next((name for name in ("messages", "template") if (body or {}).get(name) is not None), "inputs")
+    source = prompt_field(body or {})
     max_new_tokens = _max_new_tokens(layered, ready, num_prompt_tokens, default_max_new_tokens, source)
     params = SamplingParams(
         max_new_tokens=max_new_tokens,
@@ -230,11 +240,22 @@ def _phrase_penalties(wishes: Wishes, topics: Mapping[str, Sequence[str]]) -> tu
     return tuple((phrase, strength) for phrase, strength in found.items() if strength != 0)
 
 
-def _max_new_tokens(layered: Layered, ready: Ready, num_prompt_tokens: int, default: int, source: str) -> int:
-    room = ready.max_model_len - num_prompt_tokens
-    if room < 1:
+def check_length(num_prompt_tokens: int, ready: Ready, source: str, *, is_least: bool = False) -> None:
+    """Raise unless the prompt leaves room for a token; ``is_least``: it may be longer. ``source`` is its field."""
+    limit = ready.max_model_len - 1
+    if num_prompt_tokens > limit:
         advice = sentence("Shorten it, or set {truncate} to the number of its last tokens that count.")
-        raise PromptTooLong(num_prompt_tokens, ready.max_model_len - 1, advice, param=source)
+        raise PromptTooLong(num_prompt_tokens, limit, advice, param=source, is_least=is_least)
+
+
+def prompt_field(body: Mapping[str, Any]) -> str:
+    """The field of the body that the prompt comes from."""
+    return next((name for name in ("messages", "template") if body.get(name) is not None), "inputs")
+
+
+def _max_new_tokens(layered: Layered, ready: Ready, num_prompt_tokens: int, default: int, source: str) -> int:
+    check_length(num_prompt_tokens, ready, source)
+    room = ready.max_model_len - num_prompt_tokens
     if "max_length" in layered.values:
         if layered.values["max_length"] <= num_prompt_tokens:
             rule = f"must be more than the input's {num_prompt_tokens} tokens"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,9 @@ class ServedTagger(ServedEncoder):
         """For each text its entities in order."""
         self._check(options)
         stride = self._default_stride if options.stride is None else options.stride
-        documents = await self._tokenize(self._document, texts)
+        # Once, with the first text: in the thread, and after the queue has been asked.
+        check = cache(lambda: self._check_least(*texts))
+        documents = await self._tokenize(lambda text: self._document(text, check), texts, sum(map(len, texts)))
         self._check_size(documents, stride)
         plans = [plan_windows(len(document.content), self._capacity, stride) for document in documents]
         commands = [
@@ -112,7 +115,14 @@ class ServedTagger(ServedEncoder):
             advice = sentence("What windows share counts twice. Send less text at once, or set a smaller {stride}.")
             raise PromptTooLong(num_tokens, self._max_tokens, advice)
 
-    def _document(self, text: str) -> _Document:
+    def _check_least(self, *texts: str) -> None:
+        """Any length has its windows, up to the limit of a request."""
+        num_tokens = sum(map(self.tokenizer.at_least, texts))
+        if num_tokens > self._max_tokens:
+            raise PromptTooLong(num_tokens, self._max_tokens, "Send less text at once.", is_least=True)
+
+    def _document(self, text: str, check: Callable[[], None]) -> _Document:
+        check()
         encoding = self.tokenizer.encode(text)
         specials = encoding.special_tokens_mask
         before = next((i for i, is_special in enumerate(specials) if not is_special), len(specials))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.errors import InvalidParameter
+from server.serving import text_threads
 from server.serving.registry import Served
 from server.serving.templates import Templates
 from server.text.templated import encode_rendered
@@ -15,7 +15,10 @@ from server.text.templated import encode_rendered
 
 async def text_ids(served: Served, text: str, *, add_special_tokens: bool) -> list[int]:
     """As ``/generate`` and the encoder routes read the text, where special tokens are added."""
-    return await asyncio.to_thread(lambda: served.tokenizer.encode(text, None, add_special_tokens).ids)
+    [ids] = await text_threads.each(
+        lambda text: served.tokenizer.encode(text, None, add_special_tokens).ids, [text], len(text)
+    )
+    return ids
 
 
 async def chat_ids(
@@ -33,18 +36,24 @@ async def chat_ids(
         served.ready.tokenizer, messages, options, tools=tools, add_generation_prompt=add_generation_prompt
     )
     rendered = dataclasses.replace(rendered, add_special_tokens=add_special_tokens)
-    return await asyncio.to_thread(lambda: encode_rendered(served.tokenizer, rendered).ids)
+    [tokens] = await text_threads.each(
+        lambda text: encode_rendered(served.tokenizer, text), [rendered], len(rendered.text)
+    )
+    return tokens.ids
 
 
 async def text_of(served: Served, token_ids: Sequence[int]) -> str:
     """Special tokens as they are written."""
-    return await asyncio.to_thread(lambda: served.tokenizer.decode(_checked(served, token_ids), False))
+    [text] = await text_threads.each(
+        lambda ids: served.tokenizer.decode(_checked(served, ids), False), [token_ids], len(token_ids)
+    )
+    return text
 
 
 async def pieces(served: Served, token_ids: Sequence[int]) -> list[str]:
     """Each token as its vocabulary writes it."""
     backend = served.tokenizer.backend
-    return await asyncio.to_thread(lambda: [backend.id_to_token(token_id) or "" for token_id in token_ids])
+    return await text_threads.each(lambda id_: backend.id_to_token(id_) or "", token_ids, len(token_ids))
 
 
 def describe_tokenizer(served: Served) -> dict[str, Any]:

@@ -79,8 +79,9 @@ def _keeps_all(tree: dict[str, Any], pre_tokenizers: list[dict[str, Any]]) -> bo
 
 def _replaces_no_letter(part: dict[str, Any]) -> bool:
     pattern = part.get("pattern", {}).get("String")
-    is_harmless = pattern == " " and part.get("content") in SPACES
-    return part.get("type") == "Replace" and pattern is not None and (is_harmless or not set(pattern) & _KEPT)
+    if part.get("type") != "Replace" or not isinstance(pattern, str):
+        return False
+    return not set(pattern) & _KEPT or (pattern == " " and str(part.get("content")) in SPACES)
 
 
 def _only_splits(part: dict[str, Any]) -> bool:

@@ -10,7 +10,11 @@ import tokenizers
 from server.errors import InvalidParameter
 from server.protocol import TokenizerFiles
 from server.text.plain_reader import PlainReader
+from server.text.token_bounds import TokenBounds
 from server.vocabulary import byte_level_bytes, decoder_types, fallback_bytes, special_ids
+
+BOUNDED_CHARACTERS = 16 * 1024
+"""Shorter texts are quickly read, which tells their exact number of tokens."""
 
 
 class Tokenizer:
@@ -38,6 +42,14 @@ class Tokenizer:
         [encoding] = self.backend.encode_batch(inputs, add_special_tokens=add_special_tokens)
         self.check_ids(encoding.ids)
         return encoding
+
+    def at_least(self, text: str) -> int:
+        """Tokens that the text has at least, without special tokens; much quicker than `encode`. 0 for a short text."""
+        return self._bounds.at_least(text) if len(text) >= BOUNDED_CHARACTERS else 0
+
+    @functools.cached_property
+    def _bounds(self) -> TokenBounds:
+        return TokenBounds(self.files.tokenizer_json)
 
     def check_ids(self, token_ids: Sequence[int]) -> None:
         """Raise if there is a token that the model has no row for."""
