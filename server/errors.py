@@ -1,4 +1,6 @@
-"""Every error a user can cause or see, with its HTTP status and code; `api/http_errors.py` has those of HTTP itself.
+"""Every error a user can cause or see, with its HTTP status and code.
+
+`length_errors.py` has those of lengths, `api/http_errors.py` those of HTTP itself.
 
 SluiceError                     500  internal_error
 |-- InvalidRequest              422  invalid_value
@@ -7,7 +9,6 @@ SluiceError                     500  internal_error
 |   |-- ConflictingParameters   422  unsupported_value
 |   |   `-- WithoutEffect       422  unsupported_value
 |   |-- UnsupportedParameter    422  unsupported_value
-|   |-- PromptTooLong           422  context_length_exceeded
 |   |-- UnsupportedGrammar      422  unsupported_value
 |   |-- NoTokenLeft             422  no_token_left
 |   |-- SandboxFailure          422  unsupported_value
@@ -134,20 +135,6 @@ class UnsupportedParameter(InvalidRequest):
         super().__init__(words, param=name)
 
 
-class PromptTooLong(InvalidRequest):
-    """More tokens than the model's context leaves room for."""
-
-    code = "context_length_exceeded"
-
-    def __init__(
-        self, num_tokens: int, limit: int, advice: Words, *, param: str = "inputs", is_least: bool = False
-    ) -> None:
-        """``is_least``: the input has ``num_tokens`` or more, which nobody has counted."""
-        number = f"at least {num_tokens}" if is_least else num_tokens
-        template = "The input has {number} tokens and this model takes at most {limit}. {advice}"
-        super().__init__(sentence(template, number=number, limit=limit, advice=advice), param=param)
-
-
 class SandboxFailure(InvalidRequest):
     """What the client sent was refused by a function in the sandbox, or ended its process."""
 
@@ -180,19 +167,6 @@ class NoTokenLeft(InvalidRequest):
         if names:
             template = "{said}. Rules that forbid tokens come from: {names}."
             self.words = sentence(template, said=self.message.rstrip("."), names=listed(names))
-
-
-class BatchTooLarge(InvalidRequest):
-    """More inputs in one request than the server's limit."""
-
-    status = 413
-    code = "batch_too_large"
-
-    def __init__(self, num_inputs: int, limit: int) -> None:
-        super().__init__(
-            f"The request has {num_inputs} inputs and the limit is {limit}. Send them in several requests.",
-            param="inputs",
-        )
 
 
 class ModelNotFound(SluiceError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.errors import ConflictingParameters, InvalidParameter, PromptTooLong, WithoutEffect
+from server.errors import ConflictingParameters, InvalidParameter, WithoutEffect
+from server.length_errors import PromptTooLong
 from server.sentences import echo, listed, sentence
 
 NAMES = [{"details": "logprobs", "inputs": "prompt", "grammar.value": "response_format"}]

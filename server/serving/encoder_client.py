@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
-from server.errors import BatchTooLarge, InvalidParameter, PromptTooLong
+from server.errors import InvalidParameter
+from server.length_errors import BatchTooLarge, InputTooLong
 from server.protocol import Encode, Ready, Scores
 from server.sentences import Words, sentence
 from server.serving import text_threads
@@ -70,7 +71,7 @@ class ServedEncoder(ABC):
         """Raise for texts that are together certainly too long, before they are read."""
         num_tokens = sum(map(self.tokenizer.at_least, texts))
         if num_tokens > self.ready.max_model_len:
-            raise PromptTooLong(num_tokens, self.ready.max_model_len, self._shorten, is_least=True)
+            raise InputTooLong(num_tokens, self.ready.max_model_len, self._shorten, is_least=True)
 
     def _fitted(self, encoding: tokenizers.Encoding, truncation: Truncation | None, request_id: str) -> Encode:
         """The command for a text or pair; one that is longer than it may be is cut as the client wants, or refused."""
@@ -78,7 +79,7 @@ class ServedEncoder(ABC):
         limit = self.ready.max_model_len
         if truncation is None:
             if len(ids) > limit:
-                raise PromptTooLong(len(ids), limit, self._shorten)
+                raise InputTooLong(len(ids), limit, self._shorten)
             return Encode(request_id, ids, type_ids)
         limit = min(limit, truncation.max_tokens or limit)
         if len(ids) <= limit:

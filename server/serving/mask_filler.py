@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
-from server.errors import InvalidParameter, InvalidRequest, PromptTooLong
+from server.errors import InvalidParameter, InvalidRequest
+from server.length_errors import InputTooLong
 from server.protocol import Encode, MaskQuery, Scores
 from server.sentences import sentence
 from server.serving.encoder_client import ServedEncoder, rows
@@ -72,7 +73,7 @@ class ServedMaskFiller(ServedEncoder):
         encoding = self.tokenizer.encode(text)
         ids, limit = encoding.ids, self.ready.max_model_len
         if len(ids) > limit:
-            raise PromptTooLong(len(ids), limit, self._shorten)
+            raise InputTooLong(len(ids), limit, self._shorten)
         mask_id = self.tokenizer.files.mask_token_id
         positions = [position for position, id_ in enumerate(ids) if id_ == mask_id]
         if not positions:

@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from server.config import ServeConfig
-from server.errors import BatchTooLarge, InvalidParameter
+from server.errors import InvalidParameter
+from server.length_errors import BatchTooLarge
 from server.phrases import PhraseMatcher
 from server.protocol import Ready, SamplingParams
 from server.serving import sampling, text_threads

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.errors import InvalidParameter, PromptTooLong, UnsupportedParameter, WithoutEffect
+from server.errors import InvalidParameter, UnsupportedParameter, WithoutEffect
+from server.length_errors import OutputTooLong, PromptTooLong
 from server.protocol import Ready, SamplingParams
 from server.sentences import Field, sentence
 from server.serving import ranges
@@ -245,7 +246,7 @@ def check_length(num_prompt_tokens: int, ready: Ready, source: str, *, is_least:
     limit = ready.max_model_len - 1
     if num_prompt_tokens > limit:
         advice = sentence("Shorten it, or set {truncate} to the number of its last tokens that count.")
-        raise PromptTooLong(num_prompt_tokens, limit, advice, param=source, is_least=is_least)
+        raise PromptTooLong(num_prompt_tokens, ready.max_model_len, advice, param=source, is_least=is_least)
 
 
 def prompt_field(body: Mapping[str, Any]) -> str:
@@ -263,8 +264,7 @@ def _max_new_tokens(layered: Layered, ready: Ready, num_prompt_tokens: int, defa
         return int(layered.values["max_length"]) - num_prompt_tokens
     wanted = layered.values.get("max_new_tokens", default)
     if wanted > room and layered.origins.get("max_new_tokens") in ("request", "template"):
-        rule = f"must be at most {room}: the model takes {ready.max_model_len} tokens and the input has "
-        raise InvalidParameter("max_new_tokens", wanted, f"{rule}{num_prompt_tokens}")
+        raise OutputTooLong("max_new_tokens", wanted, limit=ready.max_model_len, num_tokens=num_prompt_tokens)
     return int(min(wanted, room))
 
 

@@ -15,7 +15,8 @@ from tokenizers import Encoding
 
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
-from server.errors import InvalidParameter, PromptTooLong
+from server.errors import InvalidParameter
+from server.length_errors import RequestTooLong
 from server.protocol import Encode, Ready
 from server.sentences import sentence
 from server.serving.admission import Admission
@@ -113,13 +114,13 @@ class ServedTagger(ServedEncoder):
         )
         if num_tokens > self._max_tokens:
             advice = sentence("What windows share counts twice. Send less text at once, or set a smaller {stride}.")
-            raise PromptTooLong(num_tokens, self._max_tokens, advice)
+            raise RequestTooLong(num_tokens, self._max_tokens, advice)
 
     def _check_least(self, *texts: str) -> None:
         """Any length has its windows, up to the limit of a request."""
         num_tokens = sum(map(self.tokenizer.at_least, texts))
         if num_tokens > self._max_tokens:
-            raise PromptTooLong(num_tokens, self._max_tokens, "Send less text at once.", is_least=True)
+            raise RequestTooLong(num_tokens, self._max_tokens, "Send less text at once.", is_least=True)
 
     def _document(self, text: str, check: Callable[[], None]) -> _Document:
         check()

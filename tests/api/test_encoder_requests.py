@@ -12,7 +12,8 @@ from starlette.requests import ClientDisconnect
 
 from server.api.disconnect import until_disconnect
 from server.config import ServeConfig
-from server.errors import NumericalError, PromptTooLong, QueueFull
+from server.errors import NumericalError, QueueFull
+from server.length_errors import InputTooLong
 from server.protocol import Encode, Scores
 from server.serving.admission import Admission
 from server.serving.classifier import ClassifyOptions, ServedClassifier, TextPair
@@ -115,7 +116,7 @@ def test_a_full_queue_refuses_before_anything_is_tokenised() -> None:
 def test_one_input_that_is_too_long_starts_none_of_its_mates() -> None:
     worker = tiny_worker("mood", "bert", "classify")
     classifier, _ = served(worker)
-    with pytest.raises(PromptTooLong):
+    with pytest.raises(InputTooLong):
         asyncio.run(classifier.classify([*PAIRS, TextPair("bob " * 99)], ClassifyOptions(), record()))
     assert worker.batch_sizes == []
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.api.schemas import GenerateParameters
-from server.errors import InvalidParameter, InvalidRequest, PromptTooLong, WithoutEffect
+from server.errors import InvalidParameter, InvalidRequest, WithoutEffect
+from server.length_errors import PromptTooLong
 from server.protocol import SamplingParams
 from server.serving import sampling
 from server.serving.conflicts import UNSUPPORTED

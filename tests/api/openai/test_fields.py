@@ -292,3 +292,35 @@ def test_a_cache_salt_keeps_prefixes_apart_in_every_dialect(front: Front, path: 
     assert front.command.cache_salt == "mine"
     error = front.refused(path, **body, cache_salt="a" * 65)
     assert error.param == "cache_salt"
+
+
+TOO_LONG = "word " * (MAX_MODEL_LEN + 1)
+CONTEXT_WORDS = f"this model's maximum context length is {MAX_MODEL_LEN} tokens"
+"""litellm, which gateways and agents use, tells an input that is too long by these words."""
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (COMPLETIONS, {"prompt": TOO_LONG}),
+        (CHAT, {"messages": [{"role": "user", "content": TOO_LONG}]}),
+        ("/v1/responses", {"input": TOO_LONG}),
+        ("/v1/messages", {"max_tokens": 4, "messages": [{"role": "user", "content": TOO_LONG}]}),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_told_in_the_words_that_clients_know(
+    front: Front, path: str, body: dict[str, Any]
+) -> None:
+    error = front.refused(path, **body)
+    assert error.code == "context_length_exceeded" and error.param in body
+    assert CONTEXT_WORDS in error.message and "prompt is too long" in error.message
+
+
+@pytest.mark.parametrize(("path", "body"), OF_ALL_DIALECTS)
+def test_a_prompt_and_an_output_that_are_too_long_together_are_told_as_such(
+    front: Front, path: str, body: dict[str, Any]
+) -> None:
+    name = "max_output_tokens" if path == "/v1/responses" else "max_tokens"
+    error = front.refused(path, **{**body, name: MAX_MODEL_LEN})
+    assert (error.code, error.param) == ("context_length_exceeded", name)
+    assert CONTEXT_WORDS in error.message and error.message.startswith(f"{name} is {MAX_MODEL_LEN}: ")

@@ -27,4 +27,14 @@ except litellm.NotFoundError as error:
     assert "no-such-model" in str(error)
 else:
     raise AssertionError("a model that is not served was taken")
+for too_long in (
+    {"messages": [{"role": "user", "content": "word " * 9000}], "max_tokens": 20},
+    {"messages": QUESTION, "max_tokens": 8190},
+):
+    try:
+        litellm.completion(model="openai/" + MODEL, api_base=BASE, api_key=KEY, max_retries=0, **too_long)
+    except litellm.ContextWindowExceededError as error:
+        assert "maximum context length is 8192" in str(error)
+    else:
+        raise AssertionError("a text longer than the context was taken")
 print("ok")
