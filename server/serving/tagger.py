@@ -23,11 +23,9 @@ from server.serving.admission import Admission
 from server.serving.encoder_client import ServedEncoder, rows
 from server.serving.record import RequestRecord
 from server.text.entities import Entity, Strategy, TaggedText, TokenRules, pipeline_entities, softmax
-from server.text.joined import joined_entities, type_by_label
+from server.text.joined import joined_entities
+from server.text.tag_schemes import OUTSIDE, scheme_of
 from server.text.windows import merge_rows, num_windows, plan_windows
-
-OUTSIDE = "O"
-"""The label of tokens that are in no entity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +58,11 @@ class ServedTagger(ServedEncoder):
         self._capacity = ready.max_model_len - ready.tokenizer.num_special_tokens
         self._default_stride = self._capacity // 4
         self._max_tokens = max(config.max_queued_tokens, ready.max_model_len)
-        self._type_by_label = type_by_label(ready.labels)
+        scheme = scheme_of(ready.labels)
+        self._type_by_label = {label: tag.type for label, tag in scheme.tags.items()}
+        if scheme.outside is not None:
+            # Whatever its spelling, clients leave it out by the usual name.
+            self._type_by_label[OUTSIDE] = scheme.outside
         self._known_labels = {OUTSIDE, *ready.labels, *self._type_by_label.values()}
         self._rules = self._token_rules()
 

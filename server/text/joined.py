@@ -5,7 +5,8 @@
    character, such as the bytes of an emoji or the letters of a Hangul syllable, are one unit always; where they share
    it in a chain, each character of a script without spaces is one. A mark belongs to the character that it stands on,
    also where the tokenizer takes it off, and an invisible joiner to the word around it.
-2. A unit's type is the one with the highest probability, B- and I- taken together, averaged over its tokens.
+2. A unit's type is the one with the highest probability, all places of a type taken together (B- and I-, for example;
+   see `server.text.tag_schemes`), averaged over its tokens.
 3. A unit continues the entity before it if it is of the same type and nothing but spaces lies between (a blank line
    parts them), unless it begins a new one.
 4. It begins a new one if B- is likelier than I- at its first token, as in ``Alice Bob``. But not where it touches the
@@ -30,13 +31,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.text.entities import Entity, TaggedText
+from server.text.scripts import HANGUL, UNSPACED
+from server.text.tag_schemes import scheme_of
 
-_UNSPACED = re.compile(
-    "[\u0e00-\u0fff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3040-\u318f\u31a0-\u31ff"
-    "\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc"
-    "\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
-)
-"""Thai to Tibetan, Burmese, Khmer, Chinese, Japanese; and Korean, whose particles are written onto the word."""
+_UNSPACED = re.compile(f"[{UNSPACED}{HANGUL}]")
+"""Also Korean, whose particles are written onto the word."""
 
 _BLANK_LINE = re.compile(r"\n\s*\n")
 
@@ -56,6 +55,8 @@ class _Tagset:
     """1 where the label is of the type."""
     begins_LK: NDArray[np.float32]
     """1 where the label, besides, begins an entity."""
+    ends_LK: NDArray[np.float32]
+    """1 where the label, besides, ends an entity, and none of its type begins one."""
 
 
 @dataclass
@@ -71,26 +72,21 @@ def joined_entities(tagged: TaggedText) -> list[Entity]:
     tagset = _tagset(tagged.labels)
     types_TK = tagged.probabilities_TL @ tagset.member_LK
     begins_TK = tagged.probabilities_TL @ tagset.begins_LK
+    ends_TK = tagged.probabilities_TL @ tagset.ends_LK
     spans: list[_Span] = []
+    has_ended: int | None = None
     for unit in _units(tagged):
         mean_K = types_TK[unit.tokens].mean(axis=0)
         type_id = int(mean_K.argmax())
         first = unit.tokens[0]
-        begins = bool(begins_TK[first, type_id] * 2 >= types_TK[first, type_id])
+        begins = has_ended == type_id or bool(begins_TK[first, type_id] * 2 >= types_TK[first, type_id])
         if not spans or spans[-1].type_id != type_id or _is_apart(tagged.text, spans[-1].end, unit.start, begins):
             spans.append(_Span(type_id, unit.start, unit.end, []))
         spans[-1].end = unit.end
         spans[-1].scores.append(float(mean_K[type_id]))
+        last = unit.tokens[-1]
+        has_ended = type_id if ends_TK[last, type_id] * 2 > types_TK[last, type_id] else None
     return [_entity(span, tagset.types[span.type_id], tagged.text) for span in spans]
-
-
-def type_by_label(labels: Sequence[str]) -> dict[str, str]:
-    """The labels without their prefix, which are what a joined entity is labelled with.
-
-    >>> type_by_label(["O", "B-PER", "I-PER"])
-    {'O': 'O', 'B-PER': 'PER', 'I-PER': 'PER'}
-    """
-    return {label: type_ for label, (_, type_) in zip(labels, _prefixes_and_types(labels), strict=True)}
 
 
 def _entity(span: _Span, label: str, text: str) -> Entity:
@@ -171,22 +167,15 @@ def _is_apart(text: str, end: int, start: int, begins: bool) -> bool:
 
 
 def _tagset(labels: Sequence[str]) -> _Tagset:
-    parts = _prefixes_and_types(labels)
-    types = list(dict.fromkeys(type_ for _, type_ in parts))
+    tags = list(scheme_of(labels).tags.values())
+    types = list(dict.fromkeys(tag.type for tag in tags))
+    # In IOE an entity is parted from the next by its end; in all other schemes a beginning says it.
+    begun = {tag.type for tag in tags if tag.place in ("begin", "single")}
     member_LK = np.zeros((len(labels), len(types)), dtype=np.float32)
-    begins_LK = np.zeros_like(member_LK)
-    for row, (prefix, type_) in enumerate(parts):
-        member_LK[row, types.index(type_)] = 1
-        begins_LK[row, types.index(type_)] = prefix in "BSU"
-    return _Tagset(types, member_LK, begins_LK)
-
-
-def _prefixes_and_types(labels: Sequence[str]) -> list[tuple[str, str]]:
-    """BIO, BIOES and BILOU. Another letter and dash is a prefix only where the type is known by B- or I- too."""
-    prefixed = {label[2:] for label in labels if label.startswith(("B-", "I-"))}
-    return [
-        (label[0], label[2:])
-        if label[2:] in prefixed and label[:2] in ("B-", "I-", "E-", "L-", "S-", "U-")
-        else ("I", label)
-        for label in labels
-    ]
+    begins_LK, ends_LK = np.zeros_like(member_LK), np.zeros_like(member_LK)
+    for row, tag in enumerate(tags):
+        column = types.index(tag.type)
+        member_LK[row, column] = 1
+        begins_LK[row, column] = tag.place in ("begin", "single")
+        ends_LK[row, column] = tag.place == "end" and tag.type not in begun
+    return _Tagset(types, member_LK, begins_LK, ends_LK)

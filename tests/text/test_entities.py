@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer, models, pre_tokenizers
 
 from server.text.entities import PIPELINE_STRATEGIES, Entity, TaggedText, TokenRules, pipeline_entities
-from server.text.joined import joined_entities, type_by_label
+from server.text.joined import joined_entities
 from server.text.windows import merge_rows, num_windows, plan_windows
 from tests.tiny_encoders import TAGS, TEXTS, Kind, tiny_tokenizer
 
@@ -178,14 +178,12 @@ def test_a_score_is_the_mean_over_words_of_b_and_i_together() -> None:
 
 def test_plain_labels_join_neighbours_and_a_dash_inside_a_label_is_no_prefix() -> None:
     labels = ("O", "E-MAIL", "S-BAHN")
-    assert list(type_by_label(labels).values()) == list(labels)
     entities = joined_entities(tagged("maria gonzalez", labels=labels, spans={"maria gonzalez": ["E-MAIL"]}))
     assert [(e.label, e.word) for e in entities] == [("E-MAIL", "maria gonzalez")]
 
 
 def test_single_and_end_prefixes_are_read_where_the_type_has_b_or_i() -> None:
     labels = ("O", "B-X", "I-X", "E-X", "S-X")
-    assert set(type_by_label(labels).values()) == {"O", "X"}
     spans = {"Alice": ["B-X"], "Bob": ["E-X"], "Smith": ["S-X"]}
     entities = joined_entities(tagged("Alice Bob Smith", labels=labels, spans=spans))
     assert [entity.word for entity in entities] == ["Alice Bob", "Smith"]
