@@ -292,6 +292,8 @@ EXIT_PORT = 3
 EXIT_MODEL = 4
 EXIT_CRASH_LOOP = 5
 EXIT_INTERNAL = 70
+EXIT_IO = 74
+"""A file cannot be read or written."""
 
 FAILURES: dict[str, type[SluiceError]] = {
     error.code: error

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
 
 TASKS = {
-    "classify": "a text classifier, from JSONL or CSV with text and label (JSONL: a list of labels for multi-label)",
-    "ner": "an entity tagger, from CoNLL columns or JSONL with tokens and ner_tags",
+    "classify": "a text classifier, from JSONL or CSV with text and label, and text_pair for pairs of texts "
+    "(JSONL: a list of labels for multi-label)",
+    "ner": "an entity tagger, from CoNLL columns or JSONL with tokens and ner_tags, in any usual scheme of tags",
 }
 
 

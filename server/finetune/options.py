@@ -24,7 +24,7 @@ class Options:
     task: TaskName
     model: str = field(metadata={"help": "base: a Hugging Face model folder with safetensors"})
     data: str = field(metadata={"help": "training data"})
-    out: str = field(metadata={"help": "folder to write; it must be new or empty"})
+    out: str = field(metadata={"help": "folder to write, new or empty; the same command resumes a run that was ended"})
     eval_data: str | None = _option(None, "held-out data; without it a share of --data is held out")
     method: Literal["lora", "full"] = _option("lora", "train an adapter and the head, or every weight")
     epochs: float = _option(3.0, "most passes over the training data")
@@ -43,6 +43,8 @@ class Options:
     lora_dropout: float = _option(0.05, "dropout before the adapter's matrices")
     text_column: str | None = _option(None, "default: text (classify), tokens (ner, JSONL)")
     label_column: str | None = _option(None, "default: label (classify), ner_tags (ner, JSONL)")
+    text_pair_column: str | None = _option(None, "second text of a pair (classify); default: text_pair, if it exists")
+    label_names: str | None = _option(None, "names of numbered labels, in order: O,B-PER,I-PER, or a file, one a line")
     threads: int = _option(0, "CPU threads; 0 takes all that the process may use")
     base_model_id: str | None = _option(None, "public name of the base, for the model card")
     dataset: str | None = _option(None, "name of the data, for the model card")

@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,14 @@ import transformers
 from numpy.typing import NDArray
 
 from server.errors import ConfigurationError
-from server.finetune.data import TagExample, TextExample, read_tags, read_texts
+from server.finetune.data import TagExample, TextColumns, TextExample, label_names, read_tags, read_texts
 from server.finetune.options import Options
-from server.finetune.scores import label_scores, span_scores
+from server.finetune.parts import Part
+from server.finetune.scores import Span, label_scores, span_scores
+from server.text.entities import TaggedText, softmax
+from server.text.joined import joined_entities
+from server.text.tag_schemes import OUTSIDE, scheme_of, spans
+from server.text.windows import content_range
 
 IGNORED = -100
 """The label of a token that is neither trained nor scored."""
@@ -40,20 +44,22 @@ class Task(ABC):
     problem_type: str | None = None
 
     @abstractmethod
-    def read(self, path: Path) -> list[Any]: ...
+    def read(self, path: Path) -> tuple[list[Any], list[str]]:
+        """The examples, and what there is to say of the file."""
 
     @abstractmethod
     def set_labels(self, examples: Iterable[Any]) -> None: ...
 
     @abstractmethod
-    def feature(self, example: Any, encoding: Any) -> dict[str, Any]:
-        """Model inputs of one example, from its text's ``tokenizers.Encoding``."""
+    def targets(self, example: Any, encoding: Any) -> Any:
+        """What the model is to say of one example, whose text became this ``tokenizers.Encoding``."""
 
     @abstractmethod
     def collator(self, tokenizer: Any) -> Any: ...
 
     @abstractmethod
-    def scores(self, logits: NDArray[np.float32], label_ids: NDArray[Any]) -> dict[str, float]: ...
+    def scores(self, part: Part, logits: NDArray[np.float32], label_ids: NDArray[Any]) -> dict[str, float]:
+        """Of the rows of ``part``."""
 
     def _check_known(self, labels: Iterable[str], place: str) -> None:
         if unknown := sorted(set(labels) - set(self.labels)):
@@ -69,34 +75,42 @@ class Classify(Task):
     pipeline_tag = "text-classification"
 
     def __init__(self, options: Options) -> None:
-        self.columns = (options.text_column or "text", options.label_column or "label")
+        self.columns = TextColumns(
+            options.text_column or "text", options.label_column or "label", options.text_pair_column
+        )
+        self.names = label_names(options.label_names)
         self.is_multi_label: bool | None = None
+        self.has_pairs: bool | None = None
 
-    def read(self, path: Path) -> list[TextExample]:
-        texts = read_texts(path, *self.columns)
+    def read(self, path: Path) -> tuple[list[TextExample], list[str]]:
+        texts = read_texts(path, self.columns, self.names)
+        has_pairs = texts.examples[0].pair is not None
+        if self.has_pairs not in (None, has_pairs):
+            raise ConfigurationError(f"{path}: one of --data and --eval-data has pairs of texts and the other has not.")
+        self.has_pairs = has_pairs
         if self.is_multi_label is None:
             self.is_multi_label = texts.is_multi_label
         elif self.is_multi_label != texts.is_multi_label:
             raise ConfigurationError(f"{path}: labels are lists in one of --data and --eval-data and not in the other.")
-        return texts.examples
+        return texts.examples, texts.notes
 
     def set_labels(self, examples: Iterable[TextExample]) -> None:
         self.labels = sorted({label for example in examples for label in example.labels})
         if len(self.labels) < (1 if self.is_multi_label else 2):
-            raise ConfigurationError("A classifier needs at least two labels in --data.")
+            found = f"every example has the label {self.labels[0]!r}" if self.labels else "no example has a label"
+            raise ConfigurationError(f"A classifier needs at least two labels in --data: {found}.")
         self.problem_type = "multi_label_classification" if self.is_multi_label else "single_label_classification"
 
-    def feature(self, example: TextExample, encoding: Any) -> dict[str, Any]:
+    def targets(self, example: TextExample, encoding: Any) -> int | list[float]:  # noqa: ARG002
         self._check_known(example.labels, "--eval-data")
-        inputs = {"input_ids": encoding.ids, "attention_mask": encoding.attention_mask}
         if not self.is_multi_label:
-            return {**inputs, "labels": self.labels.index(example.labels[0])}
-        return {**inputs, "labels": [float(label in example.labels) for label in self.labels]}
+            return self.labels.index(example.labels[0])
+        return [float(label in example.labels) for label in self.labels]
 
     def collator(self, tokenizer: Any) -> Any:
         return transformers.DataCollatorWithPadding(tokenizer)
 
-    def scores(self, logits: NDArray[np.float32], label_ids: NDArray[Any]) -> dict[str, float]:
+    def scores(self, part: Part, logits: NDArray[np.float32], label_ids: NDArray[Any]) -> dict[str, float]:  # noqa: ARG002
         if self.is_multi_label:
             return label_scores(label_ids > 0.5, logits > 0, self.labels)
         one_hot = np.eye(len(self.labels), dtype=bool)
@@ -104,7 +118,10 @@ class Classify(Task):
 
 
 class Tag(Task):
-    """One tag a word. The words are joined by spaces and tokenised as the server tokenises a text."""
+    """One tag a word. The words are joined to a text and tokenised as the server tokenises one.
+
+    What is scored are the entities that the server would answer with.
+    """
 
     best_score = "f1"
     model_class = transformers.AutoModelForTokenClassification
@@ -113,58 +130,86 @@ class Tag(Task):
 
     def __init__(self, options: Options) -> None:
         self.columns = (options.text_column or "tokens", options.label_column or "ner_tags")
+        self.names = label_names(options.label_names)
+        if options.text_pair_column is not None:
+            raise ConfigurationError("--text-pair-column is for classify: a tagger reads one text.")
 
-    def read(self, path: Path) -> list[TagExample]:
-        return read_tags(path, *self.columns)
+    def read(self, path: Path) -> tuple[list[TagExample], list[str]]:
+        sentences = read_tags(path, *self.columns, self.names)
+        return sentences.examples, sentences.notes
 
     def set_labels(self, examples: Iterable[TagExample]) -> None:
-        tags = {tag for example in examples for tag in example.tags} - {"O"}
-        if not tags:
+        tags = {tag for example in examples for tag in example.tags}
+        if tags <= {OUTSIDE}:
             raise ConfigurationError("A tagger needs at least one entity in --data; every tag is O.")
-        # Both ends of every type, so that an entity longer than those in the data can be written.
-        if all(tag[0] in "BI" for tag in tags):
-            tags |= {f"{prefix}-{tag[2:]}" for tag in tags for prefix in "BI"}
-        self.labels = ["O", *sorted(tags, key=lambda tag: (tag.partition("-")[2], tag))]
+        labels = scheme_of(tags | {OUTSIDE}).complete()
+        self.scheme = scheme_of(labels)
+        self.labels = [OUTSIDE, *sorted(labels - {OUTSIDE}, key=lambda label: (self.scheme.tags[label].type, label))]
 
-    def feature(self, example: TagExample, encoding: Any) -> dict[str, Any]:
+    def targets(self, example: TagExample, encoding: Any) -> list[int]:
         self._check_known(example.tags, "--eval-data")
         tag_ids = [self.labels.index(tag) for tag in example.tags]
-        return {
-            "input_ids": encoding.ids,
-            "attention_mask": encoding.attention_mask,
-            "labels": token_labels(example.words, tag_ids, encoding.offsets, encoding.special_tokens_mask),
-        }
+        return token_labels(example, tag_ids, encoding.offsets, encoding.special_tokens_mask)
 
     def collator(self, tokenizer: Any) -> Any:
         return transformers.DataCollatorForTokenClassification(tokenizer, label_pad_token_id=IGNORED)
 
-    def scores(self, logits: NDArray[np.float32], label_ids: NDArray[Any]) -> dict[str, float]:
+    def scores(self, part: Part, logits: NDArray[np.float32], label_ids: NDArray[Any]) -> dict[str, float]:
         true, predicted = [], []
-        for row_TL, row_T in zip(logits, label_ids, strict=True):
-            is_scored = row_T != IGNORED
-            true.append([self.labels[i] for i in row_T[is_scored]])
-            predicted.append([self.labels[i] for i in row_TL.argmax(axis=-1)[is_scored]])
-        return span_scores(true, predicted)
+        for example, encoding, row_TL in zip(part.examples, part.encodings, logits, strict=True):
+            content = content_range(encoding.special_tokens_mask)
+            offsets = encoding.offsets[content.start : content.stop]
+            predicted.append(self._found(example.text, encoding, content, row_TL))
+            true.append(self._told(example, max((end for _, end in offsets), default=0)))
+        is_scored = label_ids != IGNORED
+        accuracy = float((logits.argmax(axis=-1) == label_ids)[is_scored].mean()) if is_scored.any() else 0.0
+        return {**span_scores(true, predicted), "accuracy": accuracy}
+
+    def _found(self, text: str, encoding: Any, content: range, row_TL: NDArray[np.float32]) -> set[Span]:
+        kept = slice(content.start, content.stop)
+        tagged = TaggedText(
+            text=text,
+            token_ids=encoding.ids[kept],
+            tokens=encoding.tokens[kept],
+            offsets=encoding.offsets[kept],
+            word_ids=encoding.word_ids[kept],
+            positions=content,
+            labels=self.labels,
+            probabilities_TL=softmax(row_TL[kept]),
+        )
+        return {(e.label, e.start, e.end) for e in joined_entities(tagged) if e.label != OUTSIDE}
+
+    def _told(self, example: TagExample, end: int) -> set[Span]:
+        """The data's entities, as far as the text was not cut."""
+        words, starts = example.words, example.starts
+        found = spans([self.scheme.tags[tag] for tag in example.tags])
+        placed = {(kind, starts[first], starts[last] + len(words[last])) for kind, first, last in found}
+        return {span for span in placed if span[1] < end}
 
 
 def token_labels(
-    words: Sequence[str], tag_ids: Sequence[int], offsets: Sequence[tuple[int, int]], is_special: Sequence[int]
+    example: TagExample, tag_ids: Sequence[int], offsets: Sequence[tuple[int, int]], is_special: Sequence[int]
 ) -> list[int]:
-    """One label per token of the words joined by spaces: the word's on its first piece, `IGNORED` elsewhere.
+    """One label per token of the example's text: a word's on its first piece, `IGNORED` elsewhere.
 
-    ``offsets`` are character offsets into the joined text; a piece may begin with the space before its word.
+    ``offsets`` are character offsets into the text; a piece may begin with the space before its word, and hold several
+    words of a script without spaces: it then has the label of the first.
 
-    >>> token_labels(["Ann", "sings"], [1, 0], [(0, 0), (0, 2), (2, 3), (3, 9), (0, 0)], [1, 0, 0, 0, 1])
+    >>> example = TagExample(("Ann", "sings"), ("B-PER", "O"))
+    >>> token_labels(example, [1, 0], [(0, 0), (0, 2), (2, 3), (3, 9), (0, 0)], [1, 0, 0, 0, 1])
     [-100, 1, -100, 0, -100]
     """
-    starts = list(accumulate((len(word) + 1 for word in words[:-1]), initial=0))
+    text, starts = example.text, example.starts
     labels: list[int] = []
     labelled = -1
     for (start, end), special in zip(offsets, is_special, strict=True):
-        word = bisect_right(starts, end - 1) - 1
-        is_first_piece = not special and end > start and word > labelled
+        while start < end and text[start].isspace():
+            start += 1
+        word = max(labelled + 1, bisect_right(starts, start) - 1)
+        is_first_piece = not special and end > start and word < len(starts) and starts[word] < end
         labels.append(tag_ids[word] if is_first_piece else IGNORED)
-        labelled = word if is_first_piece else labelled
+        if is_first_piece:
+            labelled = bisect_right(starts, end - 1) - 1
     return labels
 
 

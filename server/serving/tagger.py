@@ -25,7 +25,7 @@ from server.serving.record import RequestRecord
 from server.text.entities import Entity, Strategy, TaggedText, TokenRules, pipeline_entities, softmax
 from server.text.joined import joined_entities
 from server.text.tag_schemes import OUTSIDE, scheme_of
-from server.text.windows import merge_rows, num_windows, plan_windows
+from server.text.windows import content_range, merge_rows, num_windows, plan_windows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +127,7 @@ class ServedTagger(ServedEncoder):
     def _document(self, text: str, check: Callable[[], None]) -> _Document:
         check()
         encoding = self.tokenizer.encode(text)
-        specials = encoding.special_tokens_mask
-        before = next((i for i, is_special in enumerate(specials) if not is_special), len(specials))
-        after = next((i for i, is_special in enumerate(reversed(specials)) if not is_special), 0)
-        return _Document(text, encoding, range(before, max(before, len(specials) - after)))
+        return _Document(text, encoding, content_range(encoding.special_tokens_mask))
 
     def _commands(self, document: _Document, windows: Sequence[range], request_id: str) -> list[Encode]:
         """Every window between the special tokens of the whole."""

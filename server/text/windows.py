@@ -9,6 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def content_range(special_tokens_mask: Sequence[int]) -> range:
+    """Positions of a text's own tokens, between the special tokens around it.
+
+    >>> content_range([1, 0, 0, 1, 0, 1])
+    range(1, 5)
+    """
+    own = [position for position, is_special in enumerate(special_tokens_mask) if not is_special]
+    return range(own[0], own[-1] + 1) if own else range(len(special_tokens_mask), len(special_tokens_mask))
+
+
 def plan_windows(num_tokens: int, capacity: int, overlap: int) -> list[range]:
     """Windows of at most ``capacity`` tokens, each sharing at least ``overlap`` with the one before; all are covered.
 

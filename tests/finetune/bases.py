@@ -90,3 +90,61 @@ def write_sentences(path: Path, num_sentences: int = 160) -> Path:
         blocks.append("".join(f"{word} -X- {tag}\n" for word, tag in rows))
     path.write_text("\n".join(blocks), encoding="utf-8")
     return path
+
+
+def write_pairs(path: Path, num_rows: int = 240) -> Path:
+    """CSV with text_pair: the label says whether both texts judge alike."""
+    rng = random.Random(0)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=";")
+        writer.writerow(["text", "text_pair", "label"])
+        for index in range(num_rows):
+            first, second = rng.sample([GOOD, BAD], 2) if index % 2 else [rng.choice([GOOD, BAD])] * 2
+            texts = [f"{rng.choice(PLAIN)} {rng.choice(words)}" for words in (first, second)]
+            writer.writerow([*texts, "differ" if index % 2 else "agree"])
+    return path
+
+
+HAN = "\u5f20\u674e\u4e09\u56db\u5728\u5317\u4eac\u4e0a\u6d77\u5e02\u5de5\u4f5c\u5927\u5b66\u533a\u3002"
+"""Letters of names, cities and what stands between them, in this order: 4, 1, 5, 6."""
+
+
+def write_chinese(path: Path, num_sentences: int = 160) -> Path:
+    """CoNLL with a character a word, and numbers and Latin letters between."""
+    rng = random.Random(0)
+    blocks = []
+    for _ in range(num_sentences):
+        name = rng.choice(HAN[:2]) + rng.choice(HAN[2:4])
+        city = rng.choice([HAN[5:7], HAN[7:9], HAN[7:10]])
+        tagged = [
+            *zip(name, ["B-PER", "E-PER"], strict=True), (HAN[4], "O"),
+            *zip(city, ["B-LOC", *["M-LOC"] * (len(city) - 2), "E-LOC"], strict=True),
+            *((letter, "O") for letter in rng.choice(["GE", "7", "", "12"])),
+            (rng.choice(HAN[10:]), "O"),
+        ]  # fmt: skip
+        blocks.append("".join(f"{letter}\t{tag}\n" for letter, tag in tagged))
+    path.write_text("\n".join(blocks), encoding="utf-8")
+    return path
+
+
+def write_chinese_base(folder: Path) -> Path:
+    """XLM-R's kind: its pieces hold several characters, and those of spaced text are others."""
+    letters = [*HAN, *"GE712"]
+    cities = [HAN[5:7], HAN[7:9]]
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", *letters, *(f"\u2581{letter}" for letter in letters), *cities]
+    vocab = [(piece, -2.0 - len(piece) / 10) for piece in pieces]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=3))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, cls_token="<s>", sep_token="</s>", **names
+    ).save_pretrained(folder)
+    torch.manual_seed(1)
+    config = transformers.XLMRobertaConfig(
+        vocab_size=len(vocab), max_position_embeddings=66, initializer_range=0.1, **SIZES["xlm-roberta"]
+    )
+    transformers.XLMRobertaForMaskedLM(config).save_pretrained(folder)
+    return folder

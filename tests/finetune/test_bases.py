@@ -13,8 +13,9 @@ import transformers
 
 from server.commands.planned import PlannedModel, plan_or_problem
 from server.config import ModelConfig
-from server.finetune.data import read_tags, read_texts, split
+from server.finetune.data import read_tags, read_texts
 from server.finetune.options import Options
+from server.finetune.splitting import split
 from server.finetune.train import finetune
 from server.models.loader import LoadedModel, load
 from tests.finetune.bases import SIZES, write_base, write_reviews, write_sentences
@@ -58,7 +59,7 @@ def test_a_tagger_is_served_with_the_loss_that_training_reports(tmp_path: Path, 
     model = ModelConfig(name="names", path=str(tmp_path / "out"))
     assert isinstance(plan_or_problem(model), PlannedModel)
     loaded = load(model)
-    held_out = split(read_tags(tmp_path / "data.conll"), validation_share=0.1, test_share=0.1, seed=0).test
+    held_out = split(read_tags(tmp_path / "data.conll").examples, validation_share=0.1, test_share=0.1, seed=0).test
     targets = [[loaded.labels.index(tag) for tag in e.tags] for e in held_out]
     losses = [loss(loaded, tmp_path / "out", e.text, t) for e, t in zip(held_out, targets, strict=True)]
     weights = [len(t) for t in targets]

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import ConfigurationError
-from server.finetune.data import TagExample, TextExample, read_tags, read_texts, split
+from server.finetune.data import TagExample, TextColumns, TextExample, read_tags, read_texts
+from server.finetune.splitting import split
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_csv_texts_may_hold_commas_quotes_and_line_breaks(write):
 
 def test_columns_may_have_other_names(write):
     path = write("a.tsv", "id\tbody\tstars\n1\thello\t5\n")
-    assert read_texts(path, "body", "stars").examples == [TextExample("hello", ("5",))]
+    assert read_texts(path, TextColumns("body", "stars")).examples == [TextExample("hello", ("5",))]
 
 
 def test_a_list_of_labels_makes_the_data_multi_label(write):
@@ -45,19 +46,70 @@ def test_a_list_of_labels_makes_the_data_multi_label(write):
 
 def test_conll_takes_the_first_column_and_the_last(write):
     path = write("a.conll", "-DOCSTART- -X- O\n\nAnna NNP B-PER\nsings\tVBZ\tO\n\n\nOslo NNP B-LOC")
-    assert read_tags(path) == [TagExample(("Anna", "sings"), ("B-PER", "O")), TagExample(("Oslo",), ("B-LOC",))]
+    assert read_tags(path).examples == [
+        TagExample(("Anna", "sings"), ("B-PER", "O")),
+        TagExample(("Oslo",), ("B-LOC",)),
+    ]
 
 
 def test_a_word_of_a_conll_file_may_hold_a_no_break_space(write):
-    assert read_tags(write("a.conll", "10\u00a0000 O\r\n \t\r\nOslo\tNN\tB-LOC\r\n")) == [
+    assert read_tags(write("a.conll", "10\u00a0000 O\r\n \t\r\nOslo\tNN\tB-LOC\r\n")).examples == [
         TagExample(("10\u00a0000",), ("O",)),
         TagExample(("Oslo",), ("B-LOC",)),
     ]
 
 
+def test_numbered_tags_get_their_names_from_the_file_or_from_an_option(write):
+    rows = '{"tokens": ["Anna", "sings"], "ner_tags": [1, 0]}'
+    expected = [TagExample(("Anna", "sings"), ("B-PER", "O"))]
+    assert read_tags(write("a.jsonl", rows), names=["O", "B-PER"]).examples == expected
+    assert read_tags(write("b.jsonl", '{"label_names": ["O", "B-PER"]}\n' + rows)).examples == expected
+
+
+def test_numbered_labels_get_their_names(write):
+    path = write("a.csv", "text,label\nx,1\ny,0\n")
+    assert [e.labels for e in read_texts(path, names=["bad", "good"]).examples] == [("good",), ("bad",)]
+
+
+def test_another_spelling_of_o_is_read_as_o(write):
+    sentences = read_tags(write("a.conll", "Anna PERSON\nsings none\n"))
+    assert sentences.examples == [TagExample(("Anna", "sings"), ("PERSON", "O"))]
+    assert sentences.notes == ["'none' is read as O"]
+
+
+def test_words_of_a_script_without_spaces_are_joined_without(write):
+    sentences = read_tags(write("a.conll", "\u5f20 B-PER\n\u4e09 I-PER\n\u5728 O\n"))
+    assert sentences.examples[0].text == "\u5f20\u4e09\u5728"
+    assert sentences.notes == ["1 sentences joined without spaces, as their script is written"]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_any_usual_separator_is_recognised(write, separator, name, end):
+    rows = [["id", "text", "label"], ["1", '"a, b; c"', "yes"], ["2", "d", " no "]]
+    texts = read_texts(write(name, "\ufeff" + end.join(separator.join(row) for row in rows) + end))
+    assert texts.examples == [TextExample("a, b; c", ("yes",)), TextExample("d", ("no",))]
+    assert "columns not used: id" in texts.notes
+    assert "1 labels had spaces around them" in texts.notes
+
+
+def test_rows_without_any_text_are_left_out_and_counted(write):
+    texts = read_texts(write("a.csv", "text,label\nx,y\n,\n\n , \nz,y\n"))
+    assert len(texts.examples) == 2
+    assert texts.notes == ["3 empty rows left out"]
+
+
+def test_a_column_text_pair_makes_pairs(write):
+    texts = read_texts(write("a.csv", "text,text_pair,label\na,b,yes\n"))
+    assert texts.examples == [TextExample("a", ("yes",), "b")]
+    texts = read_texts(write("b.csv", "q,a,label\nx,y,yes\n"), TextColumns("q", "label", "a"))
+    assert texts.examples == [TextExample("x", ("yes",), "y")]
+
+
 def test_jsonl_sentences_are_tokens_and_tags(write):
     path = write("a.jsonl", '{"tokens": ["Anna", "sings"], "ner_tags": ["B-PER", "O"]}')
-    assert read_tags(path) == [TagExample(("Anna", "sings"), ("B-PER", "O"))]
+    assert read_tags(path).examples == [TagExample(("Anna", "sings"), ("B-PER", "O"))]
 
 
 @pytest.mark.parametrize(
@@ -67,8 +119,20 @@ def test_jsonl_sentences_are_tokens_and_tags(write):
         ("a.csv", "body,label\nx,y\n", "line 2: there is no column 'text', only 'body', 'label'. Name it with --text"),
         ("a.csv", "text,label\nx,y\n,y\n", "line 3: the text is empty"),
         ("a.csv", "text,label\nx, \n", "line 2: the label is empty"),
-        ("a.csv", 'text,label\n"x,y\n', "it is not CSV"),
+        ("a.csv", 'text,label\na,b\n"x,y\nc,d\n', "line 3: it is not CSV: a quote is opened here and never closed"),
+        ("a.csv", 'text,label\n"x\ny" z,y\n', "line 2: it is not CSV: ',' expected after '\"' (seen in line 3)"),
         ("a.csv", b"text,label\nx,y\n\xff,y\n", "line 3: it is not UTF-8"),
+        ("a.csv", b"text,label\nx,y\ncaf\xe9,y\n", "line 3: it is not UTF-8: byte 0xe9 at column 4, as in Latin-1"),
+        ("a.csv", b"text,label\n\x93x\x94,y\n", "line 2: it is not UTF-8: byte 0x93 at column 1, as in Windows-1252"),
+        ("a.csv", "text,label\n".encode("utf-16"), "The file begins as UTF-16"),
+        ("a.csv", "text,label,text\nx,y,z\n", "line 1: two columns are named 'text'"),
+        ("a.csv", "text,text_pair,label\na,,y\n", "line 2: the text_pair is empty"),
+        (
+            "a.jsonl",
+            '{"text": "x", "label": "y"}\n{"text": "x", "text_pair": "z", "label": "y"}',
+            "line 2: there is a text_pair, and the first line has none",
+        ),
+        ("a.jsonl", "[" * 100_000, "line 1: its JSON is nested too deeply"),
         ("a.csv", "text,label\n", "holds no examples"),
         ("a.csv", "", "is empty. Its first line must name the columns"),
         ("a.jsonl", '{"text": "x", "label": "y"}\n{"text"', "line 2: it is not JSON"),
@@ -94,12 +158,18 @@ def test_a_mistake_in_classification_data_is_named_with_its_line(write, name, co
     ("name", "content", "said"),
     [
         ("a.conll", "Anna B-PER\nsings\n", "line 2: one column"),
-        ("a.conll", "Anna PERSON\n", "line 1: 'PERSON' is not a tag"),
+        ("a.conll", "Anna B-PER\nOslo LOC\n", "line 2: 'LOC' is not a tag like the others (B-PER)"),
         ("a.conll", "Anna -PER\n", "line 1: '-PER' is not a tag"),
-        ("a.conll", "Anna BI-PER\n", "line 1: 'BI-PER' is not a tag"),
+        ("a.conll", "Anna B-PER\nBen BI-PER\n", "line 2: 'BI-PER' is not a tag like the others (B-PER)"),
         ("a.conll", "\n\n", "holds no sentences"),
         ("a.jsonl", '{"tokens": ["a", "b"], "ner_tags": ["O"]}', "line 1: 2 tokens but 1 ner_tags"),
-        ("a.jsonl", '{"tokens": ["a"], "ner_tags": [0]}', "line 1: ner_tags is not a list of words"),
+        (
+            "a.jsonl",
+            '{"tokens": ["a", "b"], "ner_tags": [0, 1]}',
+            "the tags are numbers. Name them in order with",
+        ),
+        ("a.jsonl", '{"label_names": ["O", "X"]}\n{"tokens": ["a"], "ner_tags": [2]}', "line 2: the label is 2, and 2"),
+        ("a.jsonl", '{"tokens": ["a"], "ner_tags": "O"}', "line 1: ner_tags is not a list of tags"),
         ("a.jsonl", '{"tokens": ["a"]}', "there is no column 'ner_tags', only 'tokens'. Name it with --label-column"),
     ],
 )
@@ -112,6 +182,12 @@ def test_a_mistake_in_tagging_data_is_named_with_its_line(write, name, content, 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigurationError, match=r"There is no data file .*gone\.csv"):
         read_texts(tmp_path / "gone.csv")
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "a.csv").mkdir()
+    with pytest.raises(ConfigurationError, match=r"a\.csv is a folder"):
+        read_texts(tmp_path / "a.csv")
 
 
 examples = st.lists(

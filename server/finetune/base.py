@@ -1,0 +1,139 @@
+"""The base of a training run: its tokenizer, its module with a head for the task, and what LoRA does to it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from server.errors import EXIT_MODEL, ConfigurationError
+from server.finetune.options import Options
+from server.finetune.tasks import Task
+from server.models.configs import first_line, positive, read_config
+from server.models.module import LOAD_FAILURES
+from server.models.tokenizer_files import load_tokenizer
+
+DEFAULT_MAX_LENGTH = 256
+LINEARS = (nn.Linear, Conv1D)
+"""Layers that LoRA adapts."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """What training begins with."""
+
+    tokenizer: Any
+    model: Any
+    new_modules: list[str]
+    """Those whose weights are new, because no file of the base has them."""
+
+
+def load_base(task: Task, options: Options) -> Base:
+    """In float32. A head for the same number of labels is kept."""
+    if not Path(options.model).is_dir():
+        raise ConfigurationError(
+            f"There is no folder {options.model}. Give --model a Hugging Face model folder "
+            "(from a hub: hf download NAME --local-dir FOLDER).",
+            exit_code=EXIT_MODEL,
+        )
+    if (Path(options.model) / "adapter_config.json").exists():
+        raise ConfigurationError(f"{options.model} is an adapter. Give --model the folder of its base.")
+    labels = dict(enumerate(task.labels))
+    tokenizer = load_tokenizer(Path(options.model))
+    try:
+        config = read_config(
+            Path(options.model),
+            id2label=labels,
+            label2id={label: index for index, label in labels.items()},
+            problem_type=task.problem_type,
+        )
+        model, info = task.model_class.from_pretrained(
+            options.model,
+            config=config,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except LOAD_FAILURES as error:
+        raise ConfigurationError(
+            f"{options.model} cannot be loaded as a base ({first_line(error)}). "
+            "Give --model a Hugging Face model folder with config.json, safetensors and tokenizer.json.",
+            exit_code=EXIT_MODEL,
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    absent = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
+    return Base(tokenizer, model, sorted({name.rpartition(".")[0] for name in absent}))
+
+
+def with_lora(task: Task, base: Base, options: Options) -> Any:
+    """LoRA on every linear layer of the body; the head and what is new are trained whole and saved with the adapter."""
+    import peft
+
+    model, new_modules = base.model, base.new_modules
+    body = model.base_model_prefix
+    linears = {name: module for name, module in model.base_model.named_modules() if type(module) in LINEARS}
+    names = {name.rpartition(".")[2] for name in linears}
+    if not names or model.base_model is model:
+        raise ConfigurationError(
+            f"{options.model} has no linear layers that LoRA could adapt. Use --method full.", exit_code=EXIT_MODEL
+        )
+    saved = _saved_whole(model, new_modules)
+    if body in saved or "" in saved:
+        raise ConfigurationError(
+            f"{options.model} lacks weights that LoRA cannot train one by one. Use --method full.", exit_code=EXIT_MODEL
+        )
+    config = peft.LoraConfig(
+        task_type=task.peft_type,
+        r=options.lora_rank,
+        lora_alpha=options.lora_alpha or 2 * options.lora_rank,
+        lora_dropout=options.lora_dropout,
+        target_modules=_targets(body, names, saved),
+        modules_to_save=saved,
+        fan_in_fan_out=any(type(module) is Conv1D for module in linears.values()),
+    )
+    with warnings.catch_warnings():
+        # peft 0.21 reads an attribute that transformers 5.23 has renamed.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        return peft.get_peft_model(model, config)
+
+
+def _saved_whole(model: Any, new_modules: Sequence[str]) -> list[str]:
+    """The modules beside the body, and what is new inside of it, such as a pooler."""
+    body = model.base_model_prefix
+    heads = [name for name, child in model.named_children() if name != body and any(True for _ in child.parameters())]
+    inside = [name for name in new_modules if name.partition(".")[0] not in heads]
+    return [*heads, *inside]
+
+
+def _targets(body: str, names: Set[str], saved: Sequence[str]) -> str:
+    """A pattern for the body's linear layers, but those that are saved whole.
+
+    Anchored at the body: a head may have a layer of the same name.
+    """
+    inside = "".join(rf"(?!{re.escape(name)}(\.|$))" for name in saved if name.startswith(f"{body}."))
+    return rf"{inside}{body}\.(.*\.)?({'|'.join(sorted(names))})"
+
+
+def max_length(model: Any, tokenizer: Any, options: Options) -> int:
+    limit: int = positive(getattr(model.config, "max_position_embeddings", None)) or DEFAULT_MAX_LENGTH
+    for name, module in model.named_modules():
+        # RoBERTa's kind counts positions from behind the padding index.
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            limit -= module.padding_idx + 1
+    # Without a limit of its own a tokenizer has a number beyond any length.
+    limit = min(limit, positive(tokenizer.model_max_length) or limit)
+    if options.max_length > limit:
+        raise ConfigurationError(f"--max-length is {options.max_length}: this base takes at most {limit} tokens.")
+    return options.max_length or min(DEFAULT_MAX_LENGTH, limit)

@@ -1,0 +1,127 @@
+"""Where a run works: a folder beside its result, which appears whole or not at all.
+
+A run that was ended leaves its checkpoints there; the same command goes on from the last one that is complete.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from server.errors import EXIT_IO, ConfigurationError
+from server.finetune.options import Options
+from server.finetune.say import say
+from server.finetune.write_errors import write_problem
+
+STATE = "trainer_state.json"
+"""The last file of a checkpoint."""
+WITHOUT_EFFECT = ("out", "threads", "base_model_id", "dataset", "license")
+"""Options that change nothing of what is trained."""
+
+
+class Workspace:
+    """Made when the run begins to write; gone when its result is in place."""
+
+    def __init__(self, options: Options) -> None:
+        """Raises `ConfigurationError` for a place that is taken."""
+        self.out = Path(options.out)
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise ConfigurationError(f"{self.out} already exists. Choose another --out, or remove it.")
+        place = Path(os.path.abspath(self.out))  # noqa: PTH100 - a link is kept
+        self.folder = place.with_name(f".{place.name}.unfinished")
+        self.checkpoints = self.folder / "checkpoints"
+        self.result = self.folder / "result"
+        self._run = self.folder / "run.json"
+        self._options = {name: value for name, value in asdict(options).items() if name not in WITHOUT_EFFECT}
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """The result is moved to its place at the end. Raises `ConfigurationError` where it cannot be written."""
+        try:
+            self._begin()
+            yield
+            with contextlib.suppress(FileNotFoundError):
+                self.out.rmdir()
+            self.result.rename(self.out)
+        except KeyboardInterrupt:
+            say(f"\nInterrupted. {self._advice()}")
+            self._clean()
+            raise
+        except Exception as error:
+            problem = write_problem(error)
+            self._clean()
+            if problem is None:
+                raise
+            raise ConfigurationError(
+                f"{self.out} cannot be written: {problem}. {self._advice()}", exit_code=EXIT_IO
+            ) from error
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def last_checkpoint(self) -> str | None:
+        """The newest that was written to its end; what comes after it is removed."""
+        complete = None
+        for folder in self._checkpoint_folders():
+            if _is_complete(folder):
+                complete = folder
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+        if complete is None:
+            return None
+        say(f"going on from step {_step(complete)} of the run that was ended")
+        return str(complete)
+
+    def _begin(self) -> None:
+        run = {"options": self._options, "data": self._digests()}
+        if self._run.is_file() and json.loads(self._run.read_text(encoding="utf-8")) != run:
+            raise ConfigurationError(
+                f"{self.folder} is what another run left that was to be written to {self.out}, with other options or "
+                "data. Choose another --out, or remove it."
+            )
+        shutil.rmtree(self.result, ignore_errors=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # Renamed into its place: an unfinished one would be taken for that of another run.
+        written = self._run.with_suffix(".new")
+        written.write_text(json.dumps(run), encoding="utf-8")
+        written.rename(self._run)
+
+    def _digests(self) -> list[str]:
+        names = [self._options["data"], self._options["eval_data"]]
+        return [hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in names if name]
+
+    def _checkpoint_folders(self) -> list[Path]:
+        return sorted(self.checkpoints.glob("checkpoint-*"), key=_step)
+
+    def _advice(self) -> str:
+        if any(map(_is_complete, self._checkpoint_folders())):
+            return "Run the same command again to go on from the last checkpoint."
+        return "Nothing was left behind."
+
+    def _clean(self) -> None:
+        """Leave complete checkpoints alone, or nothing."""
+        shutil.rmtree(self.result, ignore_errors=True)
+        kept = False
+        for folder in self._checkpoint_folders():
+            if _is_complete(folder):
+                kept = True
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+        if not kept:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        json.loads((folder / STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
