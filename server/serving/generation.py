@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,6 +14,9 @@ from server.protocol import FinishReason, PromptLogprobs, SamplingParams, TokenL
 from server.serving.options import GenerateOptions
 from server.text.safe_text import SafeText
 from server.text.tokenizer import Tokenizer
+
+EndWatch = Callable[[str], bool]
+"""Given an output's text as it grows: whether the output ends with it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,8 @@ class Prompt:
     """Requests with different salts share nothing in the prefix cache."""
     written_ids: frozenset[int] = frozenset()
     """Special tokens whose text stands in the outputs."""
+    end_watch: Callable[[str], EndWatch] | None = None
+    """Makes one for an output, given the prompt's text."""
 
     @property
     def stop(self) -> tuple[str, ...]:
@@ -114,6 +119,7 @@ class OutputText:
         self._tokenizer = tokenizer
         self._special_ids = tokenizer.special_ids
         self._safe = SafeText(tokenizer, prompt.ids, prompt.stop, prompt.banned, prompt.written_ids)
+        self._is_over = None if prompt.end_watch is None else prompt.end_watch(prompt.text)
         self._texts: list[str] = []
         self._last_id: int | None = None
 
@@ -153,6 +159,8 @@ class OutputText:
         if self._safe.has_banned:
             return text + self._end("banned_phrase")
         if self._safe.stop_string is not None:
+            return text + self._end("stop")
+        if self._is_over is not None and self._is_over(text):
             return text + self._end("stop")
         return text if finish_reason is None else text + self._end(finish_reason)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from server.length_errors import BatchTooLarge
 from server.phrases import PhraseMatcher
 from server.protocol import Ready, SamplingParams
 from server.serving import sampling, text_threads
-from server.serving.generation import Prompt
+from server.serving.generation import EndWatch, Prompt
 from server.serving.layers import put_together
 from server.serving.options import GenerateOptions, from_mapping
 from server.serving.ranking import LabelScorer
@@ -42,6 +42,8 @@ class PromptSource:
     cache_salt: str = ""
     written: Collection[str] = ()
     """Special tokens whose text stands in the outputs. Texts that are not special tokens have no effect."""
+    end_watch: Callable[[str], EndWatch] | None = None
+    """`Prompt.end_watch`."""
     body: Mapping[str, Any] = field(default_factory=dict)
     """All fields beside the parameters, under the client's names, for what they allow the parameters to be."""
 
@@ -165,6 +167,7 @@ class _Work:
             negative_ids=self._negative_ids(params),
             cache_salt=self.source.cache_salt,
             written_ids=self._special_ids(self.source.written),
+            end_watch=self.source.end_watch,
         )
 
     def _tokenized(self, source: str | list[int] | RenderedPrompt) -> tuple[str, list[int], list[tuple[int, int]]]:

@@ -5,92 +5,63 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from server.api.openai.calls import CallDelta, ChosenCall, HermesCalls, OneCall, Piece, PlainText, Reader
 from server.api.openai.logprobs import ChatLogprobs, chat_logprobs
 from server.api.openai.schemas import ChatBody
-from server.api.openai.shapes import ending, usage
-from server.api.openai.structure import forced_tools
+from server.api.openai.scribe import Scribe
+from server.api.openai.turn_plan import TurnPlan
 from server.api.openai.work import Chunks, TextWork, by_output
 from server.serving.generation import OutputText, OutputToken
+from server.text.turns.pieces import CallDelta, Piece, Reasoning
 
 
-def chat_answer(work: TextWork, body: ChatBody, tokens: Sequence[OutputToken]) -> dict[str, Any]:
+def chat_answer(work: TextWork, body: ChatBody, plan: TurnPlan, tokens: Sequence[OutputToken]) -> dict[str, Any]:
     """The whole answer; ``tokens`` are those of all outputs."""
     (generation,) = work.generations
     of_output = by_output(tokens)
     choices = []
     for index, output in enumerate(generation.answers):
-        scribe = ChatScribe(work, body, output)
-        pieces = scribe.read(of_output[output.number])
-        choice = {"index": index, "message": _message(pieces), "logprobs": scribe.logprobs(of_output[output.number])}
+        mine = of_output[output.number]
+        scribe = Scribe(work, plan, output)
+        choice = {"index": index, "message": _message(scribe.read(mine)), "logprobs": _logprobs(work, body, mine)}
         choices.append({**choice, **scribe.ending()})
-    return {**work.head("chat.completion", "chatcmpl"), "choices": choices, "usage": usage(work.generations)}
+    return {**work.head("chat.completion", "chatcmpl"), "choices": choices, "usage": work.usage()}
 
 
 def _message(pieces: Iterable[Piece]) -> dict[str, Any]:
-    text = ""
+    text = reasoning = ""
     calls: dict[int, dict[str, Any]] = {}
     for piece in pieces:
         if isinstance(piece, str):
             text += piece
+        elif isinstance(piece, Reasoning):
+            reasoning += piece.text
         elif piece.name is not None:
             calls[piece.index] = _first_part(piece)
         else:
             calls[piece.index]["function"]["arguments"] += piece.arguments
     message: dict[str, Any] = {"role": "assistant", "content": None if calls and not text else text, "refusal": None}
+    if reasoning:
+        message["reasoning_content"] = reasoning
     return {**message, "tool_calls": list(calls.values())} if calls else message
+
+
+def _logprobs(work: TextWork, body: ChatBody, tokens: Sequence[OutputToken]) -> ChatLogprobs | None:
+    return chat_logprobs(work.generator.tokenizer, tokens) if body.logprobs else None
 
 
 def _first_part(call: CallDelta) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
-class ChatScribe:
-    """Reads one output as it grows."""
-
-    def __init__(self, work: TextWork, body: ChatBody, output: OutputText) -> None:
-        self._output = output
-        self._tokenizer = work.generator.tokenizer
-        self._tells_logprobs = bool(body.logprobs)
-        self._reader = _reader(body, f"call_{work.record.request_id[:16]}_{output.number}")
-
-    def read(self, tokens: Sequence[OutputToken]) -> list[Piece]:
-        """What the output's next tokens, perhaps its last ones, make certain."""
-        pieces = self._reader.push("".join([token.text for token in tokens]))
-        if self._output.finish_reason is not None:
-            pieces += self._reader.finish(is_cut=self._output.finish_reason == "length")
-        return pieces
-
-    def logprobs(self, tokens: Sequence[OutputToken]) -> ChatLogprobs | None:
-        return chat_logprobs(self._tokenizer, tokens) if self._tells_logprobs else None
-
-    def ending(self) -> dict[str, Any]:
-        """Of an output that has ended and been read."""
-        told = ending(self._output)
-        return {**told, "finish_reason": "tool_calls"} if self._has_called(told) else told
-
-    def _has_called(self, told: Mapping[str, Any]) -> bool:
-        return told["finish_reason"] == "stop" and self._reader.num_calls > 0
-
-
-def _reader(body: ChatBody, id_prefix: str) -> Reader:
-    def ids(index: int) -> str:
-        return f"{id_prefix}_{index}"
-
-    forced = forced_tools(body)
-    if forced is not None:
-        return OneCall(forced[0].function.name, ids) if len(forced) == 1 else ChosenCall(ids)
-    return HermesCalls(ids) if body.tools and body.tool_choice != "none" else PlainText()
-
-
 class ChatChunks(Chunks):
     """A stream of ``/v1/chat/completions``."""
 
-    def __init__(self, work: TextWork, body: ChatBody) -> None:
+    def __init__(self, work: TextWork, body: ChatBody, plan: TurnPlan) -> None:
         nothing = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}
         super().__init__(work, work.head("chat.completion.chunk", "chatcmpl"), nothing)
         self._body = body
-        self._scribes: dict[int, ChatScribe] = {}
+        self._plan = plan
+        self._scribes: dict[int, Scribe] = {}
 
     def choices(self, number: int, tokens: Mapping[int, Sequence[OutputToken]]) -> list[dict[str, Any]]:
         outputs = self.work.generations[number].outputs
@@ -101,12 +72,12 @@ class ChatChunks(Chunks):
         scribe = self._scribes.get(output.number)
         is_first = scribe is None
         if scribe is None:
-            scribe = self._scribes[output.number] = ChatScribe(self.work, self._body, output)
+            scribe = self._scribes[output.number] = Scribe(self.work, self._plan, output)
         deltas = [_delta(piece) for piece in scribe.read(tokens)] or [{}]
         if is_first:
-            deltas[0] = {"role": "assistant", "content": None if "tool_calls" in deltas[0] else "", **deltas[0]}
+            deltas[0] = {"role": "assistant", "content": "" if deltas[0].keys() <= {"content"} else None, **deltas[0]}
         choices = [{**self.nothing, "index": output.number, "delta": delta} for delta in deltas]
-        choices[0]["logprobs"] = scribe.logprobs(tokens)
+        choices[0]["logprobs"] = _logprobs(self.work, self._body, tokens)
         if output.finish_reason is None:
             return choices
         says_nothing = choices == [{**self.nothing, "index": output.number}]
@@ -116,5 +87,7 @@ class ChatChunks(Chunks):
 def _delta(piece: Piece) -> dict[str, Any]:
     if isinstance(piece, str):
         return {"content": piece}
+    if isinstance(piece, Reasoning):
+        return {"reasoning_content": piece.text}
     part = _first_part(piece) if piece.name is not None else {"function": {"arguments": piece.arguments}}
     return {"tool_calls": [{"index": piece.index, **part}]}

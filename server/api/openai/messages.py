@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from server.api.http_errors import InvalidJson
@@ -10,8 +11,8 @@ from server.api.json_body import check_json
 from server.api.openai.schemas import ChatMessage, MadeCall, TextPart, Tool
 from server.errors import InvalidParameter, InvalidRequest
 from server.serving.generator import ServedGenerator
-
-CALL_START, CALL_END = "<tool_call>", "</tool_call>"
+from server.text.turns.calls import CallFormat
+from server.text.turns.formats import HERMES, call_format_of
 
 
 def chat_template_of(generator: ServedGenerator) -> str:
@@ -30,20 +31,24 @@ def template_messages(messages: list[ChatMessage], chat_template: str) -> list[d
 
     To one that does not know the word, ``developer`` is ``system``, and calls stand in the message's text.
     """
-    return [_message(message, chat_template, f"messages.{i}") for i, message in enumerate(messages)]
+    call_format = call_format_of(chat_template) or HERMES
+    return [_message(message, chat_template, call_format, f"messages.{i}") for i, message in enumerate(messages)]
 
 
-def _message(message: ChatMessage, chat_template: str, path: str) -> dict[str, Any]:
+def _message(message: ChatMessage, chat_template: str, call_format: CallFormat, path: str) -> dict[str, Any]:
     role = "system" if message.role == "developer" and "developer" not in chat_template else message.role
     found: dict[str, Any] = {"role": role, "content": _text(message.content, path)}
-    for name in ("name", "tool_call_id", "reasoning_content"):
-        if (value := getattr(message, name)) is not None:
-            found[name] = value
-    calls = [_call(call) for call in message.tool_calls or []]
+    known = {
+        "name": message.name,
+        "tool_call_id": message.tool_call_id and call_format.known_id(message.tool_call_id),
+        "reasoning_content": message.reasoning_content or message.reasoning,
+    }
+    found |= {name: value for name, value in known.items() if value is not None}
+    calls = [_call(call, call_format) for call in message.tool_calls or []]
     if calls and "tool_calls" in chat_template:
         found["tool_calls"] = calls
     elif calls:
-        written = [f"{CALL_START}\n{json.dumps(call['function'], ensure_ascii=False)}\n{CALL_END}" for call in calls]
+        written = [call_format.written(**call["function"]) for call in calls]
         found["content"] = "\n".join([*filter(None, [found["content"]]), *written])
     return found
 
@@ -58,11 +63,11 @@ def _text(content: str | list[TextPart] | None, path: str) -> str:
     return "\n".join(part.text or "" for part in content)
 
 
-def _call(call: MadeCall) -> dict[str, Any]:
+def _call(call: MadeCall, call_format: CallFormat) -> dict[str, Any]:
     """Templates write the arguments as JSON themselves: they want them as an object."""
     function = {"name": call.function.name, "arguments": _arguments(call.function.arguments or "{}")}
     found: dict[str, Any] = {"type": "function", "function": function}
-    return found if call.id is None else {"id": call.id, **found}
+    return found if call.id is None else {"id": call_format.known_id(call.id), **found}
 
 
 def _arguments(text: str) -> Any:
@@ -74,7 +79,7 @@ def _arguments(text: str) -> Any:
     return json.loads(text)
 
 
-def template_tools(tools: list[Tool]) -> list[dict[str, Any]]:
+def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
     """The tools as the client described them."""
     return [
         {"type": "function", "function": tool.function.model_dump(exclude_none=True, include=TOLD_OF_TOOLS)}
@@ -83,13 +88,3 @@ def template_tools(tools: list[Tool]) -> list[dict[str, Any]]:
 
 
 TOLD_OF_TOOLS = {"name", "description", "parameters"}
-
-
-def describes_tools(chat_template: str) -> bool:
-    """Whether the template has a place for tools."""
-    return "tools" in chat_template
-
-
-def knows_calls(chat_template: str) -> bool:
-    """Whether its model writes calls in Hermes' way, which is the one that is read here."""
-    return describes_tools(chat_template) and CALL_START in chat_template

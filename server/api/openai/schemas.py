@@ -117,6 +117,9 @@ class ChatMessage(LenientModel):
     tool_calls: Annotated[list[MadeCall], STOP_AT_FIRST_ERROR] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
+    """What an assistant wrote before its answer."""
+    reasoning: str | None = None
+    """vLLM's newer name of the same."""
 
 
 class ToolFunction(LenientModel):
@@ -168,6 +171,10 @@ class ChatBody(ConversationBody):
     tools: Annotated[list[Tool], STOP_AT_FIRST_ERROR] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
+    """False leaves reasoning out of the answer."""
+    reasoning_format: Literal["auto", "deepseek", "none"] | None = None
+    """llama.cpp's: with "none" reasoning is not looked for and stays in the content."""
     logprobs: bool | None = None
     top_logprobs: int | None = None
 

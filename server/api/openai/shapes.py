@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from server.serving.generation import Generation, OutputText
 from server.serving.record import RequestRecord
@@ -23,14 +24,17 @@ class Usage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: dict[str, int]
+    completion_tokens_details: dict[str, int] | UnsetType = UNSET
+    """Only of models that reason."""
 
 
-def usage(generations: Sequence[Generation]) -> Usage:
-    """Of all that was computed so far, samples that are not answered as well."""
+def usage(generations: Sequence[Generation], reasoning_tokens: int | None = None) -> Usage:
+    """Of all that was computed so far, samples that are not answered as well; of those no reasoning is counted."""
     num_prompt = sum(len(generation.prompt.ids) for generation in generations)
     num_new = sum(generation.num_tokens for generation in generations)
     num_cached = sum(generation.cached_tokens for generation in generations)
-    return Usage(num_prompt, num_new, num_prompt + num_new, {"cached_tokens": num_cached})
+    details = UNSET if reasoning_tokens is None else {"reasoning_tokens": reasoning_tokens}
+    return Usage(num_prompt, num_new, num_prompt + num_new, {"cached_tokens": num_cached}, details)
 
 
 def head(kind: str, id_prefix: str, record: RequestRecord) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from server.api.openai.schemas import ChatBody, NamedTool, ResponseFormat, StructuredOutputs, TextBody, Tool
+from server.api.openai.schemas import ResponseFormat, StructuredOutputs, TextBody, Tool
 from server.errors import ConflictingParameters, InvalidParameter, InvalidRequest, UnsupportedParameter
 
 ANY_OBJECT = {"type": "json_object"}
@@ -27,7 +27,7 @@ class Structure(NamedTuple):
         return {"grammar.value.schema": self.field, "grammar.value": self.field, "grammar": self.field}
 
 
-def structure_of(body: TextBody, forced: list[Tool] | None = None) -> Structure | None:
+def structure_of(body: TextBody, forced: Sequence[Tool] | None = None) -> Structure | None:
     """What the body's fields ask for; ``forced`` tools are those of which one must be called. Two are refused."""
     found = list(_structures(body))
     if forced is not None:
@@ -85,23 +85,7 @@ def _structured_outputs(wanted: StructuredOutputs) -> Iterator[Structure]:
         yield Structure(field, ANY_OBJECT)
 
 
-def forced_tools(body: ChatBody) -> list[Tool] | None:
-    """The tools of which the answer must call one; None where it need not call any."""
-    tools = body.tools or []
-    if body.tool_choice in (None, "none", "auto"):
-        return None
-    if not tools:
-        raise InvalidRequest("tool_choice asks for a call, and there are no tools.", param="tool_choice")
-    if isinstance(body.tool_choice, NamedTool):
-        wanted = body.tool_choice.function.name
-        tools = [tool for tool in tools if tool.function.name == wanted]
-        if not tools:
-            known = ", ".join(tool.function.name for tool in body.tools or [])
-            raise InvalidParameter("tool_choice", wanted, f"must name one of the tools: {known}")
-    return tools
-
-
-def call_schema(tools: list[Tool]) -> dict[str, Any]:
+def call_schema(tools: Sequence[Tool]) -> dict[str, Any]:
     """Of one tool the schema of its arguments, of several that of ``{"name", "arguments"}``."""
     if len(tools) == 1:
         return _parameters(tools[0])

@@ -48,6 +48,8 @@ class TextWork:
     generations: list[Generation] = field(default_factory=list)
     created: int = field(default_factory=lambda: int(time.time()))
     """Seconds since 1970, for answers that tell it more than once."""
+    reasoning_tokens: int | None = None
+    """Of all outputs that were read; None where none is looked for."""
 
     @property
     def record(self) -> RequestRecord:
@@ -63,6 +65,10 @@ class TextWork:
     @property
     def _names(self) -> dict[str, str]:
         return {**clients_names(self.body), **self.renamed}
+
+    def usage(self) -> Usage:
+        """Of all that was computed so far."""
+        return usage(self.generations, self.reasoning_tokens)
 
     async def prepare(self, source: PromptSource, added: Mapping[str, Any]) -> None:
         """Make the generations. All that can be refused is refused here."""
@@ -128,15 +134,16 @@ class Chunks(StreamWriter):
         """The choices of a generation's step, one for each chunk."""
 
     def step(self, number: int, tokens: Mapping[int, Sequence[OutputToken]]) -> bytes:
-        so_far = usage(self.work.generations) if self._is_continuous else None
-        return b"".join([self._chunk([choice], so_far) for choice in self.choices(number, tokens)])
+        choices = self.choices(number, tokens)
+        so_far = self.work.usage() if self._is_continuous else None
+        return b"".join([self._chunk([choice], so_far) for choice in choices])
 
     def _chunk(self, choices: Sequence[Mapping[str, Any]], so_far: Usage | None = None) -> bytes:
         told = {"usage": so_far} if self._has_usage else {}
         return data_event(encode({**self._head, "choices": choices, **told}))
 
     def end(self) -> bytes:
-        return (self._chunk([], usage(self.work.generations)) if self._has_usage else b"") + DONE
+        return (self._chunk([], self.work.usage()) if self._has_usage else b"") + DONE
 
     def empty(self) -> bytes:
         return self._chunk([self.nothing])

@@ -47,6 +47,7 @@ class Message(Shape):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
     tool_calls: list[ToolCall] | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -83,11 +84,16 @@ class CachedTokens(Shape):
     cached_tokens: int
 
 
+class ReasoningTokens(Shape):
+    reasoning_tokens: int
+
+
 class Usage(Shape):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
+    completion_tokens_details: ReasoningTokens | msgspec.UnsetType = msgspec.UNSET
 
 
 class ChatCompletion(Shape):
@@ -115,6 +121,7 @@ class CallDelta(Shape):
 class Delta(Shape):
     role: Literal["assistant"] | msgspec.UnsetType = msgspec.UNSET
     content: str | msgspec.UnsetType | None = msgspec.UNSET
+    reasoning_content: str | msgspec.UnsetType = msgspec.UNSET
     tool_calls: list[CallDelta] | msgspec.UnsetType = msgspec.UNSET
 
 
