@@ -1,16 +1,35 @@
-"""What a worker's process finds in its environment, which libraries read before any code of ours runs."""
+"""What other processes of the server find in their environment, which libraries read before any code of ours runs.
+
+Only variables of known purpose are passed on: API keys and other secrets in the server's environment stay with it.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 MIB = 1024 * 1024
 
+BASIC = frozenset({"PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL"})
+"""What any process needs, besides Python's own variables."""
+_WORKERS = frozenset(
+    {"CC", "CXX", "HOME", "LD_PRELOAD", "LOGNAME", "TEMP", "TMP", "TMPDIR", "TZ", "USER", "VIRTUAL_ENV"}
+)
+_WORKERS_PREFIXES = (
+    "AMD_", "CUBLAS_", "CUDA_", "CUDNN_", "DNNL_", "FLASHINFER_", "GLIBC_", "GOMP_", "GPU_", "HF_", "HIP_", "HSA_",
+    "KMP_", "LC_", "MALLOC_", "MKL_", "NCCL_", "NVIDIA_", "NVTE_", "OMP_", "ONEDNN_", "OPENBLAS_", "PYTORCH_", "ROCM_",
+    "ROCR_", "SAFETENSORS_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "TRITON_", "XDG_",
+)  # fmt: skip
+"""What torch, transformers and the system's libraries read."""
+_SECRET = re.compile(r"TOKEN$|SECRET|PASSW|CREDENTIAL|AUTH|(^|_)KEYS?$|_KEY_")
+"""Names such as HF_TOKEN, which nothing but a download needs."""
+
 
 def environment(threads: int = 0) -> dict[str, str]:
-    """Our own environment, passed on, and what concerns a worker of so many threads; 0 takes all processors."""
+    """The variables of a worker process with this many threads; 0 uses all available CPUs."""
     return {
         # Threads wait for the next parallel region awake, for some tens of microseconds: a decoding step has hundreds,
         # and waking threads for each costs as much as the step. Without a bound they would take the front's core.
@@ -23,12 +42,34 @@ def environment(threads: int = 0) -> dict[str, str]:
         # In huge pages, where the system gives them on request: a step reads all weights, and a tenth of it would go
         # into looking up small pages.
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-        **os.environ,
+        **passed_on(os.environ),
         "OMP_NUM_THREADS": str(threads or available_cpus()),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "TQDM_DISABLE": "1",
     }
+
+
+def passed_on(ours: Mapping[str, str]) -> dict[str, str]:
+    """What a worker gets of ``ours``.
+
+    >>> passed_on({"PATH": "/bin", "OMP_WAIT_POLICY": "active", "HF_TOKEN": "hf_1", "SLUICE_API_KEYS": "k"})
+    {'PATH': '/bin', 'OMP_WAIT_POLICY': 'active'}
+    """
+    return {
+        name: value
+        for name, value in ours.items()
+        if (is_basic(name) or name in _WORKERS or name.startswith(_WORKERS_PREFIXES)) and not _SECRET.search(name)
+    }
+
+
+def is_basic(name: str) -> bool:
+    """Whether every process of the server gets this variable.
+
+    >>> is_basic("PYTHONPATH"), is_basic("SLUICE_API_KEYS")
+    (True, False)
+    """
+    return name in BASIC or name.startswith("PYTHON")
 
 
 def available_cpus() -> int:

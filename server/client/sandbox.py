@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from server import framing
+from server.client.environment import is_basic
 from server.client.fair_places import FairPlaces
 from server.errors import QueueFull, SandboxFailure, SandboxTimeout, ServerShutdown, SluiceError
 from server.sandbox.messages import MAX_ANSWER_BYTES, Call, Refused, Reply, Returned, reply_decoder
@@ -31,8 +32,6 @@ LOW_PRIORITY = 10
 LEAST_WAIT_S = 0.05
 REAP_LIMIT_S = 5.0
 POLL_S = 0.005
-PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL")
-"""Of our environment, besides Python's own variables. Whatever secrets it holds are not the sandbox's."""
 
 log = logging.getLogger("sluice.sandbox")
 
@@ -251,7 +250,7 @@ class _Process(asyncio.Protocol):
 
 
 def _spawn(command: Sequence[str], fd: int) -> subprocess.Popen[bytes]:
-    environment = {name: value for name, value in os.environ.items() if name in PASSED_ON or name.startswith("PYTHON")}
+    environment = {name: value for name, value in os.environ.items() if is_basic(name)}
     return subprocess.Popen([*command, "--fd", str(fd)], pass_fds=[fd], stdin=subprocess.DEVNULL, env=environment)
 
 
