@@ -5,6 +5,7 @@ A field's docstring is its help text everywhere: `sluice serve --help` and the t
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -111,6 +112,16 @@ class ServeConfig:
     """A file of API keys, one a line; keys may also come in the variable SLUICE_API_KEYS. None: whoever reaches it."""
     cors_origins: str | None = None
     """Origins between commas whose web pages may use the server from a browser, or ``*`` for all; none by default."""
+    allowed_hosts: str | None = None
+    """Host names between commas that requests may use, ``*.example.com`` for all below one, ``*`` for any; addresses
+    always work. By default any, except without keys on a loopback address, where only localhost and ``host`` are."""
+    trusted_proxies: str | None = None
+    """Addresses or networks between commas of proxies in front of the server. The client that their X-Forwarded-For or
+    Forwarded header names is the one that limits for each address count; none by default."""
+    max_connections: int = 4096
+    """Maximum open connections; beyond it the server answers 503."""
+    max_connections_per_address: int = 1024
+    """Maximum open connections from one address, or one /64 network of IPv6; trusted proxies are exempt."""
     templates: str | None = None
     """A folder of prompt templates, one file each."""
     topics: str | None = None
@@ -155,6 +166,8 @@ class ServeConfig:
             "max_encode_inputs",
             "default_max_new_tokens",
             "max_restarts",
+            "max_connections",
+            "max_connections_per_address",
         ):
             _require(getattr(self, field) >= 1, f"{field} is {getattr(self, field)}: it must be at least 1.")
         for field in ("keep_alive_s", "stall_timeout_s", "start_timeout_s"):
@@ -164,10 +177,38 @@ class ServeConfig:
                 re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+", origin) is not None,
                 f"cors_origins has {origin}: an origin is * or scheme and host alone, such as https://chat.example.",
             )
+        for name in self.host_names:
+            _require(
+                re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?", name) is not None,
+                f"allowed_hosts has {name}: it must be a host name without scheme and port, *.example.com, or *.",
+            )
+        _require(
+            self.proxy_networks is not None,
+            f"trusted_proxies is {self.trusted_proxies}: it must be addresses or networks such as 10.0.0.0/8, "
+            "separated by commas.",
+        )
         for field in ("drain_delay_s", "drain_timeout_s", "restart_backoff_s"):
             _require(getattr(self, field) >= 0, f"{field} is {getattr(self, field)}: it must be at least 0.")
 
     @property
     def allowed_origins(self) -> list[str]:
         """What `cors_origins` names, one by one."""
-        return [origin for each in (self.cors_origins or "").split(",") if (origin := each.strip())]
+        return _split(self.cors_origins)
+
+    @property
+    def host_names(self) -> list[str]:
+        """What `allowed_hosts` names, one by one."""
+        return _split(self.allowed_hosts)
+
+    @property
+    def proxy_networks(self) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network] | None:
+        """What `trusted_proxies` names; None if that is not addresses and networks."""
+        try:
+            return [ipaddress.ip_network(each) for each in _split(self.trusted_proxies)]
+        except ValueError:
+            return None
+
+
+def _split(text: str | None) -> list[str]:
+    """The entries of a setting that has several, between commas."""
+    return [entry for each in (text or "").split(",") if (entry := each.strip())]

@@ -44,6 +44,7 @@ def other_value(setting: Setting, folder: Path) -> tuple[str, Any]:
     if setting.choices:
         return setting.choices[-1], setting.choices[-1]
     by_name = {"host": "127.0.0.2", "device": "cuda:1", "max_batch_tokens": 512}
+    by_name |= {"allowed_hosts": "sluice.example", "trusted_proxies": "10.0.0.0/8"}
     by_name |= {"cors_origins": "https://chat.example", "api_keys_file": str(folder / "keys")}
     by_name |= dict.fromkeys(("base", "templates", "topics"), str(folder))
     value = by_name.get(setting.name, setting.default + 2 if setting.kind is not str else None)
@@ -167,6 +168,17 @@ def test_a_mistake_in_the_file_is_named_with_its_place(content: str, message: st
         (["--config", "nowhere.toml"], "nowhere.toml cannot be read: No such file or directory."),
         (["--cors-origins", "https://a.example, https://b.example/"], "cors_origins has https://b.example/: "),
         (["--cors-origins", "chat.example"], "scheme and host alone, such as https://chat.example."),
+        (
+            ["--allowed-hosts", "a.example,http://b.example"],
+            "allowed_hosts has http://b.example: it must be a host name",
+        ),
+        (["--allowed-hosts", "b.example:80"], "allowed_hosts has b.example:80: it must be a host name without scheme"),
+        (
+            ["--trusted-proxies", "10.0.0.0/8, balancer"],
+            "trusted_proxies is 10.0.0.0/8, balancer: it must be addresses",
+        ),
+        (["--trusted-proxies", "10.0.0.1/8"], "trusted_proxies is 10.0.0.1/8: it must be addresses or networks"),
+        (["--max-connections", "0"], "max_connections is 0: it must be at least 1."),
         (["--port"], "expected one argument"),
     ],
 )

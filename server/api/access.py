@@ -65,7 +65,7 @@ class Access:
 
     def _check(self, scope: Scope, record: RequestRecord) -> None:
         """Raises `InvalidApiKey`, `TooManyWrongKeys` or `ScopeMissing`."""
-        address = (scope.get("client") or ("",))[0]
+        address = Caller.of_address((scope.get("client") or ("",))[0]).id
         presented = _presented(Headers(scope=scope))
         digest = None if presented is None else digest_of(presented)
         if digest is not None and (wait_s := self._failures.wait_s(address, digest)) > 0:

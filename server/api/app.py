@@ -26,6 +26,7 @@ from server.api import (
     zero_shot,
 )
 from server.api.access import Access
+from server.api.client_address import TrustedProxies
 from server.api.error_replies import OPENAI_PATHS
 from server.api.middleware import BodyGate, RequestContext
 from server.api.openai import chat, completions, embeddings, models, responses
@@ -103,7 +104,11 @@ def build_app(config: ServeConfig, supervisor: Supervisor) -> FastAPI:
     if config.cors_origins is not None:
         _allow_origins(app, config.allowed_origins)
     app.add_middleware(
-        RequestContext, lifecycle=app.state.lifecycle, task_routes=tasks, quiet_routes=_quiet_routes(with_status)
+        RequestContext,
+        lifecycle=app.state.lifecycle,
+        task_routes=tasks,
+        quiet_routes=_quiet_routes(with_status),
+        proxies=TrustedProxies(config.proxy_networks or []),
     )
     return app
 

@@ -46,10 +46,11 @@ def _body(message: str, kind: str, param: str | None, code: str, request_id: str
 def error_reply(error: SluiceError, record: RequestRecord, headers: Mapping[str, str] | None = None) -> Response:
     """The HTTP answer, noted in the request's record."""
     record.error_code = error.code
-    return _reply(error_body(error, record.public_id), error.status, {**_error_headers(error), **(headers or {})})
+    return _reply(error_body(error, record.public_id), error.status, {**error_headers(error), **(headers or {})})
 
 
-def _error_headers(error: SluiceError) -> dict[str, str]:
+def error_headers(error: SluiceError) -> dict[str, str]:
+    """Whether and when the request may be sent again."""
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))

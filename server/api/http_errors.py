@@ -9,6 +9,8 @@ SluiceError
 |-- MalformedRequest            400  malformed_request
 |-- UriTooLong                  414  uri_too_long
 |-- HeadersTooLarge             431  headers_too_large
+|-- HostNotAllowed              421  host_not_allowed
+|-- TooManyConnections          503  too_many_connections (with Retry-After)
 |-- InvalidApiKey               401  invalid_api_key
 |-- ScopeMissing                403  scope_missing
 `-- TooManyWrongKeys            429  too_many_wrong_keys (with Retry-After)
@@ -16,7 +18,7 @@ SluiceError
 
 from __future__ import annotations
 
-from server.errors import SluiceError
+from server.errors import SluiceError, Unavailable
 
 
 class InvalidJson(SluiceError):
@@ -82,6 +84,30 @@ class HeadersTooLarge(SluiceError):
     status = 431
     code = "headers_too_large"
     type = "invalid_request_error"
+
+
+class HostNotAllowed(SluiceError):
+    """The request calls the server by a name that is not its own."""
+
+    status = 421
+    code = "host_not_allowed"
+    type = "invalid_request_error"
+    should_retry = False
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"The server does not accept the host name {host}. Use its address, or ask its operator to add the name to "
+            "the setting allowed_hosts."
+        )
+
+
+class TooManyConnections(Unavailable):
+    """The server, or the address, has as many connections as it may."""
+
+    code = "too_many_connections"
+
+    def __init__(self, who: str, limit: int, setting: str) -> None:
+        super().__init__(f"{who} {limit} open connections, which is the limit ({setting}).", retry_after_s=1.0)
 
 
 class InvalidApiKey(SluiceError):

@@ -1,95 +1,289 @@
-"""uvicorn's HTTP/1.1 protocol with limits on a request's head, and with our error shape for what it refuses itself."""
+"""HTTP/1.1 on one connection, one request at a time: every part of a request is bounded in bytes and in time.
+
+What arrives before the answer to the last request is complete waits unread, so that a mistake in it harms no answer.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.utils import get_local_addr, get_remote_addr
+from uvicorn.server import ServerState
 
-from server.api.error_replies import error_body
-from server.api.http_errors import HeadersTooLarge, MalformedRequest, RequestTimeout, UriTooLong
+from server.api.connections import Connections
+from server.api.half_closed import HalfClosed
+from server.api.hosts import AllowedHosts
+from server.api.http_errors import MalformedRequest, RequestTimeout, TooManyConnections
+from server.api.http_exchange import Exchange, refusal
+from server.api.http_framing import Body, body_of
+from server.api.http_head import Head, take_head
 from server.errors import SluiceError
 
-MAX_URL_BYTES = 8 * 1024
-MAX_HEAD_BYTES = 32 * 1024
-MAX_HEADERS = 100
+MAX_WAITING_BYTES = 64 * 1024
+"""Of requests that a client sends before the answer to its last one is complete."""
+
 HEAD_TIMEOUT_S = 10.0
+BODY_BASE_S = 30.0
+BODY_BYTES_PER_S = 64 * 1024
+"""A body may take 30 s and a second more for each 64 KiB; so may the reading of an answer that is written whole."""
+LINGER_S = 2.0
+LINGER_BYTES = 16 * 1024 * 1024
+"""What a refused client may still send: closing with unread bytes resets a connection, which can lose the answer."""
 
 
-class HttpProtocol(HttpToolsProtocol):
-    """One connection. A request's head is bounded in bytes, in headers and in time."""
+@dataclass(frozen=True)
+class Rules:
+    """What the connections of one server have in common."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._head_bytes = 0
+    hosts: AllowedHosts
+    connections: Connections
+    max_body_bytes: int
+
+
+class HttpProtocol(asyncio.Protocol):
+    """One connection of uvicorn's server."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],  # noqa: ARG002
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        rules: Rules,
+    ) -> None:
+        self._app = config.loaded_app
+        self._idle_timeout_s = config.timeout_keep_alive
+        self._server_state = server_state
+        self._rules = rules
+        self._loop = _loop or asyncio.get_running_loop()
+        self._input = bytearray()
+        """What has arrived and has not been taken."""
+        self._deadline: asyncio.TimerHandle | None = None
+        """The one thing that is waited for: a request, its head, its body, or the end."""
         self._is_in_head = False
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._refusal: SluiceError | None = None
+        self._exchange: Exchange | None = None
+        """The last request."""
+        self._body: Body | None = None
+        """Its body, as long as that is not complete."""
+        self._is_deaf = False
+        """What arrives is ignored: the connection ends with the answer that is being written."""
+        self._num_ignored_bytes = 0
+        self._half_closed: HalfClosed | None = None
+        self._is_admitted = False
+        self._owner: str | None = None
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        # uvicorn closes a connection that idles after a request, but not one that never sends any.
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no subclass of asyncio's.
+        self._transport = transport = cast(asyncio.Transport, transport)
+        self._flow = FlowControl(transport)
+        self._client, self._server = get_remote_addr(transport), get_local_addr(transport)
+        self._server_state.connections.add(self)  # type: ignore[arg-type]
+        try:
+            self._owner = self._rules.connections.open(self._client[0] if self._client else "")
+        except TooManyConnections as error:
+            if self._rules.connections.refuse():
+                self._refuse(error)
+            else:
+                transport.abort()
+            return
+        self._is_admitted = True
+        self._arm(self._idle_timeout_s, self._close)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._end_head()
-        super().connection_lost(exc)
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._server_state.connections.discard(self)
+        self._rules.connections.close(self._owner, was_refused=not self._is_admitted)
+        self._disarm()
+        if self._half_closed is not None:
+            self._half_closed.stop()
+        self._flow.resume_writing()
+        if self._exchange is not None:
+            self._exchange.disconnect()
+
+    def eof_received(self) -> bool:
+        """The client sends no more. It gets its answer if it still reads; whether it does is watched."""
+        if self._is_answering and self._body is None and not self._is_deaf:
+            assert self._exchange is not None
+            self._half_closed = HalfClosed(self._loop, self._transport, self._exchange)
+            return True
+        self._close()
+        return False
+
+    def pause_writing(self) -> None:
+        self._flow.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._flow.resume_writing()
+
+    def shutdown(self) -> None:
+        """Called when the server stops: end the connection, after its answer if there is one to come."""
+        if self._exchange is not None and self._is_answering:
+            self._exchange.keep_alive = False
+        else:
+            self._close()
+
+    @property
+    def _is_answering(self) -> bool:
+        return self._exchange is not None and not self._exchange.is_complete
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._is_in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(HeadersTooLarge(f"The request's head is larger than {MAX_HEAD_BYTES} bytes."))
+        if self._is_deaf:
+            self._ignore(len(data))
+        else:
+            self._input += data
+            self._advance()
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._is_in_head, self._head_bytes = True, 0
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_head_timeout)
+    def _ignore(self, num_bytes: int) -> None:
+        self._num_ignored_bytes += num_bytes
+        if self._num_ignored_bytes > LINGER_BYTES:
+            self._close()
 
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        if len(self.url) > MAX_URL_BYTES:
-            self._refusal = UriTooLong(f"The address is longer than {MAX_URL_BYTES} bytes.")
-            raise self._refusal
+    def _advance(self) -> None:
+        """Take what has arrived, as far as its turn has come."""
+        try:
+            while self._input and not self._is_deaf:
+                if self._exchange is not None and self._body is not None:
+                    self._take_body(self._exchange, self._body)
+                elif self._is_answering:
+                    if len(self._input) > MAX_WAITING_BYTES:
+                        self._flow.pause_reading()
+                    return
+                elif (head := take_head(self._input)) is not None:
+                    self._begin(head)
+                else:
+                    self._await_head()
+                    return
+        except SluiceError as error:
+            self._refuse(error)
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
-        if len(self.headers) > MAX_HEADERS:
-            self._refusal = HeadersTooLarge(f"The request has more than {MAX_HEADERS} headers.")
-            raise self._refusal
-
-    def on_headers_complete(self) -> None:
-        self._end_head()
-        super().on_headers_complete()
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """Called by uvicorn for whatever the parser or one of the callbacks above refused."""
-        self._refuse(self._refusal or MalformedRequest("This is not a well-formed HTTP/1.1 request."))
+    def _await_head(self) -> None:
+        if not self._is_in_head:
+            self._is_in_head = True
+            self._arm(HEAD_TIMEOUT_S, self._on_head_timeout)
 
     def _on_head_timeout(self) -> None:
-        if self._is_in_head:
-            self._refuse(RequestTimeout("The request's head did not arrive in time."))
+        self._refuse(RequestTimeout("The request's head did not arrive in time."))
 
-    def _end_head(self) -> None:
+    def _begin(self, head: Head) -> None:
+        """Give the application a request. Raises `MalformedRequest` or `HostNotAllowed`."""
         self._is_in_head = False
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        self._disarm()
+        hosts = head.values(b"host")
+        if len(hosts) > 1 or (not hosts and head.version != "1.0"):
+            raise MalformedRequest("A request of HTTP/1.1 has one Host header.")
+        for host in hosts:
+            self._rules.hosts.check(host)
+        self._body = body_of(head)
+        expects_continue = head.version != "1.0" and [v.lower() for v in head.values(b"expect")] == [b"100-continue"]
+        self._exchange = exchange = Exchange(
+            head.scope(client=self._client, server=self._server, state={}),
+            self._transport,
+            self._flow,
+            keep_alive=head.keep_alive,
+            expects_continue=expects_continue and self._body is not None,
+            default_headers=self._server_state.default_headers,
+            on_complete=self._on_complete,
+        )
+        if self._body is None:
+            exchange.end_body()
+        else:
+            self._arm(self._body_limit_s(self._body.length), self._on_body_timeout)
+        task = self._loop.create_task(exchange.run(self._app))
+        self._server_state.tasks.add(task)
+        task.add_done_callback(self._server_state.tasks.discard)
+
+    def _body_limit_s(self, length: int | None) -> float:
+        most = self._rules.max_body_bytes
+        return BODY_BASE_S + min(most if length is None else length, most) / BODY_BYTES_PER_S
+
+    def _take_body(self, exchange: Exchange, body: Body) -> None:
+        try:
+            data, num_taken = body.feed(bytes(self._input))
+        except MalformedRequest as error:
+            self._break(exchange, error)
+            return
+        del self._input[:num_taken]
+        if exchange.is_complete:
+            self._ignore(num_taken)
+        exchange.add_body(data)
+        if body.is_complete:
+            self._body = None
+            exchange.end_body()
+            self._disarm()
+            if exchange.is_complete:
+                self._arm(self._idle_timeout_s, self._close)
+
+    def _on_body_timeout(self) -> None:
+        if self._exchange is not None:
+            self._break(self._exchange, RequestTimeout("The body did not arrive in time."))
+
+    def _break(self, exchange: Exchange, error: SluiceError) -> None:
+        """Nothing can be made of what arrives from here on."""
+        self._is_deaf = True
+        self._input.clear()
+        self._disarm()
+        exchange.fail(error)
+        if exchange.is_complete:
+            self._linger()
+
+    def _on_complete(self) -> None:
+        """The answer to the last request has been written."""
+        self._server_state.total_requests += 1
+        if self._half_closed is not None:
+            self._half_closed.stop()
+        if self._transport.is_closing() or self._exchange is None:
+            return
+        if not self._exchange.keep_alive or self._is_deaf:
+            self._end()
+            return
+        if self._half_closed is None:
+            self._flow.resume_reading()
+        if self._body is not None:
+            # Nobody has read it. The next request, if there is one, comes after it.
+            self._arm(LINGER_S, self._close)
+            return
+        self._arm(self._idle_timeout_s, self._close)
+        self._advance()
+        if self._half_closed is not None and not self._is_answering:
+            self._close()
 
     def _refuse(self, error: SluiceError) -> None:
-        self._end_head()
-        if self.transport.is_closing():
-            return
-        # An answer in the middle of another one would be taken for a part of it.
-        if self.cycle is None or self.cycle.response_complete:
-            request_id = secrets.token_hex(16)
-            body = error_body(error, request_id)
-            head = (
-                f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-                f"x-request-id: {request_id}\r\nconnection: close\r\n\r\n"
-            )
-            self.transport.write(STATUS_LINE[error.status] + head.encode() + body)
-        self.transport.close()
+        """Answer what does not become a request. No other answer is being written: each waits for the last one."""
+        if not self._transport.is_closing():
+            self._transport.write(refusal(error))
+            self._linger()
+
+    def _end(self) -> None:
+        if (self._body is not None or self._is_deaf) and self._half_closed is None:
+            self._linger()
+        else:
+            self._close()
+
+    def _linger(self) -> None:
+        """Close when the client has had time to read the answer."""
+        self._is_deaf = True
+        self._body = None
+        self._input.clear()
+        self._flow.resume_reading()
+        self._transport.write_eof()
+        self._arm(LINGER_S, self._close)
+
+    def _close(self) -> None:
+        """Close when what has been written is read, and at the latest when that has had its time."""
+        self._is_deaf = True
+        self._transport.close()
+        self._arm(BODY_BASE_S + self._transport.get_write_buffer_size() / BODY_BYTES_PER_S, self._transport.abort)
+
+    def _arm(self, seconds: float, action: Callable[[], None]) -> None:
+        self._disarm()
+        self._deadline = self._loop.call_later(seconds, action)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None

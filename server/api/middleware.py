@@ -14,8 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import caller
 from server.api.addresses import canonical
+from server.api.client_address import TrustedProxies
 from server.api.error_replies import error_reply
-from server.api.http_errors import BodyTooLarge, RequestTimeout, UnsupportedEncoding, UnsupportedMediaType
+from server.api.http_errors import BodyTooLarge, UnsupportedEncoding, UnsupportedMediaType
 from server.api.json_body import check_json
 from server.caller import Caller
 from server.errors import SluiceError
@@ -28,13 +29,8 @@ log = logging.getLogger("sluice.api")
 SOUND_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 UNKNOWN_ROUTE = "unknown"
 
-BODY_BASE_S = 30.0
-BODY_BYTES_PER_S = 64 * 1024
-"""A body may take 30 s and a second more for each 64 KiB."""
 LARGE_BODY_BYTES = 64 * 1024
 """From here on a body is checked in a thread: the event loop has streams to serve."""
-LINGER_BYTES = 16 * 1024 * 1024
-LINGER_S = 2.0
 
 
 class RequestContext:
@@ -46,9 +42,16 @@ class RequestContext:
     """
 
     def __init__(
-        self, app: ASGIApp, *, lifecycle: Lifecycle, task_routes: dict[str, Task | None], quiet_routes: Collection[str]
+        self,
+        app: ASGIApp,
+        *,
+        lifecycle: Lifecycle,
+        task_routes: dict[str, Task | None],
+        quiet_routes: Collection[str],
+        proxies: TrustedProxies,
     ) -> None:
         self.app = app
+        self.proxies = proxies
         self.lifecycle = lifecycle
         self.task_routes = task_routes
         self.quiet_routes = quiet_routes
@@ -62,6 +65,9 @@ class RequestContext:
         record = self._record(scope)
         state = scope.setdefault("state", {})
         state["record"], state["request_id"] = record, record.request_id
+        if self.proxies and scope.get("client"):
+            peer, port = scope["client"]
+            scope["client"] = (self.proxies.client_of(peer, Headers(scope=scope)), port)
         caller.set_current(Caller.of_address((scope.get("client") or ("",))[0]))
         exchange = _Exchange(record, self.lifecycle, receive, send)
         # A path may be a page to those who look at it and take work from those who post.
@@ -135,7 +141,10 @@ class _Exchange:
 
 
 class BodyGate:
-    """Reads the body of a POST, within its limits of size and time, and lets only strict JSON through."""
+    """Reads the body of every request, whether its route wants one or not, and lets only strict JSON through to work.
+
+    ``paths`` take work by POST. How long a body may take is the connection's affair.
+    """
 
     def __init__(self, app: ASGIApp, *, paths: Collection[str], max_bytes: int) -> None:
         self.app = app
@@ -143,11 +152,16 @@ class BodyGate:
         self.max_bytes = max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in self.paths:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        is_work = scope["method"] == "POST" and scope["path"] in self.paths
+        if not is_work and headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
             await self.app(scope, receive, send)
             return
         try:
-            body = await self._sound_body(Headers(scope=scope), receive)
+            body = await (self._sound_body(headers, receive) if is_work else self._read(headers, receive))
         except SluiceError as error:
             await self._refuse(error, scope, receive, send)
             return
@@ -155,22 +169,17 @@ class BodyGate:
 
     async def _sound_body(self, headers: Headers, receive: Receive) -> bytes:
         _check_type(headers)
-        declared = headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self.max_bytes:
-            raise BodyTooLarge(self.max_bytes)
-        num_expected = int(declared) if declared.isdecimal() else self.max_bytes
-        try:
-            async with asyncio.timeout(BODY_BASE_S + num_expected / BODY_BYTES_PER_S):
-                body = await self._read(receive)
-        except TimeoutError:
-            raise RequestTimeout("The body did not arrive in time.") from None
+        body = await self._read(headers, receive)
         if len(body) < LARGE_BODY_BYTES:
             check_json(body)
         else:
             await asyncio.to_thread(check_json, body)
         return body
 
-    async def _read(self, receive: Receive) -> bytes:
+    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+        declared = headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > self.max_bytes:
+            raise BodyTooLarge(self.max_bytes)
         body = bytearray()
         while True:
             message = await receive()
@@ -183,20 +192,14 @@ class BodyGate:
                 return bytes(body)
 
     async def _refuse(self, error: SluiceError, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer; where the client may still be sending, hang up only when it had time to read the answer."""
+        """Answer; where the body has not been read, the connection ends."""
         record: RequestRecord = scope["state"]["record"]
-        if not isinstance(error, BodyTooLarge | RequestTimeout | UnsupportedMediaType):
-            await error_reply(error, record)(scope, receive, send)
-            return
-        headers = {"Connection": "close"}
+        headers = {}
+        if isinstance(error, BodyTooLarge | UnsupportedMediaType):
+            headers["Connection"] = "close"
         if isinstance(error, UnsupportedEncoding):
             headers["Accept-Encoding"] = "identity"
-        reply = error_reply(error, record, headers)
-        await send({"type": "http.response.start", "status": reply.status_code, "headers": reply.raw_headers})
-        await send({"type": "http.response.body", "body": reply.body, "more_body": True})
-        # A connection closed with unread bytes is reset, and the reset can overtake the answer.
-        await _discard(receive)
-        await send({"type": "http.response.body", "body": b""})
+        await error_reply(error, record, headers)(scope, receive, send)
 
 
 def _check_type(headers: Headers) -> None:
@@ -219,17 +222,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return messages.pop() if messages else await receive()
 
     return replay
-
-
-async def _discard(receive: Receive) -> None:
-    """Read on for a moment and forget what comes."""
-    num_bytes = 0
-    try:
-        async with asyncio.timeout(LINGER_S):
-            while num_bytes < LINGER_BYTES:
-                message = await receive()
-                num_bytes += len(message.get("body", b""))
-                if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        return

@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -21,7 +22,10 @@ from fastapi import FastAPI
 from server import logs, metrics
 from server.api import loading
 from server.api.app import build_app
-from server.api.http_protocol import HttpProtocol
+from server.api.client_address import TrustedProxies
+from server.api.connections import Connections, affordable
+from server.api.hosts import ANY, AllowedHosts, allowed_hosts
+from server.api.http_protocol import HttpProtocol, Rules
 from server.api.work import load, stop
 from server.banner import banner
 from server.client.supervisor import Supervisor
@@ -35,6 +39,10 @@ log = logging.getLogger("sluice.server")
 BACKLOG = 2048
 KEEP_ALIVE_S = 75
 """Longer than the 60 s of common load balancers, so that they close an idle connection and not we."""
+PEER_IDLE_S = 30
+PEER_PROBE_S = 10
+PEER_PROBES = 3
+"""After 30 s of silence a peer is probed every 10 s; 30 s without an answer, or with data that is not taken, end it."""
 LAST_WORDS_S = 1.0
 """For so long after the port is closed, open connections are answered: a request may be on its way through one."""
 
@@ -80,6 +88,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         # Only for addresses that are still in TIME_WAIT. Never SO_REUSEPORT: two servers would share the port unseen.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _drop_silent_peers(listener)
         listener.bind(address)
         listener.listen(BACKLOG)
     except (OSError, UnicodeError) as error:
@@ -88,6 +97,21 @@ def bind(host: str, port: int) -> socket.socket:
             exit_code=EXIT_PORT,
         ) from None
     return listener
+
+
+def _drop_silent_peers(listener: socket.socket) -> None:
+    """Connections inherit it: one whose peer has vanished without a word ends within a minute."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {
+        "TCP_KEEPIDLE": PEER_IDLE_S,
+        "TCP_KEEPINTVL": PEER_PROBE_S,
+        "TCP_KEEPCNT": PEER_PROBES,
+        "TCP_USER_TIMEOUT": 1000 * PEER_PROBE_S * PEER_PROBES,
+    }
+    for name, value in options.items():
+        # Not every system has all of them.
+        if (option := getattr(socket, name, None)) is not None:
+            listener.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _bind_problem(error: OSError | UnicodeError) -> str:
@@ -137,11 +161,20 @@ class HttpServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def http_server(app: FastAPI) -> HttpServer:
+def http_server(app: FastAPI, hosts: AllowedHosts | None = None) -> HttpServer:
+    """The server of an application's HTTP; without ``hosts`` it may be called by any name."""
+    config: ServeConfig = app.state.config
+    connections = Connections(
+        affordable(config.max_connections),
+        config.max_connections_per_address,
+        TrustedProxies(config.proxy_networks or []),
+    )
+    rules = Rules(hosts or AllowedHosts([ANY]), connections, config.max_body_bytes)
+    protocol: Any = partial(HttpProtocol, rules=rules)
     return HttpServer(
         uvicorn.Config(
             app,
-            http=HttpProtocol,
+            http=protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -162,7 +195,7 @@ async def _run(
     signals = Signals()
     signals.install()
     app = build_app(config, Supervisor(config, template=template))
-    http = http_server(app)
+    http = http_server(app, allowed_hosts(config, has_keys=app.state.has_keys))
     host, port = listener.getsockname()[:2]
     log.info("listening", extra={"fields": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
     http_task = asyncio.create_task(http.serve(sockets=[listener]))

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from server.api.app import build_app
+from server.api.hosts import AllowedHosts
 from server.api.run import bind, http_server
 from server.config import ModelConfig, ServeConfig
 from server.protocol import Ready
@@ -51,16 +52,17 @@ def shell(**settings: Any) -> FastAPI:
     return build_app(config, FakeSupervisor(config))  # type: ignore[arg-type]
 
 
-def client_of(app: FastAPI) -> TestClient:
-    return TestClient(app, raise_server_exceptions=False)
+def client_of(app: FastAPI, client: tuple[str, int] = ("testclient", 50000)) -> TestClient:
+    """``client`` is the address and port that requests come from."""
+    return TestClient(app, raise_server_exceptions=False, client=client)
 
 
 @contextlib.contextmanager
-def listening(app: FastAPI) -> Iterator[int]:
+def listening(app: FastAPI, hosts: AllowedHosts | None = None) -> Iterator[int]:
     """The application behind the real HTTP server on a free loopback port, in a thread."""
     listener = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
-    server = http_server(app)
+    server = http_server(app, hosts)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from server.api import http_protocol, middleware
+from server.api import http_protocol
 from server.api.encoder_schemas import NerRequest
 from server.api.http_errors import InvalidJson
 from server.api.json_body import check_json
@@ -198,8 +198,8 @@ def test_a_head_that_does_not_come_in_time_is_a_408(port, monkeypatch):
 
 
 def test_a_body_that_does_not_come_in_time_is_a_408(port, monkeypatch):
-    monkeypatch.setattr(middleware, "BODY_BASE_S", 0.2)
-    monkeypatch.setattr(middleware, "LINGER_S", 0.1)
+    monkeypatch.setattr(http_protocol, "BODY_BASE_S", 0.2)
+    monkeypatch.setattr(http_protocol, "BODY_BYTES_PER_S", 1_000_000)
     head = b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
     found, lines, error = parsed(talk(port, head, b'{"inputs"'))
     assert (found, error["code"]) == (408, "request_timeout")

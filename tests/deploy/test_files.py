@@ -15,10 +15,13 @@ import pytest
 import yaml
 
 from server import settings
-from server.config import ServeConfig
+from server.api.hosts import AllowedHosts
+from server.api.http_errors import HostNotAllowed
+from server.config import ModelConfig, ServeConfig
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())
+MODELS = (ModelConfig(name="tiny", path="nowhere"),)
 REPLICAS = [service for name, service in COMPOSE["services"].items() if name.startswith("replica")]
 
 
@@ -131,3 +134,23 @@ def test_every_model_of_the_default_configuration_is_mounted_where_it_is_looked_
             inside = Path(os.path.normpath(config.parent / path))
             target = next(Path(target) for target in mounted if inside.is_relative_to(target))
             assert mounted[str(target)] / inside.relative_to(target) == (ROOT / "deploy" / path).resolve()
+
+
+def test_the_balancers_name_the_client_and_composes_replicas_believe_them():
+    assert re.search(r"^ *option forwardfor$", (ROOT / "deploy/haproxy.cfg").read_text(), re.MULTILINE)
+    header = "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
+    assert header in (ROOT / "deploy/nginx.conf").read_text()
+    for replica in REPLICAS:
+        proxies = ServeConfig(models=MODELS, trusted_proxies=replica["environment"]["SLUICE_TRUSTED_PROXIES"])
+        assert proxies.proxy_networks
+
+
+def test_composes_replicas_accept_the_names_that_they_are_called_by_and_no_others():
+    scraped = re.findall(r"(replica-\d):8000", (ROOT / "deploy/prometheus/prometheus.yml").read_text())
+    assert scraped
+    for replica in REPLICAS:
+        hosts = AllowedHosts(replica["environment"]["SLUICE_ALLOWED_HOSTS"].split(","))
+        for name in ("127.0.0.1:8000", "localhost:8000", *scraped):
+            hosts.check(name.encode())
+        with pytest.raises(HostNotAllowed):
+            hosts.check(b"evil.example:8000")

@@ -1,0 +1,60 @@
+"""Which names a request may call this server by.
+
+A web page can give its own name the address of a server that listens on the reader's machine, and then ask that server
+as if it were its own (DNS rebinding). The browser still sends the page's name as Host. Addresses are no names, so a
+request to an address always passes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+
+from server.api.http_errors import HostNotAllowed, MalformedRequest
+from server.config import ServeConfig
+from server.sentences import echo
+
+ANY = "*"
+LOCAL = ("localhost", "*.localhost")
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]{0,5})?")
+
+
+class AllowedHosts:
+    """Names that are accepted; ``*.example.com`` is every name below example.com, and ``*`` any name."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._any = ANY in names
+        self._names = frozenset(name.lower().rstrip(".") for name in names)
+        self._suffixes = tuple(name[1:] for name in self._names if name.startswith("*."))
+
+    def check(self, header: bytes) -> None:
+        """Raise `MalformedRequest` or `HostNotAllowed` for this value of Host."""
+        match = _HOST.fullmatch(header.decode("latin-1").strip().lower())
+        if match is None:
+            raise MalformedRequest("The header Host is not a name or an address with an optional port.")
+        host = match[1].rstrip(".")
+        if self._any or host in self._names or host.endswith(self._suffixes) or _is_address(host):
+            return
+        raise HostNotAllowed(echo(host))
+
+
+def allowed_hosts(config: ServeConfig, *, has_keys: bool) -> AllowedHosts:
+    """What the setting says. By default: any, except on a loopback address without keys, which any page could reach."""
+    if config.host_names:
+        return AllowedHosts(config.host_names)
+    if has_keys or not _is_loopback(config.host):
+        return AllowedHosts([ANY])
+    return AllowedHosts([*LOCAL, config.host])
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
