@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Coroutine, Iterator
 from dataclasses import replace
 from functools import partial
@@ -45,6 +47,12 @@ PEER_PROBES = 3
 """After 30 s of silence a peer is probed every 10 s; 30 s without an answer, or with data that is not taken, end it."""
 LAST_WORDS_S = 1.0
 """For so long after the port is closed, open connections are answered: a request may be on its way through one."""
+RECOVERY_S = 2.0
+"""How long a worker that is being replaced when the server is told to stop may take, before its requests are ended."""
+EXIT_S = 10.0
+EARLY_EXIT_S = 2.5
+QUICK_EXIT_S = 1.8
+"""From the end of the drain to the end of the process: usually, while a worker starts, and after a second signal."""
 
 
 def serve(config: ServeConfig, template: Template | None = None) -> int:
@@ -143,9 +151,16 @@ class Signals:
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handling: it would close running streams, and ignore a second SIGTERM."""
 
+    is_hurried = False
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    def hurry(self) -> None:
+        """Leave out every wait for clients that `shutdown` can do without."""
+        self.is_hurried = True
+        self.config.timeout_graceful_shutdown = 0
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """First the port, and connections later: one closed at once would lose the request that is just coming in.
@@ -156,7 +171,7 @@ class HttpServer(uvicorn.Server):
             server.close()
         for listener in sockets or []:
             listener.close()
-        if self.server_state.connections:
+        if self.server_state.connections and not self.is_hurried:
             await asyncio.sleep(LAST_WORDS_S)
         await super().shutdown(sockets)
 
@@ -200,7 +215,7 @@ async def _run(
     log.info("listening", extra={"fields": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
     http_task = asyncio.create_task(http.serve(sockets=[listener]))
     work = asyncio.create_task(_work(replace(config, port=port), app, status))
-    first_signal = asyncio.create_task(signals.first.wait())
+    first_signal: asyncio.Task[Any] = asyncio.create_task(signals.first.wait())
     try:
         await asyncio.wait({http_task, work, first_signal}, return_when=asyncio.FIRST_COMPLETED)
         if first_signal.done():
@@ -211,9 +226,12 @@ async def _run(
         if not first_signal.done():
             raise RuntimeError("the server ended unasked")
     finally:
-        first_signal.cancel()
-        await _end(app, http, work)
-        await http_task
+        is_ready = app.state.supervisor.is_ready()
+        hurrying = first_signal
+        if first_signal.done():
+            hurrying = asyncio.create_task(_hurry(http, signals, is_ready=is_ready))
+        await _end(app, http, http_task, work)
+        hurrying.cancel()
     log.info("stopped")
 
 
@@ -233,24 +251,47 @@ async def _drain(config: ServeConfig, app: FastAPI, signals: Signals) -> None:
     lifecycle = app.state.lifecycle
     lifecycle.is_draining = True
     log.info("draining", extra={"fields": {"active_requests": lifecycle.num_active}})
-    if lifecycle.is_loaded:
-        await _unless(signals.second, asyncio.sleep(config.drain_delay_s))
+    if not lifecycle.is_loaded:
+        app.state.registry.refuse_new_work()
+        return
+    if not await _unless(signals.second, app.state.supervisor.ready_within(RECOVERY_S)):
+        # Its requests could not go on before it is back, and nobody knows when that is.
+        app.state.registry.refuse_new_work()
+        return
+    await _unless(signals.second, asyncio.sleep(config.drain_delay_s))
     app.state.registry.refuse_new_work()
     await _unless(signals.second, lifecycle.wait_idle(config.drain_timeout_s))
 
 
-async def _unless(event: asyncio.Event, wait: Coroutine[Any, Any, Any]) -> None:
-    """Wait, but not beyond the event."""
-    tasks = {asyncio.create_task(wait), asyncio.create_task(event.wait())}
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
+async def _unless(event: asyncio.Event, wait: Coroutine[Any, Any, Any]) -> Any:
+    """Wait, but not beyond the event; the result, or None."""
+    waiting, told = asyncio.create_task(wait), asyncio.create_task(event.wait())
+    await asyncio.wait({waiting, told}, return_when=asyncio.FIRST_COMPLETED)
+    result = waiting.result() if waiting.done() else None
+    for task in (waiting, told):
         task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.gather(waiting, told, return_exceptions=True)
+    return result
 
 
-async def _end(app: FastAPI, http: HttpServer, work: asyncio.Task[None]) -> None:
+async def _end(app: FastAPI, http: HttpServer, http_task: asyncio.Task[None], work: asyncio.Task[None]) -> None:
     """Stop the workers, and close the connections when the last words are out."""
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
     await stop(app)
     http.should_exit = True
+    await http_task
+
+
+async def _hurry(http: HttpServer, signals: Signals, *, is_ready: bool) -> None:
+    """End the process in time, also if a client reads nothing or a thread goes on: threads cannot be interrupted."""
+    _exit_after(EXIT_S if is_ready else EARLY_EXIT_S)
+    await signals.second.wait()
+    http.hurry()
+    _exit_after(QUICK_EXIT_S)
+
+
+def _exit_after(seconds: float) -> None:
+    limit = threading.Timer(seconds, os._exit, [0])
+    limit.daemon = True
+    limit.start()

@@ -20,6 +20,7 @@ from server.errors import EXIT_CRASH_LOOP, EXIT_MODEL, ConfigurationError, Serve
 WORKER_COMMAND = (sys.executable, "-m", "server.worker")
 MAX_BACKOFF_S = 10.0
 CRASH_WINDOW_S = 300.0
+READY_LOOK_S = 0.05
 STALL_LOOKS = 10
 """A worker is looked at so many times in ``stall_timeout_s``."""
 
@@ -83,6 +84,16 @@ class Supervisor:
     def is_ready(self) -> bool:
         """Whether every model can compute now."""
         return self.is_live() and all(client.state == "ready" for client in self.clients.values())
+
+    async def ready_within(self, limit_s: float) -> bool:
+        """Whether every model can compute before the time is over."""
+        deadline_s = time.monotonic() + limit_s
+        # Looked at once or twice in the life of a server.
+        while not self.is_ready():
+            if time.monotonic() > deadline_s:
+                return False
+            await asyncio.sleep(READY_LOOK_S)
+        return True
 
     async def start(self) -> None:
         """Start all workers at once and return when all are ready.

@@ -9,6 +9,8 @@ Flags win over variables, variables over the file: sluice config show --origin t
 
 from __future__ import annotations
 
+import signal
+import sys
 from argparse import ArgumentParser, Namespace
 
 from server import settings
@@ -28,6 +30,8 @@ def run(options: Namespace) -> int:
         from server.commands import plan
 
         return plan.run(options)
+    # Until the server answers signals itself: who asks it to stop gets exit code 0 from the beginning.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     config = settings.load(options)
     require_room(config)
     from server.client.template import Template

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pytest
 
 from server.api.run import bind
 from server.errors import EXIT_CONFIG, EXIT_CRASH_LOOP, EXIT_MODEL, EXIT_PORT, ConfigurationError
+from tests.api.raw import connected, read_all
 from tests.conftest import TINY_SETTINGS
 from tests.server_process import ServerProcess, running_server, started_server
 from tests.system.clients import Outcome, body, eventually, generate_all
@@ -47,6 +50,12 @@ class Clients:
 @pytest.fixture
 def one_model(tiny_llama: Path) -> tuple[str, ...]:
     return ("--model", f"chat={tiny_llama}", *TINY_SETTINGS)
+
+
+def stream_request(text: str, **parameters: int) -> bytes:
+    content = json.dumps(body(text, stream=True, **parameters)).encode()
+    lines = ("POST /generate HTTP/1.1", "Host: localhost", "Content-Type: application/json")
+    return "\r\n".join((*lines, f"Content-Length: {len(content)}", "", "")).encode() + content
 
 
 def plain_lines(server: ServerProcess) -> list[str]:
@@ -92,6 +101,64 @@ def test_a_second_sigterm_ends_every_request_with_an_error_and_exits_0(one_model
         assert {outcome.error_code for outcome in ended} == {"server_shutdown"}
         assert {outcome.status for outcome in cut if outcome.token_ids} == {200}
         assert {outcome.status for outcome in cut if not outcome.token_ids} == {503}
+
+
+def test_a_second_signal_ends_the_server_in_two_seconds_beside_clients_that_read_nothing(one_model):
+    with running_server(*one_model) as server, contextlib.ExitStack() as stack:
+        port = int(server.url.rpartition(":")[2])
+        readers = [stack.enter_context(connected(port)) for _ in range(2)]
+        for number, connection in enumerate(readers):
+            connection.sendall(stream_request(f"Number {number}", max_new_tokens=450))
+        assert eventually(lambda: server.metric("sluice_admitted_requests") == 2)
+        silent = stack.enter_context(connected(port))
+        silent.sendall(b"GET /livez HTTP/1.1\r\n")
+        server.signal(signal.SIGSTOP)
+        # Both arrive together, as from an impatient hand.
+        server.signal(signal.SIGTERM)
+        server.signal(signal.SIGINT)
+        server.signal(signal.SIGCONT)
+        start_s = time.monotonic()
+        assert server.wait(40) == 0
+        # Two seconds on a machine that is not busy with other tests.
+        assert time.monotonic() - start_s < 8
+        for connection in readers:
+            assert b'"server_shutdown"' in read_all(connection)
+
+
+def test_a_thread_that_cannot_be_stopped_does_not_hold_up_the_end(one_model, tmp_path):
+    script = tmp_path / "blocked.py"
+    script.write_text(
+        "import asyncio, sys, time\n"
+        "from server.api import run\n"
+        "async def load(app):\n"
+        "    await asyncio.to_thread(time.sleep, 100)\n"
+        "run.load = load\n"
+        "from server.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, str(script), "serve", "--port", "0", *one_model]
+    env = {**os.environ, "SLUICE_LOG_FORMAT": "json", "PYTHONPATH": str(Path(__file__).parents[2])}
+    with (tmp_path / "stderr").open("wb") as stderr:
+        process = subprocess.Popen(command, env=env, stderr=stderr, stdout=subprocess.DEVNULL)
+        try:
+            assert eventually(lambda: b'"listening"' in (tmp_path / "stderr").read_bytes(), within_s=60)
+            process.terminate()
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_sigterm_while_a_worker_is_replaced_ends_the_server_and_its_requests(one_model):
+    with running_server(*one_model, "--restart-backoff-s", "60") as server:
+        clients = Clients(server, [body("Number", stream=True, max_new_tokens=450)])
+        os.kill(server.worker_pid("chat"), signal.SIGKILL)
+        assert eventually(lambda: server.get("/readyz")[0] == 503)
+        server.signal(signal.SIGTERM)
+        start_s = time.monotonic()
+        assert server.wait(40) == 0
+        assert time.monotonic() - start_s < 15
+        assert [outcome.error_code for outcome in clients.finish()] == ["server_shutdown"]
 
 
 def test_sigterm_while_the_models_load_ends_the_server_at_once(one_model):
