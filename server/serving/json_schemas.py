@@ -1,6 +1,6 @@
-"""What a client's JSON schema may hold and how large it may be. Knows the keywords, not how they are compiled.
+"""How large a client's JSON schema may be, and what the compiler is given of it.
 
-A keyword that would constrain the output and is not followed is refused by name: nothing is silently ignored.
+A word that would constrain the output and is not followed is refused by name: nothing is silently ignored.
 """
 
 from __future__ import annotations
@@ -13,25 +13,13 @@ from urllib.parse import quote
 
 from server.errors import InvalidParameter, UnsupportedGrammar
 from server.sentences import Field, echo, sentence
+from server.serving.schema_words import LISTS_OF_SCHEMAS, MAPS_OF_SCHEMAS, SCHEMAS, simplify, unsupported
 
 MAX_SCHEMA_BYTES = 64 * 1024
 MAX_SCHEMA_DEPTH = 16
 """Schemas within schemas, and objects or lists within a constant."""
 MAX_SCHEMA_PROPERTIES = 1_000
 
-SCHEMAS = frozenset({"additionalProperties", "items"})
-LISTS_OF_SCHEMAS = frozenset({"anyOf", "oneOf", "allOf", "prefixItems"})
-MAPS_OF_SCHEMAS = frozenset({"properties", "patternProperties", "$defs", "definitions"})
-VALUES = frozenset(
-    {"type", "const", "enum", "required", "minProperties", "maxProperties", "minItems", "maxItems", "minLength",
-     "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
-     "$ref", "$id", "$anchor", "$schema"}
-)  # fmt: skip
-ANNOTATIONS = frozenset(
-    {"title", "description", "default", "examples", "$comment", "deprecated", "readOnly", "writeOnly", "discriminator"}
-)
-"""Keywords that constrain nothing."""
-KNOWN = SCHEMAS | LISTS_OF_SCHEMAS | MAPS_OF_SCHEMAS | VALUES | ANNOTATIONS
 REAL_DAY = (
     "^(?:[0-9]{4}-(?:0[13-9]|1[0-2]|02-(?:[01]|2[0-8]))"
     "|(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)-02-29)"
@@ -57,16 +45,19 @@ def schema_text(schema: Any, field: str) -> str:
     if len(text.encode()) > MAX_SCHEMA_BYTES:
         raise _refusal(field, "is a schema of more than {limit} bytes.", limit=MAX_SCHEMA_BYTES)
     num_properties = 0
-    for node in _schemas(schema, field):
-        num_properties += _check_node(node, field)
+    compiled = json.loads(text)
+    # A schema is changed before those within it are visited.
+    for node in _schemas(compiled, field):
+        _check_words(node, field)
+        simplify(node)
+        num_properties += _check_names(node, field)
         if num_properties > MAX_SCHEMA_PROPERTIES:
             raise _refusal(field, "has more than {limit} properties in all.", limit=MAX_SCHEMA_PROPERTIES)
+        _adapt(node)
+    text = json.dumps({"x-guidance": OPTIONS, **compiled}, separators=(",", ":"))
     if _CONTROL_CHARACTER.search(text):
         raise _refusal(field, "holds a control character that JSON can write by its number only.")
-    compiled = json.loads(text)
-    for node in _schemas(compiled, field):
-        _adapt(node)
-    return json.dumps({"x-guidance": OPTIONS, **compiled}, separators=(",", ":"))
+    return text
 
 
 def _adapt(node: dict[str, Any]) -> None:
@@ -130,16 +121,20 @@ def _children(node: dict[str, Any], field: str) -> Iterator[Any]:
             yield from value.values()
 
 
-def _check_node(node: dict[str, Any], field: str) -> int:
-    """Check a schema but for the schemas in it. Returns how many properties it names."""
+def _check_words(node: dict[str, Any], field: str) -> None:
+    """Check a schema but for the schemas in it."""
+    if (word := unsupported(node)) is not None:
+        raise _refusal(field, "has the keyword {word}, which is not supported.", word=echo(word))
     for key, value in node.items():
-        if key not in KNOWN and (key == "x-guidance" or not key.startswith("x-")):
-            raise _refusal(field, "has the keyword {key}, which is not supported.", key=echo(key))
         if key == "$ref" and not (isinstance(value, str) and value.startswith("#")):
             template = "has the $ref {value}: only one within the schema, #..., is followed."
             raise _refusal(field, template, value=echo(value))
-        if key in VALUES | ANNOTATIONS:
+        if key not in SCHEMAS | LISTS_OF_SCHEMAS | MAPS_OF_SCHEMAS:
             _check_depth(value, field)
+
+
+def _check_names(node: dict[str, Any], field: str) -> int:
+    """How many properties the schema names, without those in it."""
     names = {*_strings(node.get("properties", {})), *_strings(node.get("required", []))}
     _check_least(node, names, field)
     return len(names) + len(_strings(node.get("patternProperties", {})))

@@ -12,6 +12,8 @@ ANY_OBJECT = {"type": "json_object"}
 HOLD_SCHEMAS = {"items", "prefixItems", "anyOf", "oneOf"}
 HOLD_NAMED_SCHEMAS = {"properties", "$defs", "definitions"}
 OPEN_OBJECTS = {"additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames"}
+COMBINE = {"anyOf", "oneOf", "$ref", "if", "dependentSchemas", "dependencies"}
+OF_OBJECTS = {"properties", "required", "additionalProperties", "minProperties", "patternProperties"}
 NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -108,8 +110,41 @@ def _parameters(tool: Tool) -> dict[str, Any]:
         return NO_ARGUMENTS
     # Arguments are an object, also where the schema names only their properties.
     schema = {"type": "object", **schema}
-    # What is put together of several schemas may need each to allow the others' properties.
-    return schema if "allOf" in str(schema) else _closed(schema)
+    return _closed(schema) if _can_be_closed(schema) else schema
+
+
+def _can_be_closed(schema: Any) -> bool:
+    """Whether objects that have only the properties that they name can still follow the schema.
+
+    What is put together of several schemas may need each to allow the others' properties, and a schema may require
+    properties that it does not name.
+
+    >>> _can_be_closed({"properties": {"a": {}}, "required": ["a"]}), _can_be_closed({"required": ["a"]})
+    (True, False)
+    """
+    if isinstance(schema, list):
+        return all(map(_can_be_closed, schema))
+    if not isinstance(schema, dict):
+        return True
+    names = schema.get("properties") or {}
+    is_combined = "allOf" in schema or bool(COMBINE & schema.keys() and OF_OBJECTS & schema.keys())
+    needs_others = set(_names(schema.get("required"))) - set(names) or _least(schema) > len(names)
+    held = [schema[key] for key in HOLD_SCHEMAS & schema.keys()]
+    held += [value for key in HOLD_NAMED_SCHEMAS & schema.keys() for value in _values(schema[key])]
+    return not is_combined and not needs_others and all(map(_can_be_closed, held))
+
+
+def _names(value: Any) -> list[str]:
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+
+def _values(value: Any) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else []
+
+
+def _least(schema: dict[str, Any]) -> int:
+    least = schema.get("minProperties")
+    return least if isinstance(least, int) else 0
 
 
 def _closed(schema: Any) -> Any:

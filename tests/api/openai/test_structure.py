@@ -51,7 +51,7 @@ def test_a_response_format_is_a_grammar(front: Front, path: str, wanted: Any, gr
         ({"response_format": {"type": "json_schema", "value": {}}}, "response_format.type", "must be json_object"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "json_schema"),
         (
-            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {}}}}},
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"not": {"type": "null"}}}}},
             "response_format",
             "response_format has the keyword",
         ),

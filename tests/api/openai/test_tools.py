@@ -253,6 +253,6 @@ def test_what_cannot_be_is_refused_by_name(front: Front, body: dict[str, Any], p
 
 
 def test_a_schema_that_cannot_be_followed_is_refused_as_the_tools(front: Front) -> None:
-    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "if": {}}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "if": {}, "then": False}}}
     error = front.refused(CHAT, tools=[tool], tool_choice="required", **HELLO)
     assert error.param == "tools" and '"if"' in error.message
