@@ -106,6 +106,8 @@ class ServeConfig:
     """Most inputs in one /generate request."""
     max_encode_inputs: int = 256
     """Most texts or pairs in one request to an encoder."""
+    request_timeout_s: float = 0.0
+    """Most seconds for one request, from its arrival; ``max_time`` can only shorten it. 0 disables."""
     default_max_new_tokens: int = 256
     """New tokens where neither the request nor the model's generation_config says."""
     api_keys_file: str | None = None
@@ -187,7 +189,7 @@ class ServeConfig:
             f"trusted_proxies is {self.trusted_proxies}: it must be addresses or networks such as 10.0.0.0/8, "
             "separated by commas.",
         )
-        for field in ("drain_delay_s", "drain_timeout_s", "restart_backoff_s"):
+        for field in ("request_timeout_s", "drain_delay_s", "drain_timeout_s", "restart_backoff_s"):
             _require(getattr(self, field) >= 0, f"{field} is {getattr(self, field)}: it must be at least 0.")
 
     @property

@@ -22,6 +22,7 @@ SluiceError                     500  internal_error
 |   |-- Draining                503  draining
 |   `-- EngineRestarting        503  engine_restarting
 |-- RateLimited                 429  rate_limited (with Retry-After)
+|-- DeadlineExceeded            504  deadline_exceeded
 |-- RequestQuarantined          500  request_quarantined
 |-- NumericalError              500  numerical_error
 |-- InsufficientMemory          500  insufficient_memory
@@ -237,6 +238,17 @@ class EngineRestarting(Unavailable):
     code = "engine_restarting"
 
 
+class DeadlineExceeded(SluiceError):
+    """The request's time was over before its first token."""
+
+    status = 504
+    code = "deadline_exceeded"
+    type = "timeout_error"
+
+    def __init__(self, words: Words = "The request's time was over before its first token.") -> None:
+        super().__init__(words)
+
+
 class RequestQuarantined(SluiceError):
     """The request was in the batch each time the worker died."""
 
@@ -299,6 +311,7 @@ FAILURES: dict[str, type[SluiceError]] = {
     error.code: error
     for error in (
         SluiceError,
+        DeadlineExceeded,
         RequestQuarantined,
         NumericalError,
         InsufficientMemory,

@@ -12,7 +12,7 @@ import msgspec
 
 from server.config import ModelConfig
 
-FinishReason = Literal["stop", "length", "banned_phrase", "abort", "error"]
+FinishReason = Literal["stop", "length", "max_time", "banned_phrase", "abort", "error"]
 Task = Literal["generate", "classify", "ner", "fill-mask", "embed"]
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 """How the vectors of a text's tokens become the text's, under sentence-transformers' names."""
@@ -170,6 +170,9 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     """Ranges ``[start, stop)`` of ``prompt_ids`` that come from a template and that penalties shall not count."""
     cache_salt: str = ""
     """Requests with different salts share no block of the prefix cache."""
+    deadline_s: float | None = None
+    """On the monotonic clock, which all processes of the machine share. When it passes, every output ends as
+    ``max_time``; before the first token the request fails instead."""
 
 
 class MaskQuery(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "min_new_tokens": {"min_new_tokens": 4, "max_new_tokens": 6},
     "max_length": {"max_length": 16},
     "min_length": {"min_length": 12, "max_length": 16},
+    "max_time": {"max_time": 30.0},
     "truncate": {"truncate": 4},
     "stop": {"stop": ["\n\n", "User:"]},
     "stop_token_ids": {"stop_token_ids": [5, 9]},

@@ -217,7 +217,7 @@ def _text(generation: Generation, output: OutputText) -> str:
 
 
 def _finish_reason(output: OutputText) -> str:
-    """In the words of Text Generation Inference, and one of ours."""
-    if output.finish_reason in ("length", "banned_phrase"):
+    """In the words of Text Generation Inference, and two of ours."""
+    if output.finish_reason in ("length", "max_time", "banned_phrase"):
         return output.finish_reason
     return "eos_token" if output.ended_by_end_token else "stop_sequence"

@@ -83,6 +83,7 @@ class GenerateParameters(StrictModel):
     min_new_tokens: int | None = None
     max_length: int | None = None
     min_length: int | None = None
+    max_time: float | None = None
     truncate: int | None = None
     stop: TextOrTexts | None = None
     stop_token_ids: Ids | None = None

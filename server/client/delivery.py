@@ -77,9 +77,9 @@ class Delivery:
             raise OutputDiverged()
         return num_known
 
-    def abort(self) -> None:
+    def end(self, finish_reason: FinishReason) -> None:
         """No more of it will come."""
-        self.finish_reason = self.finish_reason or "abort"
+        self.finish_reason = self.finish_reason or finish_reason
 
     def drop(self) -> None:
         """Its consumer has seen its end; what the worker has computed beyond that is left out."""

@@ -15,7 +15,7 @@ import msgspec
 
 from server.client.delivery import Delivery
 from server.errors import SluiceError
-from server.protocol import Encode, Generate, Scores, Tokens
+from server.protocol import Encode, FinishReason, Generate, Scores, Tokens
 
 SUSPICIOUS_DEATHS = 2
 """From so many deaths of the worker on, without a sign of life from the request in between, it is sent in trials."""
@@ -82,10 +82,10 @@ class Entry:
         if output.has_news:
             self._tell()
 
-    def abort(self) -> None:
+    def end(self, finish_reason: FinishReason) -> None:
         """End every output that is not finished."""
         for output in self.outputs:
-            output.abort()
+            output.end(finish_reason)
         self._tell()
 
     def drop(self, indices: Iterable[int]) -> list[int]:

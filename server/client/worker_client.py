@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -17,6 +18,7 @@ from server.client.journal import Death, Entry, Journal
 from server.config import ModelConfig
 from server.errors import (
     FAILURES,
+    DeadlineExceeded,
     EngineRestarting,
     OutputDiverged,
     RequestQuarantined,
@@ -120,18 +122,32 @@ class WorkerClient:
         if self.state == "stopped":
             raise ServerShutdown("The server has stopped.")
         entry = self._journal.add(command)
-        timer = asyncio.get_running_loop().call_later(MAX_WAIT_S, self._give_up, entry)
+        loop = asyncio.get_running_loop()
+        timers = [loop.call_later(MAX_WAIT_S, self._give_up, entry)]
+        if isinstance(command, Generate) and command.deadline_s is not None:
+            timers.append(loop.call_later(command.deadline_s - time.monotonic(), self._end_in_time, entry))
         try:
             self._send_what_may_go()
             yield entry
         finally:
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
             self._forget(entry)
 
     def _give_up(self, entry: Entry) -> None:
         if not entry.was_sent:
             message = f"The model is being restarted and did not come back within {MAX_WAIT_S:g} s. Try again."
             self._fail(entry, EngineRestarting(message, retry_after_s=10))
+
+    def _end_in_time(self, entry: Entry) -> None:
+        """A worker that has the request ends it by itself."""
+        if entry.sent:
+            return
+        if any(output.token_ids for output in entry.outputs):
+            entry.end("max_time")
+            self._forget(entry)
+        else:
+            self._fail(entry, DeadlineExceeded())
 
     def _fail(self, entry: Entry, error: SluiceError) -> None:
         entry.error = error
@@ -253,7 +269,7 @@ class WorkerClient:
             self._finish(entry)
             return True
         if entry.unread_s() > MAX_UNREAD_S:
-            entry.abort()
+            entry.end("abort")
             self._forget(entry)
         return self._journal.mark_alive(entry)
 

@@ -109,6 +109,16 @@ class Lane:
                 self.pool.add(self.histories.hypothesis(row, self._normalised(score, num_new), finish_reason))
         return _NOTHING, _NOTHING
 
+    def end_in_time(self) -> None:
+        """The live rows end as they are, and are answered where they are better than what has ended before."""
+        if self.is_done:
+            return
+        self.is_done = True
+        for row, score in enumerate(self.scores_K.tolist()):
+            score = self._normalised(score, self.histories.num_tokens)
+            if self.pool.accepts(score):
+                self.pool.add(self.histories.hypothesis(row, score, "max_time"))
+
     def _finish(self, candidates: Candidates, i: int, finish_reason: FinishReason) -> None:
         score = self._normalised(float(candidates.scores[i]), self.histories.num_tokens + 1)
         if self.pool.accepts(score):
@@ -198,6 +208,11 @@ class BeamSearch:
         self.num_new_tokens += 1
         step.is_finite = not self.is_done or bool(self._returnable())
         return step
+
+    def end_in_time(self) -> None:
+        """The time is over after at least one token."""
+        for lane in self.lanes:
+            lane.end_in_time()
 
     def agreed(self) -> Agreed:
         """What has become certain since the last call: all live rows and all answerable hypotheses have it."""

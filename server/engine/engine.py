@@ -19,6 +19,7 @@ from server.engine.beams import BeamStep
 from server.engine.block_manager import BlockManager
 from server.engine.choosing import Chooser
 from server.engine.chunking import FixedChunks, FreeChunks
+from server.engine.deadlines import Deadlines
 from server.engine.grammar import Grammar, GrammarCompiler
 from server.engine.grammar_queue import GrammarQueue
 from server.engine.model_runner import ModelRunner
@@ -27,7 +28,7 @@ from server.engine.processors.grammar import GrammarMask
 from server.engine.prompt_lookup import Drafter
 from server.engine.scheduler import Scheduler
 from server.engine.sequence_group import SequenceGroup
-from server.errors import InsufficientMemory, SluiceError
+from server.errors import DeadlineExceeded, InsufficientMemory, SluiceError
 from server.protocol import Encode, Failed, Generate, Reply, Stats, Tokens
 from server.vocabulary import Vocabulary
 
@@ -55,6 +56,7 @@ class DecoderEngine:
         deterministic: bool = False,
         pacing: Pacing | None = None,
         drafter: Drafter | None = None,
+        deadlines: Deadlines | None = None,
     ) -> None:
         """``deterministic`` cuts prompts at fixed places, unless the runner's rows are the same however they are cut.
 
@@ -89,6 +91,7 @@ class DecoderEngine:
         self._uncompiled = (
             None if vocabulary is None else GrammarQueue(GrammarCompiler(vocabulary, vocab_size=runner.vocab_size))
         )
+        self._deadlines = deadlines or Deadlines()
         self._replies: list[Reply] = []
         """Answers that need no step, sent with the next one."""
         self._num_arrivals = 0
@@ -105,10 +108,13 @@ class DecoderEngine:
             self._fail(command.request_id, SluiceError.code, "A request with this id is running already.")
         elif problem := self._problem(command):
             self._fail(command.request_id, SluiceError.code, problem)
-        elif command.params.grammar is not None and self._uncompiled is not None:
-            self._uncompiled.add(command)
         else:
-            self._queue(command)
+            if command.deadline_s is not None:
+                self._deadlines.add(command.request_id, command.deadline_s)
+            if command.params.grammar is not None and self._uncompiled is not None:
+                self._uncompiled.add(command)
+            else:
+                self._queue(command)
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Forget a request, or one of its samples, and free its blocks at once."""
@@ -126,6 +132,8 @@ class DecoderEngine:
         start = perf_counter()
         if self._uncompiled:
             self._take_compiled(self._uncompiled)
+        for request_id in self._deadlines.due():
+            self._end_in_time(request_id)
         answers, self._replies = self._replies, []
         batch = self.scheduler.schedule()
         num_prompt_tokens = sum(share.num_prompt_tokens for share in batch.shares)
@@ -207,6 +215,17 @@ class DecoderEngine:
         for command, grammar in ready:
             self._queue(command, grammar)
         self._replies += failed
+
+    def _end_in_time(self, request_id: str) -> None:
+        """Answer with what there is by now; nothing happens if the request has ended."""
+        group = self.scheduler.find(request_id)
+        if group is not None and group.has_begun:
+            self._replies += replies.of_time_out(group)
+        elif group is not None or request_id in (self._uncompiled or ()):
+            self._fail(request_id, DeadlineExceeded.code, str(DeadlineExceeded()))
+        self.scheduler.abort(request_id)
+        if self._uncompiled:
+            self._uncompiled.abort(request_id)
 
     def _queue(self, command: Generate, grammar: Grammar | None = None) -> None:
         group = SequenceGroup(

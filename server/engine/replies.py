@@ -66,6 +66,15 @@ def of_results(group: SequenceGroup) -> list[Tokens]:
     ]
 
 
+def of_time_out(group: SequenceGroup) -> list[Tokens]:
+    """The rest of each output of a group whose time is over, of a beam search the best so far, and its end."""
+    if group.search is not None:
+        group.search.end_in_time()
+        return of_results(group)
+    told = (of_sequence(group, sequence, "max_time") for sequence in group.sequences)
+    return [reply for reply in told if reply is not None]
+
+
 def _of_beam(
     group: SequenceGroup,
     index: int,

@@ -62,6 +62,10 @@ class Scheduler:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._running or request_id in self._waiting
 
+    def find(self, request_id: str) -> SequenceGroup | None:
+        """A group that waits or runs."""
+        return self._running.get(request_id) or self._waiting.get(request_id)
+
     def fits_alone(self, group: SequenceGroup) -> bool:
         """Whether the empty cache could hold the group's longest outputs; their last tokens are never computed."""
         num_blocks = 0
@@ -81,7 +85,7 @@ class Scheduler:
 
     def abort_sample(self, request_id: str, index: int) -> None:
         """Forget one sample of a group; an unknown one is no error."""
-        group = self._running.get(request_id) or self._waiting.get(request_id)
+        group = self.find(request_id)
         sequence = None if group is None else group.sample(index)
         if group is None or sequence is None:
             return

@@ -87,6 +87,13 @@ class SequenceGroup:
         return self.has_forked and not self.is_joint and not self.wants_prompt_logprobs
 
     @property
+    def has_begun(self) -> bool:
+        """Whether any output has a token."""
+        if self.search is not None:
+            return self.search.num_new_tokens > 0
+        return any(sequence.num_output_tokens for sequence in self.sequences)
+
+    @property
     def num_rows(self) -> int:
         """Rows that the group may come to: what it takes of ``max_running``."""
         num_outputs = len(self.sequences)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
-from server.errors import InvalidParameter
+from server.errors import DeadlineExceeded, InvalidParameter
 from server.length_errors import BatchTooLarge, InputTooLong
 from server.protocol import Encode, Ready, Scores
 from server.sentences import Words, sentence
@@ -47,6 +47,7 @@ class ServedEncoder(ABC):
         self.ready = ready
         self.tokenizer = Tokenizer(ready.tokenizer, ready.vocab_size)
         self._max_inputs = config.max_encode_inputs
+        self._timeout_s = config.request_timeout_s
         self._worker = worker
         self._admission = admission
 
@@ -98,7 +99,10 @@ class ServedEncoder(ABC):
         with self._admission.admit(num_tokens, is_part=is_part):
             tasks = [asyncio.ensure_future(self._worker.encode(command, record.note_start)) for command in commands]
             try:
-                return await asyncio.gather(*tasks)
+                async with asyncio.timeout(record.time_left_s(self._timeout_s)):
+                    return await asyncio.gather(*tasks)
+            except TimeoutError:
+                raise DeadlineExceeded("The request's time was over before it was answered.") from None
             finally:
                 for task in tasks:
                     task.cancel()

@@ -134,6 +134,11 @@ class OutputText:
         mean = self.sum_logprobs / self.num_tokens if self.num_tokens else -math.inf
         return -math.inf if math.isnan(mean) else mean
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the output would have gone on."""
+        return self.finish_reason in ("length", "max_time")
+
     def add(self, reply: Tokens) -> list[OutputToken]:
         """The reply's tokens with their texts, for as long as the output has no end. What follows that is dropped."""
         self.num_rewinds = reply.num_rewinds
@@ -278,6 +283,11 @@ class Generation:
                 tokens += output.add(reply)
                 self.timings.note_end(output)
         return tokens
+
+    def end_in_time(self) -> list[OutputToken]:
+        """Every output that has not ended is answered as it is."""
+        numbers = [output.number for output in self.outputs if output.finish_reason is None]
+        return self.add([Tokens("", [], "max_time", index=number) for number in numbers])
 
     @property
     def prefill(self) -> list[ToldToken]:

@@ -12,7 +12,7 @@ from typing import Any
 from server import metrics
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
-from server.errors import NoTokenLeft, SluiceError
+from server.errors import DeadlineExceeded, NoTokenLeft, SluiceError
 from server.protocol import Generate, Ready, Tokens
 from server.serving import sampling
 from server.serving.admission import Admission
@@ -85,7 +85,8 @@ class ServedGenerator:
     ) -> AsyncGenerator[tuple[int, list[OutputToken]], None]:
         """New tokens of all as they come, with the number of their generation; one failure ends them all."""
         with self.admission.admit(sum(g.prompt.cost for g in generations), len(generations)):
-            streams = [self._steps(g, f"{record.request_id}-{i}", record) for i, g in enumerate(generations)]
+            is_alone = len(generations) == 1
+            streams = [self._steps(g, f"{record.request_id}-{i}", record, is_alone) for i, g in enumerate(generations)]
             async with aclosing(side_by_side(streams)) as steps:
                 async for step in steps:
                     yield step
@@ -96,11 +97,15 @@ class ServedGenerator:
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = [
-                        group.create_task(self._run(generation, f"{record.request_id}-{i}", record))
+                        group.create_task(
+                            self._run(generation, f"{record.request_id}-{i}", record, len(generations) == 1)
+                        )
                         for i, generation in enumerate(generations)
                     ]
             except BaseExceptionGroup as failed:
                 raise failed.exceptions[0] from None
+            if not any(generation.num_tokens for generation in generations) and _has_timed_out(generations):
+                raise DeadlineExceeded
         for generation in generations:
             await self._rank(generation, record)
         return [task.result() for task in tasks]
@@ -112,20 +117,24 @@ class ServedGenerator:
             scorer = None if rank_by is None else LabelScorer.find(rank_by, self._classifiers)
             await rank(generation, scorer, record)
 
-    async def _run(self, generation: Generation, request_id: str, record: RequestRecord) -> list[OutputToken]:
-        async with aclosing(self._steps(generation, request_id, record)) as steps:
+    async def _run(
+        self, generation: Generation, request_id: str, record: RequestRecord, is_alone: bool
+    ) -> list[OutputToken]:
+        async with aclosing(self._steps(generation, request_id, record, is_alone)) as steps:
             return [token async for tokens in steps for token in tokens]
 
     async def _steps(
-        self, generation: Generation, request_id: str, record: RequestRecord
+        self, generation: Generation, request_id: str, record: RequestRecord, is_alone: bool = True
     ) -> AsyncGenerator[list[OutputToken], None]:
-        """What each step yields, as tokens with texts, until every output is finished; times and counts are noted."""
+        """What each step yields, as tokens with texts, until every output is finished; times and counts are noted.
+
+        Where a request has several prompts, one that had no token in time is answered empty.
+        """
         record.prompt_tokens += len(generation.prompt.ids)
         clock = _Clock(self.name, generation, record)
         try:
-            replies = self.worker.stream(
-                _command(generation.prompt, request_id), clock.note_start, lambda: generation.samples_at_end
-            )
+            command = _command(generation.prompt, request_id, self._deadline_s(generation.prompt, record))
+            replies = self.worker.stream(command, clock.note_start, lambda: generation.samples_at_end)
             async with aclosing(replies):
                 async for messages in replies:
                     clock.note_tokens(messages)
@@ -138,6 +147,11 @@ class ServedGenerator:
                     raise unfinished("error")
             # The worker's stream is closed first: a stop string frees the blocks before the last text leaves.
             yield tokens
+        except DeadlineExceeded:
+            if is_alone:
+                generation.has_failed = True
+                raise
+            yield generation.end_in_time()
         except SluiceError as error:
             generation.has_failed = True
             if isinstance(error, NoTokenLeft):
@@ -148,8 +162,19 @@ class ServedGenerator:
             record.cached_tokens += generation.cached_tokens
             record.finish_reason = generation.finish_reason
 
+    def _deadline_s(self, prompt: Prompt, record: RequestRecord) -> float | None:
+        """On the monotonic clock. Raises DeadlineExceeded if it has passed."""
+        left_s = record.time_left_s(prompt.options.max_time, self.config.request_timeout_s)
+        if left_s is not None and left_s <= 0:
+            raise DeadlineExceeded
+        return None if left_s is None else time.monotonic() + left_s
 
-def _command(prompt: Prompt, request_id: str) -> Generate:
+
+def _has_timed_out(generations: Sequence[Generation]) -> bool:
+    return any(output.finish_reason == "max_time" for generation in generations for output in generation.outputs)
+
+
+def _command(prompt: Prompt, request_id: str, deadline_s: float | None) -> Generate:
     return Generate(
         request_id,
         prompt.ids,
@@ -157,6 +182,7 @@ def _command(prompt: Prompt, request_id: str) -> Generate:
         negative_prompt_ids=prompt.negative_ids,
         template_spans=prompt.template_spans,
         cache_salt=prompt.cache_salt,
+        deadline_s=deadline_s,
     )
 
 

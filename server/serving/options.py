@@ -47,6 +47,8 @@ class GenerateOptions:
     """Most tokens of prompt and output together."""
     min_length: int | None = None
     """Fewest tokens of prompt and output together."""
+    max_time: float | None = None
+    """Seconds for the request, from its arrival; the output ends as `max_time`. Status 504 before the first token."""
     truncate: int | None = None
     """Keep only so many tokens of the prompt: its last ones, after the special tokens that begin it."""
     stop: tuple[str, ...] | None = None

@@ -23,6 +23,7 @@ from server.serving.range_kinds import (
 MAX_SEED = 2**63 - 1
 MAX_STOP_STRINGS = 8
 MAX_OUTPUTS = 8
+MAX_TIME_S = 86_400
 
 PART = Number(0, 1, is_low_excluded=True)
 CUTOFF = Number(0, 1, is_high_excluded=True)
@@ -33,6 +34,7 @@ RANGES: dict[str, Range] = {
     "min_new_tokens": Number(0),
     "max_length": Number(1, "max_model_len"),
     "min_length": Number(0, "max_model_len"),
+    "max_time": Number(0, MAX_TIME_S, is_low_excluded=True),
     "truncate": Number(1),
     "stop": Texts(MAX_STOP_STRINGS, 256),
     "stop_token_ids": TokenIds(128),

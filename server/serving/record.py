@@ -49,6 +49,11 @@ class RequestRecord:
     """Set by the middleware: the client left before its answer was complete."""
     started_s: float = field(default_factory=time.perf_counter)
 
+    def time_left_s(self, *limits_s: float | None) -> float | None:
+        """Of the smallest limit since the request's arrival; None without any. Zero is no limit."""
+        limits = [limit for limit in limits_s if limit]
+        return min(limits) - (time.perf_counter() - self.started_s) if limits else None
+
     def note_start(self) -> None:
         """A step computed some of the request, for the first time: it has left the queue."""
         if self.queue_s is None:

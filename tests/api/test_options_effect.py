@@ -62,8 +62,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 """Parameters, and the option that is added to them: where the example's effect is no certain one."""
 
 
-NEEDS_A_PLACE = {*NEEDS_MORE, "penalize_template"}
-"""Options whose effect needs more than one model and a text."""
+NEEDS_A_PLACE = {*NEEDS_MORE, "penalize_template", "max_time"}
+"""Options whose effect needs more than one model and a text; `test_max_time.py` has its own tests."""
 
 
 @pytest.fixture(scope="module")

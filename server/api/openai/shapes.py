@@ -13,7 +13,7 @@ from server.serving.generation import Generation, OutputText
 from server.serving.record import RequestRecord
 
 encode = msgspec.json.Encoder().encode
-FINISH_REASONS = {"length": "length", "stop": "stop", "banned_phrase": "content_filter"}
+FINISH_REASONS = {"length": "length", "max_time": "length", "stop": "stop", "banned_phrase": "content_filter"}
 """In the words that clients know."""
 
 
@@ -53,5 +53,5 @@ def ending(output: OutputText) -> dict[str, Any]:
     stop = None if output.ended_by_end_token else output.stop
     return {
         "finish_reason": FINISH_REASONS[reason],
-        "stop_reason": "banned_phrase" if reason == "banned_phrase" else stop,
+        "stop_reason": reason if reason in ("banned_phrase", "max_time") else stop,
     }
