@@ -134,11 +134,6 @@ class OutputText:
         mean = self.sum_logprobs / self.num_tokens if self.num_tokens else -math.inf
         return -math.inf if math.isnan(mean) else mean
 
-    @property
-    def is_cut(self) -> bool:
-        """Whether the output would have gone on."""
-        return self.finish_reason in ("length", "max_time")
-
     def add(self, reply: Tokens) -> list[OutputToken]:
         """The reply's tokens with their texts, for as long as the output has no end. What follows that is dropped."""
         self.num_rewinds = reply.num_rewinds
