@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 
-.PHONY: help serve test test-page test-clients test-deploy bench lint format setup models clean
+.PHONY: help serve test test-page test-clients test-deploy fuzz soak bench lint format setup models clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,12 @@ test-page: models  ## try the page in a headless Chromium (installs one); pictur
 
 test-clients: models  ## run the clients that people have against a real server (installs each in its own environment)
 	@$(BIN)/python -m pytest -m clients tests/clients $(ARGS)
+
+fuzz: setup  ## try requests made from /openapi.json, broken HTTP, and the machines of tests for long (ARGS="-k name")
+	@FUZZ_EXAMPLES=50 $(BIN)/python -m pytest -m '' tests/fuzz $(ARGS)
+
+soak: models  ## ten minutes of mixed load with clients that leave and workers that are killed (ARGS="--minutes 1440")
+	@$(BIN)/python loadtest/soak.py $(ARGS) -- --config deploy/defaults.toml
 
 bench: models  ## measure speed against the machine and transformers (ARGS="--only streams", "--quick")
 	@$(BIN)/python loadtest/bench.py $(ARGS)

@@ -73,9 +73,9 @@ def run(coroutine: Coroutine[Any, Any, Result]) -> Result:
 
 
 async def send(
-    url: str, body: dict[str, Any], *, start: float | None = None, timeline: Timeline | None = None
+    url: str, body: dict[str, Any] | None, *, start: float | None = None, timeline: Timeline | None = None
 ) -> Timeline:
-    """POST ``body``; a server-sent event with a token is a token, any other answer is read to its end.
+    """POST ``body``, or GET without one. An event with a token is a token; any other answer is read to its end.
 
     Never raises for what a server or network does: that is ``Timeline.error``. A ``timeline`` that is given is filled
     while the tokens come. Cancelling hangs up.
@@ -91,12 +91,13 @@ async def send(
     return timeline
 
 
-async def _exchange(url: str, body: dict[str, Any], timeline: Timeline) -> None:
+async def _exchange(url: str, body: dict[str, Any] | None, timeline: Timeline) -> None:
     parts = urlsplit(url)
-    payload = json.dumps(body).encode()
+    payload = b"" if body is None else json.dumps(body).encode()
     key = "".join(f"{name}: {value}\r\n" for name, value in key_headers().items())
     head = (
-        f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
+        f"{'GET' if body is None else 'POST'} {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\n"
+        "Content-Type: application/json\r\n"
         f"Content-Length: {len(payload)}\r\nConnection: close\r\n{key}\r\n"
     )
     loop = asyncio.get_running_loop()

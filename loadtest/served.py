@@ -61,11 +61,11 @@ class Served:
 
     def facts(self) -> dict[str, Any]:
         """What /info tells of the first model."""
-        models: list[dict[str, Any]] = json.loads(self._get("/info"))["models"]
+        models: list[dict[str, Any]] = json.loads(self.get("/info"))["models"]
         return models[0]
 
     def usage(self) -> Usage:
-        text = self._get("/metrics")
+        text = self.get("/metrics")
         counters = ("sluice_step_seconds_count", "sluice_step_seconds_sum", "sluice_forward_seconds_total")
         return Usage(*self._cpu_times(), *(_counter(text, name) for name in counters))
 
@@ -90,7 +90,8 @@ class Served:
     def _children(self) -> list[psutil.Process]:
         return self.process.children(recursive=True)
 
-    def _get(self, path: str) -> str:
+    def get(self, path: str) -> str:
+        """The body of a GET."""
         with urllib.request.urlopen(self.url + path, timeout=30) as answer:
             return str(answer.read().decode())
 

@@ -104,6 +104,7 @@ DISCONNECTS = Counter(
     ["model", "task"],
     registry=REGISTRY,
 )
+FRONT_TASKS = Gauge("sluice_front_tasks", "Tasks of the process that speaks HTTP.", registry=REGISTRY)
 ADMITTED_REQUESTS = Gauge("sluice_admitted_requests", "Requests admitted and unfinished.", ["model"], registry=REGISTRY)
 ADMITTED_TOKENS = Gauge(
     "sluice_admitted_tokens", "Tokens of work admitted and unfinished.", ["model"], registry=REGISTRY

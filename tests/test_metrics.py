@@ -9,7 +9,7 @@ from server.client.worker_client import WorkerClient
 from server.config import ModelConfig
 from server.protocol import Ready, Stats, TokenizerFiles
 
-UNITS = ("_seconds", "_bytes", "_total", "_ratio", "_requests", "_tokens", "_blocks", "_blocks_used", "_info")
+UNITS = ("_tasks", "_seconds", "_bytes", "_total", "_ratio", "_requests", "_tokens", "_blocks", "_blocks_used", "_info")
 
 
 def value(name: str, **labels: str) -> float | None:

@@ -135,6 +135,7 @@ async def load(request: Request) -> dict[str, int]:
 async def render_metrics(request: Request) -> Response:
     """The metrics in Prometheus' text format, or OpenMetrics where the client asks for it."""
     accept = request.headers.get("accept", "")
+    metrics.FRONT_TASKS.set(len(asyncio.all_tasks()))
     render = partial(metrics.render, accept, vllm_names=request.app.state.config.vllm_metrics)
     content, content_type = await asyncio.get_running_loop().run_in_executor(METRICS_THREAD, render)
     return Response(content, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
