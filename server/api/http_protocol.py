@@ -249,7 +249,8 @@ class HttpProtocol(asyncio.Protocol):
             return
         self._arm(self._idle_timeout_s, self._close)
         self._advance()
-        if self._half_closed is not None and not self._is_answering:
+        # The rest of a body that is not whole will never come.
+        if self._half_closed is not None and (self._body is not None or not self._is_answering):
             self._close()
 
     def _refuse(self, error: SluiceError) -> None:

@@ -90,6 +90,15 @@ def test_a_client_that_sends_no_more_gets_the_answers_to_all_it_sent():
         assert ask(port, get * 3, half_close=True).count(b"HTTP/1.1 200") == 3
 
 
+def test_a_client_that_sends_no_more_of_its_second_request_is_closed_after_the_first_answer():
+    first = generate("1.1", stream=False)
+    with listening(front(says(TEXT, pause_s=0.02))) as port:
+        begin = time.monotonic()
+        data = ask(port, first + first[:-5], half_close=True)
+        assert data.count(b"HTTP/1.1 200") == 1
+        assert time.monotonic() - begin < 20
+
+
 @pytest.mark.parametrize("script", [talks_for_ever, silent], ids=["running", "queued"])
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_a_client_that_sends_no_more_and_leaves_later_is_cancelled(script, stream):
