@@ -14,7 +14,7 @@ from server.api.openai.shapes import encode, ending
 from server.api.openai.structure import structure_of
 from server.api.openai.work import StreamWriter, TextWork, generator_of
 from server.api.prompt_source import chat_source
-from server.api.schemas import STOP_AT_FIRST_ERROR, Texts, one_error
+from server.api.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, Texts, one_error
 from server.api.sse import data_event
 from server.errors import InvalidParameter, InvalidRequest
 from server.serving.generation import Generation, OutputText, OutputToken
@@ -52,9 +52,10 @@ class AnthropicMessage(LenientModel):
 
 
 class MessagesBody(ConversationBody):
-    """Body of both routes; every option of ours may stand in it too."""
+    """Body of both routes; every option of ours may stand in it too. max_tokens is required for an answer."""
 
-    messages: Annotated[list[AnthropicMessage], STOP_AT_FIRST_ERROR]
+    messages: Annotated[list[AnthropicMessage], STOP_AT_FIRST_ERROR, NOT_EMPTY]
+    """Turns that must end with the user's: an answer begins a turn of its own. Blocks of the type text have a text."""
     system: Content | None = None
     stop_sequences: Texts | None = None
 

@@ -47,19 +47,25 @@ class TemplatedRequest(StrictModel):
     """What a body may have in place of ``inputs``: an operator's template and what goes into it."""
 
     template: str | None = None
+    """The name of a template of this server, or name@version. A template makes the input: send one of them."""
     variables: dict[str, Any] | None = None
+    """Values for the template's variables: they are for a template, which the request names, or none are sent."""
     examples: Annotated[list[dict[str, Any]], STOP_AT_FIRST_ERROR] | None = None
+    """Examples for a template, which the request names, or none are sent."""
 
 
 class ClassifyRequest(TemplatedRequest):
     """Body of ``POST /classify``."""
 
     inputs: ClassifyInputs | None = None
+    """A list must hold at least one text. Required, unless there is a template."""
     parameters: ClassifyParameters | None = None
     input: TextOrTexts | None = None
-    """In place of ``inputs``: the answer is vLLM's then."""
+    """In place of inputs: the answer is vLLM's then. They are of two dialects: send one of them."""
     use_activation: bool | None = None
+    """False for the model's own numbers. It goes with input; with inputs set function_to_apply."""
     model: str | None = None
+    """The name of a served classifier; without it the first one."""
 
 
 class NerParameters(StrictModel):
@@ -75,8 +81,10 @@ class NerRequest(TemplatedRequest):
     """Body of ``POST /ner``."""
 
     inputs: TextOrTexts | None = None
+    """A list must hold at least one text. Required, unless there is a template."""
     parameters: NerParameters | None = None
     model: str | None = None
+    """The name of a served tagger; without it the first one."""
 
 
 class FillMaskParameters(StrictModel):
@@ -84,14 +92,17 @@ class FillMaskParameters(StrictModel):
 
     top_k: Count | None = None
     targets: TextOrTexts | None = None
+    """Only these words are candidates; each must be one token of this model's vocabulary."""
 
 
 class FillMaskRequest(StrictModel):
     """Body of ``POST /fill-mask``."""
 
     inputs: TextOrTexts
+    """Each text must hold the model's mask token, which /tokenizer_info names; a list must hold at least one text."""
     parameters: FillMaskParameters | None = None
     model: str | None = None
+    """The name of a served mask filler; without it the first one."""
 
 
 class LabelReply(TypedDict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.api.http_errors import MalformedRequest, MethodNotAllowed, PathNotFound
 from server.api.validation import from_pydantic
 from server.errors import SluiceError
 from server.serving.record import RequestRecord
@@ -20,24 +21,17 @@ from server.serving.record import RequestRecord
 MAX_MESSAGE_CHARACTERS = 1024
 OPENAI_PATHS = "/v1/"
 """Below it a body that cannot be honoured is a 400, as OpenAI's clients expect."""
-HTTP_CODES = {404: "not_found", 405: "method_not_allowed"}
-HTTP_MESSAGES = {
-    404: "There is nothing at this path. The routes are listed at /docs.",
-    405: "This path does not take this method. The header Allow names those it takes.",
-}
+OF_THE_ROUTER: dict[int, Callable[[], SluiceError]] = {404: PathNotFound, 405: MethodNotAllowed}
 
 
 def error_body(error: SluiceError, request_id: str) -> bytes:
     """The JSON body, ASCII."""
-    return _body(error.message, error.type, error.param, error.code, request_id)
-
-
-def _body(message: str, kind: str, param: str | None, code: str, request_id: str) -> bytes:
+    param = error.param
     fields = {
-        "message": message[:MAX_MESSAGE_CHARACTERS],
-        "type": kind,
+        "message": error.message[:MAX_MESSAGE_CHARACTERS],
+        "type": error.type,
         "param": param and param[:MAX_MESSAGE_CHARACTERS],
-        "code": code,
+        "code": error.code,
         "request_id": request_id,
     }
     return json.dumps({"error": fields}).encode()
@@ -46,7 +40,8 @@ def _body(message: str, kind: str, param: str | None, code: str, request_id: str
 def error_reply(error: SluiceError, record: RequestRecord, headers: Mapping[str, str] | None = None) -> Response:
     """The HTTP answer, noted in the request's record."""
     record.error_code = error.code
-    return _reply(error_body(error, record.public_id), error.status, {**error_headers(error), **(headers or {})})
+    found = {**error_headers(error), **(headers or {}), "Cache-Control": "no-store"}
+    return Response(error_body(error, record.public_id), error.status, found, media_type="application/json")
 
 
 def error_headers(error: SluiceError) -> dict[str, str]:
@@ -57,10 +52,6 @@ def error_headers(error: SluiceError) -> dict[str, str]:
     if error.should_retry is not None:
         headers["x-should-retry"] = "true" if error.should_retry else "false"
     return headers
-
-
-def _reply(body: bytes, status: int, headers: Mapping[str, str]) -> Response:
-    return Response(body, status, {**headers, "Cache-Control": "no-store"}, media_type="application/json")
 
 
 def install(app: FastAPI) -> None:
@@ -90,11 +81,9 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     """The router's own: no such path, no such method."""
     assert isinstance(error, HTTPException)
-    record: RequestRecord = request.state.record
-    record.error_code = HTTP_CODES.get(error.status_code, "invalid_request")
-    message = HTTP_MESSAGES.get(error.status_code, "The request could not be answered.")
-    body = _body(message, "invalid_request_error", None, record.error_code, record.public_id)
-    return _reply(body, error.status_code, error.headers or {})
+    make = OF_THE_ROUTER.get(error.status_code)
+    found = MalformedRequest("The request could not be answered.") if make is None else make()
+    return error_reply(found, request.state.record, error.headers)
 
 
 def _body_class(request: Request) -> type[BaseModel] | None:

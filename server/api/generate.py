@@ -35,7 +35,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
 
 @router.post("/generate_stream", response_model=None)
 async def generate_stream(body: GenerateRequest, request: Request) -> Response:
-    """As ``/generate`` with ``stream``."""
+    """As ``/generate`` with ``stream``, which must be true or left out: this path streams."""
     if body.stream is False:
         raise InvalidParameter("stream", False, "must be true, or left out: this path streams")
     return await _generated(body.model_copy(update={"stream": True}), request)

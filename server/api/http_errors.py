@@ -1,6 +1,8 @@
 """Errors of HTTP itself: heads, bodies, and keys. They are refused before anything is known of the request.
 
 SluiceError
+|-- PathNotFound                404  not_found
+|-- MethodNotAllowed            405  method_not_allowed
 |-- InvalidJson                 400  invalid_json
 |-- BodyTooLarge                413  body_too_large
 |-- UnsupportedMediaType        415  unsupported_media_type
@@ -19,6 +21,28 @@ SluiceError
 from __future__ import annotations
 
 from server.errors import SluiceError, Unavailable
+
+
+class PathNotFound(SluiceError):
+    """No route has this path."""
+
+    status = 404
+    code = "not_found"
+    type = "invalid_request_error"
+
+    def __init__(self) -> None:
+        super().__init__("There is nothing at this path. The routes are listed at /docs.")
+
+
+class MethodNotAllowed(SluiceError):
+    """The path has no such method."""
+
+    status = 405
+    code = "method_not_allowed"
+    type = "invalid_request_error"
+
+    def __init__(self) -> None:
+        super().__init__("This path does not support this method. The header Allow names those it supports.")
 
 
 class InvalidJson(SluiceError):

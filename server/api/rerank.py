@@ -13,7 +13,7 @@ from server.api import encoder_route
 from server.api.openai.embeddings import usage
 from server.api.openai.fields import LenientModel, Refusal, check_fields
 from server.api.pairs_route import relevances
-from server.api.schemas import STOP_AT_FIRST_ERROR, Texts, one_error
+from server.api.schemas import AT_LEAST_1, STOP_AT_FIRST_ERROR, Texts, one_error
 from server.api.truncation_bodies import EitherTruncation
 from server.errors import ConflictingParameters, InvalidParameter, InvalidRequest
 from server.serving.classifier import TextPair
@@ -44,13 +44,21 @@ class RerankBody(EitherTruncation, LenientModel):
     """Body of ``POST /rerank``."""
 
     query: str
+    """What the texts or documents are to answer."""
     texts: Texts | None = None
+    """Must hold at least one text. The answer is Text Embeddings Inference's. Send texts or documents, not both."""
     raw_scores: bool | None = None
+    """Scores before the sigmoid. It goes with texts alone."""
     return_text: bool | None = None
+    """Each text with its score. It goes with texts alone."""
     documents: Documents | None = None
-    top_n: int | None = None
+    """Must hold at least one text. Required, unless there are texts. They are of two dialects; send one of them."""
+    top_n: Annotated[int, AT_LEAST_1] | None = None
+    """How many come back, at least 1. It goes with documents alone."""
     return_documents: bool | None = None
+    """False leaves the texts out. It goes with documents alone."""
     model: str | None = None
+    """The name of a served reranker; without it the first one."""
 
 
 OF_TEXTS = ("raw_scores", "return_text")

@@ -11,6 +11,7 @@ from pydantic import (
     Strict,
     ValidationError,
     ValidatorFunctionWrapHandler,
+    WithJsonSchema,
     WrapValidator,
 )
 from pydantic_core import PydanticCustomError
@@ -37,9 +38,16 @@ def one_error(rule: str) -> WrapValidator:
 STOP_AT_FIRST_ERROR = Field(fail_fast=True)
 """For every list: a body may hold hundreds of thousands of wrong entries, and one is enough to refuse it."""
 
-TextOrTexts = Annotated[str | Annotated[list[str], STOP_AT_FIRST_ERROR], one_error("a string or a list of strings")]
+AT_LEAST_1 = Field(json_schema_extra={"minimum": 1})
+NOT_EMPTY = Field(json_schema_extra={"minItems": 1})
+"""For the documentation only: what else is refused where the model is known."""
+TextOrTexts = Annotated[
+    str | Annotated[list[str], STOP_AT_FIRST_ERROR, NOT_EMPTY], one_error("a string or a list of strings")
+]
 
 
+NullOnly = Annotated[Any, WithJsonSchema({"type": "null"})]
+"""A field that is refused by name."""
 Ids = Annotated[list[int], STOP_AT_FIRST_ERROR]
 IdOrIds = Annotated[int | Ids, one_error("a token id or a list of token ids")]
 Texts = Annotated[list[str], STOP_AT_FIRST_ERROR]
@@ -62,8 +70,10 @@ class Penalty(StrictModel):
     """One entry of ``penalties``."""
 
     phrase: str | None = None
+    """Text of the client's own. Each entry has a phrase or a topic."""
     topic: str | None = None
-    strength: float
+    """The name of a topic of this server."""
+    strength: Annotated[float, Field(json_schema_extra={"minimum": 0, "maximum": 100})]
 
 
 class RankBy(StrictModel):
@@ -170,17 +180,26 @@ class GenerateRequest(StrictModel):
     """Body of ``POST /generate``: a prompt as text, as a template with its variables, or as a conversation."""
 
     inputs: TextOrTexts | None = None
+    """A text, or a list that holds at least one text. Give inputs, a template or messages."""
     template: str | None = None
+    """The name of a template of this server, or name@version. A template makes the prompt: send no inputs with it."""
     variables: dict[str, Any] | None = None
+    """Values for the template's variables."""
     examples: Annotated[list[dict[str, Any]], STOP_AT_FIRST_ERROR] | None = None
+    """Examples for the template, where it takes some."""
     messages: Annotated[list[Message], STOP_AT_FIRST_ERROR] | None = None
+    """A conversation of 1 to 1024 entries, for models that have a chat template. A request has one prompt."""
     chat_template_kwargs: dict[str, Any] | None = None
-    chat_template: Any = None
-    """Refused by name."""
+    """Variables for the model's chat template; it goes with messages."""
+    chat_template: NullOnly = None
+    """Not supported: messages are rendered by the template in the model's own folder."""
     parameters: GenerateParameters | None = None
     cache_salt: str | None = None
+    """Prompts of different salts never share cached tokens."""
     stream: bool | None = None
+    """Answer with one event per token. A list of inputs is answered as JSON; stream one text."""
     model: str | None = None
+    """The name of a served model; without it the first that generates."""
 
     def fields(self) -> dict[str, Any]:
         """What stands beside the parameters, as far as it is given."""

@@ -21,10 +21,15 @@ class ScoreBody(VllmTruncation, LenientModel):
     """Body of ``POST /v1/score``: ``text_1`` and ``text_2`` or, as newer clients say, ``queries`` and ``documents``."""
 
     text_1: TextOrTexts | None = None
+    """Required, unless there are queries. One text, or as many as in text_2: send text_1 and text_2 together."""
     text_2: TextOrTexts | None = None
+    """What is judged with text_1; a list must hold at least one text."""
     queries: TextOrTexts | None = None
+    """Another name of text_1: send queries and documents together, and neither text_1 nor text_2 with them."""
     documents: TextOrTexts | None = None
+    """Another name of text_2, required with queries; one text in queries, or as many in both."""
     use_activation: bool | None = None
+    """False for scores before the sigmoid."""
     model: str | None = None
 
 

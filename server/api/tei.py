@@ -12,7 +12,7 @@ from server.api.disconnect import until_disconnect
 from server.api.encoder_schemas import LabelReply
 from server.api.field_names import field_names
 from server.api.openai.lookup import model_name
-from server.api.schemas import STOP_AT_FIRST_ERROR, StrictModel, TextOrTexts, one_error
+from server.api.schemas import AT_LEAST_1, STOP_AT_FIRST_ERROR, StrictModel, TextOrTexts, one_error
 from server.api.truncation_bodies import TeiTruncation
 from server.api.vectors_route import vectors
 from server.serving.classifier import ClassifyOptions, LabelScore, ServedClassifier, TextPair
@@ -42,10 +42,15 @@ class EmbedBody(TeiTruncation, StrictModel):
     """Body of ``POST /embed``."""
 
     inputs: TextOrTexts
+    """A list must hold at least one text."""
     normalize: bool | None = None
+    """False for vectors of the length that the model gives them."""
     prompt_name: str | None = None
-    dimensions: int | None = None
+    """It names a prompt that this model has."""
+    dimensions: Annotated[int, AT_LEAST_1] | None = None
+    """Keep the first numbers of each vector: must be 1 to the size which the model has."""
     model: str | None = None
+    """The name of a served model for embeddings; without it the first one."""
 
 
 class Comparison(StrictModel):
@@ -59,6 +64,7 @@ class SimilarityParameters(TeiTruncation, StrictModel):
     """How the sentences are read."""
 
     prompt_name: str | None = None
+    """It names a prompt that this model has."""
 
 
 class SimilarityBody(StrictModel):

@@ -12,7 +12,7 @@ from server.api.openai.fields import LenientModel, Refusal, check_fields
 from server.api.openai.lookup import MEAN_THE_DEFAULT
 from server.api.openai.messages import template_messages, template_tools
 from server.api.openai.schemas import ChatMessage, Tool
-from server.api.schemas import STOP_AT_FIRST_ERROR, Ids
+from server.api.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, Ids
 from server.errors import ConflictingParameters, InvalidRequest
 from server.serving import tokenizing
 from server.serving.record import RequestRecord
@@ -31,11 +31,16 @@ class TokenizeBody(LenientModel):
     """Body of ``POST /tokenize``: a ``prompt``, or ``messages`` for the model's chat template."""
 
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], STOP_AT_FIRST_ERROR] | None = None
+    """Send either prompt or messages."""
+    messages: Annotated[list[ChatMessage], STOP_AT_FIRST_ERROR, NOT_EMPTY] | None = None
+    """1 to 1024 entries."""
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
+    """For messages: send no prompt with it."""
     chat_template_kwargs: dict[str, Any] | None = None
+    """For messages: send no prompt with it."""
     tools: Annotated[list[Tool], STOP_AT_FIRST_ERROR] | None = None
+    """For messages: send no prompt with it."""
     return_token_strs: bool | None = None
     model: str | None = None
 
@@ -44,6 +49,7 @@ class DetokenizeBody(LenientModel):
     """Body of ``POST /detokenize``."""
 
     tokens: Ids
+    """Each must be a token id: 0 to the vocabulary's size, less 1."""
     model: str | None = None
 
 

@@ -32,6 +32,7 @@ class VllmTruncation(BaseModel):
     """Fields of vLLM. Without ``truncate_prompt_tokens`` nothing is cut."""
 
     truncate_prompt_tokens: int | None = None
+    """How many tokens are kept: must be at least 1, or -1 for all that fits. Without it nothing is cut."""
     truncation_side: Literal["left", "right"] | None = None
 
     def vllm_truncation(self) -> Truncation | None:

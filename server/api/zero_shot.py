@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from server.api import encoder_route
 from server.api.encoder_schemas import LabelReply
 from server.api.openai.lookup import model_name
-from server.api.schemas import StrictModel, TextOrTexts, one_error
+from server.api.schemas import NOT_EMPTY, StrictModel, TextOrTexts, one_error
 from server.serving import pair_scores
 from server.serving.classifier import LabelScore
 from server.serving.registry import Registry
@@ -22,9 +22,11 @@ class ZeroShotParameters(StrictModel):
     """The labels, and how they are asked about."""
 
     candidate_labels: Annotated[
-        str | list[str], one_error("a list of strings, or a string of labels with commas between")
+        str | Annotated[list[str], NOT_EMPTY], one_error("a list of strings, or a string of labels with commas between")
     ]
+    """Must hold at least one label, and none empty."""
     hypothesis_template: str | None = None
+    """Must hold {} once, where a label goes."""
     multi_label: bool | None = None
     truncate: bool | None = None
 
@@ -33,6 +35,7 @@ class ZeroShotRequest(StrictModel):
     """Body of ``POST /zero-shot-classification``."""
 
     inputs: TextOrTexts
+    """A list must hold at least one text."""
     parameters: ZeroShotParameters
     model: str | None = None
 

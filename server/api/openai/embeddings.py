@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from server.api import encoder_route
 from server.api.openai.fields import LenientModel, Refusal, check_fields
 from server.api.openai.shapes import head
-from server.api.schemas import STOP_AT_FIRST_ERROR, Ids, one_error
+from server.api.schemas import AT_LEAST_1, STOP_AT_FIRST_ERROR, Ids, one_error
 from server.api.truncation_bodies import VllmTruncation
 from server.api.vectors_route import vectors
 from server.errors import InvalidRequest
@@ -36,11 +36,15 @@ class EmbeddingsBody(VllmTruncation, LenientModel):
     """Body of ``POST /v1/embeddings``: OpenAI's fields, vLLM's truncation, and a prompt of the model's folder."""
 
     input: Input
+    """A list must hold at least one text. Token ids are refused: input is taken as text alone, which LangChain's
+    OpenAIEmbeddings sends with check_embedding_ctx_length=False."""
     model: str | None = None
-    dimensions: int | None = None
+    dimensions: Annotated[int, AT_LEAST_1] | None = None
+    """Keep the first numbers of each vector: must be 1 to the size which the model has."""
     encoding_format: Literal["float", "base64"] | None = None
     normalize: bool | None = None
     prompt_name: str | None = None
+    """It names a prompt that this model has."""
 
 
 @router.post("/v1/embeddings", response_model=None)

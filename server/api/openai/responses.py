@@ -15,7 +15,7 @@ from server.api.openai.shapes import encode, ending, usage
 from server.api.openai.structure import structure_of
 from server.api.openai.work import StreamWriter, TextWork, generator_of
 from server.api.prompt_source import chat_source
-from server.api.schemas import STOP_AT_FIRST_ERROR, one_error
+from server.api.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, one_error
 from server.api.sse import data_event
 from server.errors import InvalidParameter, InvalidRequest
 from server.serving.generation import OutputText, OutputToken
@@ -70,8 +70,11 @@ class ResponsesBody(ConversationBody):
     """Body of ``POST /v1/responses``; every option of ours may stand in it too."""
 
     input: Annotated[
-        str | Annotated[list[InputItem], STOP_AT_FIRST_ERROR], one_error("a string or a list of messages with text")
+        str | Annotated[list[InputItem], STOP_AT_FIRST_ERROR, NOT_EMPTY],
+        one_error("a string or a list of messages with text"),
     ]
+    """A text, or 1 to 1024 entries: each of the type message, its parts of the type input_text or output_text. This
+    route takes text alone."""
     instructions: str | None = None
     max_output_tokens: int | None = None
     text: TextConfig | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from server.api.openai.fields import LenientModel, Refusal
-from server.api.schemas import STOP_AT_FIRST_ERROR, GenerateParameters, Ids, Texts, one_error
+from server.api.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, GenerateParameters, Ids, NullOnly, Texts, one_error
 
 
 class StreamOptions(LenientModel):
@@ -24,8 +24,8 @@ class StructuredOutputs(LenientModel):
     regex: str | None = None
     choice: Texts | None = None
     json_object: bool | None = None
-    grammar: Any = None
-    """Refused by name."""
+    grammar: NullOnly = None
+    """Not supported: give grammar: {type: lark, value: ...}."""
 
 
 class JsonSchema(LenientModel):
@@ -79,6 +79,7 @@ class CompletionBody(TextBody):
     """Body of ``POST /v1/completions``."""
 
     prompt: Prompts
+    """A text with at least one token, token ids of the model, or a list that must hold at least one of these."""
     suffix: str | None = None
     echo: bool | None = None
     logprobs: int | None = None
@@ -167,8 +168,11 @@ class ConversationBody(TextBody):
 class ChatBody(ConversationBody):
     """Body of ``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[ChatMessage], STOP_AT_FIRST_ERROR]
+    messages: Annotated[list[ChatMessage], STOP_AT_FIRST_ERROR, NOT_EMPTY]
+    """1 to 1024 entries; parts of the type text have a text."""
     tools: Annotated[list[Tool], STOP_AT_FIRST_ERROR] | None = None
+    """The model may call them if its chat template has tool calls of a form that is read here. Any model can make a
+    call that tool_choice forces: required, or the name of a function."""
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = None

@@ -12,6 +12,7 @@ from server.errors import ModelNotFound, SluiceError, Starting, TemplateNotFound
 
 OF_BODIES = (http_errors.InvalidJson, http_errors.BodyTooLarge, http_errors.UnsupportedMediaType)
 OF_KEYS = (http_errors.InvalidApiKey, http_errors.ScopeMissing, http_errors.TooManyWrongKeys)
+OF_THE_ROUTER = (http_errors.PathNotFound, http_errors.MethodNotAllowed)
 OF_READING: dict[str, tuple[type[SluiceError], ...]] = {
     "/readyz": (Unavailable,),
     "/startupz": (Starting,),
@@ -63,6 +64,8 @@ def _errors(method: str, path: str, needs_key: bool) -> Iterator[type[SluiceErro
     for error in tree(SluiceError):
         if issubclass(error, OF_KEYS):
             is_possible = needs_key
+        elif issubclass(error, OF_THE_ROUTER):
+            is_possible = error is http_errors.PathNotFound and "{" in path
         elif method == "post" or error is SluiceError:
             is_possible = True
         elif error.__module__ == http_errors.__name__:

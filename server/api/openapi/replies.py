@@ -93,14 +93,20 @@ def _content(reply: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
     if reply.json is not None:
         yield "application/json", {"schema": _schema(reply.json)}
     if reply.event is not None:
-        words = "Server-sent events, each with one JSON value as its data. Some dialects end with `data: [DONE]`."
-        yield "text/event-stream", {"schema": {"type": "string", "description": words}, "itemSchema": _event(reply)}
+        yield "text/event-stream", {"itemSchema": _event(reply)}
     for media_type in reply.media_types:
         yield media_type, {"schema": {"type": "string"}}
 
 
 def _event(reply: Reply) -> dict[str, Any]:
-    return {"anyOf": [_schema(reply.event), {"$ref": REF.format(name="ErrorReply")}]}
+    """One server-sent event, as OpenAPI 3.2 describes it."""
+    data = {
+        "type": "string",
+        "description": "JSON; in OpenAI's older dialects the last event's is [DONE].",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [_schema(reply.event), {"$ref": REF.format(name="ErrorReply")}]},
+    }
+    return {"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": data}}
 
 
 def _schema(type_: Any) -> dict[str, Any]:
