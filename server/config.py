@@ -45,7 +45,7 @@ class ModelConfig:
     threads: int = 0
     """CPU threads of the worker; 0 takes all that the process may use."""
     max_model_len: int = 0
-    """Most tokens of one sequence; 0 takes the model's own limit."""
+    """Maximum tokens in one sequence; 0 takes the limit of the model, and for an encoder that of its tokenizer too."""
     block_size: int = 32
     """Tokens per KV block."""
     max_batch_tokens: int = 0

@@ -16,6 +16,9 @@ FinishReason = Literal["stop", "length", "max_time", "banned_phrase", "abort", "
 Task = Literal["generate", "classify", "ner", "fill-mask", "embed"]
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 """How the vectors of a text's tokens become the text's, under sentence-transformers' names."""
+Batching = Literal["end to end", "padded", "equal lengths", "one by one"]
+"""How an encoder's texts share a forward pass: in one row without padding, padded, only with texts of equal length, or
+not at all."""
 GenerationValue = int | float | bool | str | list[Any] | None
 """A field of a generation_config as JSON has it."""
 
@@ -221,6 +224,14 @@ class TokenizerFiles(msgspec.Struct, frozen=True):
     num_special_tokens: int = 0
     """Special tokens added around a single text."""
     num_special_tokens_pair: int = 0
+    prefix_ids: list[int] = []
+    """Special tokens before a single text."""
+    suffix_ids: list[int] = []
+    """Special tokens behind a single text."""
+    gives_token_types: bool = False
+    """Whether token types are among what the tokenizer gives a model. If not, the model's default applies."""
+    truncation_side: Literal["right", "left"] = "right"
+    """Where tokens go from if a text is cut and the client names no side."""
 
 
 class Embedding(msgspec.Struct, frozen=True, kw_only=True):
@@ -249,8 +260,10 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     device: str
     dtype: str
     executor: str
-    """``fused``, ``generic`` or ``compat``; an encoder's has a name of its own."""
+    """``fused``, ``generic`` or ``compat``."""
     attention: str
+    batching: Batching | None = None
+    """Of an encoder."""
     num_parameters: int
     weight_bytes: int
     """Of the weights as they are held, quantised where they are."""

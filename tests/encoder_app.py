@@ -48,8 +48,9 @@ class EngineWorker:
         self.model = ModelConfig(name=name, path="nowhere")
         self.state = "ready"
         self.num_running = 0
-        self.ready = ready_of(task, module, tokenizer)
         self.engine = engine_of(module, task)
+        forward = self.engine._forward
+        self.ready = msgspec.structs.replace(ready_of(task, module, tokenizer), batching=forward.batching)
         self.batch_sizes: list[int] = []
         self.aborted: list[str] = []
         self._ids = itertools.count()

@@ -196,4 +196,6 @@ def tokenizer_files(tokenizer: PreTrainedTokenizerFast) -> TokenizerFiles:
         mask_token_id=tokenizer.mask_token_id,
         num_special_tokens=tokenizer.num_special_tokens_to_add(pair=False),
         num_special_tokens_pair=tokenizer.num_special_tokens_to_add(pair=True),
+        gives_token_types="token_type_ids" in tokenizer.model_input_names,
+        truncation_side=tokenizer.truncation_side,
     )

@@ -25,7 +25,8 @@ class TeiTruncation(BaseModel):
     def tei_truncation(self) -> Truncation | None:
         if not self.truncate:
             return None
-        return Truncation(side="left" if self.truncation_direction in ("Left", "left") else "right")
+        direction = self.truncation_direction
+        return Truncation(side=None if direction is None else "left" if direction in ("Left", "left") else "right")
 
 
 class VllmTruncation(BaseModel):
@@ -41,7 +42,7 @@ class VllmTruncation(BaseModel):
             return None
         if wanted < 1 and wanted != ALL_THAT_FITS:
             raise InvalidParameter("truncate_prompt_tokens", wanted, "must be at least 1, or -1 for all that fits")
-        return Truncation(None if wanted == ALL_THAT_FITS else wanted, self.truncation_side or "right")
+        return Truncation(None if wanted == ALL_THAT_FITS else wanted, self.truncation_side)
 
 
 class EitherTruncation(TeiTruncation, VllmTruncation):

@@ -16,8 +16,9 @@ from server.engine.engine import default_max_batch_tokens
 from server.engine.executors.build import FORWARD_FAILURES
 from server.engine.executors.generic import ATTENTION, Unsupported, probe, set_attention
 from server.errors import ConfigurationError
-from server.models import describe, loader
+from server.models import loader
 from server.models.folder import ModelFolder, look
+from server.models.lengths import longest_input
 from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer
 from server.models.weights import read_weights
@@ -76,10 +77,7 @@ def plan_model(model: ModelConfig) -> PlannedModel:
     own_tokenizer = folder.adapter is None or has_tokenizer(folder.path)
     tokenizer = load_tokenizer(folder.path if own_tokenizer else folder.weights)
     module = _empty_module(folder, dtype)
-    limit = describe.longest_input(module, tokenizer.model_max_length)
-    if folder.recipe is not None:
-        limit = min(limit, folder.recipe.max_length or limit)
-    max_model_len = describe.chosen_length(model.name, model.max_model_len, limit)
+    max_model_len = longest_input(model, module, tokenizer, folder.task, folder.recipe)
     weights = read_weights(folder.weights)
     plain_bytes = sum(parameter.numel() * dtype.itemsize for parameter in module.parameters())
     # An adapter is merged in float32, whatever comes after.

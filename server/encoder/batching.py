@@ -6,6 +6,7 @@ import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from server.encoder.grouping import PADDED, Grouping
 from server.protocol import Encode
 
 CHEAP_PADDING = 64
@@ -101,27 +102,28 @@ class FlatRequests(WaitingRequests):
 
 
 class PaddedRequests(WaitingRequests):
-    """For padded steps: requests of like length go together, ``max_rows`` at most.
+    """For padded steps: requests of like length go together, and only those that the grouping lets share a batch.
 
     Steps take turns: one starts from the shortest request, the next from the oldest.
     """
 
-    def __init__(self, max_batch_tokens: int, max_rows: int | None = None) -> None:
+    def __init__(self, max_batch_tokens: int, grouping: Grouping = PADDED) -> None:
         super().__init__(max_batch_tokens)
-        self._max_rows = max_rows
+        self._key = grouping.key
         self._is_oldest_first = False
 
     def take(self) -> list[Encode]:
         commands = list(self._commands.values())
         anchor = commands[0] if self._is_oldest_first else min(commands, key=_length)
         self._is_oldest_first = not self._is_oldest_first
-        batch = _around(anchor, commands, self._max_batch_tokens, self._max_rows or len(commands))
+        key = self._key(anchor)
+        batch = _around(anchor, [c for c in commands if self._key(c) == key], self._max_batch_tokens)
         for command in batch:
             del self._commands[command.request_id]
         return batch
 
 
-def _around(anchor: Encode, commands: list[Encode], max_tokens: int, max_rows: int) -> list[Encode]:
+def _around(anchor: Encode, commands: list[Encode], max_tokens: int) -> list[Encode]:
     """The anchor and those nearest to it in length, oldest first, while the padded batch stays small and dense."""
     batch: list[Encode] = []
     longest = num_tokens = 0
@@ -131,7 +133,7 @@ def _around(anchor: Encode, commands: list[Encode], max_tokens: int, max_rows: i
             continue
         length = _length(command)
         padded = max(longest, length) * (len(batch) + 1)
-        if batch and (padded > max_tokens or len(batch) == max_rows or not _is_dense(padded, num_tokens + length)):
+        if batch and (padded > max_tokens or not _is_dense(padded, num_tokens + length)):
             break
         batch.append(command)
         longest = max(longest, length)

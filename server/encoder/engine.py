@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from server.encoder.batching import FlatRequests, PaddedRequests, WaitingRequests
-from server.encoder.forward import Forward
+from server.encoder.forward import Forward, PaddedForward
 from server.encoder.heads import HEADS
 from server.protocol import Encode, Failed, Generate, Reply, Scores, Stats, Task
 
@@ -130,9 +130,6 @@ def _all_below(values: Sequence[int], limit: int) -> bool:
 
 
 def _requests_for(forward: Forward, max_batch_tokens: int) -> WaitingRequests:
-    if not forward.is_padded:
-        return FlatRequests(max_batch_tokens)
-    # A decoder with a pooled head finds a text's end by its pads: without any, one text runs at a time.
-    config = forward.module.config.get_text_config()
-    can_pad = getattr(config, "pad_token_id", None) is not None
-    return PaddedRequests(max_batch_tokens, max_rows=None if can_pad else 1)
+    if isinstance(forward, PaddedForward):
+        return PaddedRequests(max_batch_tokens, forward.grouping)
+    return FlatRequests(max_batch_tokens)

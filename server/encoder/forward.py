@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from server.encoder.attention import laid_out
+from server.encoder.grouping import PADDED, Grouping
 from server.encoder.texts import Texts
+from server.module_state import ModuleState
 from server.native import kernels
-from server.protocol import Encode
+from server.protocol import Batching, Encode
 
 Numbering = Callable[[Texts, "np.ndarray"], "np.ndarray"]
 """Position ids ``[T]`` of texts and their token ids ``[T]``."""
@@ -32,6 +34,7 @@ class Forward(ABC):
     """Runs the module; its logits are those of a padded batch however the batch went in."""
 
     name: str
+    batching: Batching
     is_padded: bool
     """Whether a step pays for its longest text times the number of texts."""
 
@@ -62,16 +65,48 @@ class Forward(ABC):
 
 
 class PaddedForward(Forward):
-    """Texts padded to the longest one's length: what every module takes."""
+    """The module as transformers runs it, on texts that its ``grouping`` lets share a batch, padded to the longest."""
 
     name = "compat"
     is_padded = True
 
-    def __init__(self, module: Any, pad_token_id: int | None) -> None:
+    def __init__(self, module: Any, pad_token_id: int | None, grouping: Grouping = PADDED) -> None:
         super().__init__(module)
         self._pad_token_id = pad_token_id or 0
+        self.grouping = grouping
+        self.batching = grouping.batching
+        self.remember()
+
+    def remember(self) -> None:
+        """From here on every step begins with the module as it is now."""
+        self._state = ModuleState(self.module)
 
     def logits(self, batch: Sequence[Encode]) -> Tensor:
+        groups = self.grouping.groups(batch)
+        if len(groups) == 1:
+            return self._together(batch)
+        parts = [self._together([batch[row] for row in rows]) for rows in groups]
+        logits = parts[0].new_zeros(len(batch), *_widest(parts))
+        for rows, part in zip(groups, parts, strict=True):
+            for row, values in zip(rows, part, strict=True):
+                logits[row, : len(values)] = values
+        return logits
+
+    def logits_at(self, batch: Sequence[Encode], rows_M: Tensor, columns_M: Tensor) -> Tensor:
+        if len(self.grouping.groups(batch)) > 1:
+            return self.logits(batch)[rows_M, columns_M]
+        return super().logits_at(batch, rows_M, columns_M)
+
+    def _together(self, batch: Sequence[Encode]) -> Tensor:
+        try:
+            # Some families draw random numbers: each text's are the same ones in every step.
+            torch.manual_seed(0)
+            logits: Tensor = self.module(**self._inputs(batch)).logits
+        finally:
+            self._state.restore()
+        return logits
+
+    def _inputs(self, batch: Sequence[Encode]) -> dict[str, Tensor]:
         longest = max(len(command.token_ids) for command in batch)
         token_ids_BL = np.full((len(batch), longest), self._pad_token_id, dtype=np.int64)
         mask_BL = np.zeros_like(token_ids_BL)
@@ -82,10 +117,10 @@ class PaddedForward(Forward):
             mask_BL[row, :length] = 1
             types_BL[row, :length] = command.token_type_ids or 0
         arrays = {"input_ids": token_ids_BL, "attention_mask": mask_BL}
-        if self.num_token_types:
+        # A tokenizer that gives no types leaves them to the model, whose default need not be 0.
+        if self.num_token_types and any(command.token_type_ids is not None for command in batch):
             arrays["token_type_ids"] = types_BL
-        logits: Tensor = self.module(**{name: self._tensor(array) for name, array in arrays.items()}).logits
-        return logits
+        return {name: self._tensor(array) for name, array in arrays.items()}
 
 
 class FlatForward(Forward):
@@ -94,6 +129,7 @@ class FlatForward(Forward):
     So whatever comes after ``core``, poolers and heads, sees what it always sees.
     """
 
+    batching = "end to end"
     is_padded = False
 
     def __init__(self, module: Any, core: nn.Module, numbering: Numbering, name: str) -> None:
@@ -157,12 +193,22 @@ def numbering_after(padding_id: int) -> Numbering:
     return positions
 
 
+def _widest(parts: Sequence[Tensor]) -> list[int]:
+    """The shape of one row that every part's rows fit into."""
+    return [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+
+
 def _num_token_types(module: Any) -> int:
     """How many token types the model tells apart; 0 where it takes none."""
-    takes_types = "token_type_ids" in inspect.signature(module.forward).parameters
-    num_types = int(getattr(module.config, "type_vocab_size", 0) or 0)
+    modules = (module, getattr(module, "base_model", module))
+    if not all("token_type_ids" in inspect.signature(part.forward).parameters for part in modules):
+        return 0
+    num_types = getattr(module.config, "type_vocab_size", None)
+    if num_types is None:
+        # GPT-2's kind embeds types as it embeds tokens; XLNet only compares them.
+        return int(module.get_input_embeddings().weight.shape[0])
     # With one type, or none, what a pair's template says of types means nothing to the model.
-    return num_types if takes_types and num_types > 1 else 0
+    return int(num_types) if num_types > 1 else 0
 
 
 @contextmanager

@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from torch import nn
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from server.errors import EXIT_MODEL, ConfigurationError
-from server.models.configs import positive, token_id
+from server.models.configs import token_id
 from server.protocol import GenerationValue, Task
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
@@ -66,11 +65,6 @@ NONE_BELOW_ZERO = (
     "forced_eos_token_id",
 )
 """Of these, fields whose -1 means that they are not set."""
-
-LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-
-FALLBACK_LENGTH = 2048
-"""For models without a limit of their own, such as those with ALiBi."""
 
 
 def refuse(message: str) -> ConfigurationError:
@@ -174,24 +168,3 @@ def attribution_of(*folders: Path) -> str | None:
         path.read_text(encoding="utf-8").strip() for folder in folders if (path := folder / "ATTRIBUTION").is_file()
     ]
     return " ".join(dict.fromkeys(lines)) or None
-
-
-def longest_input(module: PreTrainedModel, tokenizer_limit: int) -> int:
-    """Most tokens of one sequence that the model has positions for."""
-    config = module.config.get_text_config()
-    limits = [int(value) for name in LENGTH_FIELDS if (value := positive(getattr(config, name, None)))]
-    limit = limits[0] if limits else min(positive(tokenizer_limit) or FALLBACK_LENGTH, FALLBACK_LENGTH)
-    for name, part in module.named_modules():
-        # RoBERTa's kind counts positions from padding_idx + 1 and sizes the table accordingly.
-        is_table = name.endswith("embeddings.position_embeddings") and isinstance(part, nn.Embedding)
-        if is_table and part.padding_idx is not None:
-            limit = min(limit, part.num_embeddings - part.padding_idx - 1)
-    return limit
-
-
-def chosen_length(name: str, wanted: int, limit: int) -> int:
-    if wanted > limit:
-        raise refuse(
-            f"max_model_len of model {name} is {wanted} and the model has {limit} positions. Set it to {limit} or less."
-        )
-    return wanted or limit

@@ -20,6 +20,7 @@ from server.models.adapter import Adapter, embedding_rows, merge
 from server.models.describe import ProblemType, refuse
 from server.models.embedder import Embedder, Recipe
 from server.models.folder import look
+from server.models.lengths import longest_input
 from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
 from server.protocol import Embedding, GenerationValue, Task, TokenizerFiles
@@ -59,17 +60,16 @@ def load(model: ModelConfig) -> LoadedModel:
         module = merge(module, adapter)
     module = _place(module, model, device, dtype)
     architecture = type(module).__name__
-    limit = describe.longest_input(module, tokenizer.model_max_length)
+    max_model_len = longest_input(model, module, tokenizer, task, recipe)
     if recipe is not None:
         module = Embedder(module, recipe.pooling)
-        limit = min(limit, recipe.max_length or limit)
     return LoadedModel(
         module=module,
         config=module.config,
         task=task,
         tokenizer=tokenizer_files(tokenizer),
         architecture=architecture,
-        max_model_len=describe.chosen_length(model.name, model.max_model_len, limit),
+        max_model_len=max_model_len,
         labels=describe.labels_of(module.config, task),
         embedding=None if recipe is None else _embedding(recipe, module.config),
         problem_type=describe.problem_type_of(module.config, task),

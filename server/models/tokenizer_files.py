@@ -49,8 +49,10 @@ def tokenizer_files(tokenizer: Any) -> TokenizerFiles:
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default")
+    serialised = _serialised(tokenizer)
+    prefix_ids, suffix_ids = _around(tokenizer.backend_tokenizer.encode("a"))
     return TokenizerFiles(
-        tokenizer_json=_serialised(tokenizer),
+        tokenizer_json=serialised,
         chat_template=template,
         bos_token=tokenizer.bos_token,
         eos_token=tokenizer.eos_token,
@@ -60,6 +62,10 @@ def tokenizer_files(tokenizer: Any) -> TokenizerFiles:
         mask_token_id=None if tokenizer.mask_token is None else int(tokenizer.mask_token_id),
         num_special_tokens=tokenizer.num_special_tokens_to_add(pair=False),
         num_special_tokens_pair=tokenizer.num_special_tokens_to_add(pair=True),
+        prefix_ids=prefix_ids,
+        suffix_ids=suffix_ids,
+        gives_token_types="token_type_ids" in tokenizer.model_input_names,
+        truncation_side="left" if tokenizer.truncation_side == "left" else "right",
     )
 
 
@@ -70,6 +76,15 @@ def _serialised(tokenizer: Any) -> str:
     backend.no_padding()
     serialised: str = backend.to_str()
     return serialised
+
+
+def _around(encoding: tokenizers.Encoding) -> tuple[list[int], list[int]]:
+    """The special tokens before a text and behind it. A text without tokens of its own shows neither."""
+    is_text = [sequence is not None for sequence in encoding.sequence_ids]
+    if not any(is_text):
+        return [], []
+    ids = encoding.ids
+    return ids[: is_text.index(True)], ids[len(ids) - is_text[::-1].index(True) :]
 
 
 def _line(error: Exception) -> str:

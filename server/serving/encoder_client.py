@@ -76,7 +76,7 @@ class ServedEncoder(ABC):
 
     def _fitted(self, encoding: tokenizers.Encoding, truncation: Truncation | None, request_id: str) -> Encode:
         """The command for a text or pair; one that is longer than it may be is cut as the client wants, or refused."""
-        ids, type_ids = encoding.ids, encoding.type_ids
+        ids, type_ids = encoding.ids, self._type_ids(encoding)
         limit = self.ready.max_model_len
         if truncation is None:
             if len(ids) > limit:
@@ -85,8 +85,13 @@ class ServedEncoder(ABC):
         limit = min(limit, truncation.max_tokens or limit)
         if len(ids) <= limit:
             return Encode(request_id, ids, type_ids)
-        kept = kept_positions(encoding.sequence_ids, limit, truncation.side)
-        return Encode(request_id, [ids[i] for i in kept], [type_ids[i] for i in kept])
+        kept = kept_positions(encoding.sequence_ids, limit, truncation.side or self.tokenizer.files.truncation_side)
+        kept_types = None if type_ids is None else [type_ids[i] for i in kept]
+        return Encode(request_id, [ids[i] for i in kept], kept_types)
+
+    def _type_ids(self, encoding: tokenizers.Encoding) -> list[int] | None:
+        """None where transformers would give the model none, whatever the tokenizer's template says of types."""
+        return encoding.type_ids if self.tokenizer.files.gives_token_types else None
 
     async def _encode(
         self, commands: Sequence[Encode], record: RequestRecord, *, is_part: bool = False

@@ -78,7 +78,7 @@ class ServedMaskFiller(ServedEncoder):
         positions = [position for position, id_ in enumerate(ids) if id_ == mask_id]
         if not positions:
             raise InvalidParameter("inputs", text, f"must hold the mask token {self.tokenizer.files.mask_token}")
-        return Encode(request_id, ids, encoding.type_ids, MaskQuery(positions, top_k, target_ids))
+        return Encode(request_id, ids, self._type_ids(encoding), MaskQuery(positions, top_k, target_ids))
 
     def _check_size(self, commands: Sequence[Encode]) -> None:
         queries = [command.mask for command in commands if command.mask is not None]

@@ -131,13 +131,15 @@ class ServedTagger(ServedEncoder):
 
     def _commands(self, document: _Document, windows: Sequence[range], request_id: str) -> list[Encode]:
         """Every window between the special tokens of the whole."""
-        content, ids, types = document.content, document.encoding.ids, document.encoding.type_ids
+        content, ids, types = document.content, document.encoding.ids, self._type_ids(document.encoding)
 
         def cut(values: list[int], window: range) -> list[int]:
             middle = values[content.start + window.start : content.start + window.stop]
             return values[: content.start] + middle + values[content.stop :]
 
-        return [Encode(request_id, cut(ids, window), cut(types, window)) for window in windows]
+        return [
+            Encode(request_id, cut(ids, window), None if types is None else cut(types, window)) for window in windows
+        ]
 
     def _entities(
         self,

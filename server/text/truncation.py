@@ -13,8 +13,8 @@ class Truncation(NamedTuple):
 
     max_tokens: int | None = None
     """None: as many as the model takes."""
-    side: Side = "right"
-    """Where tokens go from: the end of a text, or its beginning."""
+    side: Side | None = None
+    """Where tokens go from: the end of a text, or its beginning. None: as the model's tokenizer says."""
 
 
 def kept_positions(sequence_ids: Sequence[int | None], max_tokens: int, side: Side = "right") -> list[int]:

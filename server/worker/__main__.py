@@ -120,11 +120,12 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
     from server.encoder import quality
     from server.encoder.build import Wishes, build_forward
     from server.encoder.engine import EncoderEngine
+    from server.encoder.trial import Frame
     from server.models.loader import product_dtype
     from server.models.packed_linear import pack_linears
     from server.native.linear import held_bytes
 
-    module = loaded.module
+    module, files = loaded.module, loaded.tokenizer
     device = module.device
     max_batch_tokens = model.max_batch_tokens or ENCODER_BATCH_TOKENS[device.type]
     dtype = product_dtype(model, device)
@@ -139,7 +140,8 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
             quantize=model.quantize,
         ),
         pack=pack_linears,
-        sample=quality.sample(loaded.tokenizer, loaded.task, loaded.max_model_len) if is_compared else (),
+        frame=Frame(files.prefix_ids, files.suffix_ids, files.gives_token_types),
+        sample=quality.sample(files, loaded.task, loaded.max_model_len) if is_compared else (),
         measure=quality.OF_VECTORS if loaded.task == "embed" else quality.OF_SCORES,
     )
     engine = EncoderEngine(
@@ -152,6 +154,7 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         dtype=forward.dtype,
         executor=forward.name,
         attention=forward.attention,
+        batching=forward.batching,
         weight_bytes=held_bytes(module),
         max_batch_tokens=max_batch_tokens,
     )

@@ -163,3 +163,9 @@ def test_logits_that_are_not_finite_are_an_error_of_that_request_alone() -> None
     error = post(served, ["Alice", "Bob"], status=500)
     assert error["code"] == "numerical_error"
     assert post(served, "Alice") == healthy
+
+
+@pytest.mark.parametrize(("family", "batching"), [("bert", "end to end"), ("deberta-v2", "padded")])
+def test_info_says_how_texts_share_a_pass(family: str, batching: str) -> None:
+    [model] = client_of(worker(family)).get("/info").json()["models"]
+    assert model["batching"] == batching

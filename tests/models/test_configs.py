@@ -13,7 +13,7 @@ from server.commands.planned import plan_model
 from server.config import ModelConfig
 from server.errors import ConfigurationError
 from server.models.configs import WIDEST_WINDOW, without_sentinels
-from server.models.describe import FALLBACK_LENGTH
+from server.models.lengths import FALLBACK_LENGTH
 from tests.models.folders import IDS, edit, read, refusal, write
 from tests.tiny_models import EOS_ID, SLIDING_WINDOW, VOCAB_SIZE, write_tiny_decoder
 
