@@ -112,6 +112,8 @@ class ServeConfig:
     """New tokens where neither the request nor the model's generation_config says."""
     api_keys_file: str | None = None
     """A file of API keys, one a line; keys may also come in the variable SLUICE_API_KEYS. None: whoever reaches it."""
+    share_prefix_cache: bool = False
+    """API keys share cached beginnings of prompts, so that one may learn from its times what another has asked."""
     cors_origins: str | None = None
     """Origins between commas whose web pages may use the server from a browser, or ``*`` for all; none by default."""
     allowed_hosts: str | None = None

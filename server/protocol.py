@@ -173,6 +173,10 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     """Ranges ``[start, stop)`` of ``prompt_ids`` that come from a template and that penalties shall not count."""
     cache_salt: str = ""
     """Requests with different salts share no block of the prefix cache."""
+    tenant: str = ""
+    """Different tenants share no block either, and each keeps a share of those that are cached."""
+    caller: str = ""
+    """Whom the request counts against where requests wait for their turn."""
     deadline_s: float | None = None
     """On the monotonic clock, which all processes of the machine share. When it passes, every output ends as
     ``max_time``; before the first token the request fails instead."""

@@ -1,7 +1,7 @@
 """Blocks of the KV cache: who holds which, and which can serve another sequence. Knows no tensors.
 
 A block is free, held (reference count above 0) or *cached*: held by nobody, still addressed by its hash, and taken
-for new use from the least recently used end when no free block is left. A hash covers a block's tokens and all before
+for new use when no free block is left; `CachedBlocks` says which. A hash covers a block's tokens and all before
 them, from the sequence's ``cache_seed`` on. It is published only after the block's last token has been computed.
 
 A fork holds its parent's blocks: the reference counts rise and nothing is copied. Who is about to write into a block
@@ -10,17 +10,12 @@ that others hold gets a copy of it first; the pairs are collected for the step a
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import secrets
 from collections.abc import Iterable
 from hashlib import blake2b
 
-from server.engine.batch_inputs import IntArray
+from server.engine.cached_blocks import CachedBlocks
 from server.engine.sequence import Sequence
-
-
-def block_hash(previous: bytes, token_ids: IntArray) -> bytes:
-    """Hash of a block's tokens and, through ``previous``, of all before them."""
-    return blake2b(previous + token_ids.tobytes(), digest_size=16).digest()
 
 
 class BlockManager:
@@ -33,11 +28,15 @@ class BlockManager:
         self.prefix_cache = prefix_cache
         self._reuse_multiple = reuse_multiple
         self._ref_counts = [0] * num_blocks
+        self._secret = secrets.token_bytes(32)
+        """Nobody outside the process can compute a block's hash, and so none can be made to collide."""
         self._hashes: list[bytes | None] = [None] * num_blocks
+        self._tenants = [""] * num_blocks
+        """Who published each block that has a hash."""
         self._by_hash: dict[bytes, int] = {}
         self._free = list(range(num_blocks - 1, -1, -1))
-        self._cached: OrderedDict[int, None] = OrderedDict()
-        """Blocks of reference count 0 that have a hash, least recently used first."""
+        self._cached = CachedBlocks()
+        """Blocks of reference count 0 that have a hash."""
         self._copies: dict[int, int] = {}
         """Blocks to be filled before the next forward pass, and the blocks whose content they get."""
 
@@ -59,13 +58,14 @@ class BlockManager:
         Sets ``num_computed_tokens`` to what was reused. False, and nothing changed, if fewer than ``num_spare``
         blocks would remain.
         """
+        self._cached.touch(sequence.tenant)
         hits = self._find(sequence)
         num_blocks = self.blocks_for(sequence.num_tokens)
         num_idle_hits = sum(self._ref_counts[block] == 0 for block in hits)
         if num_blocks - len(hits) + num_idle_hits + num_spare > self.num_available:
             return False
         for block in hits:
-            self._cached.pop(block, None)
+            self._cached.remove(block)
             self._ref_counts[block] += 1
         sequence.block_table[: len(hits)] = hits
         sequence.num_blocks = sequence.num_published_blocks = len(hits)
@@ -134,6 +134,7 @@ class BlockManager:
                 block = int(sequence.block_table[i])
                 self._hashes[block] = sequence.block_hashes[i]
                 self._by_hash[sequence.block_hashes[i]] = block
+                self._tenants[block] = sequence.tenant
         sequence.num_published_blocks = num_full
 
     def free(self, sequence: Sequence) -> None:
@@ -212,7 +213,8 @@ class BlockManager:
         hashes, size = sequence.block_hashes, self.block_size
         for i in range(len(hashes), num_blocks):
             previous = hashes[-1] if hashes else sequence.cache_seed
-            hashes.append(block_hash(previous, sequence.token_ids[i * size : (i + 1) * size]))
+            tokens = sequence.token_ids[i * size : (i + 1) * size]
+            hashes.append(blake2b(previous + tokens.tobytes(), digest_size=16, key=self._secret).digest())
 
     def _extend(self, sequence: Sequence, num_blocks: int) -> None:
         for i in range(sequence.num_blocks, num_blocks):
@@ -223,7 +225,7 @@ class BlockManager:
         if self._free:
             block = self._free.pop()
         else:
-            block, _ = self._cached.popitem(last=False)
+            block = self._cached.pop()
             self._forget(block)
         self._ref_counts[block] = 1
         # Its last owner may have asked for a copy and been preempted in the same step.
@@ -243,7 +245,7 @@ class BlockManager:
             if self._hashes[block] is None:
                 self._free.append(block)
             else:
-                self._cached[block] = None
+                self._cached.add(block, self._tenants[block])
 
     def _forget(self, block: int) -> None:
         digest = self._hashes[block]

@@ -56,6 +56,7 @@ class Sequence:
         "shadow",
         "stopping",
         "template_spans",
+        "tenant",
         "token_ids",
         "top_logprobs",
         "vocabulary",
@@ -118,6 +119,7 @@ class Sequence:
         """Of the leading full blocks of known tokens, as far as they were needed; outlives a preemption."""
         self.num_published_blocks = 0
         """Leading blocks that the prefix cache knows or was offered."""
+        self.tenant = command.tenant
         self.cache_seed = cache_seed
         """Start of the hash chain: sequences with different seeds share no block (adapter, tenant salt)."""
         self.reuses_prefix = True

@@ -199,10 +199,15 @@ def _matcher(params: SamplingParams) -> PhraseMatcher | None:
     return PhraseMatcher(params.banned_phrases, fold=True)
 
 
+def _cache_seed(command: Generate) -> bytes:
+    """The same for requests that may share blocks. A worker holds one model, adapter and all."""
+    parts = [blake2b(text.encode(), digest_size=16).digest() for text in (command.tenant, command.cache_salt)]
+    return b"".join(parts)
+
+
 def _sequence(command: Generate, *, max_model_len: int, block_size: int, sample_index: int, **options: Any) -> Sequence:
     """One output, with its shadow if the request is guided."""
-    salt = command.cache_salt.encode()
-    cache_seed = blake2b(salt, digest_size=16).digest() if salt else b""
+    cache_seed = _cache_seed(command)
     if command.params.guidance_scale == 1.0:
         return Sequence(
             command,
@@ -225,7 +230,7 @@ def _sequence(command: Generate, *, max_model_len: int, block_size: int, sample_
     )
     params = SamplingParams(max_new_tokens=sequence.stopping.max_tokens - len(command.prompt_ids))
     sequence.shadow = Sequence(
-        Generate(command.request_id, negative_ids, params, command.outputs),
+        Generate(command.request_id, negative_ids, params, command.outputs, tenant=command.tenant),
         max_model_len=max_model_len,
         block_size=block_size,
         sample_index=sample_index,

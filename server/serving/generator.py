@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from server import metrics
+from server import caller, metrics
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
 from server.errors import DeadlineExceeded, NoTokenLeft, SluiceError
@@ -133,7 +133,7 @@ class ServedGenerator:
         record.prompt_tokens += len(generation.prompt.ids)
         clock = _Clock(self.name, generation, record)
         try:
-            command = _command(generation.prompt, request_id, self._deadline_s(generation.prompt, record))
+            command = self._command(generation.prompt, request_id, record)
             replies = self.worker.stream(command, clock.note_start, lambda: generation.samples_at_end)
             async with aclosing(replies):
                 async for messages in replies:
@@ -162,6 +162,20 @@ class ServedGenerator:
             record.cached_tokens += generation.cached_tokens
             record.finish_reason = generation.finish_reason
 
+    def _command(self, prompt: Prompt, request_id: str, record: RequestRecord) -> Generate:
+        who = caller.current()
+        return Generate(
+            request_id,
+            prompt.ids,
+            prompt.params,
+            negative_prompt_ids=prompt.negative_ids,
+            template_spans=prompt.template_spans,
+            cache_salt=prompt.cache_salt,
+            tenant="" if self.config.share_prefix_cache else who.tenant,
+            caller=who.id,
+            deadline_s=self._deadline_s(prompt, record),
+        )
+
     def _deadline_s(self, prompt: Prompt, record: RequestRecord) -> float | None:
         """On the monotonic clock. Raises DeadlineExceeded if it has passed."""
         left_s = record.time_left_s(prompt.options.max_time, self.config.request_timeout_s)
@@ -172,18 +186,6 @@ class ServedGenerator:
 
 def _has_timed_out(generations: Sequence[Generation]) -> bool:
     return any(output.finish_reason == "max_time" for generation in generations for output in generation.outputs)
-
-
-def _command(prompt: Prompt, request_id: str, deadline_s: float | None) -> Generate:
-    return Generate(
-        request_id,
-        prompt.ids,
-        prompt.params,
-        negative_prompt_ids=prompt.negative_ids,
-        template_spans=prompt.template_spans,
-        cache_salt=prompt.cache_salt,
-        deadline_s=deadline_s,
-    )
 
 
 class _Clock:
