@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from server.api import anthropic, json_body, rerank, score, tokenize
-from server.api.openai import classify, embeddings, responses
+from server.api.openai import classify, embeddings, responses_body
 from server.api.openai.fields import Refusal
 from server.api.openai.schemas import REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS, ChatBody, CompletionBody
 from server.api.openapi.limits import OptionDocs, describe_refusals
@@ -20,7 +20,7 @@ from server.api.schemas import GenerateParameters, StrictModel
 REFUSALS: dict[type[BaseModel], Mapping[str, Refusal]] = {
     ChatBody: REFUSED_IN_CHAT,
     CompletionBody: REFUSED_IN_COMPLETIONS,
-    responses.ResponsesBody: responses.REFUSED_HERE,
+    responses_body.ResponsesBody: responses_body.REFUSED_HERE,
     anthropic.MessagesBody: anthropic.REFUSED_HERE,
     tokenize.TokenizeBody: tokenize.REFUSED,
     rerank.RerankBody: rerank.REFUSED,

@@ -1,4 +1,4 @@
-"""What /v1/responses answers: OpenAI's newer shape, for text."""
+"""What /v1/responses answers: OpenAI's newer shape. Tools and reasoning have tests of their own."""
 
 from __future__ import annotations
 
@@ -138,15 +138,22 @@ def test_a_failure_in_the_stream_is_an_error_event_and_the_last() -> None:
         ({}, "input"),
         ({"input": "a", "previous_response_id": "resp_1"}, "previous_response_id"),
         ({"input": "a", "store": True}, "store"),
-        ({"input": "a", "tools": [{"type": "web_search"}]}, "tools"),
+        ({"input": "a", "tools": [{"type": "web_search"}]}, "tools.0.type"),
         ({"input": "a", "max_output_tokens": MAX_MODEL_LEN}, "max_output_tokens"),
         ({"input": "a", "max_output_tokens": 5, "max_tokens": 6}, "max_tokens"),
         ({"input": "a", "n": 2}, "n"),
-        ({"input": [{"type": "function_call_output", "role": "user", "content": "a"}]}, "input.0.type"),
+        ({"input": [{"type": "function_call_output", "role": "user", "content": "a"}]}, "input.0.call_id"),
+        ({"input": [{"type": "function_call", "name": "f", "arguments": "{}"}]}, "input.0.call_id"),
+        ({"input": [{"type": "computer_call", "call_id": "a"}]}, "input.0.type"),
+        ({"input": [{"content": "a"}]}, "input.0.role"),
+        ({"input": "a", "max_tool_calls": 2}, "max_tool_calls"),
+        ({"input": "a", "tool_choice": {"type": "web_search"}}, "tool_choice"),
+        ({"input": "a", "tool_choice": "required"}, "tool_choice"),
+        ({"input": "a", "include": ["message.output_text.logprobs"]}, "include"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content.0.type"),
         ({"input": "a", "text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"input": "a", "text": {"verbosity": "low"}}, "text.verbosity"),
-        ({"input": "a", "reasoning": {"effort": "low"}}, "reasoning"),
+        ({"input": "a", "reasoning": {"effort": "low"}}, "reasoning.effort"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(front: Front, body: dict[str, Any], param: str) -> None:

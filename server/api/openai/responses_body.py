@@ -1,0 +1,180 @@
+"""Body of ``POST /v1/responses``: OpenAI's newer fields, and what they are in the terms of the chat."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from server.api.openai.fields import LenientModel, Refusal
+from server.api.openai.schemas import (
+    REFUSED,
+    ConversationBody,
+    JsonSchema,
+    NamedFunction,
+    NamedTool,
+    ResponseFormat,
+    TextPart,
+    Tool,
+    ToolFunction,
+)
+from server.api.openai.turn_plan import ToolWish
+from server.api.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, one_error
+from server.errors import InvalidParameter, InvalidRequest
+
+NOT_STORED = Refusal("nothing is stored; send the whole conversation as input")
+REFUSED_HERE: dict[str, Refusal] = {
+    **REFUSED,
+    "previous_response_id": NOT_STORED,
+    "conversation": NOT_STORED,
+    "prompt": NOT_STORED,
+    "background": Refusal("an answer is waited for", (False,)),
+    "max_tool_calls": Refusal("it limits tools that a server runs itself, and this one runs none"),
+    # Reasoning is returned as text, which can be sent back as it is.
+    "include": Refusal("there is nothing more to return", ([], ["reasoning.encrypted_content"])),
+    "top_logprobs": Refusal("/v1/chat/completions has logprobs", (0,)),
+    "truncation": Refusal("set truncate_prompt_tokens", ("disabled",)),
+}
+
+
+class OutputPart(TextPart):
+    """A part of a message, as input or as an earlier answer had it."""
+
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+
+
+class InputItem(LenientModel):
+    """One item of a conversation: a message, reasoning, a call of a function, or the result of one."""
+
+    type: str | None = None
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: (
+        Annotated[str | Annotated[list[OutputPart], STOP_AT_FIRST_ERROR], one_error("a string or a list of text parts")]
+        | None
+    ) = None
+    id: str | None = None
+    status: str | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str | None = None
+    output: (
+        Annotated[str | Annotated[list[OutputPart], STOP_AT_FIRST_ERROR], one_error("a string or a list of text parts")]
+        | None
+    ) = None
+    summary: list[OutputPart] | None = None
+
+
+class TextFormat(LenientModel):
+    """The structure of the answer: here the schema's fields stand beside the type."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class TextConfig(LenientModel):
+    """What ``text`` holds."""
+
+    format: TextFormat | None = None
+    verbosity: Literal["medium"] | None = None
+    """OpenAI's default: how long an answer is, a message has to say."""
+
+
+class FunctionTool(LenientModel):
+    """A function that the model may call; the server runs no tools of its own."""
+
+    type: Literal["function"]
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+    """Arguments of a forced call always follow the schema."""
+
+
+class ChosenFunction(LenientModel):
+    """A ``tool_choice`` that forces one call."""
+
+    type: Literal["function"]
+    name: str
+
+
+class AllowedTools(LenientModel):
+    """A ``tool_choice`` that narrows the tools."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"]
+    tools: list[ChosenFunction]
+
+
+Choice = Annotated[
+    Literal["none", "auto", "required"] | ChosenFunction | AllowedTools,
+    one_error('"none", "auto", "required", {"type": "function", "name": ...} or {"type": "allowed_tools", ...}'),
+]
+
+
+class ReasoningConfig(LenientModel):
+    """How the model reasons."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    summary: Literal["auto"] | None = None
+    """Reasoning is returned whole, not summed up."""
+
+
+class ResponsesBody(ConversationBody):
+    """Body of ``POST /v1/responses``; every option of ours may stand in it too."""
+
+    input: Annotated[
+        str | Annotated[list[InputItem], STOP_AT_FIRST_ERROR, NOT_EMPTY], one_error("a string or a list of items")
+    ]
+    """A text, or 1 to 1024 items of the type message (with role and content, whose parts are of the type input_text or
+    output_text), function_call (with name and call_id), function_call_output (with call_id and output) or reasoning
+    (with parts of the type reasoning_text or summary_text)."""
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    text: TextConfig | None = None
+    tools: Annotated[list[FunctionTool], STOP_AT_FIRST_ERROR] | None = None
+    tool_choice: Choice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning: ReasoningConfig | None = None
+    metadata: dict[str, str] | None = None
+
+
+def tool_wish(body: ResponsesBody) -> ToolWish:
+    """Raises for allowed tools that are not among the tools."""
+    tools, choice = body.tools or [], body.tool_choice
+    if isinstance(choice, AllowedTools):
+        names = [tool.name for tool in choice.tools]
+        for name in names:
+            if name not in [tool.name for tool in tools]:
+                raise InvalidParameter("tool_choice.tools", name, "must name one of the tools")
+        tools = [tool for tool in tools if tool.name in names]
+    return ToolWish(
+        tools=[_chat_tool(tool) for tool in tools],
+        choice=_chat_choice(choice),
+        is_parallel=body.parallel_tool_calls is not False,
+    )
+
+
+def _chat_tool(tool: FunctionTool) -> Tool:
+    function = ToolFunction(name=tool.name, description=tool.description, parameters=tool.parameters)
+    return Tool(type="function", function=function)
+
+
+def _chat_choice(choice: Choice | None) -> Literal["none", "auto", "required"] | NamedTool | None:
+    if isinstance(choice, ChosenFunction):
+        return NamedTool(type="function", function=NamedFunction(name=choice.name))
+    return choice.mode if isinstance(choice, AllowedTools) else choice
+
+
+def with_format(body: ResponsesBody) -> ResponsesBody:
+    """The structure under the name that the other routes have for it."""
+    if body.text is None or body.text.format is None:
+        return body
+    if body.response_format is not None:
+        raise InvalidRequest("response_format has another name here: give text.format alone.", param="response_format")
+    wanted = body.text.format
+    schema = JsonSchema(schema=wanted.schema_) if wanted.type == "json_schema" else None
+    return body.model_copy(update={"response_format": ResponseFormat(type=wanted.type, json_schema=schema)})
