@@ -24,16 +24,16 @@ class ModuleState:
         configs = {id(part.config): part.config for part in parts.values() if hasattr(part, "config")}
         owners = [*parts.items(), *(("config", config) for config in configs.values())]
         self._spaces = [space for name, owner in owners for space in _spaces(name, vars(owner))]
-        self._buffers = [(name, buffer, buffer._version, buffer.clone()) for name, buffer in module.named_buffers()]
+        self._buffers = [(name, buffer, _version(buffer), buffer.clone()) for name, buffer in module.named_buffers()]
 
     def restore(self) -> list[str]:
-        """Put back what has changed since; returns its names. Hooks are not state."""
+        """Put back what has changed since; returns its names. Hooks and the choice of attention are not state."""
         changed = [name for space in self._spaces for name in space.restore()]
         for number, (name, buffer, version, saved) in enumerate(self._buffers):
-            if buffer._version != version:
-                with torch.no_grad():
+            if _version(buffer) != version or (version is None and not torch.equal(buffer, saved)):
+                with torch.inference_mode():
                     buffer.copy_(saved)
-                self._buffers[number] = (name, buffer, buffer._version, saved)
+                self._buffers[number] = (name, buffer, _version(buffer), saved)
                 changed.append(name)
         return changed
 
@@ -44,7 +44,7 @@ class _Namespace:
     def __init__(self, name: str, entries: dict[Any, Any]) -> None:
         self._name = name
         self._entries = entries
-        self._saved = {key: value for key, value in entries.items() if not _is_hooks(key)}
+        self._saved = {key: value for key, value in entries.items() if not _is_chosen(key)}
         self._num_entries = len(entries)
 
     def restore(self) -> Iterator[str]:
@@ -57,7 +57,7 @@ class _Namespace:
             if not _is_same(found, value):
                 yield f"{self._name}.{key}"
         if len(entries) != self._num_entries:
-            for key in [key for key in entries if key not in self._saved and not _is_hooks(key)]:
+            for key in [key for key in entries if key not in self._saved and not _is_chosen(key)]:
                 del entries[key]
                 yield f"{self._name}.{key}"
 
@@ -80,12 +80,17 @@ class _Items:
 def _spaces(name: str, entries: dict[str, Any]) -> Iterator[_Namespace | _Items]:
     yield _Namespace(name, entries)
     for key, value in entries.items():
-        if _is_hooks(key):
+        if _is_chosen(key):
             continue
         if isinstance(value, dict):
             yield _Namespace(f"{name}.{key}", value)
         elif isinstance(value, list):
             yield _Items(f"{name}.{key}", value)
+
+
+def _version(buffer: Tensor) -> int | None:
+    """Rises with every change; None where torch does not count."""
+    return None if buffer.is_inference() else buffer._version
 
 
 def _is(one: Any, other: Any) -> bool:
@@ -98,8 +103,9 @@ def _is_same(one: Any, other: Any) -> bool:
     return isinstance(one, SIMPLE) and isinstance(other, SIMPLE) and one == other
 
 
-def _is_hooks(key: Any) -> bool:
-    return isinstance(key, str) and "_hooks" in key
+def _is_chosen(key: Any) -> bool:
+    """Hooks, and the attention that a config names: whoever runs the module sets them."""
+    return isinstance(key, str) and ("_hooks" in key or key.startswith("_attn_implementation"))
 
 
 def _is_torchs_own(part: nn.Module) -> bool:

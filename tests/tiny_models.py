@@ -128,6 +128,23 @@ def tiny_decoder(family: str, seed: int = 0) -> PreTrainedModel:
     return module.eval()
 
 
+def lengthwise_decoder(kind: str, seed: int = 0, switch: int = 64, **fields: Any) -> PreTrainedModel:
+    """One whose rotary factors follow from a sequence's length, from ``switch`` tokens on; ``kind`` is the type."""
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 10000.0, "factor": 4.0}
+    family, limit = "llama", switch
+    if kind == "longrope":
+        half = fields.get("hidden_size", 48) // 8
+        rope |= {"short_factor": [1.0] * half, "long_factor": [1.0 + 2 * i for i in range(half)]}
+        rope |= {"original_max_position_embeddings": switch}
+        family, limit = "phi3", 8 * switch
+        fields["original_max_position_embeddings"] = switch
+    settings = {**FAMILIES[family], "max_position_embeddings": limit, "rope_parameters": rope, **fields}
+    module = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **_IDS, **settings), dtype=torch.float32)
+    scramble(module, seed)
+    module.generation_config = GenerationConfig(bos_token_id=BOS_ID, eos_token_id=EOS_ID, pad_token_id=PAD_ID)
+    return module.eval()
+
+
 def write_tiny_decoder(folder: Path, family: str, seed: int = 0) -> Path:
     """Write weights, config, generation_config and tokenizer; the same seed writes the same model."""
     tiny_decoder(family, seed).save_pretrained(folder)

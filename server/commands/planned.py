@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from server.config import ModelConfig
 from server.engine import memory
 from server.engine.engine import default_max_batch_tokens
-from server.engine.executors.build import FORWARD_FAILURES
 from server.engine.executors.generic import ATTENTION, Unsupported, probe, set_attention
+from server.engine.selfcheck import FORWARD_FAILURES
 from server.errors import ConfigurationError
 from server.models import loader
 from server.models.folder import ModelFolder, look

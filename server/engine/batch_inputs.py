@@ -33,6 +33,10 @@ class Row:
     """Blocks that cover at least ``num_computed + len(token_ids)`` tokens. Valid for this step only."""
     num_logits: int = 1
     """Of how many of the new tokens, from the last one back, the logits are wanted; 0 where only the cache is."""
+    deciding_length: int = 0
+    """The length that decides the sequence's rotary factors; see `LengthRule`."""
+    position_offset: int = 0
+    """Added to the tokens' positions, and to nothing else: far positions can be tried without computing up to them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,9 @@ class BatchInputs:
     """int64"""
     position_ids_T: Tensor
     """int64"""
+    rotary_ids_T: Tensor
+    """int64: each token's row in tables of rotary factors that hold those of short sequences, then those of long ones.
+    """
     slots_T: Tensor
     """int64: each new token's row in the cache, ``block * block_size + offset``."""
     wanted_R: Tensor
@@ -72,27 +79,31 @@ def on_device(array: npt.NDArray[Any], device: torch.device) -> Tensor:
 def build(rows: Sequence[Row], block_size: int, device: torch.device) -> BatchInputs:
     """Lay the rows end to end."""
     lengths = [len(row.token_ids) for row in rows]
-    # One array for all three, so that one copy takes them to the device.
-    packed = np.empty((3, sum(lengths)), dtype=np.int64)
-    token_ids, positions, slots = packed
+    # One array for all four, so that one copy takes them to the device.
+    packed = np.empty((4, sum(lengths)), dtype=np.int64)
+    token_ids, positions, rotary_ids, slots = packed
     start = 0
     for row, length in zip(rows, lengths, strict=True):
         first = row.num_computed
         if length == 1:
             token_ids[start] = row.token_ids[0]
-            positions[start] = first
+            positions[start] = first + row.position_offset
             slots[start] = row.block_table[first // block_size] * block_size + first % block_size
         else:
             stop = start + length
             token_ids[start:stop] = row.token_ids
-            positions[start:stop] = np.arange(first, first + length)
+            positions[start:stop] = np.arange(first, first + length) + row.position_offset
             slots[start:stop] = slot_mapping(row.block_table, first, first + length, block_size)
         start += length
-    token_ids_T, position_ids_T, slots_T = on_device(packed, device)
+    rotary_ids[:] = positions
+    if any(row.deciding_length for row in rows):
+        rotary_ids += np.repeat([max(0, row.deciding_length - 1) for row in rows], lengths)
+    token_ids_T, position_ids_T, rotary_ids_T, slots_T = on_device(packed, device)
     return BatchInputs(
         rows=rows,
         token_ids_T=token_ids_T,
         position_ids_T=position_ids_T,
+        rotary_ids_T=rotary_ids_T,
         slots_T=slots_T,
         wanted_R=on_device(_wanted(rows, np.cumsum(lengths, dtype=np.int64)), device),
     )

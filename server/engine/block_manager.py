@@ -2,7 +2,8 @@
 
 A block is free, held (reference count above 0) or *cached*: held by nobody, still addressed by its hash, and taken
 for new use when no free block is left; `CachedBlocks` says which. A hash covers a block's tokens and all before
-them, from the sequence's ``cache_seed`` on. It is published only after the block's last token has been computed.
+them, from the sequence's ``cache_seed`` and ``deciding_length`` on. It is published only after the block's last token
+has been computed.
 
 A fork holds its parent's blocks: the reference counts rise and nothing is copied. Who is about to write into a block
 that others hold gets a copy of it first; the pairs are collected for the step and copied before it is computed.
@@ -51,6 +52,13 @@ class BlockManager:
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
+
+    def decide(self, sequence: Sequence, deciding_length: int) -> None:
+        """Set the length that decides the rotary factors of a sequence that holds nothing."""
+        assert sequence.num_blocks == 0, "what is computed has the factors of another length"
+        if sequence.deciding_length != deciding_length:
+            sequence.deciding_length = deciding_length
+            sequence.block_hashes.clear()
 
     def admit(self, sequence: Sequence, num_spare: int) -> bool:
         """Give a sequence that holds nothing the blocks of its known tokens, reusing computed ones.
@@ -212,7 +220,7 @@ class BlockManager:
     def _hash_up_to(self, sequence: Sequence, num_blocks: int) -> None:
         hashes, size = sequence.block_hashes, self.block_size
         for i in range(len(hashes), num_blocks):
-            previous = hashes[-1] if hashes else sequence.cache_seed
+            previous = hashes[-1] if hashes else _chain_start(sequence)
             tokens = sequence.token_ids[i * size : (i + 1) * size]
             hashes.append(blake2b(previous + tokens.tobytes(), digest_size=16, key=self._secret).digest())
 
@@ -252,6 +260,13 @@ class BlockManager:
         if digest is not None:
             del self._by_hash[digest]
             self._hashes[block] = None
+
+
+def _chain_start(sequence: Sequence) -> bytes:
+    """Keys under different rotary factors are different content."""
+    if not sequence.deciding_length:
+        return sequence.cache_seed
+    return blake2b(b"%b:%d" % (sequence.cache_seed, sequence.deciding_length), digest_size=16).digest()
 
 
 def _require(condition: bool, message: str) -> None:

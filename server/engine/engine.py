@@ -85,6 +85,7 @@ class DecoderEngine:
             chunking=FixedChunks(blocks_per_chunk * runner.block_size) if has_fixed_cuts else FreeChunks(),
             pacing=None if has_fixed_cuts else pacing,
             drafter=self._drafter,
+            rule=runner.length_rule,
         )
         self._chooser = Chooser(self.scheduler)
         self._acceptor = Acceptor(self.scheduler, self._drafter)
@@ -284,4 +285,5 @@ def _row(share: Share) -> Row:
         num_computed=start,
         block_table=sequence.block_table[: sequence.num_blocks],
         num_logits=share.num_logits,
+        deciding_length=sequence.deciding_length,
     )

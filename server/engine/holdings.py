@@ -1,11 +1,14 @@
-"""What single rows hold: their key, their blocks, and what the runner keeps for them. Knows no queues."""
+"""What rows hold: their key, their blocks, and what the runner keeps for them. Knows no queues."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from server.engine.block_manager import BlockManager
+from server.engine.lengths import LengthRule
 from server.engine.sequence import Sequence
+from server.engine.sequence_group import SequenceGroup
 
 
 class RowStates(Protocol):
@@ -19,9 +22,10 @@ class RowStates(Protocol):
 class Holdings:
     """Changes blocks and the runner's states of a row together."""
 
-    def __init__(self, blocks: BlockManager, states: RowStates) -> None:
+    def __init__(self, blocks: BlockManager, states: RowStates, rule: LengthRule | None = None) -> None:
         self._blocks = blocks
         self._states = states
+        self._rule = rule
         self._next_key = 0
 
     def name(self, row: Sequence) -> None:
@@ -38,10 +42,59 @@ class Holdings:
             assert child.key is not None
             self._states.fork(parent.key, child.key)
 
+    def forked(self, sequence: Sequence) -> Sequence:
+        """A sequence with the same output so far, whose rows go on from what ``sequence``'s have computed."""
+        child = sequence.fork()
+        for parent_row, row in zip(sequence.rows, child.rows, strict=True):
+            self.fork(parent_row, row, parent_row.num_computed_tokens)
+        return child
+
     def rewind(self, row: Sequence, num_tokens: int) -> None:
         """Count only the first ``num_tokens`` as computed, or as many of them as the runner can go back to."""
         assert row.key is not None
         self._blocks.rewind(row, self._states.rewind(row.key, num_tokens))
+
+    def decide(self, rows: Iterable[Sequence]) -> None:
+        """Set the lengths that decide the rotary factors of rows that hold nothing."""
+        for row in rows:
+            self._blocks.decide(row, self._deciding_length(row))
+
+    def follow_lengths(self, group: SequenceGroup, shared: Callable[[Sequence, int], int]) -> bool:
+        """Let rows of a running group begin again whose lengths decide other rotary factors by now.
+
+        They keep their place in the queue, and hold nothing. ``shared`` is that of `SequenceGroup.begin`.
+        """
+        changed = [row for row in group.rows if row.deciding_length != self._deciding_length(row)]
+        for row in changed:
+            self.give_back(row)
+        self.decide(changed)
+        if len(changed) == len(group.rows) > len(group.leaders):
+            # What they have in common is computed once.
+            group.begin(shared)
+            changed = group.rows
+        for row in changed:
+            self.name(row)
+        return bool(changed)
+
+    def num_alike(self, row: Sequence, num_drafted: int) -> int:
+        """Of guesses behind the row's last token, how many leave its rotary factors as they are."""
+        return num_drafted if self._rule is None else self._rule.num_more_alike(row.num_tokens, num_drafted)
+
+    def most_blocks(self, group: SequenceGroup) -> int:
+        """Blocks of the group's longest outputs, whose last tokens are never computed."""
+        num_blocks = 0
+        for leader in group.leaders:
+            num_shared = (leader.num_prompt_tokens - 1) // self._blocks.block_size
+            if self._rule is not None and group.search is None:
+                # While some outputs are longer than the switch and others are not, they share nothing.
+                may_part = self._rule.may_part(leader.num_prompt_tokens, leader.stopping.max_tokens)
+                num_shared = 0 if may_part else num_shared
+            num_own = self._blocks.blocks_for(leader.stopping.max_tokens - 1) - num_shared
+            num_blocks += num_shared + num_own * (group.num_rows // len(group.leaders))
+        return num_blocks
+
+    def _deciding_length(self, row: Sequence) -> int:
+        return 0 if self._rule is None else self._rule.deciding_length(row.num_prompt_tokens, row.num_tokens)
 
     def give_back(self, row: Sequence) -> None:
         if row.key is not None:

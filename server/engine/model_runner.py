@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from server.engine.batch_inputs import Row
+from server.engine.lengths import LengthRule
 
 
 class ModelRunner(ABC):
@@ -39,6 +40,9 @@ class ModelRunner(ABC):
 
     is_row_invariant = False
     """Whether a token's logits are bitwise the same whatever else is computed in the step, before it and with it."""
+
+    length_rule: LengthRule | None = None
+    """How a sequence's length decides its rotary factors; None where they are the same for every sequence."""
 
     quantization_kl: float | None = None
     """What quantised weights lose, in nats; None where they are not quantised."""

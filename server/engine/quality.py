@@ -64,7 +64,15 @@ def logprobs(runner: ModelRunner, sequences: Sequence[Sequence[int]]) -> Iterato
     """Log-probabilities ``[T, V]`` after every token of each sequence."""
     for ids in sequences:
         table = range(-(-len(ids) // runner.block_size))
-        row = Row(key=0, token_ids=list(ids), num_computed=0, block_table=table, num_logits=len(ids))
+        rule = runner.length_rule
+        row = Row(
+            key=0,
+            token_ids=list(ids),
+            num_computed=0,
+            block_table=table,
+            num_logits=len(ids),
+            deciding_length=0 if rule is None else rule.deciding_length(len(ids), len(ids)),
+        )
         yield runner.forward([row]).log_softmax(-1)
         runner.release(0)
 

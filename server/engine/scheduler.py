@@ -19,6 +19,7 @@ from server.engine.batch import Batch, Share, share_of
 from server.engine.block_manager import BlockManager
 from server.engine.chunking import Chunking, FreeChunks
 from server.engine.holdings import Holdings, RowStates
+from server.engine.lengths import LengthRule
 from server.engine.pacing import Pacing
 from server.engine.prompt_lookup import Drafter
 from server.engine.sequence import Sequence
@@ -38,16 +39,21 @@ class Scheduler:
         chunking: Chunking | None = None,
         pacing: Pacing | None = None,
         drafter: Drafter | None = None,
+        rule: LengthRule | None = None,
     ) -> None:
-        """Without ``pacing`` a step computes as much of prompts as ``max_batch_tokens`` allows."""
+        """Without ``pacing`` a step computes as much of prompts as ``max_batch_tokens`` allows.
+
+        With ``rule``, a row that grows to a length with other rotary factors is computed again from its beginning.
+        """
         self.blocks = blocks
         self.max_batch_tokens = max_batch_tokens
         self.max_running = max_running
         """Most rows."""
-        self._holdings = Holdings(blocks, states)
+        self._holdings = Holdings(blocks, states, rule)
         self._chunking = chunking or FreeChunks()
         self._pacing = pacing
         self._drafter = drafter
+        self._rule = rule
         self._waiting: OrderedDict[str, SequenceGroup] = OrderedDict()
         self._running: OrderedDict[str, SequenceGroup] = OrderedDict()
 
@@ -67,13 +73,8 @@ class Scheduler:
         return self._running.get(request_id) or self._waiting.get(request_id)
 
     def fits_alone(self, group: SequenceGroup) -> bool:
-        """Whether the empty cache could hold the group's longest outputs; their last tokens are never computed."""
-        num_blocks = 0
-        for leader in group.leaders:
-            num_shared = (leader.num_prompt_tokens - 1) // self.blocks.block_size
-            num_own = self.blocks.blocks_for(leader.stopping.max_tokens - 1) - num_shared
-            num_blocks += num_shared + num_own * (group.num_rows // len(group.leaders))
-        return num_blocks <= self.blocks.num_blocks
+        """Whether the empty cache could hold the group's longest outputs."""
+        return self._holdings.most_blocks(group) <= self.blocks.num_blocks
 
     def add(self, group: SequenceGroup) -> None:
         self._waiting[group.request_id] = group
@@ -127,7 +128,7 @@ class Scheduler:
         used: set[int] = set()
         for parent in parents:
             sequence = group.sequences[parent]
-            children.append(sequence if parent not in used else self._forked(sequence))
+            children.append(sequence if parent not in used else self._holdings.forked(sequence))
             used.add(parent)
         for i, sequence in enumerate(group.sequences):
             if i not in used:
@@ -145,6 +146,9 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Choose the next step's work and give it blocks."""
         batch = Batch()
+        for group in list(self._running.values()) if self._rule is not None else ():
+            if self._holdings.follow_lengths(group, self._chunking.shared):
+                self._make_room(group, batch)
         budget, rest = self._schedule_growth(batch)
         batch.num_growing = len(batch.shares)
         # Of those that wait, only they count whom the running ones leave a place.
@@ -216,13 +220,14 @@ class Scheduler:
         drafts = drafter.drafts(batch.shares, self.max_batch_tokens - len(batch.shares))
         for i, draft_ids in enumerate(drafts):
             share = batch.shares[i]
+            draft_ids = draft_ids[: self._holdings.num_alike(share.sequence, len(draft_ids))]
             if len(draft_ids) and self.blocks.grow(share.sequence, share.sequence.num_tokens + len(draft_ids)):
                 batch.shares[i] = share._replace(draft_ids=draft_ids, num_logits=1 + len(draft_ids))
 
     def _make_room(self, group: SequenceGroup, batch: Batch) -> bool:
         """Give each row the blocks of its known tokens. False if the group was preempted for want of them."""
         for row in group.rows:
-            while not self.blocks.grow(row, row.num_tokens):
+            while not (self.blocks.grow(row, row.num_tokens) if row.num_blocks else self.blocks.admit(row, 0)):
                 victim = next(reversed(self._running.values()))
                 self._preempt(victim)
                 batch.num_preemptions += 1
@@ -262,6 +267,7 @@ class Scheduler:
 
     def _place(self, group: SequenceGroup) -> bool:
         """Give the group's leaders blocks. False, and nothing changed, if there are not enough."""
+        self._holdings.decide(group.all_rows)
         group.begin(self._chunking.shared)
         # A spare block for each row that runs, and those of rows to come, or someone would soon be preempted for them.
         num_spare = sum(
@@ -291,12 +297,6 @@ class Scheduler:
                 self._holdings.give_back(row)
         group.drops_leader = False
         return True
-
-    def _forked(self, sequence: Sequence) -> Sequence:
-        child = sequence.fork()
-        for parent_row, row in zip(sequence.rows, child.rows, strict=True):
-            self._holdings.fork(parent_row, row, parent_row.num_computed_tokens)
-        return child
 
     def _preempt(self, group: SequenceGroup) -> None:
         self.finish(group)

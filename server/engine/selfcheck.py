@@ -1,22 +1,34 @@
-"""Does a runner give the model's own logits? Three short sequences against a plain forward pass of the same weights.
+"""Does a runner give the model's own logits? A few short sequences against a plain forward pass of the same weights.
+
+Three begin at position 0. Others stand at far positions: on both sides of every length at which the model changes how
+it computes, and at the end of what is served. They are as short, since positions can be set.
 
 Dimension key: T tokens of one sequence, V vocabulary size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from server.engine.batch_inputs import Row
+from server.engine.lengths import LengthRule
 from server.engine.model_runner import ModelRunner
+
+log = logging.getLogger("sluice.engine")
 
 MAX_CHECKED_WINDOW = 512
 """A longer sliding window is not exceeded: the check would take longer than loading the model."""
+
+FAR_LENGTH = 12
+"""Tokens of a sequence at far positions."""
 
 FLOAT32_TOLERANCE = 1e-4
 """Largest difference of logits, as a part of their range."""
@@ -27,21 +39,50 @@ MIN_COSINE = 0.98
 TOP_TOLERANCE = 0.05
 """In 16 bits: how far our most likely token may lie below the reference's, as a part of the logits' range."""
 
+FORWARD_FAILURES = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    AssertionError,
+    NotImplementedError,
+)
+"""What a module raises that is called in a way it was not made for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Token ids and what the plain model makes of them."""
+
+    token_ids: list[int]
+    logits_TV: Tensor
+    """float32, on the CPU"""
+    first_position: int = 0
+    deciding_length: int = 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Token ids and what the plain model makes of them."""
+    """What the plain model makes of a few sequences."""
 
-    sequences: list[list[int]]
-    logits_TV: list[Tensor]
-    """float32, on the CPU"""
+    samples: list[Sample]
+    """Three, from position 0 on."""
+    far: list[Sample]
+    rule: LengthRule | None
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        """Of the samples that begin at position 0."""
+        return [sample.token_ids for sample in self.samples]
 
     @property
     def vocab_size(self) -> int:
-        return self.logits_TV[0].shape[1]
+        return self.samples[0].logits_TV.shape[1]
 
     def num_blocks(self, block_size: int) -> int:
-        return sum(-(-len(ids) // block_size) for ids in self.sequences)
+        return max(_num_blocks(samples, block_size) for samples in (self.samples, self.far))
 
 
 def sequence_lengths(max_model_len: int, window: int | None) -> list[int]:
@@ -51,42 +92,102 @@ def sequence_lengths(max_model_len: int, window: int | None) -> list[int]:
 
 
 @torch.inference_mode()
-def reference(module: PreTrainedModel, max_model_len: int) -> Reference:
+def reference(module: PreTrainedModel, max_model_len: int, rule: LengthRule | None = None) -> Reference:
     """Run the plain module. Only before its linears are packed is this an independent witness."""
-    text_config = module.config.get_text_config(decoder=True)
-    lengths = sequence_lengths(max_model_len, getattr(text_config, "sliding_window", None))
+    config = module.config.get_text_config(decoder=True)
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    lengths = sequence_lengths(max_model_len, max(filter(None, windows), default=None))
     vocab_size = module.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
-    sequences = [torch.randint(vocab_size, (length,), generator=generator).tolist() for length in lengths]
-    return Reference(sequences=sequences, logits_TV=[_plain_logits(module, ids) for ids in sequences])
+
+    def sample(length: int, first: int = 0) -> Sample:
+        token_ids = torch.randint(vocab_size, (length,), generator=generator).tolist()
+        return Sample(
+            token_ids=token_ids,
+            logits_TV=_plain_logits(module, token_ids, first),
+            first_position=first,
+            deciding_length=0 if rule is None else rule.deciding_length(first + length, first + length),
+        )
+
+    samples = [sample(length) for length in lengths]
+    far = []
+    if "position_ids" in inspect.signature(module.forward).parameters:
+        try:
+            far = [sample(FAR_LENGTH, first) for first in far_positions(switches(config, rule), max_model_len)]
+        except FORWARD_FAILURES as error:
+            log.info("far positions are not checked: the model does not run there (%s)", error)
+    return Reference(samples=samples, far=far, rule=rule)
 
 
-def _plain_logits(module: PreTrainedModel, token_ids: list[int]) -> Tensor:
+def switches(config: Any, rule: LengthRule | None) -> list[int]:
+    """Lengths at which the model changes how it computes, by its config and as measured."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    by_layer = [value for value in parameters.values() if isinstance(value, dict)]
+    named = [rope.get("original_max_position_embeddings") for rope in (parameters, *by_layer)]
+    named += [getattr(config, name, None) for name in ("floor_scale", "log_scaling_n_floor")]
+    found = {int(length) for length in named if length}
+    return sorted(found if rule is None else found | {rule.switch})
+
+
+def far_positions(switches: Sequence[int], max_model_len: int) -> list[int]:
+    """First positions of sequences just before each switch, across it, and at the end.
+
+    >>> far_positions([4096], 131072)
+    [4084, 4090, 131060]
+    """
+    around = [first for switch in switches for first in (switch - FAR_LENGTH, switch - FAR_LENGTH // 2)]
+    last = max_model_len - FAR_LENGTH
+    return sorted({first for first in (*around, last) if 0 < first <= last})
+
+
+def _plain_logits(module: PreTrainedModel, token_ids: list[int], first: int) -> Tensor:
     ids = torch.tensor([token_ids], device=module.device)
-    logits: Tensor = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    options = {"position_ids": torch.arange(first, first + len(token_ids), device=module.device)[None]} if first else {}
+    logits: Tensor = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, **options).logits
     return logits[0].float().cpu()
 
 
 @torch.inference_mode()
 def difference(runner: ModelRunner, expected: Reference) -> str | None:
     """Run the sequences packed together, in chunks and token by token. None if all is right, else what is wrong."""
-    tables = _block_tables(expected, runner.block_size)
-    done = [0] * len(expected.sequences)
+    problem = _difference(runner, expected.samples, _targets([len(ids) for ids in expected.sequences]))
+    if problem or not expected.far:
+        return problem
+    targets = [[count] * len(expected.far) for count in (FAR_LENGTH - 5, FAR_LENGTH - 2, FAR_LENGTH)]
+    problem = _difference(runner, expected.far, targets)
+    return problem and f"at far positions, {problem}"
+
+
+def _difference(runner: ModelRunner, samples: Sequence[Sample], targets: Sequence[Sequence[int]]) -> str | None:
+    """``targets`` are the numbers of tokens that are computed after each step."""
+    tables = _block_tables(samples, runner.block_size)
+    done = [0] * len(samples)
     problem: str | None = None
-    for targets in _targets([len(ids) for ids in expected.sequences]):
-        rows = [
-            Row(key=i, token_ids=ids[done[i] : target], num_computed=done[i], block_table=tables[i])
-            for i, (ids, target) in enumerate(zip(expected.sequences, targets, strict=True))
-            if target > done[i]
-        ]
+    for targets_now in targets:
+        rows = list(_rows(samples, tables, done, targets_now))
         logits = runner.forward(rows).cpu()
         for row, ours in zip(rows, logits, strict=True):
-            done[row.key] = targets[row.key]
-            theirs = expected.logits_TV[row.key][done[row.key] - 1]
+            done[row.key] = targets_now[row.key]
+            theirs = samples[row.key].logits_TV[done[row.key] - 1]
             problem = problem or _compare(ours, theirs, runner.dtype)
     for i in range(len(tables)):
         runner.release(i)
     return problem
+
+
+def _rows(
+    samples: Sequence[Sample], tables: Sequence[list[int]], done: Sequence[int], targets: Sequence[int]
+) -> Iterator[Row]:
+    for i, (sample, target) in enumerate(zip(samples, targets, strict=True)):
+        if target > done[i]:
+            yield Row(
+                key=i,
+                token_ids=sample.token_ids[done[i] : target],
+                num_computed=done[i],
+                block_table=tables[i],
+                deciding_length=sample.deciding_length,
+                position_offset=sample.first_position,
+            )
 
 
 def _targets(lengths: Sequence[int]) -> list[list[int]]:
@@ -99,13 +200,17 @@ def _targets(lengths: Sequence[int]) -> list[list[int]]:
     ]
 
 
-def _block_tables(expected: Reference, block_size: int) -> list[list[int]]:
+def _num_blocks(samples: Sequence[Sample], block_size: int) -> int:
+    return sum(-(-len(sample.token_ids) // block_size) for sample in samples)
+
+
+def _block_tables(samples: Sequence[Sample], block_size: int) -> list[list[int]]:
     """Tables with the blocks of all sequences interleaved, backwards."""
-    free = list(range(expected.num_blocks(block_size)))
-    tables: list[list[int]] = [[] for _ in expected.sequences]
+    free = list(range(_num_blocks(samples, block_size)))
+    tables: list[list[int]] = [[] for _ in samples]
     while free:
-        for table, ids in zip(tables, expected.sequences, strict=True):
-            if len(table) * block_size < len(ids):
+        for table, sample in zip(tables, samples, strict=True):
+            if len(table) * block_size < len(sample.token_ids):
                 table.append(free.pop())
     return tables
 

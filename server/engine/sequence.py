@@ -26,7 +26,8 @@ SPARE_TOKENS = 64
 class Sequence:
     """One output of a request from its first token to its last: a row of the batch.
 
-    `BlockManager` alone changes the block table and the hashes, `Scheduler` alone ``key`` and ``num_computed_tokens``.
+    `BlockManager` alone changes the block table, the hashes and ``deciding_length``, `Scheduler` alone ``key`` and
+    ``num_computed_tokens``.
     """
 
     __slots__ = (
@@ -34,6 +35,7 @@ class Sequence:
         "block_hashes",
         "block_table",
         "cache_seed",
+        "deciding_length",
         "grammar",
         "guesses",
         "is_ended",
@@ -122,6 +124,8 @@ class Sequence:
         self.tenant = command.tenant
         self.cache_seed = cache_seed
         """Start of the hash chain: sequences with different seeds share no block (adapter, tenant salt)."""
+        self.deciding_length = 0
+        """The length that decides its rotary factors, as of the tokens that are computed; see `LengthRule`."""
         self.reuses_prefix = True
         """False where the logits of the prompt are wanted, which a block of the cache would not give."""
         self.key: int | None = None

@@ -106,8 +106,11 @@ class SequenceGroup:
     @property
     def all_rows(self) -> list[Sequence]:
         """Sequences, then their shadows, whether they hold blocks or not."""
-        shadows = [sequence.shadow for sequence in self.sequences if sequence.shadow is not None]
-        return self.sequences + shadows
+        return self.sequences + self._shadows
+
+    @property
+    def _shadows(self) -> list[Sequence]:
+        return [sequence.shadow for sequence in self.sequences if sequence.shadow is not None]
 
     @property
     def leaders(self) -> list[Sequence]:
@@ -133,9 +136,13 @@ class SequenceGroup:
     def begin(self, shared: Callable[[Sequence, int], int]) -> None:
         """The group is admitted: its leaders compute, the others follow when the trunk is computed.
 
-        ``shared`` says how much of a beginning that rows have in common is computed once.
+        ``shared`` says how much of a beginning that rows have in common is computed once. Rows whose lengths decide
+        different rotary factors have nothing in common.
         """
         self._shared = shared
+        if any(len({row.deciding_length for row in rows}) > 1 for rows in (self.sequences, self._shadows)):
+            self.spread()
+            return
         self.rows = self.leaders
         self.trunk = None if len(self.sequences) == 1 else common_length(self.sequences)
 

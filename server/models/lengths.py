@@ -52,6 +52,10 @@ def _num_positions(module: PreTrainedModel) -> int | None:
     """Most tokens of one sequence that the model has positions for; None where it has no limit."""
     config = module.config.get_text_config()
     limits = [int(value) for name in LENGTH_FIELDS if (value := positive(getattr(config, name, None)))]
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "dynamic":
+        # Here the config's number is where the scaling begins.
+        limits = [int(limit * rope.get("factor", 1.0)) for limit in limits]
     for name, part in module.named_modules():
         # RoBERTa's kind counts positions from padding_idx + 1 and sizes the table accordingly.
         is_table = name.endswith("embeddings.position_embeddings") and isinstance(part, nn.Embedding)

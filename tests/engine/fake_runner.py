@@ -2,7 +2,7 @@
 
 It stores each new token and its position in the slots that it is given, as a model stores keys and values, and reads
 the whole prefix back through the block table. A wrong slot, a stale block, a wrong position or a block that is shared
-and overwritten gives other logits than a lone run.
+and overwritten gives other logits than a lone run. With a rule for lengths, keys of two kinds in one row are an error.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 
 from server.engine import batch_inputs
 from server.engine.batch_inputs import Row
+from server.engine.lengths import LengthRule
 from server.engine.model_runner import ModelRunner
 
 VOCAB_SIZE = 61
@@ -30,11 +31,20 @@ class FakeRunner(ModelRunner):
     vocab_size = VOCAB_SIZE
     kv_cache_bytes = 0
 
-    def __init__(self, num_blocks: int = 64, block_size: int = 4, *, can_reuse_blocks: bool = True) -> None:
+    def __init__(
+        self,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        *,
+        can_reuse_blocks: bool = True,
+        length_rule: LengthRule | None = None,
+    ) -> None:
+        self.length_rule = length_rule
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.can_reuse_blocks = can_reuse_blocks
         self.slots = np.full((num_blocks * block_size, 2), -1, dtype=np.int64)
+        self.deciding_lengths = np.zeros(num_blocks * block_size, dtype=np.int64)
         self.live: dict[int, int] = {}
         self.num_computed = 0
         self.batches: list[list[Row]] = []
@@ -45,6 +55,9 @@ class FakeRunner(ModelRunner):
         assert len(set(slots.tolist())) == len(slots), "two tokens share a slot"
         self.slots[slots, 0] = inputs.token_ids_T.numpy()
         self.slots[slots, 1] = inputs.position_ids_T.numpy()
+        self.deciding_lengths[slots] = np.repeat(
+            [row.deciding_length for row in rows], [len(r.token_ids) for r in rows]
+        )
         self.num_computed += len(slots)
         self.batches.append(list(rows))
         logits = [torch.empty(0, self.vocab_size)]
@@ -54,6 +67,7 @@ class FakeRunner(ModelRunner):
             # A key that comes back after its blocks were given up would find another sequence's state.
             assert row.key not in self.live or self.live[row.key] == row.num_computed
             self.live[row.key] = stop
+            self._check_lengths(row, stop)
             prefix = self._prefix(row, stop)
             logits += [self.logits_of(prefix[: len(prefix) - j])[None] for j in reversed(range(row.num_logits))]
             if row.num_logits == 0 and not self.logits_of(prefix).isfinite().all():
@@ -75,9 +89,10 @@ class FakeRunner(ModelRunner):
         self.live.pop(key, None)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        blocks = self.slots.reshape(self.num_blocks, self.block_size, 2)
         sources, destinations = np.array(pairs).T
-        blocks[destinations] = blocks[sources]
+        for kept in (self.slots, self.deciding_lengths):
+            blocks = kept.reshape(self.num_blocks, self.block_size, -1)
+            blocks[destinations] = blocks[sources]
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         for block in blocks:
@@ -93,6 +108,18 @@ class FakeRunner(ModelRunner):
         logits[POISON] = -1e9
         return torch.from_numpy(logits).float()
 
+    def _check_lengths(self, row: Row, stop: int) -> None:
+        """All keys of a row are of one kind, and of the kind that each length with logits asks for."""
+        assert (self.deciding_lengths[self._slots(row, stop)] == row.deciding_length).all()
+        if self.length_rule is None or self.length_rule.is_by_prompt:
+            return
+        for length in range(stop - row.num_logits + 1, stop + 1):
+            # Of a prompt that is scored, all logits are those of the whole.
+            if length == stop or len(row.token_ids) == 1 or row.deciding_length == 0:
+                assert self.length_rule.deciding_length(0, length) == row.deciding_length
+
+    def _slots(self, row: Row, stop: int) -> list[int]:
+        return [row.block_table[i // self.block_size] * self.block_size + i % self.block_size for i in range(stop)]
+
     def _prefix(self, row: Row, stop: int) -> np.ndarray:
-        slots = [row.block_table[i // self.block_size] * self.block_size + i % self.block_size for i in range(stop)]
-        return self.slots[slots]
+        return self.slots[self._slots(row, stop)]

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from server.engine import engine as engine_module
 from server.engine.batch_inputs import Row
 from server.engine.engine import DecoderEngine
+from server.engine.lengths import LengthRule
 from server.protocol import Generate, Output, SamplingParams
 from tests.engine.driving import make_engine, run
 from tests.engine.fake_runner import FakeRunner
@@ -29,8 +30,8 @@ CHUNK = 8
 class CutRunner(FakeRunner):
     """Tells from its logits in which parts the tokens before were computed."""
 
-    def __init__(self, num_blocks: int = 64) -> None:
-        super().__init__(num_blocks)
+    def __init__(self, num_blocks: int = 64, length_rule: LengthRule | None = None) -> None:
+        super().__init__(num_blocks, length_rule=length_rule)
         self.cuts = np.full(len(self.slots), -1, dtype=np.int64)
 
     def forward(self, rows: Sequence[Row]) -> torch.Tensor:
@@ -58,14 +59,17 @@ def _short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "FIXED_CHUNK_TOKENS", CHUNK)
 
 
-def engine_of(num_blocks: int = 64, **limits: Any) -> DecoderEngine:
-    return make_engine(CutRunner(num_blocks), **{"deterministic": True, "vocabulary": LETTERS, **limits})
+def engine_of(num_blocks: int = 64, length_rule: LengthRule | None = None, **limits: Any) -> DecoderEngine:
+    runner = CutRunner(num_blocks, length_rule)
+    return make_engine(runner, **{"deterministic": True, "vocabulary": LETTERS, **limits})
 
 
 class DeterministicMachine(EngineMachine):
     @staticmethod
-    def fresh_engine(num_blocks: int, can_reuse_blocks: bool, **limits: Any) -> DecoderEngine:
-        return engine_of(num_blocks, max_model_len=36, max_running=4, **limits)
+    def fresh_engine(
+        num_blocks: int, can_reuse_blocks: bool, length_rule: LengthRule | None = None, **limits: Any
+    ) -> DecoderEngine:
+        return engine_of(num_blocks, length_rule, max_model_len=36, max_running=4, **limits)
 
 
 TestDeterministicMachine = DeterministicMachine.TestCase

@@ -6,6 +6,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 
+from server.engine.lengths import LengthRule
 from tests.engine.drafting import EagerDrafter, RepeatingRunner
 from tests.engine.driving import make_engine
 from tests.engine.test_engine_machine import EngineMachine
@@ -17,8 +18,10 @@ LONE_BLOCKS = 64
 
 class DraftingMachine(EngineMachine):
     @staticmethod
-    def fresh_engine(num_blocks: int, can_reuse_blocks: bool, **limits: Any) -> Any:
-        runner = RepeatingRunner(num_blocks, can_reuse_blocks=can_reuse_blocks)
+    def fresh_engine(
+        num_blocks: int, can_reuse_blocks: bool, length_rule: LengthRule | None = None, **limits: Any
+    ) -> Any:
+        runner = RepeatingRunner(num_blocks, can_reuse_blocks=can_reuse_blocks, length_rule=length_rule)
         drafter = None if num_blocks == LONE_BLOCKS else EagerDrafter(num_blocks)
         return make_engine(runner, max_model_len=36, max_running=4, vocabulary=LETTERS, drafter=drafter, **limits)
 

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from server.engine.lengths import LengthRule
 from server.protocol import Generate, Output
 from tests.engine.driving import Outcome, generate, make_engine, run, step
 from tests.engine.fake_runner import POISON, FakeRunner
@@ -59,6 +60,10 @@ GROUPS = st.one_of(
 """What makes several rows of a request, or sends one back."""
 
 
+RULES = (None, LengthRule(switch=13, is_by_prompt=False), LengthRule(switch=9, is_by_prompt=True))
+"""Lengths at which a row's keys become those of another kind."""
+
+
 class EngineMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -73,14 +78,17 @@ class EngineMachine(RuleBasedStateMachine):
         max_batch_tokens=st.sampled_from([4, 7, 32]),
         prefix_cache=st.booleans(),
         can_reuse_blocks=st.booleans(),
+        length_rule=st.sampled_from(RULES),
     )
     def start(self, **limits: Any) -> None:
         self.limits = limits
         self.engine = self.fresh_engine(**limits)
 
     @staticmethod
-    def fresh_engine(num_blocks: int, can_reuse_blocks: bool, **limits: Any) -> Any:
-        runner = FakeRunner(num_blocks, can_reuse_blocks=can_reuse_blocks)
+    def fresh_engine(
+        num_blocks: int, can_reuse_blocks: bool, length_rule: LengthRule | None = None, **limits: Any
+    ) -> Any:
+        runner = FakeRunner(num_blocks, can_reuse_blocks=can_reuse_blocks, length_rule=length_rule)
         return make_engine(runner, max_model_len=36, max_running=4, vocabulary=LETTERS, **limits)
 
     @rule(

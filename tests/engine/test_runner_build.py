@@ -22,7 +22,7 @@ from server.engine.executors.generic import probe
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.models.packed_linear import pack_linears
 from tests import fake_cuda
-from tests.tiny_models import VOCAB_SIZE, tiny_config, tiny_decoder
+from tests.tiny_models import VOCAB_SIZE, tiny_decoder
 
 torch.set_num_threads(1)
 
@@ -72,14 +72,6 @@ def test_packing_that_changes_results_is_caught_by_the_check() -> None:
         build_runner(tiny_decoder("llama"), config(executor="compat"), 64, pack=spoil)
     with pytest.raises(ConfigurationError, match="cannot run in the generic executor: logits differ"):
         build_runner(tiny_decoder("llama"), config(executor="generic"), 64, pack=spoil)
-
-
-def test_rotary_positions_that_depend_on_the_batch_go_to_compat(caplog: pytest.LogCaptureFixture) -> None:
-    settings = tiny_config("llama")
-    settings.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    module = AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
-    assert build_runner(module, config(), 64).name == "compat"
-    assert "rotary positions are dynamic" in caplog.text
 
 
 @pytest.mark.parametrize("pack", [None, pack_linears])

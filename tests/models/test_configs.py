@@ -15,7 +15,7 @@ from server.errors import ConfigurationError
 from server.models.configs import WIDEST_WINDOW, without_sentinels
 from server.models.lengths import FALLBACK_LENGTH
 from tests.models.folders import IDS, edit, read, refusal, write
-from tests.tiny_models import EOS_ID, SLIDING_WINDOW, VOCAB_SIZE, write_tiny_decoder
+from tests.tiny_models import EOS_ID, MAX_MODEL_LEN, SLIDING_WINDOW, VOCAB_SIZE, write_tiny_decoder
 
 
 @pytest.mark.parametrize("limit", [-1, 0])
@@ -83,3 +83,9 @@ def test_refuses_a_field_of_the_wrong_type_in_one_sentence(decoder: Path) -> Non
     assert "'max_position_embeddings' expected int" in refusal(decoder)
     with pytest.raises(ConfigurationError, match="max_position_embeddings"):
         plan_model(ModelConfig(name="tiny", path=str(decoder)))
+
+
+def test_a_dynamic_rotary_scaling_extends_the_limit(decoder: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    edit(decoder, "config.json", lambda c: c.update(rope_parameters=rope))
+    assert read(decoder).max_model_len == 2 * MAX_MODEL_LEN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,27 +22,29 @@ from server.engine.executors.cuda_graphs import with_graphs
 from server.engine.executors.deterministic import DeterministicRunner, steady, unsteady
 from server.engine.executors.fused import prepare
 from server.engine.executors.generic import ATTENTION, GenericRunner, Unsupported, probe, set_attention
+from server.engine.executors.lengthwise import Lengthwise, install
 from server.engine.executors.quantising import quantise_linears, quantised
 from server.engine.kv_cache import LayerSpec
 from server.engine.model_runner import ModelRunner
-from server.engine.selfcheck import Reference
+from server.engine.selfcheck import FORWARD_FAILURES, Reference
 from server.errors import EXIT_MODEL, ConfigurationError
 
 log = logging.getLogger("sluice.engine")
 
 TokenIds = Sequence[Sequence[int]]
 
-FORWARD_FAILURES = (
-    RuntimeError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    AssertionError,
-    NotImplementedError,
-)
-"""What a module raises that is called in a way it was not made for."""
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """The module that an executor is sought for, and what every attempt has to know."""
+
+    module: PreTrainedModel
+    config: ModelConfig
+    max_model_len: int
+    expected: Reference
+    quality_ids: TokenIds
+    lengthwise: Lengthwise | None
+    """The module's rotary parts, where they follow from sequences' lengths."""
 
 
 def build_runner(
@@ -62,32 +65,40 @@ def build_runner(
     plain = module.config._attn_implementation
     set_attention(module, "eager")
     try:
-        expected = selfcheck.reference(module, max_model_len)
+        lengthwise = install(module, max_model_len)
+        expected = selfcheck.reference(module, max_model_len, None if lengthwise is None else lengthwise.rule)
     except FORWARD_FAILURES as error:
         raise ConfigurationError(
             f"Model {config.name} cannot be served: its forward pass fails ({type(error).__name__}: {error}). "
             "Check that its config and weights belong together.",
             exit_code=EXIT_MODEL,
         ) from error
-    quality_ids = quality_ids or expected.sequences
+    subject = _Subject(
+        module=module,
+        config=config,
+        max_model_len=max_model_len,
+        expected=expected,
+        quality_ids=quality_ids or expected.sequences,
+        lengthwise=lengthwise,
+    )
     if config.executor in ("auto", "fused") and not config.compile:
         try:
-            return _fused(module, config, max_model_len, expected, quality_ids)
+            return _fused(subject)
         except Unsupported as error:
             _refused(config, "fused", error)
     if pack is not None:
         pack(module)
     if config.deterministic:
-        return _deterministic(module, config, max_model_len, expected, quality_ids)
+        return _deterministic(subject)
     if config.executor in ("auto", "generic"):
         try:
-            return _generic(module, config, max_model_len, expected, quality_ids)
+            return _generic(subject)
         except Unsupported as error:
             _refused(config, "generic", error)
             log.warning("model %s runs in the compat executor: %s", config.name, error)
     if config.compile:
         log.warning("model %s is not compiled: only the generic executor has layers to compile", config.name)
-    return _compat(module, config, max_model_len, expected, quality_ids, plain)
+    return _compat(subject, plain)
 
 
 def _refused(config: ModelConfig, executor: str, error: Unsupported) -> None:
@@ -100,14 +111,9 @@ def _refused(config: ModelConfig, executor: str, error: Unsupported) -> None:
     log.info("model %s does not run in the %s executor: %s", config.name, executor, error)
 
 
-def _fused(
-    module: PreTrainedModel,
-    config: ModelConfig,
-    max_model_len: int,
-    expected: Reference,
-    quality_ids: TokenIds,
-) -> ModelRunner:
+def _fused(subject: _Subject) -> ModelRunner:
     """Raises `Unsupported` where the layout is not known, or its numbers come out different or not steady."""
+    module, config, expected = subject.module, subject.config, subject.expected
     make_backend = partial(_backend, module, config)
     set_attention(module, ATTENTION)
     try:
@@ -116,7 +122,7 @@ def _fused(
             probe(module),
             expected,
             make_backend,
-            num_positions=max_model_len,
+            num_positions=subject.max_model_len,
             block_size=config.block_size,
         )
     except FORWARD_FAILURES as error:
@@ -124,21 +130,20 @@ def _fused(
     if config.deterministic and (problem := prepared.unsteady()):
         prepared.restore()
         raise Unsupported(problem)
-    kl = quantised(config, prepared.small_runner, prepared.quantise, quality_ids)
+    kl = quantised(config, prepared.small_runner, prepared.quantise, subject.quality_ids)
     specs = prepared.decoder.specs
-    num_blocks = _num_blocks(module, config, specs, max_model_len)
+    num_blocks = _num_blocks(subject, specs)
     runner = prepared.runner(make_backend(specs, num_blocks), num_blocks)
     runner.quantization_kl = kl
     return with_graphs(runner, config)
 
 
-def _deterministic(
-    module: PreTrainedModel, config: ModelConfig, max_model_len: int, expected: Reference, quality_ids: TokenIds
-) -> DeterministicRunner:
+def _deterministic(subject: _Subject) -> DeterministicRunner:
     """Over the generic executor, row by row where its products and its attention need it."""
+    module, config = subject.module, subject.config
     steady(module)
     try:
-        runner = _generic(module, config, max_model_len, expected, quality_ids)
+        runner = _generic(subject)
         problem = unsteady(module)
     except Unsupported as error:
         problem = str(error)
@@ -151,15 +156,14 @@ def _deterministic(
     return DeterministicRunner(runner)
 
 
-def _generic(
-    module: PreTrainedModel, config: ModelConfig, max_model_len: int, expected: Reference, quality_ids: TokenIds
-) -> ModelRunner:
+def _generic(subject: _Subject) -> ModelRunner:
     """Raises `Unsupported` where the module does not fit or its logits come out different."""
+    module, config, expected = subject.module, subject.config, subject.expected
     set_attention(module, ATTENTION)
     try:
         specs = probe(module)
         # A pool of its own, so that the check leaves nothing behind in the one that serves.
-        checked = _generic_runner(module, config, specs, expected, expected.num_blocks(config.block_size))
+        checked = _generic_runner(subject, specs, expected.num_blocks(config.block_size))
         problem = selfcheck.difference(checked, expected)
     except FORWARD_FAILURES as error:
         raise Unsupported(f"its forward pass fails there ({type(error).__name__}: {error})") from error
@@ -167,23 +171,23 @@ def _generic(
         raise Unsupported(problem)
     if config.compile:
         compile_layers(module, config.name, lambda: selfcheck.difference(checked, expected))
-    make_runner = partial(_generic_runner, module, config, specs, expected)
-    kl = quantised(config, make_runner, partial(quantise_linears, module), quality_ids)
-    runner = make_runner(_num_blocks(module, config, specs, max_model_len))
+    make_runner = partial(_generic_runner, subject, specs)
+    kl = quantised(config, make_runner, partial(quantise_linears, module), subject.quality_ids)
+    runner = make_runner(_num_blocks(subject, specs))
     runner.quantization_kl = kl
     return with_graphs(runner, config)
 
 
-def _generic_runner(
-    module: PreTrainedModel, config: ModelConfig, specs: list[LayerSpec], expected: Reference, num_blocks: int
-) -> GenericRunner:
+def _generic_runner(subject: _Subject, specs: list[LayerSpec], num_blocks: int) -> GenericRunner:
+    module, config = subject.module, subject.config
     return GenericRunner(
         module,
         specs,
         _backend(module, config, specs, num_blocks),
         num_blocks=num_blocks,
         block_size=config.block_size,
-        vocab_size=expected.vocab_size,
+        vocab_size=subject.expected.vocab_size,
+        lengthwise=subject.lengthwise,
     )
 
 
@@ -195,21 +199,22 @@ def _backend(
     )
 
 
-def _num_blocks(module: PreTrainedModel, config: ModelConfig, specs: Sequence[LayerSpec], max_model_len: int) -> int:
+def _num_blocks(subject: _Subject, specs: Sequence[LayerSpec]) -> int:
+    module, config = subject.module, subject.config
     size = bytes_per_block(specs, config.block_size, module.dtype, module.device)
-    return memory.num_blocks(config, size, max_model_len, module.device)
+    return memory.num_blocks(config, size, subject.max_model_len, module.device)
 
 
-def _compat(
-    module: PreTrainedModel,
-    config: ModelConfig,
-    max_model_len: int,
-    expected: Reference,
-    quality_ids: TokenIds,
-    plain: str,
-) -> CompatRunner:
+def _compat(subject: _Subject, plain: str) -> CompatRunner:
     """``plain`` is the attention that the module came with."""
-    make = partial(CompatRunner, module, block_size=config.block_size, vocab_size=expected.vocab_size)
+    module, config, expected = subject.module, subject.config, subject.expected
+    make = partial(
+        CompatRunner,
+        module,
+        block_size=config.block_size,
+        vocab_size=expected.vocab_size,
+        lengthwise=subject.lengthwise,
+    )
     # Some recurrent models take up their state again with one token only. Falcon's ALiBi is rounded to 16 bits, in
     # each attention at another place.
     for attention, token_by_token in ((plain, False), (plain, True), ("eager", False)):
@@ -226,8 +231,10 @@ def _compat(
             exit_code=EXIT_MODEL,
         )
     make = partial(make, block_bytes=block_bytes, resumes_token_by_token=token_by_token)
-    kl = quantised(config, lambda blocks: make(num_blocks=blocks), partial(quantise_linears, module), quality_ids)
-    runner = make(num_blocks=memory.num_blocks(config, block_bytes, max_model_len, module.device))
+    kl = quantised(
+        config, lambda blocks: make(num_blocks=blocks), partial(quantise_linears, module), subject.quality_ids
+    )
+    runner = make(num_blocks=memory.num_blocks(config, block_bytes, subject.max_model_len, module.device))
     runner.quantization_kl = kl
     return runner
 

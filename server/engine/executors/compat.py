@@ -13,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from server.engine.batch_inputs import Row
+from server.engine.executors.lengthwise import Lengthwise, Span, spans_step
 from server.engine.model_runner import ModelRunner
 from server.native.linear import held_bytes
 
@@ -35,9 +36,13 @@ class CompatRunner(ModelRunner):
         block_bytes: int,
         vocab_size: int,
         resumes_token_by_token: bool = False,
+        lengthwise: Lengthwise | None = None,
     ) -> None:
+        """``lengthwise`` is what the module's rotary parts ask, where they follow from sequences' lengths."""
         self._module = module
         self._resumes_token_by_token = resumes_token_by_token
+        self._lengthwise = lengthwise
+        self.length_rule = None if lengthwise is None else lengthwise.rule
         self._caches: dict[int, DynamicCache] = {}
         self._lengths: dict[int, int] = {}
         self._parameters = inspect.signature(module.forward).parameters
@@ -104,15 +109,18 @@ class CompatRunner(ModelRunner):
         size = 1 if row.num_computed and self._resumes_token_by_token else len(ids)
         cache = self._caches[row.key]
         parts = [
-            self._compute(cache, ids[i : i + size], row.num_computed + i, min(size, num_logits))
+            self._compute(cache, row, slice(i, min(i + size, len(ids))), min(size, num_logits))
             for i in range(0, len(ids), size)
         ]
         return torch.cat(parts)[-num_logits:]
 
-    def _compute(self, cache: DynamicCache, ids: list[int], start: int, num_logits: int) -> Tensor:
-        stop = start + len(ids)
+    def _compute(self, cache: DynamicCache, row: Row, part: slice, num_logits: int) -> Tensor:
+        """``part`` of the row's tokens, behind what the cache holds."""
+        ids = [int(token) for token in row.token_ids[part]]
+        start, stop = row.num_computed + part.start, row.num_computed + part.stop
+        first = start + row.position_offset
         inputs: dict[str, Any] = {
-            "position_ids": torch.arange(start, stop, device=self.device)[None],
+            "position_ids": torch.arange(first, first + len(ids), device=self.device)[None],
             "past_key_values": cache,
             "cache_params": cache,
             "logits_to_keep": num_logits,
@@ -122,7 +130,8 @@ class CompatRunner(ModelRunner):
             inputs["attention_mask"] = torch.ones(1, stop, dtype=torch.int64, device=self.device)
         known = {name: value for name, value in inputs.items() if name in self._parameters}
         ids_1T = torch.tensor([ids], device=self.device)
-        logits: Tensor = self._module(input_ids=ids_1T, use_cache=True, **known).logits
+        with spans_step(self._lengthwise, lambda: [Span(first, len(ids), row.deciding_length)]):
+            logits: Tensor = self._module(input_ids=ids_1T, use_cache=True, **known).logits
         return logits[0, -num_logits:].float()
 
 

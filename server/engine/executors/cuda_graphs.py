@@ -30,6 +30,9 @@ log = logging.getLogger("sluice.engine")
 SMALLEST_WIDTH = 8
 WIDTH_FACTOR = 4
 
+FUSED = "fused"
+"""The executor that keeps rotary factors of all lengths in tables."""
+
 NUM_WARM_UPS = 2
 """Libraries take their scratch memory and choose their kernels in the first calls, which must not be recorded."""
 
@@ -77,6 +80,9 @@ class CudaGraph:
 def with_graphs(runner: PagedRunner, config: ModelConfig) -> ModelRunner:
     """``runner``, its steps of single tokens replayed where its device and its attention allow it."""
     if runner.device.type != "cuda" or not config.cuda_graphs:
+        return runner
+    if runner.length_rule is not None and runner.name != FUSED:
+        log.info("model %s runs without CUDA graphs: its rotary factors follow from the step's sequences", config.name)
         return runner
     if not isinstance(runner.backend, PagedAttention):
         log.info("model %s runs without CUDA graphs: attention %s has none", config.name, runner.attention)
@@ -190,6 +196,7 @@ class GraphRunner(WrappingRunner):
         if static is not inputs:
             static.token_ids_T.copy_(inputs.token_ids_T)
             static.position_ids_T.copy_(inputs.position_ids_T)
+            static.rotary_ids_T.copy_(inputs.rotary_ids_T)
             static.slots_T.copy_(inputs.slots_T)
         self._backend.begin_static(replace(static, rows=inputs.rows), width)
 

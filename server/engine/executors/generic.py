@@ -17,6 +17,7 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import BatchInputs
+from server.engine.executors.lengthwise import Lengthwise, Span, spans_step
 from server.engine.executors.paged import PagedRunner
 from server.engine.kv_cache import LayerSpec
 from server.native.linear import held_bytes
@@ -122,12 +123,9 @@ def _check_config(config: PreTrainedConfig) -> None:
     layer_types = set(getattr(config, "layer_types", None) or ())
     if not layer_types <= PLAIN_LAYERS:
         raise Unsupported(f"it has layers of type {', '.join(sorted(layer_types - PLAIN_LAYERS))}")
-    parameters = getattr(config, "rope_parameters", None) or {}
-    by_layer = [value for value in parameters.values() if isinstance(value, dict)]
-    for rope in (parameters, *by_layer):
-        # The rotation would depend on the longest sequence of the batch.
-        if rope.get("rope_type") in ("dynamic", "longrope"):
-            raise Unsupported(f"its rotary positions are {rope['rope_type']}")
+    if getattr(config, "attn_temperature_tuning", False):
+        # Llama 4's kind counts the tokens of a call.
+        raise Unsupported("it scales its queries by positions that it counts itself")
 
 
 class GenericRunner(PagedRunner):
@@ -144,7 +142,9 @@ class GenericRunner(PagedRunner):
         num_blocks: int,
         block_size: int,
         vocab_size: int,
+        lengthwise: Lengthwise | None = None,
     ) -> None:
+        """``lengthwise`` is what the module's rotary parts ask, where they follow from sequences' lengths."""
         super().__init__(
             backend,
             module.device,
@@ -154,6 +154,8 @@ class GenericRunner(PagedRunner):
             vocab_size=vocab_size,
         )
         self._module = module
+        self._lengthwise = lengthwise
+        self.length_rule = None if lengthwise is None else lengthwise.rule
         self.weight_bytes = held_bytes(module)
         self._sinks = [spec.has_sinks for spec in specs]
         self._selects_rows = "logits_to_keep" in inspect.signature(module.forward).parameters
@@ -165,7 +167,7 @@ class GenericRunner(PagedRunner):
         # Not every module takes an empty index: where no logits are wanted, one row is computed and left out.
         wanted_R = inputs.wanted_R if num_wanted else torch.zeros(1, dtype=torch.int64, device=self.device)
         keep = {"logits_to_keep": wanted_R} if self._selects_rows else {}
-        with _answering(self._attend):
+        with _answering(self._attend), spans_step(self._lengthwise, lambda: _spans(inputs)):
             output = self._module(
                 input_ids=inputs.token_ids_T[None], position_ids=inputs.position_ids_T[None], use_cache=False, **keep
             )
@@ -179,3 +181,9 @@ class GenericRunner(PagedRunner):
         layer = self._layer
         self._layer += 1
         return self.backend.attend(layer, query, key, value, options.get("s_aux") if self._sinks[layer] else None)
+
+
+def _spans(inputs: BatchInputs) -> list[Span]:
+    return [
+        Span(row.num_computed + row.position_offset, len(row.token_ids), row.deciding_length) for row in inputs.rows
+    ]

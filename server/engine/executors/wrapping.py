@@ -23,6 +23,7 @@ class WrappingRunner(ModelRunner):
         self.weight_bytes = runner.weight_bytes
         self.can_reuse_blocks = runner.can_reuse_blocks
         self.is_row_invariant = runner.is_row_invariant
+        self.length_rule = runner.length_rule
         self.quantization_kl = runner.quantization_kl
 
     def release(self, key: int) -> None:

@@ -82,7 +82,7 @@ class LayerCheck:
     @torch.inference_mode()
     def layer(self, layer: Layer[Linear], index: int) -> None:
         before_TD, after_TD = self._states_TD[index : index + 2]
-        ours_TD = advance(layer, index, before_TD, self._inputs.position_ids_T, self._backend)
+        ours_TD = advance(layer, index, before_TD, self._inputs.rotary_ids_T, self._backend)
         self._compare(ours_TD, before_TD, after_TD, f"its layer {index} computes")
 
     def _compare(self, ours_TD: Tensor, before_TD: Tensor, theirs_TD: Tensor, what: str) -> None:

@@ -50,13 +50,15 @@ class Prepared:
         self._block_size = block_size
 
     def runner(self, backend: AttentionBackend, num_blocks: int) -> FusedRunner:
-        return FusedRunner(
+        runner = FusedRunner(
             self.decoder,
             backend,
             num_blocks=num_blocks,
             block_size=self._block_size,
             vocab_size=self._expected.vocab_size,
         )
+        runner.length_rule = self._expected.rule
+        return runner
 
     def unsteady(self) -> str | None:
         """Why a row's result depends on other rows, as the end of a sentence; else None."""
@@ -93,7 +95,7 @@ def prepare(
     block_size: int,
 ) -> Prepared:
     """Raises `Unsupported` or what a strange module raises; its weights are then as they were."""
-    layout = recognise(module, specs, num_positions)
+    layout = recognise(module, specs, num_positions, expected.rule)
     set_attention(module, "eager")
     observed = observe(module, layers_of(module), expected.sequences[1])
     num_blocks = expected.num_blocks(block_size)

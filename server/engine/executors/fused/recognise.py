@@ -20,11 +20,14 @@ from server.engine.executors.fused.parts import Norm, activation_of, norm_of
 from server.engine.executors.fused.rotary import RotaryTables
 from server.engine.executors.generic import Unsupported
 from server.engine.kv_cache import LayerSpec
+from server.engine.lengths import LengthRule
 
 LAYERS = ("layers", "h")
 
 
-def recognise(module: PreTrainedModel, specs: Sequence[LayerSpec], num_positions: int) -> Decoder[Product]:
+def recognise(
+    module: PreTrainedModel, specs: Sequence[LayerSpec], num_positions: int, rule: LengthRule | None = None
+) -> Decoder[Product]:
     """The layout of ``module`` for sequences of up to ``num_positions`` tokens, or `Unsupported`."""
     config = module.config.get_text_config(decoder=True)
     if _scales_far_queries(config):
@@ -40,7 +43,7 @@ def recognise(module: PreTrainedModel, specs: Sequence[LayerSpec], num_positions
     children.finish()
     if not isinstance(layers, nn.ModuleList) or len(layers) != len(specs):
         raise Unsupported(f"its layers attend {len(specs)} times")
-    rotary = RotaryTables(rotary_module, config, num_positions, module.device)
+    rotary = RotaryTables(rotary_module, config, num_positions, module.device, rule)
     described = [_layer(layer, i, spec, rotary) for i, (layer, spec) in enumerate(zip(layers, specs, strict=True))]
     return Decoder(
         specs=tuple(spec for _, spec in described),

@@ -13,12 +13,23 @@ from torch import Tensor, nn
 
 from server.engine.attention.backend import Rotary
 from server.engine.executors.generic import Unsupported
+from server.engine.lengths import LengthRule
 
 
 class RotaryTables:
     """One table for each type of layer, made when it is first asked for."""
 
-    def __init__(self, module: nn.Module | None, config: Any, num_positions: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        module: nn.Module | None,
+        config: Any,
+        num_positions: int,
+        device: torch.device,
+        rule: LengthRule | None = None,
+    ) -> None:
+        if rule is not None and rule.is_by_prompt:
+            raise Unsupported("its rotary factors change with every token of a long sequence")
+        self._rule = rule
         self._module = module
         self._layer_types = getattr(config, "layer_types", None)
         self._num_positions = num_positions
@@ -36,13 +47,20 @@ class RotaryTables:
 
     def _make(self, module: nn.Module, layer_type: str) -> Rotary:
         options = {"layer_type": layer_type} if self._is_by_type else {}
-        positions = torch.arange(self._num_positions, device=self._device)[None]
+        # Those of short sequences, then those of long ones: `BatchInputs.rotary_ids_T` counts on it.
+        sizes = [self._num_positions] if self._rule is None else [self._rule.switch, self._num_positions]
+        parts = [self._of_length(module, size, options) for size in sizes]
+        cos, sin = (torch.cat(tables) for tables in zip(*parts, strict=True))
+        return Rotary(cos_PR=cos, sin_PR=sin)
+
+    def _of_length(self, module: nn.Module, size: int, options: dict[str, str]) -> list[Tensor]:
+        """Cosines and sines for a sequence of ``size`` tokens."""
+        positions = torch.arange(size, device=self._device)[None]
         with torch.no_grad():
             tables = module(torch.zeros(1, 1, 1, device=self._device), positions, **options)
         if not (isinstance(tables, tuple) and len(tables) == 2 and all(table.dim() == 3 for table in tables)):
             raise Unsupported("its rotary positions are not one cosine and one sine for each place")
-        cos, sin = (self._first_half(table[0]) for table in tables)
-        return Rotary(cos_PR=cos, sin_PR=sin)
+        return [self._first_half(table[0]) for table in tables]
 
     def _first_half(self, table: Tensor) -> Tensor:
         first, second = table.float().chunk(2, dim=-1)

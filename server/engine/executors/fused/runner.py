@@ -52,8 +52,8 @@ class FusedRunner(PagedRunner):
 
     def compute(self, inputs: BatchInputs) -> Tensor:
         layers, last = self._decoder.layers, len(self._decoder.layers) - 1
-        positions_T = inputs.position_ids_T
-        h_TD = self._decoder.embedding(inputs.token_ids_T, positions_T)
+        positions_T = inputs.rotary_ids_T
+        h_TD = self._decoder.embedding(inputs.token_ids_T, inputs.position_ids_T)
         # After the last attention nobody reads the rows without logits.
         wants_all = len(inputs.wanted_R) == len(positions_T)
         num_whole = last + wants_all
