@@ -175,12 +175,6 @@ RULES: tuple[Rule, ...] = (
     # Several outputs.
     Rule(
         "num_return_sequences",
-        "do_sample",
-        "greedy outputs would all be the same; sample, or set {num_beams}",
-        lambda w: w["num_return_sequences"] > 1 and w["num_beams"] == 1 and not w.is_sampling,
-    ),
-    Rule(
-        "num_return_sequences",
         "num_beams",
         "{first} outputs are more than the {second} beams",
         lambda w: w["num_beams"] > 1 and w["num_return_sequences"] > w["num_beams"],

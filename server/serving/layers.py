@@ -22,6 +22,8 @@ from server.serving.wishes import DRAW, GREEDY_BELOW, Wishes
 Origin = Literal["request", "template", "model", "server"]
 
 OPTION_NAMES = tuple(field.name for field in fields(GenerateOptions))
+RANDOM_SEED = -1
+"""How clients ask for a seed that nobody chose."""
 NOT_THE_MODELS = {"num_return_sequences", "n", "max_length", "min_length", "end_token_ids"}
 """What a model's generation_config may not decide: how many answers there are, and lengths that most configs hold
 without meaning them. Its end tokens are no default but a fact."""
@@ -48,7 +50,8 @@ class Layered:
 
 
 def given(options: GenerateOptions) -> dict[str, Any]:
-    return {name: value for name in OPTION_NAMES if (value := getattr(options, name)) is not None}
+    values = {name: value for name in OPTION_NAMES if (value := getattr(options, name)) is not None}
+    return {name: value for name, value in values.items() if (name, value) != ("seed", RANDOM_SEED)}
 
 
 def model_defaults(ready: Ready) -> tuple[dict[str, Any], list[InvalidParameter]]:

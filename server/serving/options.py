@@ -69,7 +69,7 @@ class GenerateOptions:
     do_sample: bool | None = None
     """Draw tokens at random; false takes the most likely one. Any option of the draw that is given means true."""
     seed: int | None = None
-    """The same seed and request give the same tokens; chosen and told where it is left out."""
+    """The same seed and request give the same tokens. If omitted or -1, a random seed is chosen and reported."""
     temperature: float | None = None
     """Logits are divided by it; 0 takes the most likely token."""
     top_n_sigma: float | None = None
@@ -77,7 +77,7 @@ class GenerateOptions:
     top_k: int | None = None
     """Keep the so many most likely tokens; 0 keeps all."""
     top_p: float | None = None
-    """Keep the most likely tokens that have this probability together."""
+    """Keep the most likely tokens that have this probability together; 0 keeps the most likely one."""
     min_p: float | None = None
     """Keep tokens of at least this part of the greatest probability."""
     typical_p: float | None = None

@@ -171,19 +171,21 @@ class _Work:
         )
 
     def _tokenized(self, source: str | list[int] | RenderedPrompt) -> tuple[str, list[int], list[tuple[int, int]]]:
-        """The text, its tokens, and the ranges of these that a template wrote."""
+        """The text that the model reads, its tokens, and the ranges of these that a template wrote."""
         limit = self.wanted.truncate
         if limit is None and not isinstance(source, list):
             self._check_least(source if isinstance(source, str) else source.text)
         if isinstance(source, str):
-            return source, _prompt_ids(self.tokenizer, source, limit), []
+            ids, is_cut = _prompt_ids(self.tokenizer, source, limit)
+            return self.tokenizer.decode(ids) if is_cut else source, ids, []
         if isinstance(source, list):
             ids = self._checked(source)[-limit if limit is not None else 0 :]
             return self.tokenizer.decode(ids), ids, []
         tokens = encode_rendered(self.tokenizer, source, self.ready.max_model_len - 1 if limit is None else None)
-        if limit is not None:
-            tokens = tokens.truncated(limit)
-        return source.text, tokens.ids, tokens.template_spans
+        if limit is None or len(tokens.ids) <= limit:
+            return source.text, tokens.ids, tokens.template_spans
+        tokens = tokens.truncated(limit)
+        return self.tokenizer.decode(tokens.ids), tokens.ids, tokens.template_spans
 
     def _check_least(self, text: str) -> None:
         """Raise for a text that is certainly too long, before it is read: reading takes much memory and time."""
@@ -224,12 +226,12 @@ def _template_name(source: str | list[int] | RenderedPrompt) -> str | None:
     return f"{source.name}@{source.version}"
 
 
-def _prompt_ids(tokenizer: Tokenizer, text: str, truncate: int | None) -> list[int]:
-    """The text's tokens, with the special tokens that the model's tokenizer puts around a text."""
+def _prompt_ids(tokenizer: Tokenizer, text: str, truncate: int | None) -> tuple[list[int], bool]:
+    """The text's tokens, with the special ones that the tokenizer puts around a text, and whether some were cut off."""
     encoding = tokenizer.encode(text)
     ids: list[int] = encoding.ids
     if truncate is None or len(ids) <= truncate:
-        return ids
+        return ids, False
     num_leading = next((i for i, special in enumerate(encoding.special_tokens_mask) if not special), 0)
     kept = ids[: min(num_leading, truncate - 1)]
-    return kept + ids[len(ids) - (truncate - len(kept)) :]
+    return kept + ids[len(ids) - (truncate - len(kept)) :], True

@@ -21,7 +21,7 @@ from server.serving.range_kinds import (
 )
 
 MAX_SEED = 2**63 - 1
-MAX_STOP_STRINGS = 8
+MAX_STOP_STRINGS = 16
 MAX_OUTPUTS = 8
 MAX_TIME_S = 86_400
 
@@ -42,11 +42,11 @@ RANGES: dict[str, Range] = {
     "forced_bos_token_id": TokenIds(),
     "forced_eos_token_id": TokenIds(128, min_ids=1),
     "exponential_decay_length_penalty": Decay(),
-    "seed": Number(0, MAX_SEED),
+    "seed": Number(-MAX_SEED - 1, MAX_SEED),
     "temperature": Number(0, 100),
     "top_n_sigma": Number(0, 100),
     "top_k": Number(0, "vocab_size"),
-    "top_p": PART,
+    "top_p": Number(0, 1),
     "min_p": Number(0, 1),
     "typical_p": PART,
     "epsilon_cutoff": CUTOFF,

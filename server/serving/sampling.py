@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 BAN = float("-inf")
+LEAST_TOP_P = 1e-30
+"""Less than any probability that is not 0: it keeps the most likely token alone."""
 HOW_TO_END = sentence("the model has no end token; set {eos_token_id} or {stop_token_ids}")
 NO_TOPICS: Mapping[str, Sequence[str]] = {}
 
@@ -139,7 +141,7 @@ def resolve(
     params = SamplingParams(
         max_new_tokens=max_new_tokens,
         min_new_tokens=_min_new_tokens(layered, max_new_tokens, num_prompt_tokens),
-        seed=layered.values.get("seed", seed),
+        seed=layered.values.get("seed", seed) % (MAX_SEED + 1),
         grammar=grammar,
         **_by_the_same_name(layered, wishes),
         **_by_another_name(wishes, ready, tokenizer, topics),
@@ -183,6 +185,8 @@ DRAW_FIELDS = (*DRAW, "xtc_threshold")
 def _by_the_same_name(layered: Layered, wishes: Wishes) -> dict[str, Any]:
     names = (*SAME_NAME, *DRAW_FIELDS) if wishes.is_sampling else SAME_NAME
     found = {name: layered.values[name] for name in names if name in layered.values}
+    if "top_p" in found:
+        found["top_p"] = max(found["top_p"], LEAST_TOP_P)
     # JSON's -0.0 is no value of its own.
     return {name: value + 0.0 if isinstance(value, float) else value for name, value in found.items()}
 

@@ -17,7 +17,6 @@ from tests.option_examples import EXAMPLES
 BROKEN: dict[tuple[str, str], dict[str, Any]] = {
     ("min_new_tokens", "max_new_tokens"): {"min_new_tokens": 9, "max_new_tokens": 8},
     ("min_length", "max_length"): {"min_length": 17, "max_length": 16},
-    ("num_return_sequences", "do_sample"): {"num_return_sequences": 2},
     ("num_return_sequences", "num_beams"): {"num_return_sequences": 3, "num_beams": 2},
     ("best_of", "do_sample"): {"best_of": 2},
     ("best_of", "num_return_sequences"): {"best_of": 2, "num_return_sequences": 3, "do_sample": True},
@@ -228,7 +227,7 @@ def test_an_unsound_default_of_the_models_is_left_out_and_told() -> None:
 def test_an_unsound_default_of_the_models_is_logged_and_not_described(caplog: pytest.LogCaptureFixture) -> None:
     app = front(says("yes"), generation_config={"end_token_ids": [END_ID], "top_p": 2, "max_new_tokens": 3})
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "model tiny: of its generation_config top_p is 2.0: it must be greater than 0 and at most 1. It is left out."
+        "model tiny: of its generation_config top_p is 2.0: it must be from 0 to 1. It is left out."
     ]
     described = app.state.registry.get("generate", None).describe()
     assert described["generation_config"] == {"end_token_ids": [END_ID], "max_new_tokens": 3}

@@ -352,4 +352,3 @@ def test_any_parameters_become_complete_ones_or_a_refusal(
         assert 0 <= params.min_new_tokens <= params.max_new_tokens
         assert params.num_beams % params.num_beam_groups == 0
         assert params.num_beams == 1 or params.num_return_sequences <= params.num_beams
-        assert params.num_return_sequences == 1 or params.num_beams > 1 or params.do_sample

@@ -7,7 +7,7 @@ from typing import Any
 
 from server.api.openai.schemas import TOLD_OTHERWISE, TextBody
 from server.api.schemas import GenerateParameters
-from server.errors import ConflictingParameters, InvalidRequest, UnsupportedParameter
+from server.errors import ConflictingParameters, UnsupportedParameter
 from server.protocol import Ready
 from server.serving.options import GenerateOptions, from_mapping
 from server.serving.wishes import DRAW, is_wish
@@ -61,8 +61,6 @@ def check_told(body: TextBody) -> None:
     for name, reason in TOLD_OTHERWISE.items():
         if is_wish(name, getattr(body, name)):
             raise UnsupportedParameter(name, reason)
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequest("stream_options are for a stream: set stream to true.", param="stream_options")
 
 
 def clients_names(body: TextBody) -> dict[str, str]:
