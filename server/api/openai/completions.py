@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from server.api.openai.fields import check_fields
 from server.api.openai.logprobs import CompletionLogprobs, CompletionScribe
 from server.api.openai.schemas import REFUSED_IN_COMPLETIONS, CompletionBody
-from server.api.openai.shapes import encode, ending, usage
+from server.api.openai.shapes import encode, ending
 from server.api.openai.structure import structure_of
 from server.api.openai.work import Chunks, TextWork, by_output, generator_of
 from server.api.prompt_source import prompt_source
@@ -36,7 +36,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
         "decoder_input_details": "echo with logprobs",
         **(structure.names if structure else {}),
     }
-    work = TextWork(request, body, generator_of(request, body), names)
+    work = TextWork(request, body, generator_of(request, body), names, is_scored=_is_scored(body))
     await work.prepare(_source(body), _added(body, structure and structure.grammar))
     if body.stream:
         return await work.stream(CompletionChunks(work, body))
@@ -58,8 +58,15 @@ def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str 
     return [item for item in prompt if not isinstance(item, int)]
 
 
+def _is_scored(body: CompletionBody) -> bool:
+    """Whether no token is asked for: the prompt's own are, with ``echo``, or their place in the prefix cache."""
+    return 0 in (body.max_tokens, body.max_completion_tokens, body.max_new_tokens)
+
+
 def _added(body: CompletionBody, grammar: Mapping[str, Any] | None) -> dict[str, Any]:
     added: dict[str, Any] = {} if grammar is None else {"grammar": grammar}
+    if _is_scored(body):
+        added["max_new_tokens"] = 1
     if body.logprobs is None:
         return added
     told = {"details": True, "top_n_tokens": body.logprobs, "decoder_input_details": bool(body.echo)}
@@ -73,8 +80,8 @@ def _reply(work: TextWork, body: CompletionBody, tokens: Sequence[Sequence[Outpu
         for output in generation.answers:
             scribe = Scribe(work, body, generation)
             text, logprobs = scribe.write(of_output[output.number])
-            choices.append({"index": len(choices), "text": text, "logprobs": logprobs, **ending(output)})
-    answer = {**work.head(OBJECT, "cmpl"), "choices": choices, "usage": usage(work.generations)}
+            choices.append({"index": len(choices), "text": text, "logprobs": logprobs, **scribe.ending(output)})
+    answer = {**work.head(OBJECT, "cmpl"), "choices": choices, "usage": work.usage()}
     return Response(encode(answer), media_type="application/json")
 
 
@@ -83,11 +90,13 @@ class Scribe:
 
     def __init__(self, work: TextWork, body: CompletionBody, generation: Generation) -> None:
         self._generation = generation
+        self._is_scored = work.is_scored
         self._logprobs = None if body.logprobs is None else CompletionScribe(work.generator.tokenizer, body.logprobs)
         self._owes_prompt = bool(body.echo)
 
     def write(self, tokens: Sequence[OutputToken]) -> tuple[str, CompletionLogprobs | None]:
         """The choice's next tokens."""
+        tokens = [] if self._is_scored else tokens
         text = "".join([token.text for token in tokens])
         logprobs = None
         if self._logprobs is not None:
@@ -96,6 +105,10 @@ class Scribe:
         if self._owes_prompt:
             self._owes_prompt, text = False, self._generation.prompt.text + text
         return text, logprobs
+
+    def ending(self, output: OutputText) -> dict[str, Any]:
+        """Of an output that has ended."""
+        return {"finish_reason": "length", "stop_reason": None} if self._is_scored else ending(output)
 
 
 class CompletionChunks(Chunks):
@@ -119,4 +132,4 @@ class CompletionChunks(Chunks):
             scribe = self._scribes[key] = Scribe(self.work, self._body, self.work.generations[number])
         text, logprobs = scribe.write(tokens)
         choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
-        return choice if output.finish_reason is None else {**choice, **ending(output)}
+        return choice if output.finish_reason is None else {**choice, **scribe.ending(output)}

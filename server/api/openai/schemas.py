@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from server.api.openai.fields import LenientModel, Refusal
 from server.api.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, GenerateParameters, Ids, NullOnly, Texts, one_error
@@ -75,6 +75,11 @@ Prompts = Annotated[
 ]  # fmt: skip
 
 
+def _none_if_false(value: Any) -> Any:
+    """Clients of chats say so that they want none."""
+    return None if value is False else value
+
+
 class CompletionBody(TextBody):
     """Body of ``POST /v1/completions``."""
 
@@ -82,7 +87,7 @@ class CompletionBody(TextBody):
     """A text with at least one token, token ids of the model, or a list that must hold at least one of these."""
     suffix: str | None = None
     echo: bool | None = None
-    logprobs: int | None = None
+    logprobs: Annotated[int | None, BeforeValidator(_none_if_false)] = None
 
 
 class TextPart(LenientModel):
@@ -217,7 +222,7 @@ REFUSED_IN_CHAT: dict[str, Refusal] = {
     "modalities": Refusal("answers are text", (["text"],)),
     "audio": Refusal("answers are text"),
     "web_search_options": Refusal("this server searches nothing"),
-    "reasoning_effort": Refusal("give it in chat_template_kwargs, where the model's chat template takes it"),
+    "reasoning_effort": Refusal("give it in chat_template_kwargs, where the model's chat template takes it", ("none",)),
     "verbosity": Refusal("say it in a message", ("medium",)),
     "chat_template": Refusal("messages are rendered by the template in the model's own folder"),
     "documents": Refusal("put them into a message", ([],)),

@@ -28,12 +28,12 @@ class Usage(msgspec.Struct):
     """Only of models that reason."""
 
 
-def usage(generations: Sequence[Generation], reasoning_tokens: int | None = None) -> Usage:
+def usage(generations: Sequence[Generation], num_reasoning: int | None = None, *, is_scored: bool = False) -> Usage:
     """Of all that was computed so far, samples that are not answered as well; of those no reasoning is counted."""
     num_prompt = sum(len(generation.prompt.ids) for generation in generations)
-    num_new = sum(generation.num_tokens for generation in generations)
+    num_new = 0 if is_scored else sum(generation.num_tokens for generation in generations)
     num_cached = sum(generation.cached_tokens for generation in generations)
-    details = UNSET if reasoning_tokens is None else {"reasoning_tokens": reasoning_tokens}
+    details = UNSET if num_reasoning is None else {"reasoning_tokens": num_reasoning}
     return Usage(num_prompt, num_new, num_prompt + num_new, {"cached_tokens": num_cached}, details)
 
 

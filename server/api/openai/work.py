@@ -48,6 +48,8 @@ class TextWork:
     generations: list[Generation] = field(default_factory=list)
     created: int = field(default_factory=lambda: int(time.time()))
     """Seconds since 1970, for answers that tell it more than once."""
+    is_scored: bool = False
+    """Nothing is generated: the answer tells of the prompt alone. The one token that this takes is dropped."""
     reasoning_tokens: int | None = None
     """Of all outputs that were read; None where none is looked for."""
 
@@ -68,7 +70,7 @@ class TextWork:
 
     def usage(self) -> Usage:
         """Of all that was computed so far."""
-        return usage(self.generations, self.reasoning_tokens)
+        return usage(self.generations, self.reasoning_tokens, is_scored=self.is_scored)
 
     async def prepare(self, source: PromptSource, added: Mapping[str, Any]) -> None:
         """Make the generations. All that can be refused is refused here."""
