@@ -28,8 +28,9 @@ test-page: models  ## try the page in a headless Chromium (installs one); pictur
 test-clients: models  ## run the clients that people have against a real server (installs each in its own environment)
 	@$(BIN)/python -m pytest -m clients tests/clients $(ARGS)
 
-fuzz: setup  ## try requests made from /openapi.json, broken HTTP, and the machines of tests for long (ARGS="-k name")
-	@FUZZ_EXAMPLES=50 $(BIN)/python -m pytest -m '' tests/fuzz $(ARGS)
+fuzz: setup  ## ten times the random tries of `make test`: the documented API, broken HTTP, the engine (ARGS="-k name")
+	@FUZZ_SCALE=10 $(BIN)/python -m pytest tests/fuzz tests/engine/test_*_machine.py tests/api/openai/test_any_body.py \
+	  --timeout 3600 $(ARGS)
 
 soak: models  ## ten minutes of mixed load with clients that leave and workers that are killed (ARGS="--minutes 1440")
 	@$(BIN)/python loadtest/soak.py $(ARGS) -- --config deploy/defaults.toml

@@ -22,6 +22,7 @@ from tests.engine.driving import make_engine, run
 from tests.engine.fake_runner import FakeRunner
 from tests.engine.test_engine_machine import EngineMachine
 from tests.engine.test_rewinds import LETTERS
+from tests.fuzz.scale import SCALE
 
 CHUNK = 8
 """Tokens, of which two blocks hold that many."""
@@ -74,7 +75,7 @@ class DeterministicMachine(EngineMachine):
 
 TestDeterministicMachine = DeterministicMachine.TestCase
 TestDeterministicMachine.settings = settings(
-    max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=30 * SCALE, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -11,6 +11,7 @@ from tests.engine.drafting import EagerDrafter, RepeatingRunner
 from tests.engine.driving import make_engine
 from tests.engine.test_engine_machine import EngineMachine
 from tests.engine.test_rewinds import LETTERS
+from tests.fuzz.scale import SCALE
 
 LONE_BLOCKS = 64
 """The cache of the lone runs that outputs are compared with."""
@@ -28,5 +29,5 @@ class DraftingMachine(EngineMachine):
 
 TestDraftingMachine = DraftingMachine.TestCase
 TestDraftingMachine.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40 * SCALE, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )

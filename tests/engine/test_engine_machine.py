@@ -14,6 +14,7 @@ from server.protocol import Generate, Output
 from tests.engine.driving import Outcome, generate, make_engine, run, step
 from tests.engine.fake_runner import POISON, FakeRunner
 from tests.engine.test_rewinds import LETTERS
+from tests.fuzz.scale import SCALE
 
 STEMS = (
     [],
@@ -215,5 +216,5 @@ def told(outcome: Outcome) -> tuple[Any, ...]:
 
 TestEngineMachine = EngineMachine.TestCase
 TestEngineMachine.settings = settings(
-    max_examples=80, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=80 * SCALE, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -1,11 +1,7 @@
-"""Requests made from `/openapi.json` itself: sound ones, and ones with a fault, for every operation.
-
-``FUZZ_EXAMPLES`` says how many of each; `make fuzz` takes 50.
-"""
+"""Requests made from `/openapi.json` itself: sound ones, and ones with a fault, for every operation."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,8 +16,9 @@ from starlette.testclient import TestClient
 from tests.api.documented import all_tasks
 from tests.api.test_openapi import WORK
 from tests.fuzz.refusals import check_refusal
+from tests.fuzz.scale import SCALE
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "5"))
+EXAMPLES = 5 * SCALE
 READ = ("/livez", "/readyz", "/startupz", "/health", "/info", "/version", "/load", "/metrics", "/templates",
         "/templates/{name}", "/tokenizer_info", "/v1/models", "/v1/models/{name}")  # fmt: skip
 OPERATIONS = [*(("POST", path) for path in WORK), *(("GET", path) for path in READ)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import random
 import threading
 from collections.abc import Iterator
@@ -17,8 +16,9 @@ from fastapi import FastAPI
 from tests.api.scripted import front, happens, says
 from tests.api.shell import listening
 from tests.fuzz.raw_http import SMUGGLING, Program, answers, play, program
+from tests.fuzz.scale import SCALE
 
-CLIENTS = 40 * int(os.environ.get("FUZZ_EXAMPLES", "5"))
+CLIENTS = 200 * SCALE
 AT_ONCE = 16
 LIMIT_S = 20.0
 """A server that closes at all does so at once; the bound is for a busy machine."""

@@ -15,6 +15,7 @@ from server.api.openai.responses import ResponsesBody
 from server.api.openai.schemas import REFUSED_IN_CHAT, ChatBody, CompletionBody
 from tests.api.openai.fronts import CHAT, COMPLETIONS, HELLO, TOOLS_TEMPLATE, ErrorBody, Front, fronted
 from tests.api.openai.test_fields import says_in_all_outputs
+from tests.fuzz.scale import SCALE
 from tests.option_examples import EXAMPLES
 
 BODIES = {
@@ -70,7 +71,7 @@ def bodies(draw: st.DrawFn, path: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", BODIES)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150 * SCALE, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_body_is_answered_or_refused(front: Front, path: str, data: st.DataObject) -> None:
     response = front.client.post(path, json=data.draw(bodies(path)))
