@@ -10,7 +10,6 @@ from starlette.middleware.cors import CORSMiddleware
 
 from server import __version__
 from server.api import (
-    anthropic,
     classify,
     error_replies,
     fill_mask,
@@ -26,6 +25,7 @@ from server.api import (
     zero_shot,
 )
 from server.api.access import Access
+from server.api.anthropic import route as anthropic
 from server.api.client_address import TrustedProxies
 from server.api.error_replies import OPENAI_PATHS
 from server.api.middleware import BodyGate, RequestContext

@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from server.api import anthropic, json_body, rerank, score, tokenize
+from server.api import json_body, rerank, score, tokenize
+from server.api.anthropic import body as anthropic_body
 from server.api.openai import classify, embeddings, responses_body
 from server.api.openai.fields import Refusal
 from server.api.openai.schemas import REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS, ChatBody, CompletionBody
@@ -21,7 +22,7 @@ REFUSALS: dict[type[BaseModel], Mapping[str, Refusal]] = {
     ChatBody: REFUSED_IN_CHAT,
     CompletionBody: REFUSED_IN_COMPLETIONS,
     responses_body.ResponsesBody: responses_body.REFUSED_HERE,
-    anthropic.MessagesBody: anthropic.REFUSED_HERE,
+    anthropic_body.MessagesBody: anthropic_body.REFUSED_HERE,
     tokenize.TokenizeBody: tokenize.REFUSED,
     rerank.RerankBody: rerank.REFUSED,
     score.ScoreBody: embeddings.REFUSED,

@@ -252,7 +252,7 @@ class MessagesAnswer(TypedDict):
     content: list[dict[str, Any]]
     stop_reason: str | None
     stop_sequence: str | None
-    usage: dict[str, int]
+    usage: dict[str, Any]
 
 
 class MessagesEvent(TypedDict):
