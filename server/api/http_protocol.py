@@ -27,6 +27,8 @@ from server.errors import SluiceError
 MAX_WAITING_BYTES = 64 * 1024
 """Of requests that a client sends before the answer to its last one is complete."""
 
+READ_BYTES = 64 * 1024
+
 HEAD_TIMEOUT_S = 10.0
 BODY_BASE_S = 30.0
 BODY_BYTES_PER_S = 64 * 1024
@@ -45,8 +47,11 @@ class Rules:
     max_body_bytes: int
 
 
-class HttpProtocol(asyncio.Protocol):
+class HttpProtocol(asyncio.BufferedProtocol):
     """One connection of uvicorn's server."""
+
+    _arriving = memoryview(bytearray(READ_BYTES))
+    """Shared by all: what is read into it is taken at once."""
 
     def __init__(
         self,
@@ -131,11 +136,14 @@ class HttpProtocol(asyncio.Protocol):
     def _is_answering(self) -> bool:
         return self._exchange is not None and not self._exchange.is_complete
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        return self._arriving
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._is_deaf:
-            self._ignore(len(data))
+            self._ignore(nbytes)
         else:
-            self._input += data
+            self._input += self._arriving[:nbytes]
             self._advance()
 
     def _ignore(self, num_bytes: int) -> None:

@@ -7,6 +7,7 @@ import logging
 import re
 import secrets
 from collections.abc import Collection
+from contextlib import AsyncExitStack
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import caller
 from server.api.addresses import canonical
+from server.api.body_room import BodyRoom
 from server.api.client_address import TrustedProxies
 from server.api.error_replies import error_reply
 from server.api.http_errors import BodyTooLarge, UnsupportedEncoding, UnsupportedMediaType
@@ -30,7 +32,7 @@ SOUND_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 UNKNOWN_ROUTE = "unknown"
 
 LARGE_BODY_BYTES = 64 * 1024
-"""From here on a body is checked in a thread: the event loop has streams to serve."""
+"""Beyond it a body waits for room while it arrives, and is checked in a thread: the event loop has streams to serve."""
 
 
 class RequestContext:
@@ -150,6 +152,7 @@ class BodyGate:
         self.app = app
         self.paths = paths
         self.max_bytes = max_bytes
+        self.room = BodyRoom(max_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -180,16 +183,21 @@ class BodyGate:
         declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > self.max_bytes:
             raise BodyTooLarge(self.max_bytes)
+        expected = int(declared) if declared.isdecimal() else self.max_bytes
         body = bytearray()
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect()
-            body += message.get("body", b"")
-            if len(body) > self.max_bytes:
-                raise BodyTooLarge(self.max_bytes)
-            if not message.get("more_body", False):
-                return bytes(body)
+        async with AsyncExitStack() as room:
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect()
+                is_large = len(body) > LARGE_BODY_BYTES
+                body += message.get("body", b"")
+                if len(body) > self.max_bytes:
+                    raise BodyTooLarge(self.max_bytes)
+                if not message.get("more_body", False):
+                    return bytes(body)
+                if not is_large and len(body) > LARGE_BODY_BYTES:
+                    await room.enter_async_context(self.room.place(expected))
 
     async def _refuse(self, error: SluiceError, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; where the body has not been read, the connection ends."""

@@ -45,6 +45,7 @@ PEER_IDLE_S = 30
 PEER_PROBE_S = 10
 PEER_PROBES = 3
 """After 30 s of silence a peer is probed every 10 s; 30 s without an answer, or with data that is not taken, end it."""
+UNREAD_BYTES = 128 * 1024
 LAST_WORDS_S = 1.0
 """For so long after the port is closed, open connections are answered: a request may be on its way through one."""
 RECOVERY_S = 2.0
@@ -115,6 +116,8 @@ def _drop_silent_peers(listener: socket.socket) -> None:
         "TCP_KEEPINTVL": PEER_PROBE_S,
         "TCP_KEEPCNT": PEER_PROBES,
         "TCP_USER_TIMEOUT": 1000 * PEER_PROBE_S * PEER_PROBES,
+        # How much the kernel holds for a client that reads nothing; without it, megabytes.
+        "TCP_NOTSENT_LOWAT": UNREAD_BYTES,
     }
     for name, value in options.items():
         # Not every system has all of them.

@@ -94,7 +94,7 @@ def test_never_more_connections_than_open_files_allow(monkeypatch):
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="needs Linux")
-def test_a_peer_that_vanished_is_noticed_within_a_minute():
+def test_a_peer_that_vanished_or_reads_nothing_is_noticed_within_a_minute():
     with bind("127.0.0.1", 0) as listener, connected(listener.getsockname()[1]):
         accepted, _ = listener.accept()
         with accepted:
@@ -105,3 +105,4 @@ def test_a_peer_that_vanished_is_noticed_within_a_minute():
             )
             assert idle + interval * count <= 60
             assert 0 < accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 60_000
+            assert 0 < accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) <= 128 * 1024

@@ -36,3 +36,11 @@ def test_throughput_compares_the_server_with_generate(tiny_llama):
         served, static = only["served"], only["static batch"]
         assert result["sides"]["served"]["x_static"] == pytest.approx(static["seconds"] / served["seconds"])
         assert served["tokens_per_s"] == pytest.approx(result["case"]["streams"] * 4 / served["seconds"])
+
+
+def test_an_attack_costs_other_clients_no_request_and_the_server_no_memory_and_no_block(tiny_llama):
+    [result] = results_of("hostile.py", "--quick", "--model", str(tiny_llama), "--new-tokens", "200",
+                          "--", "--threads", "1", "--kv-cache-gib", "0.02")  # fmt: skip
+    assert result["broken"] == []
+    assert result["done"]["cancel"] == result["scale"]["cancels"]
+    assert result["attacked"]["requests"] == result["calm"]["requests"] > 0
