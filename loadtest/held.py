@@ -27,6 +27,11 @@ class Held:
     """Admitted and unfinished."""
 
 
+def cache_mib(served: Served) -> float:
+    """Of the KV caches in all. Their memory is taken as blocks are first used, in each worker's life anew."""
+    return _sum(served.get("/metrics"), "sluice_kv_cache_bytes") / MIB
+
+
 def held_by(served: Served) -> Held:
     memory, metrics = served.memory_bytes(), served.get("/metrics")
     return Held(

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 
@@ -30,6 +30,8 @@ IDLE_CPU = 0.05
 PR_SET_PDEATHSIG = 1
 WORKER = "server.worker"
 """In the command of every worker."""
+LAST_WORDS = 2000
+"""Characters of a log's end."""
 NAME = "bench"
 """Of the model, for clients."""
 
@@ -58,6 +60,16 @@ class Served:
     process: psutil.Process
     ready_s: float
     """From the command to the first 200 of /readyz."""
+    log: BinaryIO
+
+    def last_words(self) -> str:
+        """The end of the server's log."""
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace")[-LAST_WORDS:]
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE
 
     def facts(self) -> dict[str, Any]:
         """What /info tells of the first model."""
@@ -116,9 +128,9 @@ def server(flags: Sequence[str]) -> Iterator[Served]:
             while not _is_ready(url):
                 if process.poll() is not None:
                     log.seek(0)
-                    raise ServerEnded(log.read().decode()[-2000:])
+                    raise ServerEnded(log.read().decode()[-LAST_WORDS:])
                 time.sleep(POLL_S)
-            yield Served(url, psutil.Process(process.pid), time.perf_counter() - start)
+            yield Served(url, psutil.Process(process.pid), time.perf_counter() - start, log)
         finally:
             process.terminate()
             process.wait(60)

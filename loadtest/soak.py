@@ -19,13 +19,13 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from time import perf_counter
 from typing import Any
 
 import psutil
 from client import Timeline, run, send
-from held import Held, held_by
+from held import Held, cache_mib, held_by
 from report import save, table
 from served import Served, server
 from soak_requests import Request, requests_for
@@ -35,7 +35,7 @@ REFUSALS = {429, 503}
 """The server may have too much to do, or be replacing a worker; then the client is told when to retry."""
 REST_S = 60.0
 LIMITS = Held(front_mib=50, workers_mib=150, descriptors=20, threads=8, tasks=5, blocks=0, requests=0)
-"""How much more the last rest may hold than the first. A worker's first steps after its start take some memory."""
+"""How much more the last rest may hold than the first; workers may also take the memory of their caches."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Soak:
             await asyncio.gather(killer, return_exceptions=True)
 
     async def _client(self, rng: random.Random, end: float) -> None:
-        while perf_counter() < end:
+        while perf_counter() < end and self.served.is_alive:
             request = rng.choice(self.requests)
             leaves_after_s = rng.expovariate(5) if rng.random() < self.cancel_share else None
             await self._send(request, leaves_after_s)
@@ -118,12 +118,14 @@ def _is_worker(process: psutil.Process) -> bool:
         return False
 
 
-def growth(rests: Sequence[Held]) -> list[str]:
+def growth(rests: Sequence[Held], limits: Held = LIMITS) -> list[str]:
     """What the last rest holds beyond what the first one and the limits allow, in words."""
+    if not rests:
+        return []
     first, last = rests[0], rests[-1]
     found = []
     for name in (field.name for field in fields(Held)):
-        before, after, limit = (getattr(held, name) for held in (first, last, LIMITS))
+        before, after, limit = (getattr(held, name) for held in (first, last, limits))
         if after > before + limit:
             found.append(f"{name}: {before:g} at the first rest, {after:g} at the last, at most {limit:g} more")
     return found
@@ -134,6 +136,8 @@ async def soak(run_: Soak, minutes: float, spells: int) -> list[Held]:
     rests = []
     for number in range(spells + 1):
         await run_.spell(number, 60 * minutes / (spells + 1))
+        if not run_.served.is_alive:
+            break
         rests.append(await run_.rest())
         row = [f"{value:g}" for value in asdict(rests[-1]).values()]
         print(table(["rest", *asdict(rests[-1])], [[str(number), *row]]), flush=True)
@@ -153,10 +157,11 @@ def main() -> int:
     with server([flag for flag in args.serve_flags if flag != "--"]) as served:
         requests = requests_for(json.loads(served.get("/info")))
         run_ = Soak(served, requests, args.clients, args.cancel_share, args.kill_every, args.seed)
+        limits = replace(LIMITS, workers_mib=LIMITS.workers_mib + cache_mib(served))
         rests = run(soak(run_, args.minutes, args.spells))
-        problems = [*run_.losses[:20], *growth(rests)]
-        if served.process.status() == psutil.STATUS_ZOMBIE:
-            problems.append("the server ended")
+        problems = [*run_.losses[:20], *growth(rests, limits)]
+        if not served.is_alive:
+            problems.append(f"the server ended; its last words: {served.last_words()}")
     result: dict[str, Any] = {"outcomes": run_.outcomes, "kills": run_.num_kills, "problems": problems}
     print(f"{dict(run_.outcomes)}, {run_.num_kills} kills")
     print("\n".join(problems) or "nothing was lost, and nothing grew")
