@@ -2,11 +2,13 @@
 
 There are no phases: every row has known tokens and wants those computed that are not. A step spends its token
 budget first on rows that lack one token, then on longer remainders in chunks, then on waiting groups, each in
-the order of arrival. `Pacing` bounds what running streams lose to the others.
+order. Of a long remainder at their head, half the budget is kept for shorter ones. `Pacing` bounds what running
+streams lose to the others. `Waiting` says whose turn it is.
 
 A group's first row gets the blocks of all its known tokens when it is admitted, so that only growth by a chosen
 token, and forks, can find the cache full; then the newest running group gives its blocks back and waits, with its
-tokens kept, at the head of the queue. The oldest always runs on, and each fits alone, so there is no livelock.
+tokens kept, before its caller's others. The oldest always runs on, and each fits alone, so there is no livelock.
+A caller of whom nothing runs gets room in the same way from the caller with the most rows.
 
 A group is admitted, preempted and finished as one entry of these queues.
 """
@@ -14,6 +16,7 @@ A group is admitted, preempted and finished as one entry of these queues.
 from __future__ import annotations
 
 from collections import OrderedDict
+from math import inf
 
 from server.engine.batch import Batch, Share, share_of
 from server.engine.block_manager import BlockManager
@@ -24,6 +27,7 @@ from server.engine.pacing import Pacing
 from server.engine.prompt_lookup import Drafter
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
+from server.engine.waiting import Waiting
 
 
 class Scheduler:
@@ -54,7 +58,7 @@ class Scheduler:
         self._pacing = pacing
         self._drafter = drafter
         self._rule = rule
-        self._waiting: OrderedDict[str, SequenceGroup] = OrderedDict()
+        self._waiting = Waiting()
         self._running: OrderedDict[str, SequenceGroup] = OrderedDict()
 
     @property
@@ -66,7 +70,7 @@ class Scheduler:
         return len(self._running)
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._running or request_id in self._waiting
+        return self.find(request_id) is not None
 
     def find(self, request_id: str) -> SequenceGroup | None:
         """A group that waits or runs."""
@@ -77,11 +81,11 @@ class Scheduler:
         return self._holdings.most_blocks(group) <= self.blocks.num_blocks
 
     def add(self, group: SequenceGroup) -> None:
-        self._waiting[group.request_id] = group
+        self._waiting.add(group)
 
     def abort(self, request_id: str) -> None:
         """Forget a group; an unknown id is no error."""
-        if self._waiting.pop(request_id, None) is None and request_id in self._running:
+        if not self._waiting.remove(request_id) and request_id in self._running:
             self.finish(self._running[request_id])
 
     def abort_sample(self, request_id: str, index: int) -> None:
@@ -101,6 +105,7 @@ class Scheduler:
     def finish(self, group: SequenceGroup) -> None:
         """A running group gives its blocks back and is forgotten."""
         del self._running[group.request_id]
+        self._waiting.end(group)
         for row in group.rows:
             self._holdings.give_back(row)
         group.leave()
@@ -146,6 +151,8 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Choose the next step's work and give it blocks."""
         batch = Batch()
+        self._make_way(batch)
+        num_made_way = batch.num_preemptions
         for group in list(self._running.values()) if self._rule is not None else ():
             if self._holdings.follow_lengths(group, self._chunking.shared):
                 self._make_room(group, batch)
@@ -155,13 +162,18 @@ class Scheduler:
         num_waiting = len(rest) + min(len(self._waiting), self.max_running - len(self._running))
         if self._pacing is not None and batch.shares and num_waiting:
             budget = min(budget, self._pacing.num_prompt_tokens(batch.num_growing, num_waiting))
+        # One that was preempted meanwhile has no rows.
+        rest = [group for group in rest if group.rows]
+        may_admit = batch.num_preemptions == num_made_way
+        budget -= self._share_with_shorter(batch, rest, budget, may_admit=may_admit)
         for group in rest:
             if budget <= 0:
                 break
-            # One that was preempted meanwhile has no rows.
             budget -= self._share(batch, group, budget, least=2)
-        if batch.num_preemptions == 0:
+        if may_admit:
             self._admit(batch, budget)
+        for share in batch.shares:
+            self._waiting.charge(share.group.caller, share.num_new_tokens)
         if self._drafter is not None and 0 < len(batch.shares) == batch.num_growing:
             self._add_drafts(batch, self._drafter)
         return batch
@@ -180,11 +192,12 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise if an invariant fails. For tests."""
-        running, waiting = self._running.values(), self._waiting.values()
+        running, waiting = self._running.values(), list(self._waiting)
         self.blocks.check([row for group in running for row in group.rows])
-        orders = [group.order for queue in (running, waiting) for group in queue]
-        if orders != sorted(orders):
-            raise AssertionError("a later arrival stands before an earlier one")
+        for caller in {group.caller for group in (*running, *waiting)}:
+            orders = [group.order for queue in (running, waiting) for group in queue if group.caller == caller]
+            if orders != sorted(orders):
+                raise AssertionError("a later arrival stands before an earlier one")
         if any(row.num_blocks or row.key is not None for group in waiting for row in group.all_rows):
             raise AssertionError("a waiting sequence holds blocks")
         if any(row.key is None for group in running for row in group.rows):
@@ -252,18 +265,59 @@ class Scheduler:
                 left -= num_new_tokens
         return budget - left
 
-    def _admit(self, batch: Batch, budget: int) -> None:
-        while budget > 0 and self._waiting and len(self._running) < self.max_running:
-            group = next(iter(self._waiting.values()))
+    def _share_with_shorter(self, batch: Batch, rest: list[SequenceGroup], budget: int, *, may_admit: bool) -> int:
+        """Half of the budget for those that lack less than the first, which is taken out. Returns what they took."""
+        if not rest or budget < 2:
+            return 0
+        first, left = rest[0], budget // 2
+        for group in sorted(rest[1:], key=_num_due_tokens):
+            if left > 0 and _num_due_tokens(group) < _num_due_tokens(first):
+                left -= self._share(batch, group, left, least=2)
+                rest.remove(group)
+        if may_admit:
+            left = self._admit(batch, left, below=_num_due_tokens(first))
+        return budget // 2 - left
+
+    def _admit(self, batch: Batch, budget: int, below: float = inf) -> int:
+        """Let groups begin that lack fewer tokens than ``below``. Returns the budget left."""
+        while budget > 0 and len(self._running) < self.max_running:
+            group = self._waiting.next()
+            if group is None or group.num_prompt_tokens >= below:
+                break
             num_rows = sum(running.num_rows for running in self._running.values())
             if num_rows + group.num_rows > self.max_running or not self._place(group):
-                return
-            del self._waiting[group.request_id]
+                break
+            self._waiting.begin(group)
             self._running[group.request_id] = group
             if group.num_cached_tokens is None:
                 group.num_cached_tokens = min(group.sequences[0].num_computed_tokens, group.num_prompt_tokens)
                 batch.started.append(group)
             budget -= self._share(batch, group, budget, least=1)
+        return budget
+
+    def _make_way(self, batch: Batch) -> None:
+        """Preempt groups of the caller with the most rows for a caller of whom nothing runs."""
+        group = self._waiting.next()
+        if group is None or self._waiting.has_running(group.caller):
+            return
+        while not self._has_room(group) and (victim := self._newest_of_the_largest()) is not None:
+            self._preempt(victim)
+            batch.num_preemptions += 1
+
+    def _has_room(self, group: SequenceGroup) -> bool:
+        num_rows = sum(running.num_rows for running in self._running.values())
+        num_blocks = sum(self.blocks.blocks_for(row.num_tokens) for row in group.leaders)
+        fits = num_blocks + num_rows + group.num_rows <= self.blocks.num_available
+        return fits and num_rows + group.num_rows <= self.max_running
+
+    def _newest_of_the_largest(self) -> SequenceGroup | None:
+        """Of a caller that keeps another group."""
+        groups: dict[str, list[SequenceGroup]] = {}
+        for group in self._running.values():
+            groups.setdefault(group.caller, []).append(group)
+        several = [own for own in groups.values() if len(own) > 1]
+        largest = max(several, key=lambda own: sum(group.num_rows for group in own), default=None)
+        return None if largest is None else largest[-1]
 
     def _place(self, group: SequenceGroup) -> bool:
         """Give the group's leaders blocks. False, and nothing changed, if there are not enough."""
@@ -299,6 +353,10 @@ class Scheduler:
         return True
 
     def _preempt(self, group: SequenceGroup) -> None:
+        # Before it ends, so that its caller keeps its share.
+        self._waiting.add(group, comes_first=True)
         self.finish(group)
-        self._waiting[group.request_id] = group
-        self._waiting.move_to_end(group.request_id, last=False)
+
+
+def _num_due_tokens(group: SequenceGroup) -> int:
+    return sum(max(group.num_due_tokens(row), 0) for row in group.rows)

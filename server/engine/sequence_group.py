@@ -37,6 +37,7 @@ class SequenceGroup:
     ) -> None:
         params = command.params
         self.request_id = command.request_id
+        self.caller = command.caller
         self.params = params
         self.order = order
         """Place in the order of arrival."""

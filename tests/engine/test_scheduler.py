@@ -65,12 +65,42 @@ def test_sequences_that_lack_one_token_come_before_the_rest_of_an_older_prompt()
     line = Line()
     line.add("short", 3)
     line.add("long", 30)
-    line.add("late", 2)
+    line.add("late", 40)
     assert line.shares() == {"short": 3, "long": 7}
     assert list(line.shares().items()) == [("short", 1), ("long", 9)]
     line.shares()
-    assert line.shares() == {"short": 1, "long": 5, "late": 2}
-    assert line.shares() == {"short": 1, "long": 1, "late": 1}
+    assert line.shares() == {"short": 1, "long": 5, "late": 4}
+    assert line.shares() == {"short": 1, "long": 1, "late": 8}
+
+
+def test_a_short_prompt_does_not_wait_for_the_rest_of_a_long_one():
+    line = Line()
+    line.add("long", 60)
+    line.shares()
+    line.add("short", 4)
+    assert line.shares() == {"long": 6, "short": 4}
+
+
+def test_a_long_prompt_has_half_of_every_step_however_many_short_ones_come():
+    line = Line(max_running=50)
+    line.add("long", 60)
+    line.shares()
+    for i in range(10):
+        line.add(f"short {i}", 4, max_new_tokens=1)
+    for _ in range(4):
+        batch = line.step()
+        prompt_tokens = {s.request_id: n for s, n, *_ in batch.shares if n > 1}
+        assert prompt_tokens["long"] >= 2
+    assert line.scheduler.num_waiting < 10
+
+
+def test_prompts_of_one_length_are_computed_one_after_the_other():
+    line = Line()
+    line.add("first", 25)
+    line.add("second", 25)
+    assert line.shares() == {"first": 10}
+    assert line.shares() == {"first": 10}
+    assert line.shares() == {"first": 5, "second": 5}
 
 
 def test_no_more_than_max_running_sequences_are_in_a_step():

@@ -1,0 +1,102 @@
+"""Groups that wait for their first or next step. Knows no blocks.
+
+The next group is one of a caller of whom nothing runs, and among those and then the others, of the caller that has had
+the least work done. Waiting counts too, so that newcomers keep nobody out for ever. Each caller's own groups keep the
+order of arrival, and one that was preempted comes first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from server.engine.sequence_group import SequenceGroup
+
+AGEING_TOKENS = 1
+"""Each later arrival makes up for this much work."""
+
+
+@dataclass(slots=True)
+class _Share:
+    """One caller's, for as long as it has groups."""
+
+    work: float
+    """Tokens that were computed for it; one that begins has as much as the one with the least."""
+    waiting: OrderedDict[str, SequenceGroup] = field(default_factory=OrderedDict)
+    num_running: int = 0
+    """Groups."""
+
+
+class Waiting:
+    """The queue of a `Scheduler`, which tells it what begins and ends."""
+
+    def __init__(self) -> None:
+        self._shares: dict[str, _Share] = {}
+        self._groups: dict[str, SequenceGroup] = {}
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __iter__(self) -> Iterator[SequenceGroup]:
+        """Each caller's in order."""
+        for share in self._shares.values():
+            yield from share.waiting.values()
+
+    def get(self, request_id: str) -> SequenceGroup | None:
+        return self._groups.get(request_id)
+
+    def add(self, group: SequenceGroup, *, comes_first: bool = False) -> None:
+        """``comes_first`` of its caller's."""
+        if group.caller not in self._shares:
+            least = min((share.work for share in self._shares.values()), default=0.0)
+            self._shares[group.caller] = _Share(least)
+        waiting = self._shares[group.caller].waiting
+        waiting[group.request_id] = self._groups[group.request_id] = group
+        waiting.move_to_end(group.request_id, last=not comes_first)
+
+    def remove(self, request_id: str) -> bool:
+        """Forget a group. Whether it was here."""
+        group = self._groups.pop(request_id, None)
+        if group is None:
+            return False
+        del self._shares[group.caller].waiting[request_id]
+        self._tidy(group.caller)
+        return True
+
+    def next(self) -> SequenceGroup | None:
+        """Whose turn it is."""
+        able = [share for share in self._shares.values() if share.waiting]
+        if not able:
+            return None
+        return min(map(_head, able), key=self._turn)
+
+    def begin(self, group: SequenceGroup) -> None:
+        """The group runs."""
+        self._shares[group.caller].num_running += 1
+        self.remove(group.request_id)
+
+    def end(self, group: SequenceGroup) -> None:
+        """The group runs no more."""
+        self._shares[group.caller].num_running -= 1
+        self._tidy(group.caller)
+
+    def has_running(self, caller: str) -> bool:
+        return self._shares[caller].num_running > 0
+
+    def charge(self, caller: str, num_tokens: int) -> None:
+        """Tokens are computed for a caller whose group runs."""
+        self._shares[caller].work += num_tokens
+
+    def _turn(self, group: SequenceGroup) -> tuple[bool, float, int]:
+        share = self._shares[group.caller]
+        return share.num_running > 0, share.work + AGEING_TOKENS * group.order, group.order
+
+    def _tidy(self, caller: str) -> None:
+        share = self._shares[caller]
+        if not share.waiting and not share.num_running:
+            del self._shares[caller]
+
+
+def _head(share: _Share) -> SequenceGroup:
+    return next(iter(share.waiting.values()))
