@@ -97,7 +97,7 @@ class ServeConfig:
     port: int = 8000
     """0 takes a free port and prints it."""
     max_queued_requests: int = 256
-    """Most requests admitted and unfinished at once, per model; one more is answered 503."""
+    """Most requests admitted and unfinished at once, per model; a client below its share may add to a quarter more."""
     max_queued_tokens: int = 262_144
     """Most tokens of work (prompt and new tokens) admitted and unfinished at once, per model."""
     max_body_bytes: int = 2 * 1024 * 1024

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
-from server.errors import Draining, QueueFull
+from server import caller
+from server.caller import Caller
+from server.errors import Draining, QueueFull, RateLimited
 from server.serving import admission
 from server.serving.admission import Admission
 
@@ -94,3 +97,65 @@ def test_the_time_to_come_back_has_bounds(clock):
         assert queue.retry_after_s() == 1
         clock.now_s += 1000.0
         assert queue.retry_after_s() == 60
+
+
+def as_caller(name: str) -> None:
+    caller.set_current(Caller(name))
+
+
+def fill(stack: ExitStack, queue: Admission, name: str, num_requests: int, num_tokens: int = 1) -> None:
+    as_caller(name)
+    for _ in range(num_requests):
+        stack.enter_context(queue.admit(num_tokens))
+
+
+@pytest.fixture(autouse=True)
+def _nobody() -> Iterator[None]:
+    yield
+    caller.set_current(caller.NOBODY)
+
+
+def test_one_caller_alone_may_fill_the_queue():
+    queue = Admission("tiny", max_requests=8, max_tokens=1000)
+    with ExitStack() as stack:
+        fill(stack, queue, "flood", 8)
+        with pytest.raises(QueueFull):
+            queue.check()
+
+
+def test_a_full_queue_still_takes_a_caller_below_its_share():
+    queue = Admission("tiny", max_requests=8, max_tokens=1000)
+    with ExitStack() as stack:
+        fill(stack, queue, "flood", 8)
+        fill(stack, queue, "other", 2)
+        with pytest.raises(QueueFull):
+            queue.check()
+        as_caller("flood")
+        with pytest.raises(RateLimited) as refused:
+            queue.check()
+        assert refused.value.retry_after_s is not None
+
+
+def test_a_caller_above_its_share_gives_way_until_all_have_theirs():
+    queue = Admission("tiny", max_requests=8, max_tokens=1000)
+    with ExitStack() as others, ExitStack() as flood:
+        fill(flood, queue, "flood", 8)
+        fill(others, queue, "other", 2)
+        flood.close()
+        fill(others, queue, "other", 2)
+        fill(flood, queue, "flood", 4)
+        with pytest.raises(RateLimited):
+            queue.check()
+    assert (queue.num_requests, queue.num_tokens) == (0, 0)
+    assert not queue._requests and not queue._tokens
+
+
+def test_a_queue_full_of_tokens_still_takes_a_caller_below_its_share():
+    queue = Admission("tiny", max_requests=100, max_tokens=1000)
+    with ExitStack() as stack:
+        fill(stack, queue, "flood", 2, num_tokens=500)
+        fill(stack, queue, "other", 1, num_tokens=200)
+        with pytest.raises(QueueFull):
+            fill(stack, queue, "third", 1, num_tokens=200)
+        with pytest.raises(RateLimited, match="1000 of your tokens"):
+            fill(stack, queue, "flood", 1, num_tokens=1)
