@@ -6,13 +6,13 @@ A command's module is imported when that command is asked for, and what is heavy
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from server import __version__
-from server.errors import EXIT_CONFIG, ConfigurationError
+from server.endings import exit_code
+from server.errors import EXIT_CONFIG
 from server.settings_file import did_you_mean
 
 COMMANDS = {
@@ -28,10 +28,6 @@ COMMANDS = {
 }
 """Each is the module of that name in `server.commands`, with ``add_arguments`` and ``run``."""
 
-# As shells have it for SIGINT and SIGPIPE.
-EXIT_INTERRUPTED = 130
-EXIT_NO_READER = 141
-
 
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the page of usage before it."""
@@ -39,9 +35,20 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_CONFIG, f"{self.prog}: {message} (--help shows what there is)\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse drops help that cannot be written, and ends as if it had been."""
+        if file is sys.stdout and message:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
+
 
 def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
+    return exit_code(lambda: _main(words))
+
+
+def _main(words: list[str]) -> int:
     if words and words[0] in COMMANDS:
         return _run(words[0], words[1:])
     parser = _parser()
@@ -76,17 +83,7 @@ def _run(name: str, words: list[str]) -> int:
     )
     command.add_arguments(parser)
     options = _parsed(parser, words)
-    try:
-        code: int = command.run(options)
-    except ConfigurationError as error:
-        print(f"sluice: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has left, as `head` does: nothing is left to say, also not by the last flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_NO_READER
+    code: int = command.run(options)
     return code
 
 

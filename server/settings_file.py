@@ -29,6 +29,8 @@ def read_file(path: Path, known: Mapping[str, Setting]) -> tuple[dict[str, Any],
         raise ConfigurationError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
         raise ConfigurationError(f"The configuration file {path} is not valid TOML: {error}.") from None
+    except RecursionError:
+        raise ConfigurationError(f"The configuration file {path} is nested too deeply.") from None
     tables = content.pop("models", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ConfigurationError(f"{path}: models is a list of tables: write [[models]].")

@@ -64,8 +64,10 @@ def serve(config: ServeConfig, template: Template | None = None) -> int:
     message = ""
     try:
         _allow_many_connections()
-        listener = bind(config.host, config.port)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with (
+            bind(config.host, config.port) as listener,
+            asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+        ):
             runner.run(_run(config, listener, template, status))
     except ConfigurationError as error:
         code, message = error.exit_code, str(error)
@@ -244,8 +246,10 @@ async def _work(config: ServeConfig, app: FastAPI, status: StatusLine | None) ->
     async with loading.shown(supervisor.clients, status):
         await load(app)
     if not app.state.lifecycle.is_draining:
-        sys.stdout.write(banner(config, supervisor.clients, has_keys=app.state.has_keys) + "\n")
-        sys.stdout.flush()
+        # A server whose greeting nobody can read still serves.
+        with contextlib.suppress(OSError):
+            sys.stdout.write(banner(config, supervisor.clients, has_keys=app.state.has_keys) + "\n")
+            sys.stdout.flush()
     await supervisor.run()
 
 

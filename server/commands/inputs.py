@@ -43,6 +43,8 @@ def _from_json(line: str, number: int) -> Input:
         value = json.loads(line)
     except ValueError as error:
         return line.rstrip("\r\n"), f"Line {number} is not JSON ({error}). Write one JSON value a line."
+    except RecursionError:
+        return line.rstrip("\r\n"), f"Line {number} is JSON that is nested too deeply."
     body = _body(value)
     if body is None:
         fields = ", ".join(BODY_FIELDS)

@@ -55,7 +55,7 @@ def base_folder(model: ModelConfig) -> Path:
     folder = Path(model.path)
     try:
         named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return folder
     bases = (Path(base) for base in (model.base, named, folder / str(named)) if base)
     return next((base for base in bases if base.is_dir()), folder)

@@ -51,7 +51,7 @@ def _base(folder: Path, named: str | None) -> Path | None:
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         return folder / (named or config["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -244,6 +244,8 @@ def _read(path: Path) -> Template:
         raise ValueError(f"{error}.".replace("Object", "It").replace("`", "")) from None
     except ValueError as error:
         raise ValueError(f"it is not valid TOML: {error}.") from None
+    except RecursionError:
+        raise ValueError("its TOML is nested too deeply.") from None
     _check(file)
     fields = {field: getattr(file, field) for field in _File.__struct_fields__}
     return Template(**fields, name=stem["name"], version=int(stem["version"] or 1), file=str(path))
