@@ -1,0 +1,152 @@
+"""A run that is ended early leaves no half result, and the same command goes on from its last checkpoint."""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from server.errors import EXIT_IO, ConfigurationError
+from server.finetune.options import Options
+from server.finetune.tasks import Classify
+from server.finetune.train import finetune
+from server.finetune.workspace import STATE
+from tests.finetune.bases import write_base, write_reviews
+
+torch.set_num_threads(1)
+pytestmark = pytest.mark.timeout(240)
+PATIENCE_S = 120.0
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Options:
+    write_base(tmp_path / "base")
+    write_reviews(tmp_path / "data.csv", num_rows=80)
+    return Options(
+        task="classify", model=str(tmp_path / "base"), data=str(tmp_path / "data.csv"), out=str(tmp_path / "out"),
+        epochs=4.0, patience=4, threads=1,
+    )  # fmt: skip
+
+
+def left_beside(options: Options) -> list[str]:
+    """What there is in the folder of the result but base, data and the result."""
+    place = Path(options.out).parent
+    return sorted(path.name for path in place.iterdir() if path.name not in ("base", "data.csv", "out"))
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(
+    options: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = finetune(replace(options, out=options.out + "-undisturbed"))
+    long = replace(options, epochs=4.0)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server", *long.command().split()[1:]], stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    checkpoints = Path(options.out).with_name(".out.unfinished") / "checkpoints"
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not any(checkpoints.glob(f"*/{STATE}")) and process.poll() is None and time.monotonic() < deadline_s:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert not Path(options.out).exists()
+    # What a kill in the middle of writing leaves.
+    (checkpoints / "checkpoint-999").mkdir()
+    (checkpoints / "checkpoint-999" / STATE).write_text("{")
+
+    capsys.readouterr()
+    found = finetune(long)
+    assert "going on from step" in capsys.readouterr().out
+    assert found["test"] == pytest.approx(expected["test"], abs=1e-3)
+    assert found["steps"] == expected["steps"]
+    assert left_beside(options) == ["out-undisturbed"]
+
+
+@contextmanager
+def interrupted_at(evaluation: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Iterator[None]:
+    """This evaluation raises the error."""
+    scores, count = Classify.scores, iter(range(1, 100))
+
+    def counted(*arguments: Any) -> dict[str, float]:
+        if next(count) == evaluation:
+            raise error
+        return scores(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classify, "scores", counted)
+        yield
+
+
+def test_ctrl_c_keeps_the_checkpoints_and_says_how_to_go_on(
+    options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with interrupted_at(3, monkeypatch, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+        finetune(options)
+    assert "Run the same command again to go on from the last checkpoint." in capsys.readouterr().out
+    assert left_beside(options) == [".out.unfinished"]
+    finetune(options)
+    assert "going on from step" in capsys.readouterr().out
+    assert left_beside(options) == []
+
+
+def test_ctrl_c_before_the_first_checkpoint_leaves_nothing(
+    options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with interrupted_at(1, monkeypatch, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+        finetune(options)
+    assert "Nothing was left behind." in capsys.readouterr().out
+    assert left_beside(options) == []
+
+
+def test_checkpoints_of_other_options_are_not_gone_on_from(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    with interrupted_at(3, monkeypatch, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+        finetune(options)
+    with pytest.raises(ConfigurationError, match=r"is what another run left"):
+        finetune(replace(options, seed=1))
+    assert left_beside(options) == [".out.unfinished"]
+
+
+@contextmanager
+def largest_file(num_bytes: int) -> Iterator[None]:
+    """Writing more to a file fails meanwhile, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("num_bytes", [10_000, 60_000, 150_000])
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_result(options: Options, method: Any, num_bytes: int) -> None:
+    options = replace(options, method=method, epochs=1.0)
+    try:
+        with largest_file(num_bytes):
+            finetune(options)
+    except ConfigurationError as error:
+        assert error.exit_code == EXIT_IO
+        assert str(error).startswith(f"{options.out} cannot be written: ")
+        assert "\n" not in str(error)
+        assert not Path(options.out).exists()
+        assert not list(Path(options.out).parent.glob("**/result"))
+    else:
+        assert num_bytes > 100_000
+    # With room again it comes to its end.
+    if not Path(options.out).exists():
+        finetune(options)
+    assert json.loads((Path(options.out) / "metrics.json").read_text())["steps"] == 4
+    assert left_beside(options) == []
