@@ -17,6 +17,7 @@ from server.engine.executors.generic import ATTENTION, Unsupported, probe, set_a
 from server.engine.selfcheck import FORWARD_FAILURES
 from server.errors import ConfigurationError
 from server.models import loader
+from server.models.adapter import check
 from server.models.folder import ModelFolder, look
 from server.models.lengths import longest_input
 from server.models.module import read_module
@@ -70,6 +71,7 @@ class PlannedModel:
 def plan_model(model: ModelConfig) -> PlannedModel:
     """Raises `ConfigurationError` for whatever loading would refuse and can be seen without weights."""
     folder = look(model)
+    folder.check_files()
     device = loader.choose_device(model)
     dtype = loader.choose_dtype(model, folder.task, device)
     # Of an encoder the products alone may be in fewer bits.
@@ -83,6 +85,8 @@ def plan_model(model: ModelConfig) -> PlannedModel:
     # An adapter is merged in float32, whatever comes after.
     load_bytes = sum(parameter.numel() * 4 for parameter in module.parameters()) if folder.adapter else plain_bytes
     is_decoder = folder.task == "generate"
+    if is_decoder:
+        loader.generation_defaults(folder.path, module, tokenizer)
     cache = _cache(model, module, max_model_len, device, dtype) if is_decoder else None
     return PlannedModel(
         name=model.name,
@@ -109,7 +113,10 @@ def plan_model(model: ModelConfig) -> PlannedModel:
 
 def _empty_module(folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
     """The architecture without the value of a single weight."""
-    return read_module(folder.weights, folder.task, folder.adapter, dtype, with_weights=False).eval()
+    module = read_module(folder.weights, folder.task, folder.adapter, dtype, with_weights=False).eval()
+    if folder.adapter is not None:
+        check(module, folder.adapter)
+    return module
 
 
 def _weight_bytes(module: PreTrainedModel, dtype: torch.dtype, per_weight: float) -> int:

@@ -13,10 +13,13 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from server.config import ModelConfig
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.finetune.options import Options
 from server.finetune.tasks import Task
-from server.models.configs import first_line, positive, read_config
+from server.models.configs import first_line, read_config
+from server.models.folder import check_files
+from server.models.lengths import longest_input
 from server.models.module import LOAD_FAILURES
 from server.models.tokenizer_files import load_tokenizer
 
@@ -45,6 +48,7 @@ def load_base(task: Task, options: Options) -> Base:
         )
     if (Path(options.model) / "adapter_config.json").exists():
         raise ConfigurationError(f"{options.model} is an adapter. Give --model the folder of its base.")
+    check_files(Path(options.model))
     labels = dict(enumerate(task.labels))
     tokenizer = load_tokenizer(Path(options.model))
     try:
@@ -127,13 +131,8 @@ def _targets(body: str, names: Set[str], saved: Sequence[str]) -> str:
 
 
 def max_length(model: Any, tokenizer: Any, options: Options) -> int:
-    limit: int = positive(getattr(model.config, "max_position_embeddings", None)) or DEFAULT_MAX_LENGTH
-    for name, module in model.named_modules():
-        # RoBERTa's kind counts positions from behind the padding index.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            limit -= module.padding_idx + 1
-    # Without a limit of its own a tokenizer has a number beyond any length.
-    limit = min(limit, positive(tokenizer.model_max_length) or limit)
+    """Tokens at which texts are cut: no more than serving takes."""
+    limit = longest_input(ModelConfig(name="base", path=options.model), model, tokenizer, options.task, None)
     if options.max_length > limit:
         raise ConfigurationError(f"--max-length is {options.max_length}: this base takes at most {limit} tokens.")
     return options.max_length or min(DEFAULT_MAX_LENGTH, limit)

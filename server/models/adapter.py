@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
+from server.models.adapter_check import check_adapter, check_fields
 from server.models.describe import read_json, refuse
 from server.models.lora import merge_plain
+from server.models.weights import tensors
 from server.protocol import Task
 
 WEIGHTS = "adapter_model.safetensors"
@@ -51,6 +53,7 @@ def is_adapter(folder: Path) -> bool:
 def read_adapter(folder: Path, base: str | None) -> Adapter:
     """``base`` is the operator's word on where the base model lies; else the adapter's own config names it."""
     config = read_json(folder, "adapter_config.json")
+    check_fields(folder, config)
     if config.get("peft_type") != "LORA":
         raise refuse(
             f"{folder} holds a {config.get('peft_type')} adapter. Only LoRA adapters can be merged and served."
@@ -75,6 +78,7 @@ def merge(module: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
 
     Called in float32: a product added to a weight in 16 bits would lose most of itself.
     """
+    check(module, adapter)
     if _merged_plainly(module, adapter):
         return module
     # Imported here, and below: what has no need of it does not wait for it.
@@ -99,6 +103,11 @@ def merge(module: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
                 f"Save it again ({str(warning.message)[:300]})."
             )
     return merged
+
+
+def check(module: PreTrainedModel, adapter: Adapter) -> None:
+    """Refuse an adapter that does not fit ``module``, whose weights may be without values."""
+    check_adapter(module, read_json(adapter.folder, "adapter_config.json"), adapter.folder / WEIGHTS, adapter.base)
 
 
 def _merged_plainly(module: PreTrainedModel, adapter: Adapter) -> bool:
@@ -168,8 +177,4 @@ def _head_outputs(path: Path) -> int | None:
 
 
 def _shapes(path: Path) -> dict[str, list[int]]:
-    try:
-        with safe_open(path, framework="pt") as weights:
-            return {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise refuse(f"{path} cannot be read ({error}). Save the adapter again.") from error
+    return {name: tensor["shape"] for name, tensor in tensors(path).items()}

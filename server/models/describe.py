@@ -80,6 +80,8 @@ def read_json(folder: Path, name: str, kind: type = dict) -> Any:
         raise refuse(f"{folder} has no {name}. Give the path of a complete Hugging Face model folder.") from None
     except (OSError, ValueError) as error:
         raise refuse(f"{path} cannot be read as JSON ({error}). Write the folder again.") from error
+    except RecursionError:
+        raise refuse(f"{path} is nested too deeply. Write the folder again.") from None
     if not isinstance(content, kind):
         raise refuse(f"{path} is not a JSON {'object' if kind is dict else kind.__name__}. Write the folder again.")
     return content

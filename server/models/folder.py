@@ -10,11 +10,16 @@ from typing import Any
 from server.config import ModelConfig
 from server.models import describe
 from server.models.adapter import Adapter, is_adapter, read_adapter
+from server.models.checksums import check_folder
 from server.models.describe import refuse
 from server.models.embedder import Recipe, has_pooling, read_recipe
 from server.protocol import Task
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+MAX_JSON_BYTES = 32 * 1024 * 1024
+MAX_BYTES = {"tokenizer.json": 256 * 1024 * 1024, "vocab.json": 128 * 1024 * 1024}
+"""Files with a limit of their own. The largest in use have about a fifth of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,17 @@ class ModelFolder:
     task: Task
     recipe: Recipe | None
     """Of a model for embeddings."""
+
+    def check_files(self) -> None:
+        """Of an adapter, its base's too."""
+        for place in dict.fromkeys((self.path, self.weights)):
+            check_files(place)
+
+
+def check_files(folder: Path) -> None:
+    """Refuse files that are larger than any model needs, or not what the folder's manifest says."""
+    _check_sizes(folder)
+    check_folder(folder)
 
 
 def look(model: ModelConfig) -> ModelFolder:
@@ -61,6 +77,14 @@ def _task_of(
     if adapter is not None and adapter.task is not None:
         return adapter.task
     return "embed" if any(map(has_pooling, places)) else describe.task_of(places[-1], architectures)
+
+
+def _check_sizes(folder: Path) -> None:
+    """JSON is read whole, and takes many times its size in memory."""
+    for path in sorted(folder.glob("*.json")):
+        limit = MAX_BYTES.get(path.name, MAX_JSON_BYTES)
+        if path.is_file() and (size := path.stat().st_size) > limit:
+            raise refuse(f"{path} has {size} bytes and at most {limit} are read. Fetch the folder again.")
 
 
 def _check_weights(folder: Path) -> None:

@@ -50,6 +50,7 @@ def load(model: ModelConfig) -> LoadedModel:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     looked = look(model)
+    looked.check_files()
     folder, weights, adapter, task, recipe = looked.path, looked.weights, looked.adapter, looked.task, looked.recipe
     device = choose_device(model)
     dtype = choose_dtype(model, task, device)
@@ -73,7 +74,7 @@ def load(model: ModelConfig) -> LoadedModel:
         labels=describe.labels_of(module.config, task),
         embedding=None if recipe is None else _embedding(recipe, module.config),
         problem_type=describe.problem_type_of(module.config, task),
-        generation_config=_generation_defaults(folder, module, tokenizer) if task == "generate" else {},
+        generation_config=generation_defaults(folder, module, tokenizer) if task == "generate" else {},
         num_parameters=sum(parameter.numel() for parameter in module.parameters()),
         attribution=describe.attribution_of(*dict.fromkeys((folder, weights))),
     )
@@ -156,7 +157,7 @@ def _place(module: PreTrainedModel, model: ModelConfig, device: torch.device, dt
     return placed.requires_grad_(False).eval()
 
 
-def _generation_defaults(folder: Path, module: PreTrainedModel, tokenizer: Any) -> dict[str, GenerationValue]:
+def generation_defaults(folder: Path, module: PreTrainedModel, tokenizer: Any) -> dict[str, GenerationValue]:
     config = module.generation_config
     if (folder / "generation_config.json").is_file():
         describe.read_json(folder, "generation_config.json")

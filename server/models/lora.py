@@ -40,8 +40,8 @@ def merge_plain(module: nn.Module, config: Mapping[str, Any], path: Path, saved:
         return False
     weights = {name.removeprefix(PREFIX): weight for name, weight in load_file(path).items()}
     linears = _own_linears(module)
-    heads = {name for name, _ in module.named_modules() if _is_target(name, list(saved))}
-    targets = {name for name, _ in module.named_modules() if _is_target(name, config["target_modules"])}
+    heads = {name for name, _ in module.named_modules() if is_target(name, list(saved))}
+    targets = {name for name, _ in module.named_modules() if is_target(name, config["target_modules"])}
     if not targets or not heads | targets <= linears.keys() or heads & targets:
         return False
     # The module's names are looked for in the file, and the file's in the module.
@@ -74,7 +74,7 @@ def _is_plain(config: Mapping[str, Any]) -> bool:
     )
 
 
-def _is_target(name: str, targets: str | list[str]) -> bool:
+def is_target(name: str, targets: str | list[str]) -> bool:
     """As PEFT reads them: a pattern for the whole name, or its last parts."""
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None

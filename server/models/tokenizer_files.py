@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from server.models.configs import first_line
 from server.models.describe import refuse
+from server.models.tokenizer_trial import try_tokenizer
 from server.protocol import TokenizerFiles
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
@@ -24,18 +25,15 @@ def load_tokenizer(folder: Path) -> Any:
     """A transformers tokenizer with a fast back end."""
     if not has_tokenizer(folder):
         raise refuse(f"{folder} has no tokenizer. Save it there with tokenizer.save_pretrained.")
+    try_tokenizer(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
-        raise refuse(
-            f"The tokenizer in {folder} cannot be loaded ({_line(error)}). Save it again as tokenizer.json."
-        ) from error
     except StrictDataclassError as error:
         raise refuse(f"The config.json in {folder} is wrong ({first_line(error)}). Correct the field.") from error
-    except Exception as error:
-        # The tokenizers library raises bare Exception for a file that it cannot parse.
-        if type(error) is not Exception:
-            raise
+    except (MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:
+        # A broken file raises anything, and where the tokenizers library panics, no Exception.
         raise refuse(
             f"The tokenizer in {folder} cannot be loaded ({_line(error)}). Save it again as tokenizer.json."
         ) from error
@@ -87,5 +85,5 @@ def _around(encoding: tokenizers.Encoding) -> tuple[list[int], list[int]]:
     return ids[: is_text.index(True)], ids[len(ids) - is_text[::-1].index(True) :]
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -38,7 +38,7 @@ def read_weights(folder: Path) -> Weights:
     num_parameters = 0
     bytes_by_dtype: Counter[str] = Counter()
     for path in _files(folder):
-        for tensor in _tensors(path).values():
+        for tensor in tensors(path).values():
             start, end = tensor["data_offsets"]
             num_parameters += math.prod(tensor["shape"])
             bytes_by_dtype[tensor["dtype"]] += end - start
@@ -48,7 +48,7 @@ def read_weights(folder: Path) -> Weights:
 
 def shapes(folder: Path) -> dict[str, list[int]]:
     """Of each tensor by its name. Raises `ConfigurationError` as `read_weights` does."""
-    return {name: tensor["shape"] for path in _files(folder) for name, tensor in _tensors(path).items()}
+    return {name: tensor["shape"] for path in _files(folder) for name, tensor in tensors(path).items()}
 
 
 def _files(folder: Path) -> list[Path]:
@@ -64,7 +64,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder / name for name in names)
 
 
-def _tensors(path: Path) -> dict[str, dict[str, Any]]:
+def tensors(path: Path) -> dict[str, dict[str, Any]]:
     """What the header says of each tensor, once it agrees with itself and with the file's size."""
     try:
         with path.open("rb") as file:
@@ -113,6 +113,8 @@ def _reason(error: Exception) -> str:
         return "its header is not JSON"
     if isinstance(error, OSError):
         return error.strerror or str(error)
+    if not isinstance(error, ValueError):
+        return "its header has an entry without shape, type or place"
     return " ".join(str(error).split())[:300]
 
 
