@@ -13,6 +13,9 @@ from server.serving.prompts import PromptSource
 def prompt_source(body: TextBody | GenerateRequest, fields: Mapping[str, Any], **prompt: Any) -> PromptSource:
     """What to go on from. ``prompt`` is what the dialect has its own way to say; ``fields`` are seen by the rules."""
     options = getattr(body, "chat_template_kwargs", None)
+    if isinstance(body, TextBody):
+        prompt["writes_special"] = body.skip_special_tokens is False
+        prompt["keeps_stop"] = bool(body.include_stop_str_in_output)
     seen = {"stream": body.stream, "chat_template_kwargs": options, **fields}
     return PromptSource(
         **prompt,

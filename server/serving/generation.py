@@ -40,6 +40,8 @@ class Prompt:
     """Requests with different salts share nothing in the prefix cache."""
     written_ids: frozenset[int] = frozenset()
     """Special tokens whose text stands in the outputs."""
+    keeps_stop: bool = False
+    """The text ends with the stop string or stop token that ended it."""
     end_watch: Callable[[str], EndWatch] | None = None
     """Makes one for an output, given the prompt's text."""
 
@@ -119,6 +121,8 @@ class OutputText:
         self._tokenizer = tokenizer
         self._special_ids = tokenizer.special_ids
         self._safe = SafeText(tokenizer, prompt.ids, prompt.stop, prompt.banned, prompt.written_ids)
+        self._keeps_stop = prompt.keeps_stop
+        self._written_ids = prompt.written_ids
         self._is_over = None if prompt.end_watch is None else prompt.end_watch(prompt.text)
         self._texts: list[str] = []
         self._last_id: int | None = None
@@ -172,7 +176,16 @@ class OutputText:
         self.finish_reason = "banned_phrase" if self._safe.has_banned else finish_reason
         if self.finish_reason == "stop":
             self._note_stop()
-        return text
+        return text + self._kept_stop() if self._keeps_stop else text
+
+    def _kept_stop(self) -> str:
+        """What ended the output, as text; a special token has one where it was asked for or is written."""
+        if self.finish_reason != "stop" or self.stop is None:
+            return ""
+        if isinstance(self.stop, str):
+            return self.stop
+        is_hidden = self.stop in self._special_ids and self.stop not in self._written_ids
+        return "" if is_hidden else self._tokenizer.token_text(self.stop)
 
     def _note_stop(self) -> None:
         last_id = self._last_id
@@ -234,7 +247,7 @@ class Generation:
         self.cached_tokens = 0
         self.has_failed = False
         self.timings = Timings()
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.prompt_logprobs: PromptLogprobs | None = None
         """Of the prompt's tokens, once the first tokens came, if asked for."""
 
@@ -291,7 +304,7 @@ class Generation:
             return []
         logprobs = [None, *self.prompt_logprobs.logprobs]
         pairs = zip(self.prompt.ids, logprobs, strict=True)
-        return [told_token(self._tokenizer, id_, logprob) for id_, logprob in pairs]
+        return [told_token(self.tokenizer, id_, logprob) for id_, logprob in pairs]
 
 
 class Timings:

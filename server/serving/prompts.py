@@ -20,6 +20,7 @@ from server.serving.layers import put_together
 from server.serving.options import GenerateOptions, from_mapping
 from server.serving.ranking import LabelScorer
 from server.serving.services import Services
+from server.serving.turns import check_roles, cut_after_last
 from server.text.templated import RenderedPrompt, encode_rendered
 from server.text.tokenizer import Tokenizer
 
@@ -42,6 +43,14 @@ class PromptSource:
     cache_salt: str = ""
     written: Collection[str] = ()
     """Special tokens whose text stands in the outputs. Texts that are not special tokens have no effect."""
+    writes_special: bool = False
+    """The text of every special token does."""
+    keeps_stop: bool = False
+    """`Prompt.keeps_stop`."""
+    add_generation_prompt: bool = True
+    """Whether the chat template begins the answer's turn."""
+    continues: bool = False
+    """The output goes on with the last message, whose turn does not end."""
     end_watch: Callable[[str], EndWatch] | None = None
     """`Prompt.end_watch`."""
     body: Mapping[str, Any] = field(default_factory=dict)
@@ -103,7 +112,15 @@ class PromptMaker:
         if source.messages is not None:
             files = self._ready.tokenizer
             options = source.chat_template_kwargs
-            return [await templates.render_chat(files, source.messages, options, tools=source.tools)]
+            rendered = await templates.render_chat(
+                files,
+                source.messages,
+                options,
+                tools=source.tools,
+                add_generation_prompt=source.add_generation_prompt and not source.continues,
+            )
+            check_roles(source.messages, rendered.text)
+            return [cut_after_last(source.messages, rendered) if source.continues else rendered]
         return source.texts or []
 
     def _wanted(self, source: PromptSource, options: GenerateOptions, defaults: Mapping[str, Any]) -> GenerateOptions:
@@ -166,7 +183,8 @@ class _Work:
             template_spans=template_spans if self.wanted.penalize_template is False else [],
             negative_ids=self._negative_ids(params),
             cache_salt=self.source.cache_salt,
-            written_ids=self._special_ids(self.source.written),
+            written_ids=self._written_ids(),
+            keeps_stop=self.source.keeps_stop,
             end_watch=self.source.end_watch,
         )
 
@@ -202,6 +220,11 @@ class _Work:
         """Special tokens have no text for a stop string to be found in: ``<|im_end|>`` ends the output as a token."""
         stops = tuple(sorted(self._special_ids(self.wanted.stop or ())))
         return msgspec.structs.replace(params, stop_token_ids=params.stop_token_ids + stops) if stops else params
+
+    def _written_ids(self) -> frozenset[int]:
+        if self.source.writes_special:
+            return frozenset(self.tokenizer.special_ids)
+        return self._special_ids(self.source.written)
 
     def _special_ids(self, texts: Collection[str]) -> frozenset[int]:
         """Ids of the special tokens among the texts."""

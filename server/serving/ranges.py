@@ -23,6 +23,7 @@ from server.serving.range_kinds import (
 MAX_SEED = 2**63 - 1
 MAX_STOP_STRINGS = 16
 MAX_OUTPUTS = 8
+MAX_TOP_TOKENS = 20
 MAX_TIME_S = 86_400
 
 PART = Number(0, 1, is_low_excluded=True)
@@ -84,7 +85,7 @@ RANGES: dict[str, Range] = {
     "banned_phrases": Texts(64, 256, is_stripped=True),
     "max_rewinds": Number(0, 1000),
     "penalties": Penalties(64, 256),
-    "top_n_tokens": Number(0, 20),
+    "top_n_tokens": Number(0, MAX_TOP_TOKENS),
     "penalty_alpha": Number(0, 1),
 }
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from server.api.openai.fields import LenientModel, Refusal
 from server.api.openai.schemas import (
+    NOT_TOLD,
     REFUSED,
     ConversationBody,
     JsonSchema,
@@ -24,6 +25,7 @@ from server.errors import InvalidRequest
 NO_TOOLS_OF_ITS_OWN = Refusal("this server runs no tools of its own; it takes function tools", ([],))
 REFUSED_HERE: dict[str, Refusal] = {
     **REFUSED,
+    **NOT_TOLD,
     "mcp_servers": NO_TOOLS_OF_ITS_OWN,
     "container": NO_TOOLS_OF_ITS_OWN,
     "service_tier": Refusal("there is one service for all", ("auto", "standard_only")),

@@ -14,10 +14,11 @@ from server.api.openai.messages import chat_template_of, template_messages
 from server.api.openai.schemas import REFUSED_IN_CHAT, ChatBody
 from server.api.openai.shapes import encode
 from server.api.openai.structure import structure_of
+from server.api.openai.told import told_options
 from server.api.openai.turn_plan import ToolWish, TurnPlan, turn_plan
 from server.api.openai.work import TextWork, generator_of
 from server.api.prompt_source import chat_source
-from server.errors import InvalidRequest
+from server.errors import ConflictingParameters, InvalidRequest
 from server.serving.generation import OutputToken
 
 router = APIRouter(tags=["openai"])
@@ -31,14 +32,20 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     template = chat_template_of(generator)
     plan = _plan(body, template)
     structure = structure_of(body, plan.wish.forced())
-    names = {"top_n_tokens": "top_logprobs", "inputs": "messages", **(structure.names if structure else {})}
+    names = {
+        "top_n_tokens": "top_logprobs",
+        "decoder_input_details": "prompt_logprobs",
+        "inputs": "messages",
+        **(structure.names if structure else {}),
+    }
     work = TextWork(request, body, generator, names)
     messages = template_messages(body.messages, template)
-    await work.prepare(chat_source(body, messages, **plan.prompt), _added(body, structure and structure.grammar))
+    source = chat_source(body, messages, **plan.prompt, **_turn(body))
+    await work.prepare(source, _added(body, structure and structure.grammar))
     if body.stream:
         return await work.stream(ChatChunks(work, body, plan))
     tokens = await work.run()
-    if body.logprobs:
+    if body.logprobs or body.prompt_logprobs is not None:
         # In a thread: they may be those of thousands of tokens.
         return await asyncio.to_thread(_reply, work, body, plan, tokens[0])
     return _reply(work, body, plan, tokens[0])
@@ -59,10 +66,19 @@ def _plan(body: ChatBody, template: str) -> TurnPlan:
     )
 
 
+def _turn(body: ChatBody) -> dict[str, bool]:
+    """How the prompt ends."""
+    if body.continue_final_message and body.add_generation_prompt:
+        reason = "an answer continues the last message or begins a turn"
+        raise ConflictingParameters("continue_final_message", "add_generation_prompt", reason)
+    return {
+        "add_generation_prompt": body.add_generation_prompt is not False,
+        "continues": bool(body.continue_final_message),
+    }
+
+
 def _added(body: ChatBody, grammar: Mapping[str, Any] | None) -> dict[str, Any]:
     added: dict[str, Any] = {} if grammar is None else {"grammar": grammar}
     if body.top_logprobs and not body.logprobs:
         raise InvalidRequest("top_logprobs are told with logprobs: set logprobs to true.", param="top_logprobs")
-    if body.logprobs:
-        added |= {"details": True, "top_n_tokens": body.top_logprobs or 0}
-    return added
+    return added | told_options(body, body.top_logprobs or 0 if body.logprobs else None)

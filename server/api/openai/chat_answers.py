@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from server.api.openai.logprobs import ChatLogprobs, chat_logprobs
+from server.api.openai.logprobs import ChatTeller
+from server.api.openai.messages import text_of
 from server.api.openai.schemas import ChatBody
 from server.api.openai.scribe import Scribe
+from server.api.openai.told import output_ids, prompt_ids, prompt_scores, token_name
 from server.api.openai.turn_plan import TurnPlan
 from server.api.openai.work import Chunks, TextWork, by_output
 from server.serving.generation import OutputText, OutputToken
@@ -18,13 +20,22 @@ def chat_answer(work: TextWork, body: ChatBody, plan: TurnPlan, tokens: Sequence
     """The whole answer; ``tokens`` are those of all outputs."""
     (generation,) = work.generations
     of_output = by_output(tokens)
+    teller = _teller(work, body)
     choices = []
     for index, output in enumerate(generation.answers):
         mine = of_output[output.number]
         scribe = Scribe(work, plan, output)
-        choice = {"index": index, "message": _message(scribe.read(mine)), "logprobs": _logprobs(work, body, mine)}
-        choices.append({**choice, **scribe.ending()})
-    return {**work.head("chat.completion", "chatcmpl"), "choices": choices, "usage": work.usage()}
+        pieces = [*([said] if (said := echoed(body)) else []), *scribe.read(mine)]
+        choice = {"index": index, "message": _message(pieces), "logprobs": teller and teller.tell(mine)}
+        choices.append({**choice, **output_ids(body, output, mine), **scribe.ending()})
+    told = {**prompt_ids(body, generation), **prompt_scores(body, generation)}
+    return {**work.head("chat.completion", "chatcmpl"), "choices": choices, "usage": work.usage(), **told}
+
+
+def echoed(body: ChatBody) -> str:
+    """What goes before each answer with ``echo``: the text of an assistant's last message, which it may continue."""
+    last = body.messages[-1]
+    return text_of(last) if body.echo and last.role == "assistant" else ""
 
 
 def _message(pieces: Iterable[Piece]) -> dict[str, Any]:
@@ -45,8 +56,9 @@ def _message(pieces: Iterable[Piece]) -> dict[str, Any]:
     return {**message, "tool_calls": list(calls.values())} if calls else message
 
 
-def _logprobs(work: TextWork, body: ChatBody, tokens: Sequence[OutputToken]) -> ChatLogprobs | None:
-    return chat_logprobs(work.generator.tokenizer, tokens) if body.logprobs else None
+def _teller(work: TextWork, body: ChatBody) -> ChatTeller | None:
+    tokenizer = work.generator.tokenizer
+    return ChatTeller(tokenizer, body.top_logprobs or 0, token_name(body, tokenizer)) if body.logprobs else None
 
 
 def _first_part(call: CallDelta) -> dict[str, Any]:
@@ -59,8 +71,10 @@ class ChatChunks(Chunks):
     def __init__(self, work: TextWork, body: ChatBody, plan: TurnPlan) -> None:
         nothing = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": None}
         super().__init__(work, work.head("chat.completion.chunk", "chatcmpl"), nothing)
+        self.once = prompt_ids(body, work.generations[0])
         self._body = body
         self._plan = plan
+        self._teller = _teller(work, body)
         self._scribes: dict[int, Scribe] = {}
 
     def choices(self, number: int, tokens: Mapping[int, Sequence[OutputToken]]) -> list[dict[str, Any]]:
@@ -74,10 +88,13 @@ class ChatChunks(Chunks):
         if scribe is None:
             scribe = self._scribes[output.number] = Scribe(self.work, self._plan, output)
         deltas = [_delta(piece) for piece in scribe.read(tokens)] or [{}]
+        if is_first and (said := echoed(self._body)):
+            deltas = [{"content": said}, *filter(None, deltas)]
         if is_first:
             deltas[0] = {"role": "assistant", "content": "" if deltas[0].keys() <= {"content"} else None, **deltas[0]}
         choices = [{**self.nothing, "index": output.number, "delta": delta} for delta in deltas]
-        choices[0]["logprobs"] = _logprobs(self.work, self._body, tokens)
+        choices[0]["logprobs"] = self._teller and self._teller.tell(tokens)
+        choices[0] |= output_ids(self._body, output, tokens)
         if output.finish_reason is None:
             return choices
         says_nothing = choices == [{**self.nothing, "index": output.number}]

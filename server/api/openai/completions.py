@@ -13,6 +13,7 @@ from server.api.openai.logprobs import CompletionLogprobs, CompletionScribe
 from server.api.openai.schemas import REFUSED_IN_COMPLETIONS, CompletionBody
 from server.api.openai.shapes import encode, ending
 from server.api.openai.structure import structure_of
+from server.api.openai.told import output_ids, prompt_ids, prompt_scores, token_name, told_options
 from server.api.openai.work import Chunks, TextWork, by_output, generator_of
 from server.api.prompt_source import prompt_source
 from server.errors import UnsupportedParameter
@@ -33,7 +34,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     structure = structure_of(body)
     names = {
         "inputs": "prompt",
-        "decoder_input_details": "echo with logprobs",
+        "decoder_input_details": "echo with logprobs" if body.prompt_logprobs is None else "prompt_logprobs",
         **(structure.names if structure else {}),
     }
     work = TextWork(request, body, generator_of(request, body), names, is_scored=_is_scored(body))
@@ -67,10 +68,8 @@ def _added(body: CompletionBody, grammar: Mapping[str, Any] | None) -> dict[str,
     added: dict[str, Any] = {} if grammar is None else {"grammar": grammar}
     if _is_scored(body):
         added["max_new_tokens"] = 1
-    if body.logprobs is None:
-        return added
-    told = {"details": True, "top_n_tokens": body.logprobs, "decoder_input_details": bool(body.echo)}
-    return {**added, **told}
+    added |= told_options(body, body.logprobs)
+    return added if body.logprobs is None or not body.echo else {**added, "decoder_input_details": True}
 
 
 def _reply(work: TextWork, body: CompletionBody, tokens: Sequence[Sequence[OutputToken]]) -> Response:
@@ -79,8 +78,8 @@ def _reply(work: TextWork, body: CompletionBody, tokens: Sequence[Sequence[Outpu
         of_output = by_output(its_tokens)
         for output in generation.answers:
             scribe = Scribe(work, body, generation)
-            text, logprobs = scribe.write(of_output[output.number])
-            choices.append({"index": len(choices), "text": text, "logprobs": logprobs, **scribe.ending(output)})
+            written = scribe.write(output, of_output[output.number])
+            choices.append({"index": len(choices), **written, **prompt_scores(body, generation)})
     answer = {**work.head(OBJECT, "cmpl"), "choices": choices, "usage": work.usage()}
     return Response(encode(answer), media_type="application/json")
 
@@ -89,25 +88,37 @@ class Scribe:
     """Writes one choice: text and log-probabilities, the prompt before them where it is wanted."""
 
     def __init__(self, work: TextWork, body: CompletionBody, generation: Generation) -> None:
+        tokenizer = work.generator.tokenizer
+        name = token_name(body, tokenizer)
+        self._body = body
         self._generation = generation
         self._is_scored = work.is_scored
-        self._logprobs = None if body.logprobs is None else CompletionScribe(work.generator.tokenizer, body.logprobs)
-        self._owes_prompt = bool(body.echo)
+        self._logprobs = None if body.logprobs is None else CompletionScribe(tokenizer, body.logprobs, name)
+        self._is_first = True
 
-    def write(self, tokens: Sequence[OutputToken]) -> tuple[str, CompletionLogprobs | None]:
-        """The choice's next tokens."""
+    def write(self, output: OutputText, tokens: Sequence[OutputToken]) -> dict[str, Any]:
+        """The choice's next tokens, and its ending after the last."""
         tokens = [] if self._is_scored else tokens
+        has_prompt = self._is_first and bool(self._body.echo)
         text = "".join([token.text for token in tokens])
-        logprobs = None
-        if self._logprobs is not None:
-            logprobs = self._logprobs.prompt(self._generation) if self._owes_prompt else CompletionLogprobs()
-            logprobs.extend(self._logprobs.tokens(tokens))
-        if self._owes_prompt:
-            self._owes_prompt, text = False, self._generation.prompt.text + text
-        return text, logprobs
+        choice: dict[str, Any] = {
+            "text": self._generation.prompt.text + text if has_prompt else text,
+            "logprobs": self._told(tokens, has_prompt),
+            **(prompt_ids(self._body, self._generation) if self._is_first else {}),
+            **output_ids(self._body, output, tokens),
+            "finish_reason": None,
+        }
+        self._is_first = False
+        return choice if output.finish_reason is None else {**choice, **self._ending(output)}
 
-    def ending(self, output: OutputText) -> dict[str, Any]:
-        """Of an output that has ended."""
+    def _told(self, tokens: Sequence[OutputToken], has_prompt: bool) -> CompletionLogprobs | None:
+        if self._logprobs is None:
+            return None
+        found = self._logprobs.prompt(self._generation) if has_prompt else CompletionLogprobs()
+        found.extend(self._logprobs.tokens(tokens))
+        return found
+
+    def _ending(self, output: OutputText) -> dict[str, Any]:
         return {"finish_reason": "length", "stop_reason": None} if self._is_scored else ending(output)
 
 
@@ -130,6 +141,4 @@ class CompletionChunks(Chunks):
         scribe = self._scribes.get(key)
         if scribe is None:
             scribe = self._scribes[key] = Scribe(self.work, self._body, self.work.generations[number])
-        text, logprobs = scribe.write(tokens)
-        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
-        return choice if output.finish_reason is None else {**choice, **scribe.ending(output)}
+        return {"index": index, **scribe.write(output, tokens)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -40,19 +40,26 @@ class ChatLogprobs(msgspec.Struct):
     refusal: None = None
 
 
-def chat_logprobs(tokenizer: Tokenizer, tokens: Iterable[OutputToken]) -> ChatLogprobs:
-    """The end token is among them: it was drawn like the others."""
-    return ChatLogprobs([_chat_logprob(tokenizer, token) for token in tokens if token.logprob is not None])
+class ChatTeller:
+    """Writes a chat's log-probabilities; ``name`` is what it calls a token."""
 
+    def __init__(self, tokenizer: Tokenizer, num_top: int, name: Callable[[int], str]) -> None:
+        self._tokenizer = tokenizer
+        self._num_top = num_top
+        self._name = name
 
-def _chat_logprob(tokenizer: Tokenizer, token: OutputToken) -> ChatLogprob:
-    top = [ChatToken(*_written(tokenizer, told.id, told.logprob)) for told in token.top or ()]
-    return ChatLogprob(*_written(tokenizer, token.id, token.logprob), top)
+    def tell(self, tokens: Iterable[OutputToken]) -> ChatLogprobs:
+        """The end token is among them: it was drawn like the others."""
+        return ChatLogprobs([self._entry(token) for token in tokens if token.logprob is not None])
 
+    def _entry(self, token: OutputToken) -> ChatLogprob:
+        told = (token.top or [])[: self._num_top]
+        top = [ChatToken(*self._written(each.id, each.logprob)) for each in told]
+        return ChatLogprob(*self._written(token.id, token.logprob), top)
 
-def _written(tokenizer: Tokenizer, token_id: int, logprob: float | None) -> tuple[str, float, list[int]]:
-    text = tokenizer.token_text(token_id)
-    return text, finite(logprob or 0.0), list(_bytes(tokenizer, token_id, text))
+    def _written(self, token_id: int, logprob: float | None) -> tuple[str, float, list[int]]:
+        text = self._tokenizer.token_text(token_id)
+        return self._name(token_id), finite(logprob or 0.0), list(_bytes(self._tokenizer, token_id, text))
 
 
 def _bytes(tokenizer: Tokenizer, token_id: int, text: str) -> bytes:
@@ -80,9 +87,11 @@ class CompletionLogprobs(msgspec.Struct):
 class CompletionScribe:
     """Writes one choice's log-probabilities as its text grows."""
 
-    def __init__(self, tokenizer: Tokenizer, num_top: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, num_top: int, name: Callable[[int], str]) -> None:
+        """``name``: what the log-probabilities call a token."""
         self._tokenizer = tokenizer
         self._num_top = num_top
+        self._name = name
         self._offset = 0
         """Characters of the choice's text so far."""
 
@@ -118,7 +127,7 @@ class CompletionScribe:
         self, found: CompletionLogprobs, token_id: int, logprob: float | None, top: Sequence[tuple[int, float]]
     ) -> None:
         found.text_offset.append(self._offset)
-        found.tokens.append(self._tokenizer.token_text(token_id))
+        found.tokens.append(self._name(token_id))
         found.token_logprobs.append(None if logprob is None else finite(logprob))
         found.top_logprobs.append(None if logprob is None else self._top(token_id, logprob, top))
 
@@ -129,6 +138,6 @@ class CompletionScribe:
             told.append((token_id, logprob))
         found: dict[str, float] = {}
         for id_, value in told:
-            text = self._tokenizer.token_text(id_)
+            text = self._name(id_)
             found[f"token_id:{id_}" if text in found else text] = finite(value)
         return found

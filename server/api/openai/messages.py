@@ -53,6 +53,11 @@ def _message(message: ChatMessage, chat_template: str, call_format: CallFormat, 
     return found
 
 
+def text_of(message: ChatMessage) -> str:
+    """All of a message's text."""
+    return _text(message.content, "messages")
+
+
 def _text(content: str | list[TextPart] | None, path: str) -> str:
     """Templates join it to other texts: it is never null."""
     if content is None or isinstance(content, str):

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from server.api.openai.fields import LenientModel, Refusal
 from server.api.openai.schemas import (
+    NOT_TOLD,
     REFUSED,
     ConversationBody,
     JsonSchema,
@@ -25,6 +26,7 @@ from server.errors import InvalidParameter, InvalidRequest
 NOT_STORED = Refusal("nothing is stored; send the whole conversation as input")
 REFUSED_HERE: dict[str, Refusal] = {
     **REFUSED,
+    **NOT_TOLD,
     "previous_response_id": NOT_STORED,
     "conversation": NOT_STORED,
     "prompt": NOT_STORED,

@@ -57,6 +57,10 @@ class TextBody(LenientModel, GenerateParameters):
     min_tokens: int | None = None
     truncate_prompt_tokens: int | None = None
     cache_salt: str | None = None
+    skip_special_tokens: bool | None = None
+    """False: special tokens stand in the text, but for the one that ends it."""
+    include_stop_str_in_output: bool | None = None
+    """The text ends with the stop string or stop token that ended it."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
@@ -80,7 +84,18 @@ def _none_if_false(value: Any) -> Any:
     return None if value is False else value
 
 
-class CompletionBody(TextBody):
+class ToldFields(LenientModel):
+    """vLLM's fields for what choices tell beside their text."""
+
+    return_token_ids: bool | None = None
+    """Add ``token_ids`` to each choice, and ``prompt_token_ids`` once."""
+    return_tokens_as_token_ids: bool | None = None
+    """Log-probabilities call a token ``token_id:N``."""
+    prompt_logprobs: int | None = None
+    """Add the log-probability of each prompt token and of the N most likely tokens at its place; not for streams."""
+
+
+class CompletionBody(ToldFields, TextBody):
     """Body of ``POST /v1/completions``."""
 
     prompt: Prompts
@@ -115,7 +130,8 @@ class MadeCall(LenientModel):
 class ChatMessage(LenientModel):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: str
+    """``system``, ``developer``, ``user``, ``assistant``, ``tool``, or another that the chat template writes."""
     content: (
         Annotated[str | Annotated[list[TextPart], STOP_AT_FIRST_ERROR], one_error("a string or a list of parts")] | None
     ) = None
@@ -170,7 +186,7 @@ class ConversationBody(TextBody):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-class ChatBody(ConversationBody):
+class ChatBody(ToldFields, ConversationBody):
     """Body of ``POST /v1/chat/completions``."""
 
     messages: Annotated[list[ChatMessage], STOP_AT_FIRST_ERROR, NOT_EMPTY]
@@ -186,6 +202,12 @@ class ChatBody(ConversationBody):
     """llama.cpp's: with "none" reasoning is not looked for and stays in the content."""
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    echo: bool | None = None
+    """Begin the answer with the text of the last message if it is the assistant's."""
+    add_generation_prompt: bool | None = None
+    """False: the chat template does not begin the answer's turn."""
+    continue_final_message: bool | None = None
+    """The answer continues the last message, whose turn stays open."""
 
 
 TOLD_OTHERWISE = {
@@ -204,16 +226,19 @@ REFUSED: dict[str, Refusal] = {
     "use_beam_search": Refusal("set num_beams", (False,)),
     "guided_grammar": Refusal('give grammar: {"type": "lark", "value": ...}'),
     "guided_decoding_backend": Refusal("there is one", ("auto",)),
-    "prompt_logprobs": Refusal("ask for echo and logprobs of /v1/completions", (0,)),
-    "skip_special_tokens": Refusal("special tokens have no text", (True,)),
     "spaces_between_special_tokens": Refusal("special tokens have no text", (True,)),
-    "include_stop_str_in_output": Refusal("the output ends before the stop string", (False,)),
-    "return_token_ids": Refusal("ask /generate for details", (False,)),
-    "return_tokens_as_token_ids": Refusal("ask /generate for details", (False,)),
     "logits_processors": Refusal("use the options for bias and bans", ([],)),
     "priority": Refusal("requests are taken in their order", (0,)),
 }
 """Fields of OpenAI's and vLLM's that would change the answer, and that no body has."""
+
+NO_PLACE = "answers of this route have no place for it; use /v1/chat/completions"
+NOT_TOLD: dict[str, Refusal] = {
+    "return_token_ids": Refusal(NO_PLACE, (False,)),
+    "return_tokens_as_token_ids": Refusal(NO_PLACE, (False,)),
+    "prompt_logprobs": Refusal(NO_PLACE),
+}
+"""`ToldFields`, for routes without them."""
 
 REFUSED_IN_CHAT: dict[str, Refusal] = {
     **REFUSED,
@@ -226,9 +251,6 @@ REFUSED_IN_CHAT: dict[str, Refusal] = {
     "verbosity": Refusal("say it in a message", ("medium",)),
     "chat_template": Refusal("messages are rendered by the template in the model's own folder"),
     "documents": Refusal("put them into a message", ([],)),
-    "echo": Refusal("/v1/completions has it", (False,)),
-    "add_generation_prompt": Refusal("an answer always begins a turn", (True,)),
-    "continue_final_message": Refusal("an answer always begins a turn", (False,)),
     "add_special_tokens": Refusal("the chat template writes them", (False,)),
 }
 

@@ -25,6 +25,7 @@ from server.serving.record import RequestRecord
 from server.serving.registry import Registry
 
 DONE = b"data: [DONE]\n\n"
+NOTHING: Mapping[str, Any] = {}
 
 
 def generator_of(request: Request, body: TextBody) -> ServedGenerator:
@@ -127,6 +128,8 @@ class Chunks(StreamWriter):
         self.nothing = nothing
         """A choice that says nothing."""
         self._head = head
+        self.once: Mapping[str, Any] = NOTHING
+        """What the first chunk alone tells."""
         options = work.body.stream_options
         self._has_usage = options is not None and bool(options.include_usage)
         self._is_continuous = options is not None and bool(options.continuous_usage_stats)
@@ -138,11 +141,15 @@ class Chunks(StreamWriter):
     def step(self, number: int, tokens: Mapping[int, Sequence[OutputToken]]) -> bytes:
         choices = self.choices(number, tokens)
         so_far = self.work.usage() if self._is_continuous else None
-        return b"".join([self._chunk([choice], so_far) for choice in choices])
+        first, self.once = self.once, {}
+        told: list[Mapping[str, Any]] = [first, *[{}] * len(choices)]
+        return b"".join([self._chunk([choice], so_far, more) for choice, more in zip(choices, told, strict=False)])
 
-    def _chunk(self, choices: Sequence[Mapping[str, Any]], so_far: Usage | None = None) -> bytes:
+    def _chunk(
+        self, choices: Sequence[Mapping[str, Any]], so_far: Usage | None = None, more: Mapping[str, Any] = NOTHING
+    ) -> bytes:
         told = {"usage": so_far} if self._has_usage else {}
-        return data_event(encode({**self._head, "choices": choices, **told}))
+        return data_event(encode({**self._head, "choices": choices, **told, **more}))
 
     def end(self) -> bytes:
         return (self._chunk([], self.work.usage()) if self._has_usage else b"") + DONE

@@ -108,7 +108,7 @@ def test_a_developer_is_the_system_to_a_template_that_does_not_know_the_word(fro
     [
         ([], "messages"),
         ("Hello", "messages"),
-        ([{"role": "wizard", "content": "a"}], "messages.0.role"),
+        ([{"role": 5, "content": "a"}], "messages.0.role"),
         ([{"content": "a"}], "messages.0.role"),
         ([{"role": "user", "content": 5}], "messages.0.content"),
         (None, "messages"),
