@@ -15,7 +15,11 @@ from server.serving.registry import Registry
 
 
 async def vectors(
-    request: Request, model: str | None, texts: Sequence[str], options: EmbedOptions, names: Mapping[str, str]
+    request: Request,
+    model: str | None,
+    texts: Sequence[str | list[int]],
+    options: EmbedOptions,
+    names: Mapping[str, str],
 ) -> list[Vector]:
     """Each text's vector; errors call our fields by ``names``."""
     registry: Registry = request.app.state.registry

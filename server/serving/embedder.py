@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from server.errors import InvalidParameter
+from server.errors import ConflictingParameters, InvalidParameter
 from server.protocol import Embedding, Encode
 from server.serving.encoder_client import ServedEncoder, rows
 from server.serving.record import RequestRecord
@@ -52,14 +52,18 @@ class ServedEmbedder(ServedEncoder):
             "max_inputs": self._max_inputs,
         }
 
-    async def embed(self, texts: Sequence[str], options: EmbedOptions, record: RequestRecord) -> list[Vector]:
-        """For each text its vector."""
+    async def embed(
+        self, texts: Sequence[str | list[int]], options: EmbedOptions, record: RequestRecord
+    ) -> list[Vector]:
+        """For each text its vector. Token ids are taken as they are: no prompt goes before them."""
         size = self.embedding.size if options.dimensions is None else options.dimensions
         if not 1 <= size <= self.embedding.size:
             raise InvalidParameter("dimensions", size, f"must be 1 to {self.embedding.size}, which the model has")
         prompt = self._prompt(options.prompt_name)
+        if options.prompt_name is not None and any(isinstance(text, list) for text in texts):
+            raise ConflictingParameters("prompt_name", "inputs", "token ids are taken as they are; send text")
         commands = await self._tokenize(
-            lambda text: self._command(prompt + text, options.truncation, record.request_id),
+            lambda text: self._command(prompt, text, options.truncation, record.request_id),
             texts,
             sum(len(prompt) + len(text) for text in texts),
         )
@@ -67,10 +71,23 @@ class ServedEmbedder(ServedEncoder):
         vectors = [rows(scores)[:size] for scores in await self._encode(commands, record)]
         return [_normalized(vector) for vector in vectors] if is_normalized else vectors
 
-    def _command(self, text: str, truncation: Truncation | None, request_id: str) -> Encode:
+    def _command(self, prompt: str, text: str | list[int], truncation: Truncation | None, request_id: str) -> Encode:
+        if isinstance(text, list):
+            return self._fitted_ids(self._checked(text), truncation, request_id)
         if truncation is None:
-            self._check_least(text)
-        return self._fitted(self.tokenizer.encode(text), truncation, request_id)
+            self._check_least(prompt + text)
+        return self._fitted(self.tokenizer.encode(prompt + text), truncation, request_id)
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        for token_id in ids:
+            if not 0 <= token_id < self.ready.vocab_size:
+                rule = (
+                    f"must be a token id of this model, 0 to {self.ready.vocab_size - 1}; LangChain's OpenAIEmbeddings "
+                    "sends text with check_embedding_ctx_length=False"
+                )
+
+                raise InvalidParameter("inputs", token_id, rule)
+        return ids
 
     def _prompt(self, name: str | None) -> str:
         prompts = self.embedding.prompts

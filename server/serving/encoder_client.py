@@ -89,6 +89,17 @@ class ServedEncoder(ABC):
         kept_types = None if type_ids is None else [type_ids[i] for i in kept]
         return Encode(request_id, [ids[i] for i in kept], kept_types)
 
+    def _fitted_ids(self, ids: list[int], truncation: Truncation | None, request_id: str) -> Encode:
+        """The command for a client's own token ids, none of which is of the tokenizer's making."""
+        limit = self.ready.max_model_len
+        if truncation is None and len(ids) > limit:
+            raise InputTooLong(len(ids), limit, self._shorten)
+        if truncation is not None:
+            side = truncation.side or self.tokenizer.files.truncation_side
+            most = min(limit, truncation.max_tokens or limit)
+            ids = ids[-most:] if side == "left" else ids[:most]
+        return Encode(request_id, ids, [0] * len(ids) if self.tokenizer.files.gives_token_types else None)
+
     def _type_ids(self, encoding: tokenizers.Encoding) -> list[int] | None:
         """None where transformers would give the model none, whatever the tokenizer's template says of types."""
         return encoding.type_ids if self.tokenizer.files.gives_token_types else None

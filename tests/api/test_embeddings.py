@@ -11,7 +11,7 @@ import pytest
 
 from tests.api.embed_app import SIZE, embed_worker, mean_vector, unit
 from tests.encoder_app import EngineWorker, client_of, tiny_worker
-from tests.tiny_encoders import MAX_MODEL_LEN, TEXTS
+from tests.tiny_encoders import MAX_MODEL_LEN, TEXTS, tiny_tokenizer
 
 LONG = "the old stone bridge in Chicago " * 40
 
@@ -85,8 +85,29 @@ def test_a_prompt_of_the_models_folder_goes_before_each_text() -> None:
     assert error["param"] == "prompt_name" and "query, passage" in error["message"]
 
 
-@pytest.mark.parametrize("ids", [[1, 2, 3], [[1, 2], [3]]])
-def test_token_ids_are_refused_with_langchains_switch(ids: list[Any]) -> None:
+def test_token_ids_of_a_text_give_the_texts_vector() -> None:
+    tokenizer = tiny_tokenizer("wordpiece")
+    ids = [tokenizer(text).input_ids for text in TEXTS[:2]]
+    for given, texts in ((ids, TEXTS[:2]), (ids[0], TEXTS[:1])):
+        answer = post(input=given)
+        for vector, text in zip(vectors(answer), texts, strict=True):
+            assert_near(vector, mean_vector(text))
+        assert answer["usage"]["prompt_tokens"] == sum(map(len, ids[: len(texts)]))
+    prompted = embed_worker(prompts={"query": "question: "}, default_prompt="query")
+    assert_near(vectors(post(served=prompted, input=ids[0]))[0], mean_vector(TEXTS[0]))
+    assert post(served=prompted, input=ids[0], prompt_name="query", status=400)["param"] == "prompt_name"
+
+
+def test_token_ids_that_are_too_many_are_refused_or_cut() -> None:
+    long = tiny_tokenizer("wordpiece")(LONG).input_ids
+    assert post(input=long, status=400)["code"] == "context_length_exceeded"
+    assert_near(vectors(post(input=long, truncate_prompt_tokens=5))[0], vectors(post(input=long[:5]))[0])
+    left = vectors(post(input=long, truncate_prompt_tokens=5, truncation_side="left"))[0]
+    assert_near(left, vectors(post(input=long[-5:]))[0])
+
+
+@pytest.mark.parametrize("ids", [[1, 2, 10**6], [[1, 2], [-1]]])
+def test_token_ids_of_another_model_are_refused_with_langchains_switch(ids: list[Any]) -> None:
     error = post(input=ids, status=400)
     assert error["param"] == "input" and "check_embedding_ctx_length=False" in error["message"]
 

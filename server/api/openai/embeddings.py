@@ -15,7 +15,6 @@ from server.api.openai.shapes import head
 from server.api.schemas import AT_LEAST_1, STOP_AT_FIRST_ERROR, Ids, one_error
 from server.api.truncation_bodies import VllmTruncation
 from server.api.vectors_route import vectors
-from server.errors import InvalidRequest
 from server.serving.embedder import EmbedOptions, Vector
 from server.serving.record import RequestRecord
 
@@ -23,7 +22,7 @@ router = APIRouter(tags=["openai"])
 
 Input = Annotated[
     str | Annotated[list[str], STOP_AT_FIRST_ERROR] | Ids | Annotated[list[Ids], STOP_AT_FIRST_ERROR],
-    one_error("a string or a list of strings"),
+    one_error("a string, a list of strings, a list of token ids, or a list of such lists"),
 ]
 REFUSED = {
     "add_special_tokens": Refusal("the model was trained with them", (True,)),
@@ -36,8 +35,8 @@ class EmbeddingsBody(VllmTruncation, LenientModel):
     """Body of ``POST /v1/embeddings``: OpenAI's fields, vLLM's truncation, and a prompt of the model's folder."""
 
     input: Input
-    """A list must hold at least one text. Token ids are refused: input is taken as text alone, which LangChain's
-    OpenAIEmbeddings sends with check_embedding_ctx_length=False."""
+    """Texts, or this model's token ids. LangChain's OpenAIEmbeddings sends ids of another model unless it is given
+    check_embedding_ctx_length=False."""
     model: str | None = None
     dimensions: Annotated[int, AT_LEAST_1] | None = None
     """Keep the first numbers of each vector: must be 1 to the size which the model has."""
@@ -51,6 +50,7 @@ class EmbeddingsBody(VllmTruncation, LenientModel):
 async def embeddings(body: EmbeddingsBody, request: Request) -> Response:
     """The vector of ``input``, or of each of a list: as the model's folder says, or with the length ``dimensions``.
 
+    Token ids are the model's own, special ones included, and no prompt goes before them.
     ``base64`` is of float32 numbers, the lowest byte first.
     """
     check_fields(request, body, REFUSED)
@@ -61,22 +61,17 @@ async def embeddings(body: EmbeddingsBody, request: Request) -> Response:
         truncation=body.vllm_truncation(),
     )
     names = {"inputs": "input", "truncate to true": "truncate_prompt_tokens to -1"}
-    found = await vectors(request, body.model, _texts(body.input), options, names)
+    found = await vectors(request, body.model, _inputs(body.input), options, names)
     # In a thread: hundreds of vectors are hundreds of thousands of numbers to write.
     return await asyncio.to_thread(_reply, found, body.encoding_format == "base64", request.state.record)
 
 
-def _texts(given: str | Sequence[str] | Sequence[int] | Sequence[list[int]]) -> list[str]:
-    texts = [given] if isinstance(given, str) else [item for item in given if isinstance(item, str)]
-    if len(texts) < len(given) and not isinstance(given, str):
-        # Nobody can tell whose ids they are: those that clients make are mostly of OpenAI's vocabularies, and every
-        # one of them may be below the size of this model's.
-        raise InvalidRequest(
-            "input holds token ids, and is taken as text alone. LangChain's OpenAIEmbeddings sends text with "
-            "check_embedding_ctx_length=False.",
-            param="input",
-        )
-    return texts
+def _inputs(given: str | Sequence[str] | Sequence[int] | Sequence[list[int]]) -> list[str | list[int]]:
+    """Each text or each list of token ids; a list of numbers alone is one."""
+    if isinstance(given, str):
+        return [given]
+    ids = [item for item in given if isinstance(item, int)]
+    return [ids] if ids else [item for item in given if not isinstance(item, int)]
 
 
 def _reply(found: Sequence[Vector], is_base64: bool, record: RequestRecord) -> Response:

@@ -167,9 +167,9 @@ for wrong, kind, param in (
         assert not isinstance(error, openai.InternalServerError)
     else:
         raise AssertionError(f"{wrong} was taken")
-# LangChain sends ids of another vocabulary unless it is told not to: the refusal says how.
+# LangChain sends ids of another model unless it is told not to: the refusal says how.
 try:
-    client.embeddings.create(model="minilm", input=[[9906, 1917]])
+    client.embeddings.create(model="minilm", input=[[9906, 191700]])
 except openai.BadRequestError as error:
     assert "check_embedding_ctx_length" in error.body["message"]
 else:
