@@ -100,6 +100,9 @@ class ServeConfig:
     """Most requests admitted and unfinished at once, per model; a client below its share may add to a quarter more."""
     max_queued_tokens: int = 262_144
     """Most tokens of work (prompt and new tokens) admitted and unfinished at once, per model."""
+    unready_queue_percent: int = 0
+    """How full a model's queue is, in percent of its limits, when /readyz answers 503; 0 (default) never. With a mark,
+    a load that is too much for all replicas takes all of them out at once."""
     max_body_bytes: int = 2 * 1024 * 1024
     """A longer body is answered 413."""
     max_batch_inputs: int = 32
@@ -176,6 +179,10 @@ class ServeConfig:
             _require(getattr(self, field) >= 1, f"{field} is {getattr(self, field)}: it must be at least 1.")
         for field in ("keep_alive_s", "stall_timeout_s", "start_timeout_s"):
             _require(getattr(self, field) > 0, f"{field} is {getattr(self, field)}: it must be above 0.")
+        _require(
+            0 <= self.unready_queue_percent <= 100,
+            f"unready_queue_percent is {self.unready_queue_percent}: it must be from 0 to 100.",
+        )
         for origin in self.allowed_origins:
             _require(
                 re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+", origin) is not None,

@@ -178,6 +178,7 @@ def test_a_mistake_in_the_file_is_named_with_its_place(content: str, message: st
             "trusted_proxies is 10.0.0.0/8, balancer: it must be addresses",
         ),
         (["--trusted-proxies", "10.0.0.1/8"], "trusted_proxies is 10.0.0.1/8: it must be addresses or networks"),
+        (["--unready-queue-percent", "101"], "unready_queue_percent is 101: it must be from 0 to 100."),
         (["--max-connections", "0"], "max_connections is 0: it must be at least 1."),
         (["--port"], "expected one argument"),
     ],

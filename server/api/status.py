@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 
 from server import __version__, metrics
 from server.config import ServeConfig
-from server.errors import Draining, EngineRestarting, SluiceError, Starting
+from server.errors import Draining, EngineRestarting, QueueFull, SluiceError, Starting
 from server.protocol import Ready
 from server.serving.lifecycle import Lifecycle
 from server.serving.registry import Registry
@@ -40,6 +40,9 @@ def check_ready(request: Request) -> None:
     if request.app.state.lifecycle.is_draining:
         raise Draining("The server is about to stop.", retry_after_s=RETRY_S)
     check_engines(request)
+    mark = request.app.state.config.unready_queue_percent
+    if mark and 100 * request.app.state.registry.fullness >= mark:
+        raise QueueFull(f"A model's queue is at least {mark}% full (unready_queue_percent).", retry_after_s=RETRY_S)
 
 
 async def livez(request: Request) -> dict[str, str]:
@@ -50,7 +53,10 @@ async def livez(request: Request) -> dict[str, str]:
 
 
 async def readyz(request: Request) -> dict[str, str]:
-    """200 if new requests should be sent here: not while starting, restarting a worker or draining."""
+    """200 if new requests should be sent here: not while starting, restarting a worker or draining.
+
+    Nor while a queue is fuller than the setting `unready_queue_percent`.
+    """
     check_ready(request)
     return {"status": "ready"}
 

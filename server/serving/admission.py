@@ -45,6 +45,11 @@ class Admission:
         self._busy_s = 0.0
         self._mark_s = time.monotonic()
 
+    @property
+    def fullness(self) -> float:
+        """Share of the limits that is taken; above 1 where one large request alone fills the queue."""
+        return max(self.num_requests / self.max_requests, self.num_tokens / self.max_tokens)
+
     def check(self) -> None:
         """Refuse early, before any work is done for the request."""
         self._check(num_tokens=1, num_requests=1)

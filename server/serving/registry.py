@@ -54,6 +54,11 @@ class Registry:
         clients = (self.clients[model.name] for model in self.config.models)
         return {client.model.name: client.ready for client in clients if client.ready is not None}
 
+    @property
+    def fullness(self) -> float:
+        """Of the fullest queue, 0 to 1."""
+        return max(admission.fullness for admission in self.admissions.values())
+
     async def prepare(self) -> None:
         """Make what serves each model as soon as its worker is ready, so that `load` has little left to do."""
         await asyncio.gather(*map(self._prepare, self.config.models))

@@ -16,27 +16,35 @@ from tests.api.shell import client_of, listening, shell
 
 UP, DOWN = 200, 503
 STATES = {
-    # is_loaded, is_draining, workers up, live: /livez, /startupz, /readyz, /health
-    "starting": ((False, False, False, True), (UP, DOWN, DOWN, DOWN)),
-    "workers up, tokenizers not parsed": ((False, False, True, True), (UP, DOWN, DOWN, DOWN)),
-    "ready": ((True, False, True, True), (UP, UP, UP, UP)),
-    "restarting a worker": ((True, False, False, True), (UP, UP, DOWN, DOWN)),
-    "draining": ((True, True, True, True), (UP, UP, DOWN, UP)),
-    "draining while starting": ((False, True, False, True), (UP, DOWN, DOWN, DOWN)),
-    "draining while restarting": ((True, True, False, True), (UP, UP, DOWN, DOWN)),
-    "beyond repair": ((True, False, False, False), (500, UP, DOWN, DOWN)),
+    # is_loaded, is_draining, workers up, live, requests of 8, mark in percent: /livez, /startupz, /readyz, /health
+    "starting": ((False, False, False, True, 0, 0), (UP, DOWN, DOWN, DOWN)),
+    "workers up, tokenizers not parsed": ((False, False, True, True, 0, 0), (UP, DOWN, DOWN, DOWN)),
+    "ready": ((True, False, True, True, 0, 0), (UP, UP, UP, UP)),
+    "restarting a worker": ((True, False, False, True, 0, 0), (UP, UP, DOWN, DOWN)),
+    "draining": ((True, True, True, True, 0, 0), (UP, UP, DOWN, UP)),
+    "draining while starting": ((False, True, False, True, 0, 0), (UP, DOWN, DOWN, DOWN)),
+    "draining while restarting": ((True, True, False, True, 0, 0), (UP, UP, DOWN, DOWN)),
+    "beyond repair": ((True, False, False, False, 0, 0), (500, UP, DOWN, DOWN)),
+    "beyond repair while starting": ((False, False, False, False, 0, 0), (500, DOWN, DOWN, DOWN)),
+    "beyond repair while draining": ((True, True, False, False, 0, 0), (500, UP, DOWN, DOWN)),
+    "queue full": ((True, False, True, True, 8, 0), (UP, UP, UP, UP)),
+    "queue below the mark": ((True, False, True, True, 3, 50), (UP, UP, UP, UP)),
+    "queue at the mark": ((True, False, True, True, 4, 50), (UP, UP, DOWN, UP)),
+    "queue at the mark while restarting": ((True, False, False, True, 4, 50), (UP, UP, DOWN, DOWN)),
 }
 CODES = {
     "starting": "starting",
     "restarting a worker": "engine_restarting",
     "draining": "draining",
+    "queue at the mark": "queue_full",
 }
 
 
-def app_in(state: tuple[bool, bool, bool, bool]) -> Any:
-    app = shell()
+def app_in(state: tuple[bool, bool, bool, bool, int, int]) -> Any:
+    app = shell(max_queued_requests=8, unready_queue_percent=state[5])
     app.state.lifecycle.is_loaded, app.state.lifecycle.is_draining = state[:2]
-    app.state.supervisor.is_up, app.state.supervisor.live = state[2:]
+    app.state.supervisor.is_up, app.state.supervisor.live = state[2:4]
+    app.state.registry.admissions["tiny"].num_requests = state[4]
     return app
 
 
