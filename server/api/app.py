@@ -28,6 +28,7 @@ from server.api.access import Access
 from server.api.anthropic import route as anthropic
 from server.api.client_address import TrustedProxies
 from server.api.error_replies import OPENAI_PATHS
+from server.api.idempotency import Idempotency
 from server.api.middleware import BodyGate, RequestContext
 from server.api.openai import chat, completions, embeddings, models, responses
 from server.api.openai import classify as openai_classify
@@ -97,6 +98,7 @@ def build_app(config: ServeConfig, supervisor: Supervisor) -> FastAPI:
     app.include_router(status_router(with_status))
     error_replies.install(app)
     # The last one added is the outermost.
+    app.add_middleware(Idempotency, paths=frozenset(tasks))
     app.add_middleware(BodyGate, paths=frozenset(tasks), max_bytes=config.max_body_bytes)
     app.state.has_keys = bool(api_keys)
     if api_keys:
@@ -120,7 +122,7 @@ def _allow_origins(app: FastAPI, origins: list[str]) -> None:
         allow_origins=origins,
         allow_methods=["GET", "POST"],
         allow_headers=["*"],
-        expose_headers=["X-Request-Id", "Retry-After", "x-should-retry", "x-ignored-fields"],
+        expose_headers=["X-Request-Id", "Retry-After", "x-should-retry", "x-ignored-fields", "Idempotency-Replayed"],
         max_age=600,
     )
 

@@ -15,6 +15,8 @@ SluiceError
 |-- TooManyConnections          503  too_many_connections (with Retry-After)
 |-- InvalidApiKey               401  invalid_api_key
 |-- ScopeMissing                403  scope_missing
+|-- IdempotencyMismatch         422  idempotency_mismatch
+|-- AnswerNotKept               422  idempotency_answer_not_kept
 `-- TooManyWrongKeys            429  too_many_wrong_keys (with Retry-After)
 """
 
@@ -171,3 +173,27 @@ class TooManyWrongKeys(SluiceError):
         super().__init__(
             "Too many wrong API keys came from this address. Wait, then send a right one.", retry_after_s=wait_s
         )
+
+
+class IdempotencyMismatch(SluiceError):
+    """The idempotency key belongs to another request."""
+
+    status = 422
+    code = "idempotency_mismatch"
+    type = "invalid_request_error"
+    should_retry = False
+
+    def __init__(self) -> None:
+        super().__init__("This Idempotency-Key came with another request before. Use a new key for each request.")
+
+
+class AnswerNotKept(SluiceError):
+    """The answer to this idempotency key is longer than the server keeps."""
+
+    status = 422
+    code = "idempotency_answer_not_kept"
+    type = "invalid_request_error"
+    should_retry = False
+
+    def __init__(self) -> None:
+        super().__init__("The answer to this Idempotency-Key is too long to be sent again. Use a new key.")
