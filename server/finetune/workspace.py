@@ -6,6 +6,7 @@ A run that was ended leaves its checkpoints there; the same command goes on from
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
 from server.errors import EXIT_IO, ConfigurationError
 from server.finetune.options import Options
@@ -44,7 +46,11 @@ class Workspace:
     def opened(self) -> Iterator[None]:
         """The result is moved to its place at the end. Raises `ConfigurationError` where it cannot be written."""
         try:
-            self._begin()
+            lock = self._begin()
+        except OSError as error:
+            self._clean()
+            raise self._refusal(error) from error
+        try:
             yield
             with contextlib.suppress(FileNotFoundError):
                 self.out.rmdir()
@@ -54,14 +60,17 @@ class Workspace:
             self._clean()
             raise
         except Exception as error:
-            problem = write_problem(error)
             self._clean()
-            if problem is None:
+            if write_problem(error) is None:
                 raise
-            raise ConfigurationError(
-                f"{self.out} cannot be written: {problem}. {self._advice()}", exit_code=EXIT_IO
-            ) from error
+            raise self._refusal(error) from error
+        finally:
+            lock.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _refusal(self, error: Exception) -> ConfigurationError:
+        problem = write_problem(error) or str(error)
+        return ConfigurationError(f"{self.out} cannot be written: {problem}. {self._advice()}", exit_code=EXIT_IO)
 
     def last_checkpoint(self) -> str | None:
         """The newest that was written to its end; what comes after it is removed."""
@@ -76,7 +85,22 @@ class Workspace:
         say(f"going on from step {_step(complete)} of the run that was ended")
         return str(complete)
 
-    def _begin(self) -> None:
+    def _begin(self) -> IO[bytes]:
+        """A lock, which is held until it is closed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = (self.folder / "lock").open("wb")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._prepare()
+        except BlockingIOError:
+            lock.close()
+            raise ConfigurationError(f"Another run is writing to {self.out}. Choose another --out, or wait.") from None
+        except BaseException:
+            lock.close()
+            raise
+        return lock
+
+    def _prepare(self) -> None:
         run = {"options": self._options, "data": self._digests()}
         if self._run.is_file() and json.loads(self._run.read_text(encoding="utf-8")) != run:
             raise ConfigurationError(
@@ -84,7 +108,6 @@ class Workspace:
                 "data. Choose another --out, or remove it."
             )
         shutil.rmtree(self.result, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
         # Renamed into its place: an unfinished one would be taken for that of another run.
         written = self._run.with_suffix(".new")
         written.write_text(json.dumps(run), encoding="utf-8")

@@ -168,3 +168,15 @@ def test_work_beyond_the_queues_tokens_is_refused_before_windows_are_made_of_it(
         assert "at most 2000" in error["message"] and "stride" in error["message"]
     assert post(served, [DOCUMENT] * 10, status=422, settings=settings, stride=0)
     assert len(served.batch_sizes) - num_before < 20
+
+
+@pytest.mark.parametrize(
+    "labels", [("o", "B-PER", "M-PER", "E-PER", "S-LOC"), ("0", "PER", "LOC"), ("None", "PER-B", "PER-I", "LOC-B")]
+)
+def test_a_tagger_of_another_scheme_answers_with_types_and_leaves_its_own_o_out(labels: tuple[str, ...]) -> None:
+    module = tiny_encoder("bert", "ner", labels=labels)
+    served = EngineWorker("names", "ner", module, tiny_tokenizer("wordpiece"))
+    found = {entity["entity_group"] for entities in post(served, TEXTS) for entity in entities}
+    assert found == {"PER", "LOC"}
+    found = {entity["entity_group"] for entities in post(served, TEXTS, ignore_labels=[]) for entity in entities}
+    assert found == {"PER", "LOC", labels[0]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import resource
 import signal
@@ -115,6 +116,16 @@ def test_checkpoints_of_other_options_are_not_gone_on_from(options: Options, mon
     with pytest.raises(ConfigurationError, match=r"is what another run left"):
         finetune(replace(options, seed=1))
     assert left_beside(options) == [".out.unfinished"]
+
+
+def test_a_run_keeps_another_away_from_its_folder(options: Options) -> None:
+    folder = Path(options.out).with_name(".out.unfinished")
+    folder.mkdir()
+    with (folder / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigurationError, match="Another run is writing to"):
+            finetune(options)
+        assert folder.exists()
 
 
 @contextmanager
