@@ -25,7 +25,7 @@ from server.encoder.trial import FAILURES, Frame, Trial, run_alone
 from server.errors import ConfigurationError
 from server.module_state import ModuleState
 from server.native.linear import Quantize
-from server.protocol import Batching, Encode
+from server.protocol import Encode
 
 log = logging.getLogger("sluice.encoder")
 
@@ -95,10 +95,8 @@ def find_grouping(module: Any, pad_token_id: int | None, trial: Trial) -> Groupi
     """The largest batches in which each text gets what it gets alone."""
     end = getattr(module.config, "eos_token_id", None)
     ends = [None, end] if isinstance(end, int) else [None]
-    # Whether longer texts may share a batch with others is not known then.
-    checked = trial.unchecked_switch
-    batchings: tuple[Batching, ...] = ("padded", "equal lengths")
-    for grouping in (Grouping(batching, each, checked) for batching in batchings for each in ends):
+    padded = [Grouping("padded", each, checked) for checked in trial.checked_lengths for each in ends]
+    for grouping in (*padded, *(Grouping("equal lengths", each) for each in ends)):
         problem = _problem(PaddedForward(module, pad_token_id, grouping), trial)
         if problem is None:
             return grouping

@@ -54,8 +54,22 @@ class Trial:
 
     batch: Sequence[Encode]
     alone: Sequence[Tensor]
-    unchecked_switch: int | None
-    """The first switch that no text of the trial crosses."""
+    switches: Sequence[int] = ()
+    """Lengths from which on the module computes in another way, in order."""
+
+    @property
+    def unchecked_switch(self) -> int | None:
+        """The first switch that no text of the trial is longer than."""
+        longest = max(len(command.token_ids) for command in self.batch)
+        return next((length for length in self.switches if length >= longest), None)
+
+    @property
+    def checked_lengths(self) -> list[int | None]:
+        """Lengths up to which padding can be tried, the greatest first; None is any length."""
+        unchecked = self.unchecked_switch
+        crossed = [length for length in self.switches if unchecked is None or length < unchecked]
+        # Shorter ones would leave too few texts to compare.
+        return [unchecked, *(length for length in reversed(crossed) if length >= LENGTHS[-1])]
 
     @property
     def is_of_texts(self) -> bool:
@@ -84,7 +98,7 @@ def run_alone(yardstick: PaddedForward, frame: Frame, max_model_len: int) -> Tri
     tried = [length for length in switches if length < MAX_LENGTH]
     lengths = (*LENGTHS, *(length + 1 for length in tried if length >= LENGTHS[-1]))
     batch = _texts(yardstick, frame, [min(length, max_model_len) for length in lengths])
-    return Trial(batch, [_alone(yardstick, command) for command in batch], next(iter(switches[len(tried) :]), None))
+    return Trial(batch, [_alone(yardstick, command) for command in batch], switches)
 
 
 @torch.inference_mode()
@@ -93,9 +107,9 @@ def _alone(forward: Forward, command: Encode) -> Tensor:
         logits: Tensor = forward.logits([command])[0]
     except FAILURES as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        kind, length = forward.module.config.model_type, len(command.token_ids)
         raise ConfigurationError(
-            f"{type(forward.module).__name__} cannot run a text of {len(command.token_ids)} tokens ({line}). "
-            "Serve another model.",
+            f"This {kind} model cannot run a text of {length} tokens ({line}). Serve another model.",
             exit_code=EXIT_MODEL,
         ) from error
     return logits

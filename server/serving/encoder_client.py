@@ -26,7 +26,7 @@ from server.text.truncation import Truncation, kept_positions
 T = TypeVar("T")
 R = TypeVar("R")
 
-HOW_TO_FIT = sentence("Shorten it, or set {truncate to true} to have its end cut off.")
+HOW_TO_FIT = sentence("Shorten it, or set {truncate to true} to cut it.")
 
 
 class ServedEncoder(ABC):

@@ -66,6 +66,7 @@ def describe_tokenizer(served: Served) -> dict[str, Any]:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": served.ready.max_model_len,
+        "truncation_side": files.truncation_side,
         "vocab_size": served.ready.vocab_size,
         **tokens,
         **ids,

@@ -87,6 +87,13 @@ def test_texts_beyond_a_switch_too_far_for_the_trial_share_a_pass_only_at_equal_
     assert grouping.groups([Encode("", [CLS_ID] * length) for length in lengths]) == [[0, 1], [2, 4], [3]]
 
 
+def test_texts_are_padded_up_to_a_switch_if_only_those_beyond_it_feel_the_padding() -> None:
+    grouping = built(family_model("big_bird", "classify")).grouping  # type: ignore[attr-defined]
+    lengths = [5, 168, 169, 170, 169]
+    assert grouping.batching == "padded"
+    assert grouping.groups([Encode("", [CLS_ID] * length) for length in lengths]) == [[0, 1], [2, 4], [3]]
+
+
 def test_only_requests_of_one_group_share_a_step() -> None:
     lengths = [9, 8, 9, 8, 7]
     for grouping, expected in [(PADDED, [5]), (Grouping("equal lengths"), [1, 2, 2]), (ONE_BY_ONE, [1] * 5)]:
@@ -124,7 +131,7 @@ def test_a_mask_is_filled_as_alone_in_a_batch_of_several_groups() -> None:
 
 def test_a_short_text_does_not_change_how_a_long_one_is_answered() -> None:
     module = family_model("big_bird", "classify")
-    long, short = Encode("long", [*range(2, 62)]), Encode("short", [2, 9, 3])
+    long, short = Encode("long", [*range(2, 92), *range(2, 92)]), Encode("short", [2, 9, 3])
     fresh = PaddedForward(copy.deepcopy(module), PAD_ID)
     worn = PaddedForward(copy.deepcopy(module), PAD_ID)
     with torch.inference_mode():
@@ -157,6 +164,8 @@ def test_a_model_that_cannot_run_a_text_is_refused_in_one_sentence() -> None:
         "nystromformer", **BERT, vocab_size=VOCAB_SIZE, segment_means_seq_len=64, num_landmarks=8
     )
     module = AutoModelForSequenceClassification.from_config(config).eval()
-    with pytest.raises(ConfigurationError, match=r"^Nystrom\w+ cannot run a text of 3 tokens \(.*\)\. Serve") as error:
+    with pytest.raises(
+        ConfigurationError, match=r"^This nystromformer model cannot run a text of 3 tokens \(.*\)\. Serve"
+    ) as error:
         trial_of(module)
     assert error.value.exit_code == EXIT_MODEL

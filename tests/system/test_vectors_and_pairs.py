@@ -139,7 +139,7 @@ def test_every_model_is_listed_and_its_vectors_are_described(server: ServerProce
         "vectors": ("embed", 24),
         "decoder": ("embed", 512),
         "nli": ("classify", 64),
-        "ranker": ("classify", 65),
+        "ranker": ("classify", 64),
     }
     described = {model["name"]: model for model in json.loads(server.get("/info")[1])["models"]}
     assert (described["vectors"]["pooling"], described["vectors"]["is_normalized"]) == ("mean", True)
