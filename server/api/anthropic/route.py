@@ -13,12 +13,13 @@ from server.api.anthropic.turns import chat_turns
 from server.api.openai.efforts import effort_options
 from server.api.openai.fields import check_fields
 from server.api.openai.messages import chat_template_of, template_messages
+from server.api.openai.options import check_single
 from server.api.openai.shapes import encode
 from server.api.openai.structure import structure_of
 from server.api.openai.turn_plan import TurnPlan, turn_plan
 from server.api.openai.work import TextWork, generator_of
 from server.api.prompt_source import chat_source
-from server.errors import InvalidParameter, InvalidRequest
+from server.errors import InvalidRequest
 
 router = APIRouter(tags=["anthropic"])
 
@@ -48,8 +49,7 @@ async def count_tokens(body: MessagesBody, request: Request) -> Response:
 async def _prepared(body: MessagesBody, request: Request, unread: Sequence[str]) -> tuple[TextWork, TurnPlan]:
     """``unread`` fields are of no concern to the route."""
     check_fields(request, body, REFUSED_HERE)
-    if max(body.n or 1, body.num_return_sequences or 1) > 1:
-        raise InvalidParameter("n", body.n or body.num_return_sequences, "must be 1: a message is one answer")
+    check_single(body, "a message")
     generator = generator_of(request, body)
     template = chat_template_of(generator)
     formatted = with_format(body)

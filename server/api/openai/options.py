@@ -7,7 +7,7 @@ from typing import Any
 
 from server.api.openai.schemas import TOLD_OTHERWISE, TextBody
 from server.api.schemas import GenerateParameters
-from server.errors import ConflictingParameters, UnsupportedParameter
+from server.errors import ConflictingParameters, InvalidParameter, UnsupportedParameter
 from server.protocol import Ready
 from server.serving.options import GenerateOptions, from_mapping
 from server.serving.wishes import DRAW, is_wish
@@ -61,6 +61,13 @@ def check_told(body: TextBody) -> None:
     for name, reason in TOLD_OTHERWISE.items():
         if is_wish(name, getattr(body, name)):
             raise UnsupportedParameter(name, reason)
+
+
+def check_single(body: TextBody, what: str) -> None:
+    """Raise for several outputs where ``what`` has a place for one."""
+    for name in ("n", "num_return_sequences"):
+        if (getattr(body, name) or 1) > 1:
+            raise InvalidParameter(name, getattr(body, name), f"must be 1: {what} is one answer")
 
 
 def clients_names(body: TextBody) -> dict[str, str]:

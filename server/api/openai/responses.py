@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from server.api.openai.efforts import effort_options
 from server.api.openai.fields import check_fields
 from server.api.openai.messages import chat_template_of, template_messages
+from server.api.openai.options import check_single
 from server.api.openai.responses_answers import Events, Items, response_object
 from server.api.openai.responses_body import REFUSED_HERE, ResponsesBody, tool_wish, with_format
 from server.api.openai.responses_turns import chat_turns
@@ -17,7 +18,6 @@ from server.api.openai.structure import structure_of
 from server.api.openai.turn_plan import turn_plan
 from server.api.openai.work import TextWork, generator_of
 from server.api.prompt_source import chat_source
-from server.errors import InvalidParameter
 
 router = APIRouter(tags=["openai"])
 
@@ -26,8 +26,7 @@ router = APIRouter(tags=["openai"])
 async def responses(body: ResponsesBody, request: Request) -> Response:
     """Answer ``input``, by way of the model's own chat template; with ``tools``, perhaps by calling some."""
     check_fields(request, body, REFUSED_HERE)
-    if max(body.n or 1, body.num_return_sequences or 1) > 1:
-        raise InvalidParameter("n", body.n or body.num_return_sequences, "must be 1: a response is one answer")
+    check_single(body, "a response")
     generator = generator_of(request, body)
     template = chat_template_of(generator)
     formatted = with_format(body)

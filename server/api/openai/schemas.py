@@ -62,7 +62,6 @@ class TextBody(LenientModel, GenerateParameters):
     include_stop_str_in_output: bool | None = None
     """The text ends with the stop string or stop token that ended it."""
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     guided_json: Any = None
@@ -85,8 +84,10 @@ def _none_if_false(value: Any) -> Any:
 
 
 class ToldFields(LenientModel):
-    """vLLM's fields for what choices tell beside their text."""
+    """Fields for what answers made of choices tell beside their text."""
 
+    stream_options: StreamOptions | None = None
+    """Other answers have no use for it: JSON and streams of the newer routes always hold the usage."""
     return_token_ids: bool | None = None
     """Add ``token_ids`` to each choice, and ``prompt_token_ids`` once."""
     return_tokens_as_token_ids: bool | None = None

@@ -130,7 +130,7 @@ class Chunks(StreamWriter):
         self._head = head
         self.once: Mapping[str, Any] = NOTHING
         """What the first chunk alone tells."""
-        options = work.body.stream_options
+        options = getattr(work.body, "stream_options", None)
         self._has_usage = options is not None and bool(options.include_usage)
         self._is_continuous = options is not None and bool(options.continuous_usage_stats)
 
