@@ -189,7 +189,7 @@ def test_every_option_has_its_meaning_and_its_range(document: Any) -> None:
 @pytest.mark.parametrize(
     ("option", "wrong"),
     [
-        ("top_p", 0), ("top_p", 1.01), ("stop", [""]), ("stop", ["x" * 257]), ("stop", ["x"] * 99),
+        ("top_p", -0.1), ("top_p", 1.01), ("stop", [""]), ("stop", ["x" * 257]), ("stop", ["x"] * 99),
         ("logit_bias", {"01": 1}), ("logit_bias", {"1": 101}), ("logit_bias", [[1, True]]),
         ("bad_words_ids", [[]]), ("allowed_token_ids", []), ("stop_token_ids", [-1]),
         ("exponential_decay_length_penalty", [1, 0]), ("sequence_bias", [[[1], 101]]),
