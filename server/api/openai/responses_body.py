@@ -50,6 +50,8 @@ class InputItem(LenientModel):
     """One item of a conversation: a message, reasoning, a call of a function, or the result of one."""
 
     type: str | None = None
+    """message (default), reasoning, function_call or function_call_output. An item of each type requires its fields: a
+    message role and content, a call name, arguments and call_id, a result call_id and output."""
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: (
         Annotated[str | Annotated[list[OutputPart], STOP_AT_FIRST_ERROR], one_error("a string or a list of text parts")]
@@ -139,6 +141,7 @@ class ResponsesBody(ConversationBody):
     text: TextConfig | None = None
     tools: Annotated[list[FunctionTool], STOP_AT_FIRST_ERROR] | None = None
     tool_choice: Choice | None = None
+    """A choice that asks for a call needs tools, and a name must name one of the tools."""
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningConfig | None = None
     metadata: dict[str, str] | None = None

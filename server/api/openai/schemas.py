@@ -196,6 +196,7 @@ class ChatBody(ToldFields, ConversationBody):
     """The model may call them if its chat template has tool calls of a form that is read here. Any model can make a
     call that tool_choice forces: required, or the name of a function."""
     tool_choice: ToolChoice | None = None
+    """A choice that asks for a call needs tools, and a name must name one of the tools."""
     parallel_tool_calls: bool | None = None
     include_reasoning: bool | None = None
     """False leaves reasoning out of the answer."""
