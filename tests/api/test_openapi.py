@@ -88,6 +88,30 @@ def test_every_stream_is_answered_as_documented(client: TestClient, document: An
         validator(document, content["itemSchema"]["properties"]["data"]["contentSchema"]).validate(json.loads(line))
 
 
+TELLING = {
+    CHAT: {**WORK[CHAT], "return_token_ids": True, "prompt_logprobs": 1},
+    COMPLETIONS: {**WORK[COMPLETIONS], "return_token_ids": True, "prompt_logprobs": 1, "echo": True},
+    "/generate": {"inputs": "a", "parameters": {"details": True, "top_n_tokens": 1, "decoder_input_details": True}},
+}
+"""Bodies that ask for everything that an answer may tell."""
+
+
+@pytest.mark.parametrize("path", TELLING)
+def test_an_answer_has_no_field_that_is_not_documented(client: TestClient, document: Any, path: str) -> None:
+    response = client.post(path, json=TELLING[path])
+    content = documented(document, "post", path, response)
+    validator(closed(document), content["schema"]).validate(response.json())
+
+
+def closed(document: Any) -> Any:
+    """The document with answers that have no other fields than those that it names."""
+    schemas = {
+        name: {**schema, "additionalProperties": False} if schema.get("type") == "object" else schema
+        for name, schema in document["components"]["schemas"].items()
+    }
+    return {**document, "components": {"schemas": schemas}}
+
+
 BROKEN = [
     ({"content": b"{"}, "application/json"),
     ({"content": b"{}"}, "text/plain"),

@@ -159,14 +159,19 @@ class ChatDelta(TypedDict):
     tool_calls: NotRequired[list[ToolCall]]
 
 
+PromptScores = list[dict[str, dict[str, Any]] | None]
+"""For each token of the prompt, by id, the log-probabilities at its place; null for the first."""
+
+
 class ChatChoice(TypedDict):
-    """One of the answers."""
+    """One of the answers; ``token_ids`` come where they are asked for, as everywhere below."""
 
     index: int
     message: ChatAnswer
     logprobs: ChatLogprobs | None
     finish_reason: str
     stop_reason: StopReason
+    token_ids: NotRequired[list[int]]
 
 
 class ChatChunkChoice(TypedDict):
@@ -177,6 +182,7 @@ class ChatChunkChoice(TypedDict):
     logprobs: ChatLogprobs | None
     finish_reason: str | None
     stop_reason: NotRequired[StopReason]
+    token_ids: NotRequired[list[int]]
 
 
 class ChatCompletion(Head):
@@ -186,6 +192,8 @@ class ChatCompletion(Head):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_token_ids: NotRequired[list[int]]
+    prompt_logprobs: NotRequired[PromptScores]
 
 
 class ChatChunk(Head):
@@ -195,6 +203,7 @@ class ChatChunk(Head):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: NotRequired[Usage | None]
+    prompt_token_ids: NotRequired[list[int]]
 
 
 class CompletionChoice(TypedDict):
@@ -205,6 +214,9 @@ class CompletionChoice(TypedDict):
     logprobs: CompletionLogprobs | None
     finish_reason: str | None
     stop_reason: NotRequired[StopReason]
+    token_ids: NotRequired[list[int]]
+    prompt_token_ids: NotRequired[list[int]]
+    prompt_logprobs: NotRequired[PromptScores]
 
 
 class Completion(Head):
