@@ -121,7 +121,7 @@ class ServeConfig:
     """Origins between commas whose web pages may use the server from a browser, or ``*`` for all; none by default."""
     allowed_hosts: str | None = None
     """Host names between commas that requests may use, ``*.example.com`` for all below one, ``*`` for any; addresses
-    always work. By default any, except without keys on a loopback address, where only localhost and ``host`` are."""
+    always work. By default any; without keys on a loopback address only localhost, ``host`` and names without a dot."""
     trusted_proxies: str | None = None
     """Addresses or networks between commas of proxies in front of the server. The client that their X-Forwarded-For or
     Forwarded header names is the one that limits for each address count; none by default."""

@@ -2,7 +2,7 @@
 
 A web page can give its own name the address of a server that listens on the reader's machine, and then ask that server
 as if it were its own (DNS rebinding). The browser still sends the page's name as Host. Addresses are no names, so a
-request to an address always passes.
+request to an address always passes; nor can a page on the internet have a name without a dot.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from server.config import ServeConfig
 from server.sentences import echo
 
 ANY = "*"
-LOCAL = ("localhost", "*.localhost")
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._~!$&'()*+,;=%-]*)(?::[0-9]{0,5})?")
 
 
 class AllowedHosts:
     """Names that are accepted; ``*.example.com`` is every name below example.com, and ``*`` any name."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], *, takes_local: bool = False) -> None:
+        """``takes_local``: names without a dot, such as localhost, are accepted too."""
         self._any = ANY in names
+        self._takes_local = takes_local
         self._names = frozenset(name.lower().rstrip(".") for name in names)
         self._suffixes = tuple(name[1:] for name in self._names if name.startswith("*."))
 
@@ -34,9 +35,9 @@ class AllowedHosts:
         if match is None:
             raise MalformedRequest("The header Host is not a name or an address with an optional port.")
         host = match[1].rstrip(".")
-        if self._any or host in self._names or host.endswith(self._suffixes) or _is_address(host):
-            return
-        raise HostNotAllowed(echo(host))
+        is_local = self._takes_local and host != "" and "." not in host
+        if not (self._any or is_local or host in self._names or host.endswith(self._suffixes) or _is_address(host)):
+            raise HostNotAllowed(echo(host))
 
 
 def allowed_hosts(config: ServeConfig, *, has_keys: bool) -> AllowedHosts:
@@ -45,7 +46,7 @@ def allowed_hosts(config: ServeConfig, *, has_keys: bool) -> AllowedHosts:
         return AllowedHosts(config.host_names)
     if has_keys or not _is_loopback(config.host):
         return AllowedHosts([ANY])
-    return AllowedHosts([*LOCAL, config.host])
+    return AllowedHosts(["*.localhost", config.host], takes_local=True)
 
 
 def _is_address(host: str) -> bool:

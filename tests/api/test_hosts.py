@@ -12,7 +12,7 @@ from tests.api.shell import listening, shell
 
 MODELS = (ModelConfig(name="tiny", path="nowhere"),)
 ADDRESSES = ("127.0.0.1", "127.0.0.1:8000", "[::1]", "[::1]:8000", "10.0.0.7:8000", "[fe80::1]:80")
-LOCAL = ("localhost", "localhost:8000", "LOCALHOST.", "page.localhost:8000")
+LOCAL = ("localhost", "localhost:8000", "LOCALHOST.", "page.localhost:8000", "replica-1:8000")
 FOREIGN = ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil.example", "1.2.3", "")
 
 
