@@ -34,7 +34,14 @@ def error_body(error: SluiceError, request_id: str) -> bytes:
         "code": error.code,
         "request_id": request_id,
     }
-    return json.dumps({"error": fields}).encode()
+    return json.dumps({"error": fields, "error_type": error_type(error)}).encode()
+
+
+def error_type(error: SluiceError) -> str:
+    """In the words of Text Generation Inference, whose clients choose an exception by it."""
+    if error.status in (429, 503):
+        return "overloaded"
+    return "generation" if error.status >= 500 else "validation"
 
 
 def error_reply(error: SluiceError, record: RequestRecord, headers: Mapping[str, str] | None = None) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from server import metrics
+from server.errors import NumericalError, QueueFull
+from tests.api.scripted import front, one_token_then, says
 from tests.api.shell import client_of, shell
 
 FIELDS = {"message", "type", "param", "code", "request_id"}
@@ -145,3 +148,14 @@ def test_outcomes_are_counted_by_status_and_reason_and_never_by_a_clients_words(
         client.request(f"M{i}", "/x")
         client.post("/generate", json={"inputs": "a", "model": f"x{i}"})
     assert num_series() == num_before
+
+
+def test_errors_have_the_type_that_text_generation_inferences_clients_choose_an_exception_by() -> None:
+    client = TestClient(front(says("never")), raise_server_exceptions=False)
+    refused = client.post("/generate", json={"inputs": "a", "parameters": {"temperature": -1}})
+    assert refused.json()["error_type"] == "validation"
+    for failure, kind in ((NumericalError("a"), "generation"), (QueueFull("a"), "overloaded")):
+        failing = TestClient(front(one_token_then(failure)), raise_server_exceptions=False)
+        assert failing.post("/generate", json={"inputs": "a"}).json()["error_type"] == kind
+        last = failing.post("/generate", json={"inputs": "a", "stream": True}).text.strip().splitlines()[-1]
+        assert json.loads(last.removeprefix("data: "))["error_type"] == kind

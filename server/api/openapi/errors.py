@@ -35,7 +35,7 @@ ERROR_REPLY: dict[str, Any] = {
     "title": "ErrorReply",
     "type": "object",
     "description": "Every error of every route. A stream that fails ends with it.",
-    "required": ["error"],
+    "required": ["error", "error_type"],
     "properties": {
         "error": {
             "type": "object",
@@ -47,7 +47,11 @@ ERROR_REPLY: dict[str, Any] = {
                 "code": {"type": "string", "description": "Names the error for programs."},
                 "request_id": {"type": "string", "description": REQUEST_ID},
             },
-        }
+        },
+        "error_type": {
+            "enum": ["validation", "generation", "overloaded"],
+            "description": "In the words of Text Generation Inference.",
+        },
     },
 }
 

@@ -178,6 +178,7 @@ class Error(Shape):
 
 class ErrorBody(Shape):
     error: Error
+    error_type: Literal["validation", "generation", "overloaded"]
 
 
 ANSWERS: dict[str, Any] = {COMPLETIONS: Completion, CHAT: ChatCompletion}

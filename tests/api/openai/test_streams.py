@@ -40,7 +40,13 @@ def test_a_failure_after_the_first_token_is_one_error_object_and_the_end(error: 
         events = events_of(response.read().decode())
     assert len(events) == 2
     body = json.loads(events[1])
-    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code", "request_id"}
+    assert set(body) == {"error", "error_type"} and set(body["error"]) == {
+        "message",
+        "type",
+        "param",
+        "code",
+        "request_id",
+    }
     assert "secret" not in body["error"]["message"]
     assert not app.state.worker.running
 
