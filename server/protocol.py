@@ -198,6 +198,8 @@ class Encode(msgspec.Struct, frozen=True, tag=True):
     token_ids: list[int]
     token_type_ids: list[int] | None = None
     mask: MaskQuery | None = None
+    caller: str = ""
+    """Whom the request counts against where requests wait for their turn."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag=True):

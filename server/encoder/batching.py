@@ -17,13 +17,19 @@ class WaitingRequests(ABC):
     """Requests that no step has taken yet.
 
     A short text waits for no document, however many windows the document has, and whatever has waited longest comes
-    next: a request with n others before it is taken after at most 2n + 2 steps.
+    next: a request with n others before it is taken after at most 2n + 2 steps. Callers take turns by their tokens.
     """
 
     def __init__(self, max_batch_tokens: int) -> None:
         self._max_batch_tokens = max_batch_tokens
         # In order of arrival: a dict keeps it.
         self._commands: dict[str, Encode] = {}
+        self._num_added = 0
+        self._by_turn: list[tuple[int, int, Encode]] = []
+        """By the tokens that were before each in its caller's own line; some wait no longer."""
+        self._turn = 0
+        self._ends: dict[str, int] = {}
+        """Where each caller's line ends."""
 
     def __len__(self) -> int:
         return len(self._commands)
@@ -32,7 +38,30 @@ class WaitingRequests(ABC):
         return request_id in self._commands
 
     def add(self, command: Encode) -> None:
+        if not self._commands:
+            self._ends.clear()
+        if max(len(self._by_turn), len(self._ends)) > 2 * len(self._commands) + 64:
+            self._by_turn = [entry for entry in self._by_turn if self._waits(entry[2])]
+            heapq.heapify(self._by_turn)
+            self._ends = {caller: end for caller, end in self._ends.items() if end > self._turn}
+        turn = max(self._turn, self._ends.get(command.caller, 0))
+        self._ends[command.caller] = turn + _length(command)
+        heapq.heappush(self._by_turn, (turn, self._num_added, command))
+        self._num_added += 1
         self._commands[command.request_id] = command
+
+    def _first(self) -> Encode | None:
+        """Whose turn it is."""
+        while self._by_turn:
+            turn, _, command = self._by_turn[0]
+            if self._waits(command):
+                self._turn = turn
+                return command
+            heapq.heappop(self._by_turn)
+        return None
+
+    def _waits(self, command: Encode) -> bool:
+        return self._commands.get(command.request_id) is command
 
     def abort(self, request_id: str) -> None:
         self._commands.pop(request_id, None)
@@ -51,13 +80,11 @@ class FlatRequests(WaitingRequests):
 
     def __init__(self, max_batch_tokens: int) -> None:
         super().__init__(max_batch_tokens)
-        self._num_added = 0
         self._by_length: list[tuple[int, int, Encode]] = []
 
     def add(self, command: Encode) -> None:
         super().add(command)
         heapq.heappush(self._by_length, (_length(command), self._num_added, command))
-        self._num_added += 1
 
     def abort(self, request_id: str) -> None:
         super().abort(request_id)
@@ -65,7 +92,7 @@ class FlatRequests(WaitingRequests):
 
     def take(self) -> list[Encode]:
         batch: list[Encode] = []
-        num_tokens = self._move(batch, self._oldest, 0, self._max_batch_tokens // 2)
+        num_tokens = self._move(batch, self._first, 0, self._max_batch_tokens // 2)
         self._move(batch, self._shortest, num_tokens, self._max_batch_tokens)
         self._tidy()
         return batch
@@ -79,9 +106,6 @@ class FlatRequests(WaitingRequests):
             num_tokens += _length(command)
             del self._commands[command.request_id]
         return num_tokens
-
-    def _oldest(self) -> Encode | None:
-        return next(iter(self._commands.values()), None)
 
     def _shortest(self) -> Encode | None:
         while self._by_length:
@@ -97,9 +121,6 @@ class FlatRequests(WaitingRequests):
             self._by_length = [entry for entry in self._by_length if self._waits(entry[2])]
             heapq.heapify(self._by_length)
 
-    def _waits(self, command: Encode) -> bool:
-        return self._commands.get(command.request_id) is command
-
 
 class PaddedRequests(WaitingRequests):
     """For padded steps: requests of like length go together, and only those that the grouping lets share a batch.
@@ -114,7 +135,9 @@ class PaddedRequests(WaitingRequests):
 
     def take(self) -> list[Encode]:
         commands = list(self._commands.values())
-        anchor = commands[0] if self._is_oldest_first else min(commands, key=_length)
+        first = self._first()
+        assert first is not None, "something waits"
+        anchor = first if self._is_oldest_first else min(commands, key=_length)
         self._is_oldest_first = not self._is_oldest_first
         key = self._key(anchor)
         batch = _around(anchor, [c for c in commands if self._key(c) == key], self._max_batch_tokens)

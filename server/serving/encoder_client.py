@@ -7,10 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
+import msgspec
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+from server import caller
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
 from server.errors import DeadlineExceeded, InvalidParameter
@@ -113,7 +115,9 @@ class ServedEncoder(ABC):
         num_tokens = sum(len(command.token_ids) for command in commands)
         record.prompt_tokens += num_tokens
         with self._admission.admit(num_tokens, is_part=is_part):
-            tasks = [asyncio.ensure_future(self._worker.encode(command, record.note_start)) for command in commands]
+            who = caller.current().id
+            owned = [msgspec.structs.replace(command, caller=who) for command in commands]
+            tasks = [asyncio.ensure_future(self._worker.encode(command, record.note_start)) for command in owned]
             try:
                 async with asyncio.timeout(record.time_left_s(self._timeout_s)):
                     return await asyncio.gather(*tasks)

@@ -125,6 +125,26 @@ def test_the_oldest_request_is_taken_by_every_second_step(kind: type[WaitingRequ
     assert not arrived and not waiting
 
 
+@pytest.mark.parametrize("kind", [FlatRequests, PaddedRequests])
+def test_a_callers_text_does_not_wait_for_all_of_anothers(kind: type[WaitingRequests]) -> None:
+    waiting = kind(max_batch_tokens=64)
+    for number in range(500):
+        waiting.add(Encode(f"flood {number}", [1] * 30, caller="flood"))
+    waiting.take()
+    waiting.add(Encode("other", [1] * 30, caller="other"))
+    steps = [[command.request_id for command in waiting.take()] for _ in range(3)]
+    assert any("other" in step for step in steps)
+
+
+def test_nothing_is_remembered_of_callers_whose_texts_are_done() -> None:
+    waiting = FlatRequests(max_batch_tokens=64)
+    for number in range(2000):
+        waiting.add(Encode(str(number), [1] * 10, caller=str(number)))
+        waiting.take()
+    assert len(waiting._ends) < 200
+    assert len(waiting._by_turn) < 200
+
+
 def test_a_padded_batch_stays_within_the_budget_and_holds_little_padding() -> None:
     generator = np.random.default_rng(5)
     waiting = PaddedRequests(max_batch_tokens=256)
