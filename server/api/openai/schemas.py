@@ -229,6 +229,7 @@ REFUSED: dict[str, Refusal] = {
     "guided_grammar": Refusal('give grammar: {"type": "lark", "value": ...}'),
     "guided_decoding_backend": Refusal("there is one", ("auto",)),
     "spaces_between_special_tokens": Refusal("special tokens have no text", (True,)),
+    "logprob_token_ids": Refusal("ask for the most likely tokens' log-probabilities", ([],)),
     "logits_processors": Refusal("use the options for bias and bans", ([],)),
     "priority": Refusal("requests are taken in their order", (0,)),
 }
