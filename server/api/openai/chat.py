@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from server.api.openai.chat_answers import ChatChunks, chat_answer
+from server.api.openai.efforts import effort_options
 from server.api.openai.fields import check_fields
 from server.api.openai.messages import chat_template_of, template_messages
 from server.api.openai.schemas import REFUSED_IN_CHAT, ChatBody
@@ -30,6 +31,8 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     check_fields(request, body, REFUSED_IN_CHAT)
     generator = generator_of(request, body)
     template = chat_template_of(generator)
+    effort = effort_options(body.reasoning_effort, template, "reasoning_effort")
+    body = body.model_copy(update={"chat_template_kwargs": {**effort, **(body.chat_template_kwargs or {})} or None})
     plan = _plan(body, template)
     structure = structure_of(body, plan.wish.forced())
     names = {

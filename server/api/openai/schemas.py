@@ -204,6 +204,8 @@ class ChatBody(ToldFields, ConversationBody):
     """llama.cpp's: with "none" reasoning is not looked for and stays in the content."""
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    """As far as the model's chat template lets it be chosen."""
     echo: bool | None = None
     """Begin the answer with the text of the last message if it is the assistant's."""
     add_generation_prompt: bool | None = None
@@ -250,7 +252,6 @@ REFUSED_IN_CHAT: dict[str, Refusal] = {
     "modalities": Refusal("answers are text", (["text"],)),
     "audio": Refusal("answers are text"),
     "web_search_options": Refusal("this server searches nothing"),
-    "reasoning_effort": Refusal("give it in chat_template_kwargs, where the model's chat template takes it", ("none",)),
     "verbosity": Refusal("say it in a message", ("medium",)),
     "chat_template": Refusal("messages are rendered by the template in the model's own folder"),
     "documents": Refusal("put them into a message", ([],)),

@@ -148,3 +148,14 @@ def test_messages_write_values_as_json_does(front: Front, value: Any) -> None:
 def test_a_prompt_may_fill_the_context_but_for_one_token(front: Front) -> None:
     prompt = [5] * (MAX_MODEL_LEN - 1)
     assert front.post(COMPLETIONS, prompt=prompt, max_tokens=0).usage.prompt_tokens == MAX_MODEL_LEN - 1
+
+
+def test_reasoning_effort_none_switches_reasoning_off_where_the_template_has_a_switch() -> None:
+    switch = "{{ messages[0].content }}{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}"
+    with fronted(chat_template=switch) as front:
+        front.send(CHAT, reasoning_effort="none", **HELLO)
+        assert front.prompt == "Hello</think>"
+        front.send(CHAT, reasoning_effort="none", chat_template_kwargs={"enable_thinking": True}, **HELLO)
+        assert front.prompt == "Hello"
+    with fronted() as front:
+        assert front.refused(CHAT, reasoning_effort="high", **HELLO).param == "reasoning_effort"
