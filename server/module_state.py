@@ -20,7 +20,7 @@ class ModuleState:
     """A module's plain attributes, submodules, buffers and configs as they are when this is made."""
 
     def __init__(self, module: nn.Module) -> None:
-        parts = {name: part for name, part in module.named_modules() if not _is_torchs_own(part)}
+        parts = {name: part for name, part in module.named_modules() if not _is_plain(part)}
         configs = {id(part.config): part.config for part in parts.values() if hasattr(part, "config")}
         owners = [*parts.items(), *(("config", config) for config in configs.values())]
         self._spaces = [space for name, owner in owners for space in _spaces(name, vars(owner))]
@@ -30,11 +30,13 @@ class ModuleState:
         """Put back what has changed since; returns its names. Hooks and the choice of attention are not state."""
         changed = [name for space in self._spaces for name in space.restore()]
         for number, (name, buffer, version, saved) in enumerate(self._buffers):
-            if _version(buffer) != version or (version is None and not torch.equal(buffer, saved)):
+            if version is not None and _version(buffer) == version:
+                continue
+            if not torch.equal(buffer, saved):
                 with torch.inference_mode():
                     buffer.copy_(saved)
-                self._buffers[number] = (name, buffer, _version(buffer), saved)
                 changed.append(name)
+            self._buffers[number] = (name, buffer, _version(buffer), saved)
         return changed
 
 
@@ -108,6 +110,8 @@ def _is_chosen(key: Any) -> bool:
     return isinstance(key, str) and ("_hooks" in key or key.startswith("_attn_implementation"))
 
 
-def _is_torchs_own(part: nn.Module) -> bool:
-    """Linears, norms and the like keep nothing; containers are looked at by what they hold."""
-    return type(part).__module__.startswith("torch.nn.") and not isinstance(part, nn.ModuleList | nn.Sequential)
+def _is_plain(part: nn.Module) -> bool:
+    """Linears, norms and the like keep nothing of a call; containers are looked at by what they hold."""
+    return type(part).__module__.startswith(("torch.nn.", "server.native.")) and not isinstance(
+        part, nn.ModuleList | nn.Sequential
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,8 +92,16 @@ def sequence_lengths(max_model_len: int, window: int | None) -> list[int]:
 
 
 @torch.inference_mode()
-def reference(module: PreTrainedModel, max_model_len: int, rule: LengthRule | None = None) -> Reference:
-    """Run the plain module. Only before its linears are packed is this an independent witness."""
+def reference(
+    module: PreTrainedModel,
+    max_model_len: int,
+    rule: LengthRule | None = None,
+    restore: Callable[[], Any] = lambda: None,
+) -> Reference:
+    """Run the plain module. Only before its linears are packed is this an independent witness.
+
+    ``restore`` undoes what a forward pass changes in the module.
+    """
     config = module.config.get_text_config(decoder=True)
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     lengths = sequence_lengths(max_model_len, max(filter(None, windows), default=None))
@@ -102,9 +110,11 @@ def reference(module: PreTrainedModel, max_model_len: int, rule: LengthRule | No
 
     def sample(length: int, first: int = 0) -> Sample:
         token_ids = torch.randint(vocab_size, (length,), generator=generator).tolist()
+        logits_TV = _plain_logits(module, token_ids, first)
+        restore()
         return Sample(
             token_ids=token_ids,
-            logits_TV=_plain_logits(module, token_ids, first),
+            logits_TV=logits_TV,
             first_position=first,
             deciding_length=0 if rule is None else rule.deciding_length(first + length, first + length),
         )

@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from server.config import ModelConfig
 from server.engine import selfcheck
@@ -211,10 +210,10 @@ def test_the_load_check_notices_factors_of_the_wrong_length(executor: str, monke
     config = ModelConfig(name="far", path="unused", kv_cache_gib=0.2, executor=executor)
     right = selfcheck.reference
 
-    def beside(module: PreTrainedModel, max_model_len: int, rule: LengthRule | None = None) -> selfcheck.Reference:
-        expected = right(module, max_model_len, rule)
+    def beside(*args: Any) -> selfcheck.Reference:
+        expected = right(*args)
         wrong = [dataclasses.replace(sample, deciding_length=0) for sample in expected.far]
-        return selfcheck.Reference(samples=expected.samples, far=wrong, rule=rule)
+        return selfcheck.Reference(samples=expected.samples, far=wrong, rule=expected.rule)
 
     module = lengthwise_decoder("longrope", switch=far, max_position_embeddings=2 * far)
     assert build_runner(module, config, 2 * far).name == executor

@@ -28,6 +28,7 @@ from server.engine.kv_cache import LayerSpec
 from server.engine.model_runner import ModelRunner
 from server.engine.selfcheck import FORWARD_FAILURES, Reference
 from server.errors import EXIT_MODEL, ConfigurationError
+from server.module_state import ModuleState
 
 log = logging.getLogger("sluice.engine")
 
@@ -66,7 +67,9 @@ def build_runner(
     set_attention(module, "eager")
     try:
         lengthwise = install(module, max_model_len)
-        expected = selfcheck.reference(module, max_model_len, None if lengthwise is None else lengthwise.rule)
+        state = ModuleState(module)
+        rule = None if lengthwise is None else lengthwise.rule
+        expected = selfcheck.reference(module, max_model_len, rule, state.restore)
     except FORWARD_FAILURES as error:
         raise ConfigurationError(
             f"Model {config.name} cannot be served: its forward pass fails ({type(error).__name__}: {error}). "
@@ -86,6 +89,8 @@ def build_runner(
             return _fused(subject)
         except Unsupported as error:
             _refused(config, "fused", error)
+        finally:
+            state.restore()
     if pack is not None:
         pack(module)
     if config.deterministic:
@@ -160,6 +165,7 @@ def _generic(subject: _Subject) -> ModelRunner:
     """Raises `Unsupported` where the module does not fit or its logits come out different."""
     module, config, expected = subject.module, subject.config, subject.expected
     set_attention(module, ATTENTION)
+    state = ModuleState(module)
     try:
         specs = probe(module)
         # A pool of its own, so that the check leaves nothing behind in the one that serves.
@@ -167,8 +173,12 @@ def _generic(subject: _Subject) -> ModelRunner:
         problem = selfcheck.difference(checked, expected)
     except FORWARD_FAILURES as error:
         raise Unsupported(f"its forward pass fails there ({type(error).__name__}: {error})") from error
+    finally:
+        changed = state.restore()
     if problem:
         raise Unsupported(problem)
+    if changed:
+        raise Unsupported(f"its forward pass changes {changed[0]}")
     if config.compile:
         compile_layers(module, config.name, lambda: selfcheck.difference(checked, expected))
     make_runner = partial(_generic_runner, subject, specs)
@@ -217,11 +227,12 @@ def _compat(subject: _Subject, plain: str) -> CompatRunner:
     )
     # Some recurrent models take up their state again with one token only. Falcon's ALiBi is rounded to 16 bits, in
     # each attention at another place.
+    state = ModuleState(module)
     for attention, token_by_token in ((plain, False), (plain, True), ("eager", False)):
         set_attention(module, attention)
-        problem, block_bytes = _check_compat(
-            make(num_blocks=0, block_bytes=0, resumes_token_by_token=token_by_token), expected
-        )
+        runner = make(num_blocks=0, block_bytes=0, resumes_token_by_token=token_by_token, restores=True)
+        problem, block_bytes = _check_compat(runner, expected)
+        changed = state.restore()
         if problem is None:
             break
     if problem:
@@ -230,7 +241,7 @@ def _compat(subject: _Subject, plain: str) -> CompatRunner:
             "Check that its architecture is a decoder that transformers can generate with.",
             exit_code=EXIT_MODEL,
         )
-    make = partial(make, block_bytes=block_bytes, resumes_token_by_token=token_by_token)
+    make = partial(make, block_bytes=block_bytes, resumes_token_by_token=token_by_token, restores=bool(changed))
     kl = quantised(
         config, lambda blocks: make(num_blocks=blocks), partial(quantise_linears, module), subject.quality_ids
     )

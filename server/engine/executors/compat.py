@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from server.engine.batch_inputs import Row
 from server.engine.executors.lengthwise import Lengthwise, Span, spans_step
 from server.engine.model_runner import ModelRunner
+from server.module_state import ModuleState
 from server.native.linear import held_bytes
 
 
@@ -37,8 +38,13 @@ class CompatRunner(ModelRunner):
         vocab_size: int,
         resumes_token_by_token: bool = False,
         lengthwise: Lengthwise | None = None,
+        restores: bool = False,
     ) -> None:
-        """``lengthwise`` is what the module's rotary parts ask, where they follow from sequences' lengths."""
+        """``lengthwise`` is what the module's rotary parts ask, where they follow from sequences' lengths.
+
+        ``restores`` undoes what each forward pass changes in the module, so that the next sequence finds it as loaded.
+        """
+        self._state = ModuleState(module) if restores else None
         self._module = module
         self._resumes_token_by_token = resumes_token_by_token
         self._lengthwise = lengthwise
@@ -130,6 +136,8 @@ class CompatRunner(ModelRunner):
             inputs["attention_mask"] = torch.ones(1, stop, dtype=torch.int64, device=self.device)
         known = {name: value for name, value in inputs.items() if name in self._parameters}
         ids_1T = torch.tensor([ids], device=self.device)
+        if self._state is not None:
+            self._state.restore()
         with spans_step(self._lengthwise, lambda: [Span(first, len(ids), row.deciding_length)]):
             logits: Tensor = self._module(input_ids=ids_1T, use_cache=True, **known).logits
         return logits[0, -num_logits:].float()

@@ -102,8 +102,10 @@ class _StepRotary:
 
     def _fresh(self, *args: Any, **options: Any) -> Any:
         """As of a module that has never seen another sequence: some keep the factors of the longest one."""
-        self._state.restore()
-        return self._forward(*args, **options)
+        try:
+            return self._forward(*args, **options)
+        finally:
+            self._state.restore()
 
 
 def spans_step(lengthwise: Lengthwise | None, spans: Callable[[], Sequence[Span]]) -> Any:
