@@ -108,6 +108,10 @@ class BlockManager:
         self._copies.clear()
         return copies
 
+    def ask_again(self, copies: Iterable[tuple[int, int]]) -> None:
+        """``copies`` were taken, and the step that was to use them failed."""
+        self._copies.update((destination, source) for source, destination in copies)
+
     def fork(self, parent: Sequence, child: Sequence, num_tokens: int) -> None:
         """``child``, which holds nothing, goes on from the first ``num_tokens`` that ``parent`` has computed."""
         num_blocks = self.blocks_for(num_tokens)

@@ -26,6 +26,7 @@ from server.engine.model_runner import ModelRunner
 from server.engine.pacing import Pacing
 from server.engine.processors.grammar import GrammarMask
 from server.engine.prompt_lookup import Drafter
+from server.engine.relief import Relief, is_memory_error
 from server.engine.scheduler import Scheduler
 from server.engine.sequence_group import SequenceGroup
 from server.errors import DeadlineExceeded, InsufficientMemory, SluiceError
@@ -87,6 +88,8 @@ class DecoderEngine:
             drafter=self._drafter,
             rule=runner.length_rule,
         )
+        self._relief = Relief(self.scheduler, runner)
+        self._max_rows = min(max_running, max_batch_tokens)
         self._chooser = Chooser(self.scheduler)
         self._acceptor = Acceptor(self.scheduler, self._drafter)
         self._uncompiled = (
@@ -138,9 +141,13 @@ class DecoderEngine:
         answers, self._replies = self._replies, []
         batch = self.scheduler.schedule()
         num_prompt_tokens = sum(share.num_prompt_tokens for share in batch.shares)
-        forward_s = self._compute(batch, answers) if batch.shares else 0.0
+        forward_s = self._compute(batch, answers) if batch.shares else None
         step_s = perf_counter() - start
-        self._learn(batch, step_s)
+        if forward_s is not None:
+            self._learn(batch, step_s)
+            self._relief.after_success()
+        elif not batch.shares:
+            self._relief.widen()
         answers.append(
             Stats(
                 num_running=self.scheduler.num_running,
@@ -155,7 +162,7 @@ class DecoderEngine:
                 num_drafted=batch.num_drafted,
                 num_accepted=batch.num_accepted,
                 step_s=step_s,
-                forward_s=forward_s,
+                forward_s=forward_s or 0.0,
                 started=[group.request_id for group in batch.started],
             )
         )
@@ -165,18 +172,32 @@ class DecoderEngine:
         """Raise if an invariant of blocks or queues fails. For tests."""
         self.scheduler.check()
 
-    def _compute(self, batch: Batch, answers: list[Reply]) -> float:
-        """Run the batch, choose tokens and answer. Returns the seconds of the forward pass."""
+    def _compute(self, batch: Batch, answers: list[Reply]) -> float | None:
+        """Run the batch, choose tokens and answer. Returns the seconds of the forward pass; None if memory ran out."""
         rows = [_row(share) for share in batch.shares]
         start = perf_counter()
         if grammars := [p for share in batch.shares if share.sequence.grammar for p in share.sequence.processors]:
             GrammarMask.prepare(grammars)
-        if copies := self.blocks.take_copies():
-            self._runner.copy_blocks(copies)
-        logits_RV = self._runner.forward(rows)
-        forward_s = perf_counter() - start
-        self.scheduler.computed(batch)
-        choices = self._chooser.choose(logits_RV, batch, self._runner.failed_rows)
+        copies = self.blocks.take_copies()
+        choices = None
+        is_computed = False
+        try:
+            if copies:
+                self._runner.copy_blocks(copies)
+            logits_RV = self._runner.forward(rows)
+            forward_s = perf_counter() - start
+            self.scheduler.computed(batch)
+            is_computed = True
+            choices = self._chooser.choose(logits_RV, batch, self._runner.failed_rows)
+        except (MemoryError, RuntimeError) as error:
+            if not is_memory_error(error):
+                raise
+        if choices is None:
+            # Outside of the handler, whose error holds on to the step's tensors.
+            if not is_computed:
+                self.blocks.ask_again(copies)
+            answers += self._relief.after_failure(batch, is_computed=is_computed)
+            return None
         for group, code, message in choices.failed:
             # With everything it left in the cache.
             if blocks := self.scheduler.discard(group):
@@ -237,9 +258,8 @@ class DecoderEngine:
             vocabulary=self._vocabulary,
             grammar=grammar,
         )
-        max_rows = min(self.scheduler.max_running, self.scheduler.max_batch_tokens)
-        if group.num_rows > max_rows:
-            message = f"The request needs {group.num_rows} rows and a step has at most {max_rows}."
+        if group.num_rows > self._max_rows:
+            message = f"The request needs {group.num_rows} rows and a step has at most {self._max_rows}."
             self._fail(command.request_id, InsufficientMemory.code, message)
         elif not self.scheduler.fits_alone(group):
             message = (

@@ -59,22 +59,29 @@ class Holdings:
         for row in rows:
             self._blocks.decide(row, self._deciding_length(row))
 
-    def follow_lengths(self, group: SequenceGroup, shared: Callable[[Sequence, int], int]) -> bool:
+    def restart(self, group: SequenceGroup, shared: Callable[[Sequence, int], int]) -> None:
+        """A running group holds nothing, and what its rows have in common is computed once."""
+        for row in group.rows:
+            self.give_back(row)
+        self.decide(group.all_rows)
+        group.begin(shared)
+        for row in group.rows:
+            self.name(row)
+
+    def follow_lengths(self, group: SequenceGroup, shared: Callable[[Sequence, int], int]) -> None:
         """Let rows of a running group begin again whose lengths decide other rotary factors by now.
 
         They keep their place in the queue, and hold nothing. ``shared`` is that of `SequenceGroup.begin`.
         """
         changed = [row for row in group.rows if row.deciding_length != self._deciding_length(row)]
+        if len(changed) == len(group.rows) > len(group.leaders):
+            self.restart(group, shared)
+            return
         for row in changed:
             self.give_back(row)
         self.decide(changed)
-        if len(changed) == len(group.rows) > len(group.leaders):
-            # What they have in common is computed once.
-            group.begin(shared)
-            changed = group.rows
         for row in changed:
             self.name(row)
-        return bool(changed)
 
     def num_alike(self, row: Sequence, num_drafted: int) -> int:
         """Of guesses behind the row's last token, how many leave its rotary factors as they are."""

@@ -16,8 +16,10 @@ A group is admitted, preempted and finished as one entry of these queues.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from math import inf
 
+from server.engine import invariants
 from server.engine.batch import Batch, Share, share_of
 from server.engine.block_manager import BlockManager
 from server.engine.chunking import Chunking, FreeChunks
@@ -51,6 +53,7 @@ class Scheduler:
         """
         self.blocks = blocks
         self.max_batch_tokens = max_batch_tokens
+        """`Relief` lowers it for a while when memory has run out."""
         self.max_running = max_running
         """Most rows."""
         self._holdings = Holdings(blocks, states, rule)
@@ -154,8 +157,7 @@ class Scheduler:
         self._make_way(batch)
         num_made_way = batch.num_preemptions
         for group in list(self._running.values()) if self._rule is not None else ():
-            if self._holdings.follow_lengths(group, self._chunking.shared):
-                self._make_room(group, batch)
+            self._holdings.follow_lengths(group, self._chunking.shared)
         budget, rest = self._schedule_growth(batch)
         batch.num_growing = len(batch.shares)
         # Of those that wait, only they count whom the running ones leave a place.
@@ -192,20 +194,20 @@ class Scheduler:
 
     def check(self) -> None:
         """Raise if an invariant fails. For tests."""
-        running, waiting = self._running.values(), list(self._waiting)
-        self.blocks.check([row for group in running for row in group.rows])
-        for caller in {group.caller for group in (*running, *waiting)}:
-            orders = [group.order for queue in (running, waiting) for group in queue if group.caller == caller]
-            if orders != sorted(orders):
-                raise AssertionError("a later arrival stands before an earlier one")
-        if any(row.num_blocks or row.key is not None for group in waiting for row in group.all_rows):
-            raise AssertionError("a waiting sequence holds blocks")
-        if any(row.key is None for group in running for row in group.rows):
-            raise AssertionError("a running row has no key")
-        if any(group.trunk is None and group.rows != group.all_rows for group in running):
-            raise AssertionError("a row of a running group was forgotten")
-        if sum(group.num_rows for group in running) > self.max_running:
-            raise AssertionError("more rows than may run")
+        invariants.check(self._running.values(), list(self._waiting), self.blocks, self.max_running)
+
+    def restart(self, groups: Iterable[SequenceGroup]) -> None:
+        """Running groups compute all their tokens again, in their places of the queue."""
+        for group in groups:
+            if group.rows:
+                self._holdings.restart(group, self._chunking.shared)
+
+    def preempt_newest(self) -> int:
+        """Put the newer half of the running groups back to waiting. Returns how many; the oldest stays."""
+        victims = list(reversed(self._running.values()))[: len(self._running) // 2]
+        for victim in victims:
+            self._preempt(victim)
+        return len(victims)
 
     def _schedule_growth(self, batch: Batch) -> tuple[int, list[SequenceGroup]]:
         """Rows that lack one token. Returns the budget left, and the groups that may lack more."""
@@ -216,7 +218,8 @@ class Scheduler:
             if budget == 0 or not group.rows:
                 continue
             if group.trunk is not None and not self._spread(group):
-                rest.append(group)
+                if self._make_room(group, batch):
+                    rest.append(group)
             elif self._make_room(group, batch):
                 lacking = [row for row in group.rows if row.num_new_tokens == 1]
                 if len(lacking) < len(group.rows):

@@ -1,0 +1,27 @@
+"""What always holds of the scheduler's queues. For tests."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from server.engine.block_manager import BlockManager
+from server.engine.sequence_group import SequenceGroup
+
+
+def check(
+    running: Collection[SequenceGroup], waiting: Collection[SequenceGroup], blocks: BlockManager, max_running: int
+) -> None:
+    """Raise AssertionError if an invariant fails."""
+    blocks.check([row for group in running for row in group.rows])
+    for caller in {group.caller for group in (*running, *waiting)}:
+        orders = [group.order for queue in (running, waiting) for group in queue if group.caller == caller]
+        if orders != sorted(orders):
+            raise AssertionError("a later arrival stands before an earlier one")
+    if any(row.num_blocks or row.key is not None for group in waiting for row in group.all_rows):
+        raise AssertionError("a waiting sequence holds blocks")
+    if any(row.key is None for group in running for row in group.rows):
+        raise AssertionError("a running row has no key")
+    if any(group.trunk is None and group.rows != group.all_rows for group in running):
+        raise AssertionError("a row of a running group was forgotten")
+    if sum(group.num_rows for group in running) > max_running:
+        raise AssertionError("more rows than may run")
