@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from huggingface_hub import InferenceClient
-from huggingface_hub.errors import HfHubHTTPError, TextGenerationError
+from huggingface_hub.errors import TextGenerationError, ValidationError
 
 from server.errors import NumericalError
 from server.protocol import Tokens
@@ -77,9 +77,13 @@ def test_sampling_arguments_are_taken(client: InferenceClient) -> None:
     assert answer == "Hello" + TEXT
 
 
-def test_a_refusal_shows_its_message(client: InferenceClient) -> None:
-    with pytest.raises(HfHubHTTPError, match="watermark is not supported"):
+def test_a_refusal_shows_its_message_and_is_the_kind_of_error_that_the_client_has_for_it(
+    client: InferenceClient,
+) -> None:
+    with pytest.raises(ValidationError, match="watermark is not supported"):
         client.text_generation("Hello", watermark=True)
+    with pytest.raises(ValidationError, match="max_new_tokens"):
+        list(client.text_generation("Hello", max_new_tokens=10**6, stream=True))
 
 
 def test_a_failure_inside_a_stream_is_raised() -> None:

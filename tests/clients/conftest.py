@@ -1,4 +1,4 @@
-"""A real server with one model for each task, and a key that clients must send."""
+"""A real server with one model for each task, one that calls tools, and a key that clients must send."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.clients.scripted_model import write_caller
 from tests.server_process import ServerProcess, running_server
 from tests.tiny_encoders import write_encoder
 
@@ -33,6 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("clients")
     models = {**MODELS, "mask": write_encoder(folder / "mask", "bert", "fill-mask")}
+    models["caller"] = write_caller(folder / "caller")
     flags = [flag for name, path in models.items() for flag in ("--model", f"{name}={path}")]
     keys = folder / "keys"
     keys.write_text(f"{KEY} use,metrics\n")

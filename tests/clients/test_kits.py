@@ -22,6 +22,9 @@ pytestmark = [pytest.mark.clients, pytest.mark.defaults, pytest.mark.timeout(150
 
 PYTHON_KITS = {
     "openai": ["openai>=3,<4", "pydantic>=2"],
+    "openai_tools": ["openai>=3,<4", "pydantic>=2"],
+    "anthropic": ["anthropic>=2,<3"],
+    "text_generation": ["text-generation>=0.7,<0.8"],
     "langchain": ["langchain-openai>=1.7,<2"],
     "litellm": ["litellm>=1.83,<2,!=1.82.7,!=1.82.8"],
     "llm": ["llm>=0.36,<1"],
@@ -29,11 +32,13 @@ PYTHON_KITS = {
     "instructor": ["instructor"],
     "huggingface": ["huggingface_hub>=2.4,<3", "numpy"],
 }
+ENVIRONMENTS = {"openai_tools": "openai"}
+"""Kits that run in the environment of another."""
 
 
 @pytest.mark.parametrize("name", PYTHON_KITS)
 def test_a_client_library_gets_what_it_expects(name: str, server: ServerProcess, tmp_path: Path):
-    run([python_with(name, PYTHON_KITS[name]), KITS / f"{name}_kit.py"], server, tmp_path)
+    run([python_with(ENVIRONMENTS.get(name, name), PYTHON_KITS[name]), KITS / f"{name}_kit.py"], server, tmp_path)
 
 
 def test_the_ai_sdk_on_node_gets_what_it_expects(server: ServerProcess, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from langchain_core.messages import HumanMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, Field
@@ -39,6 +40,20 @@ def weather(city: Literal["Paris", "Rome"]) -> str:
 caller = ChatOpenAI(model=MODEL, temperature=0, max_tokens=40).bind_tools([weather], tool_choice="any")
 [call] = caller.invoke("How is the weather in Rome?").tool_calls
 assert call["name"] == "weather" and call["args"]["city"] in ("Paris", "Rome")
+
+# A model that calls of its own accord, on the chat and on responses; then it has the result.
+for api in (False, True):
+    free = ChatOpenAI(model="caller", max_tokens=300, use_responses_api=api).bind_tools([weather])
+    asked = [HumanMessage("How is the weather in Rome?")]
+    message = free.invoke(asked)
+    [call] = message.tool_calls
+    assert call["args"] == {"city": "Rome", "note": "not </tool_call> yet"} and message.text == "Let me look.", message
+    gathered = None
+    for chunk in free.stream(asked):
+        gathered = chunk if gathered is None else gathered + chunk
+    assert gathered.tool_calls[0]["args"] == call["args"] and gathered.text == "Let me look.", gathered
+    result = ToolMessage("sunny", tool_call_id=call["id"])
+    assert free.invoke([*asked, message, result]).text == "It is sunny in Rome."
 
 older = OpenAI(model=MODEL, temperature=0, max_tokens=8)
 assert older.invoke("The sky is blue because")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import litellm
@@ -17,6 +18,15 @@ for prefix in ("openai/", "hosted_vllm/"):
     assert answer.usage.total_tokens > 0
     parts = list(litellm.completion(model=prefix + MODEL, messages=QUESTION, stream=True, **common))
     assert "".join(part.choices[0].delta.content or "" for part in parts) == answer.choices[0].message.content
+# Tools and reasoning, in OpenAI's shape and in Anthropic's.
+weather = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+for prefix, base in (("hosted_vllm/", BASE), ("anthropic/", os.environ["SERVER"])):
+    free = {"api_base": base, "api_key": KEY, "max_tokens": 300, "tools": [weather], "messages": QUESTION}
+    (choice,) = litellm.completion(model=prefix + "caller", **free).choices
+    assert choice.finish_reason == "tool_calls" and choice.message.content == "Let me look.", (prefix, choice)
+    assert choice.message.reasoning_content == "I have to look.", (prefix, choice)
+    (call,) = choice.message.tool_calls
+    assert json.loads(call.function.arguments)["note"] == "not </tool_call> yet", (prefix, call)
 text = litellm.text_completion(model="text-completion-openai/" + MODEL, prompt="The sky is blue because", **common)
 assert text.choices[0].text
 vectors = litellm.embedding(model="openai/minilm", input=["a cat"], api_base=BASE, api_key=KEY)
