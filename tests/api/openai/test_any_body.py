@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.api.anthropic import MessagesBody
+from server.api.anthropic.body import MessagesBody
 from server.api.openai.responses import ResponsesBody
 from server.api.openai.schemas import REFUSED_IN_CHAT, ChatBody, CompletionBody
 from tests.api.openai.fronts import CHAT, COMPLETIONS, HELLO, TOOLS_TEMPLATE, ErrorBody, Front, fronted
