@@ -204,12 +204,70 @@ def test_a_call_is_understood_in_the_ways_that_models_write_it(text: str, name: 
     assert read("hermes", f"<tool_call>{text}</tool_call>") == [(name, arguments)]
 
 
+NUMBERS = ["1.10", "-0", "1E5", "12345678901234567890123", "0.12345678901234567890123", "[1.0, 1e-07]"]
+
+
+@pytest.mark.parametrize("written", [*NUMBERS, '"\\u00e9\\/"', '{"a": 1, "a": 2}', "[ 1,2 ]"])
+def test_arguments_are_returned_as_the_model_wrote_them(written: str) -> None:
+    arguments = f'{{"of":{written}}}'
+    for name, text in (
+        ("hermes", f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'),
+        ("hermes", f'<tool_call>{{"name": "f", "arguments": {json.dumps(arguments)}}}</tool_call>'),
+        ("llama", f'{{"name": "count", "parameters": {arguments}}}'),
+        ("mistral", f'[TOOL_CALLS][{{"name": "f", "arguments": {arguments}}}]'),
+        ("mistral", f"[TOOL_CALLS]f[ARGS]{arguments}"),
+    ):
+        ((_, found),) = read(name, text)
+        assert found == arguments, name
+    value = f"<tool_call><function=f><parameter=of>{written}</parameter></function></tool_call>"
+    number = {"f": {"properties": {"of": {"type": ["number", "array", "object"]}}}}
+    (call,) = parts_of(CallReader(XML, number, IDS), [value])
+    assert call[2] == f'{{"of": {written}}}' or written.startswith('"')
+
+
+SCHEMAS: list[tuple[dict[str, Any], str, Any]] = [
+    ({"$ref": "#/$defs/Sack"}, '{"kg": 5}', {"kg": 5}),
+    ({"allOf": [{"$ref": "#/$defs/Sack"}], "default": None}, '{"kg": 5}', {"kg": 5}),
+    ({"anyOf": [{"$ref": "#/$defs/Sack"}, {"type": "null"}]}, "None", None),
+    ({"$ref": "#/$defs/Grain"}, "2", "2"),
+    ({"$ref": "#/$defs/a~1b"}, "2", 2),
+    ({"$ref": "#/$defs/Loop"}, "2", "2"),
+    ({"$ref": "#/$defs/missing"}, "2", "2"),
+    ({"items": {"type": "string"}}, '["a"]', ["a"]),
+    ({"properties": {"a": {}}}, '{"a": 1}', {"a": 1}),
+    ({"const": 5}, "5", 5),
+    ({"enum": [1, "two"]}, "1", "1"),
+    ({"enum": [True, None]}, "True", True),
+]
+DEFS = {
+    "Sack": {"type": "object"},
+    "Grain": {"type": "string", "enum": ["1", "2"]},
+    "a/b": {"type": "integer"},
+    "Loop": {"$ref": "#/$defs/Loop"},
+}
+
+
+@pytest.mark.parametrize(("schema", "text", "value"), SCHEMAS)
+def test_the_type_of_a_value_in_tags_is_found_wherever_the_schema_says_it(
+    schema: dict[str, Any], text: str, value: Any
+) -> None:
+    functions = {"f": {"properties": {"of": schema}, "$defs": DEFS}}
+    call = f"<function=f>\n<parameter=of>\n{text}\n</parameter>\n</function>"
+    ((_, _, arguments),) = parts_of(CallReader(XML, functions, IDS), [call])
+    assert json.loads(arguments) == {"of": value}
+
+
 def test_one_pair_of_marks_may_hold_several_calls() -> None:
     inner = '{"name": "count", "arguments": {"sacks": 3}}'
     assert read("hermes", f"<tool_call>\n{inner}\n{inner}\n</tool_call> Done.") == [COUNTED, COUNTED, " Done."]
     both = f"[TOOL_CALLS] [{inner}, {inner.replace('count', 'f')}]"
     assert read("mistral", both) == [COUNTED, ("f", '{"sacks": 3}')]
     assert read("llama", f"<|python_tag|>{LLAMA_CALL}; {LLAMA_CALL}") == [COUNTED, COUNTED]
+
+
+def test_an_object_behind_a_closed_call_is_text() -> None:
+    for after in ('{"name": "Maria", "age": 3}', '{"name": "count", "arguments": {}}'):
+        assert read("hermes", f"{CALL}\n{after}") == [COUNTED, f"\n{after}"]
 
 
 NO_CALLS = ["{", "[]", '{"name": 5}', "count(3)", "[" * 5000, '{"a": "b"" c"}', '{"a": 1]']

@@ -61,6 +61,7 @@ class CallReader(Reader):
             mark = next((mark for mark in marks if bare.startswith(mark)), None)
             if mark in self._closings:
                 self._held, self._closings = bare.removeprefix(mark or ""), ()
+                self._may_begin_bare = self._may_begin_bare and self._format.starts_bare
                 return []
             if mark is not None:
                 return self._begin("", self._held[: -len(bare)], bare)

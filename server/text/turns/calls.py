@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from server.text.turns.json_scan import JsonScan
 from server.text.turns.pieces import CallIds
+from server.text.turns.written_json import raw_parts, with_escapes
 
 
 class Call(NamedTuple):
@@ -86,8 +87,9 @@ class CallFormat(ABC):
 class JsonCalls(CallScan):
     """Calls that are one JSON value."""
 
-    def __init__(self, parse: Callable[[Any], list[Call] | None], beginnings: str = "{") -> None:
-        """``parse`` returns None for what is no call; ``beginnings`` are characters that the value may begin with."""
+    def __init__(self, parse: Callable[[str], list[Call] | None], beginnings: str = "{") -> None:
+        """``parse`` takes the value's text and returns None for what is no call; ``beginnings`` are characters that
+        the value may begin with."""
         self._parse = parse
         self._scan = JsonScan(beginnings)
         self._parts: list[str] = []
@@ -105,41 +107,43 @@ class JsonCalls(CallScan):
 
     def _verdict(self, length: int) -> Verdict:
         try:
-            value = json.loads("".join(self._parts)[:length], strict=False)
+            calls = self._parse("".join(self._parts)[:length].strip())
         except (ValueError, RecursionError):
             return NoCall()
-        calls = self._parse(value)
         return NoCall() if calls is None else Found(calls, length)
 
 
-def call_of(value: Any, keys: Sequence[str] = ("arguments", "parameters")) -> Call | None:
-    """The call that an object with a name is; its arguments stand under the first of ``keys`` that it has."""
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+def call_of(text: str, keys: Sequence[str] = ("arguments", "parameters")) -> Call | None:
+    """The call that an object with a name is; its arguments stand under the first of ``keys`` that it has.
+
+    Raises ValueError for what is not JSON.
+    """
+    if not text.startswith("{"):
         return None
-    arguments = next((value[key] for key in keys if key in value), None)
-    if isinstance(arguments, str) and arguments:
-        arguments = _object_in(arguments)
-    return checked_call(value["name"], arguments or {})
+    parts = raw_parts(text)
+    members = {_loads(name): value for name, value in zip(parts[::2], parts[1::2], strict=True)}
+    name = _loads(members.get("name", "null"))
+    arguments = next((members[key] for key in keys if key in members), "{}")
+    return checked_call(name, arguments) if isinstance(name, str) else None
 
 
-def _object_in(text: str) -> Any:
-    """Some models write the arguments as a string that holds JSON."""
-    try:
-        return json.loads(text, strict=False)
-    except (ValueError, RecursionError):
-        return text
-
-
-def checked_call(name: str, arguments: Any) -> Call | None:
-    """None if no client could read it: the arguments are an object in JSON, and all of it can be written in UTF-8."""
-    if not isinstance(arguments, dict):
+def checked_call(name: str, arguments: str) -> Call | None:
+    """A call with its arguments as they are written. None if no client could read it: the arguments are an object in
+    JSON, and all of it can be written in UTF-8. Raises ValueError for what is not JSON."""
+    value = _loads(arguments)
+    if isinstance(value, str) and value:
+        # Some models write the arguments as a string that holds JSON.
+        arguments, value = value.strip(), _loads(value)
+    if not value:
+        arguments, value = "{}", {}
+    if not isinstance(value, dict):
         return None
-    try:
-        call = Call(name, json.dumps(arguments, ensure_ascii=False, allow_nan=False))
-        "".join(call).encode()
-    except (ValueError, RecursionError):
-        return None
-    return call
+    (name + json.dumps(value, ensure_ascii=False, allow_nan=False)).encode()
+    return Call(name, with_escapes(arguments))
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, strict=False)
 
 
 def short_hash(text: str, num_characters: int) -> str:

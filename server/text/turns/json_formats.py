@@ -17,9 +17,11 @@ from server.text.turns.calls import (
     NoCall,
     Verdict,
     call_of,
+    checked_call,
     short_hash,
 )
 from server.text.turns.pieces import CallIds
+from server.text.turns.written_json import raw_parts
 
 
 class HermesFormat(CallFormat):
@@ -30,7 +32,7 @@ class HermesFormat(CallFormat):
     bare_opening = "{"
 
     def scan(self, opening: str, functions: Functions) -> CallScan:  # noqa: ARG002
-        return JsonCalls(lambda value: _all([call_of(value)]))
+        return JsonCalls(lambda text: _all([call_of(text)]))
 
 
 class LlamaFormat(CallFormat):
@@ -45,9 +47,9 @@ class LlamaFormat(CallFormat):
     starts_bare = True
 
     def scan(self, opening: str, functions: Functions) -> CallScan:
-        def parsed(value: Any) -> list[Call] | None:
-            call = call_of(value, ("parameters", "arguments"))
-            is_known = opening or (call is not None and call.name in functions and len(value) > 1)
+        def parsed(text: str) -> list[Call] | None:
+            call = call_of(text, ("parameters", "arguments"))
+            is_known = opening or (call is not None and call.name in functions and len(raw_parts(text)) > 2)
             return _all([call]) if is_known else None
 
         return JsonCalls(parsed)
@@ -103,7 +105,7 @@ class _MistralCalls(CallScan):
         name = self.NAME.match(self._held)
         if name is not None:
             self._num_before = name.end()
-            self._arguments = JsonCalls(lambda value: _all([call_of({"name": name[1], "arguments": value})]))
+            self._arguments = JsonCalls(lambda text: _all([checked_call(name[1], text)]))
             return self._placed(self._arguments.feed(self._held[name.end() :]))
         return None if self.MAY_BECOME_NAME.match(self._held) else NoCall()
 
@@ -111,8 +113,8 @@ class _MistralCalls(CallScan):
         return verdict._replace(length=verdict.length + self._num_before) if isinstance(verdict, Found) else verdict
 
 
-def _of_list_or_object(value: Any) -> list[Call] | None:
-    return _all(map(call_of, value if isinstance(value, list) else [value]))
+def _of_list_or_object(text: str) -> list[Call] | None:
+    return _all(map(call_of, raw_parts(text) if text.startswith("[") else [text]))
 
 
 def _all(calls: Iterable[Call | None]) -> list[Call] | None:

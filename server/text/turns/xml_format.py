@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from server.text.turns.calls import CallFormat, CallScan, Found, Functions, NoCall, Verdict, checked_call
+from server.text.turns.parameter_types import parameter_types
 
 FUNCTION, FUNCTION_END = "<function=", "</function>"
 PARAMETER, PARAMETER_END = "<parameter=", "</parameter>"
 MAX_NAME_CHARACTERS = 256
-PYTHON_WORDS = {"True": True, "False": False, "None": None}
+PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 """How these models sometimes write what JSON writes in small letters."""
 
 
@@ -48,7 +50,8 @@ class _XmlCall(CallScan):
         self._name: str | None = None
         self._key: str | None = None
         self._search_from = 0
-        self._arguments: dict[str, Any] = {}
+        self._arguments: dict[str, str] = {}
+        """Each value as JSON."""
 
     def feed(self, text: str) -> Verdict:
         self._held += text
@@ -104,40 +107,30 @@ class _XmlCall(CallScan):
 
     def _take(self, value: str) -> None:
         assert self._key is not None
-        schema = _schema_of(self._functions.get(self._name or "", {}), self._key)
-        self._arguments[self._key] = _read(value.removeprefix("\n").removesuffix("\n"), schema)
+        parameters = self._functions.get(self._name or "", {})
+        text = value.removeprefix("\n").removesuffix("\n")
+        self._arguments[self._key] = _read(text, parameters, self._key)
         self._key = None
 
     def _call(self, end: int) -> Verdict:
-        call = checked_call(self._name or "", self._arguments)
+        members = [f"{json.dumps(key, ensure_ascii=False)}: {value}" for key, value in self._arguments.items()]
+        try:
+            call = checked_call(self._name or "", f"{{{', '.join(members)}}}")
+        except (ValueError, RecursionError):
+            return NoCall()
         return NoCall() if call is None or not call.name else Found([call], end - self._num_added)
 
 
-def _schema_of(parameters: Mapping[str, Any], key: str) -> Any:
-    properties = parameters.get("properties")
-    return properties.get(key) if isinstance(properties, dict) else None
-
-
-def _read(text: str, schema: Any) -> Any:
-    types = set(_types(schema, 0))
-    if "null" in types and text.strip() in ("null", "None"):
-        return None
-    if "string" in types or not types:
-        return text
-    try:
-        return json.loads(text, strict=False)
-    except (ValueError, RecursionError):
-        return PYTHON_WORDS.get(text.strip(), text)
-
-
-def _types(schema: Any, depth: int) -> Iterator[str]:
-    """The types that a schema allows, as far as it says so itself."""
-    if not isinstance(schema, dict) or depth > 4:
-        return
-    named = schema.get("type", [])
-    yield from [named] if isinstance(named, str) else [name for name in named if isinstance(name, str)]
-    for value in schema.get("enum", []) if "type" not in schema and isinstance(schema.get("enum"), list) else []:
-        yield "string" if isinstance(value, str) else "number"
-    for key in ("anyOf", "oneOf"):
-        for choice in schema[key] if isinstance(schema.get(key), list) else []:
-            yield from _types(choice, depth + 1)
+def _read(text: str, parameters: Mapping[str, Any], key: str) -> str:
+    """A value as JSON."""
+    types = parameter_types(parameters, key)
+    word = text.strip()
+    if "null" in types and word in ("null", "None"):
+        return "null"
+    if types and "string" not in types:
+        if word in PYTHON_WORDS:
+            return PYTHON_WORDS[word]
+        with suppress(ValueError, RecursionError):
+            json.loads(text, strict=False)
+            return word
+    return json.dumps(text, ensure_ascii=False)
