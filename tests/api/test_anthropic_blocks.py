@@ -102,6 +102,21 @@ def test_a_forced_call_that_was_cut_has_what_came_of_its_input() -> None:
         assert answer["stop_reason"] == "max_tokens" and block["input"]["note"].startswith("The mill")
 
 
+@pytest.mark.parametrize("value", ["1e400", "1.10", "123456789012345678901234567890", r'"\ud83d"', '"a\\u00e9"'])
+def test_an_input_is_returned_as_the_model_wrote_it(value: str) -> None:
+    written = f'{{"sacks": {value}}}'
+    with fronted_saying(written, tool_templates.QWEN) as front:
+        choice = {"type": "tool", "name": "count"}
+        assert f'"input":{written}' in front.send(PATH, **ASKED, tool_choice=choice).text
+        deltas = [event["delta"] for event in stream(front, **ASKED, tool_choice=choice) if "delta" in event]
+        assert "".join(delta.get("partial_json", "") for delta in deltas) == written
+
+
+def test_two_tools_of_one_name_are_refused() -> None:
+    with fronted_saying(CALL, tool_templates.QWEN) as front:
+        assert front.refused(PATH, **{**ASKED, "tools": [COUNT, COUNT]}).param == "tools"
+
+
 def test_none_describes_no_tools_and_one_call_can_be_all_there_is() -> None:
     with fronted_saying(f"{CALL}\n{CALL}", tool_templates.QWEN) as front:
         answer = front.send(PATH, **ASKED, tool_choice={"type": "none"}).json()

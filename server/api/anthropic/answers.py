@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 from pydantic_core import from_json
 
 from server.api.openai.scribe import Scribe
@@ -13,6 +14,7 @@ from server.api.openai.turn_plan import TurnPlan
 from server.api.openai.work import StreamWriter, TextWork
 from server.api.sse import data_event
 from server.serving.generation import OutputToken
+from server.text.turns.json_scan import JsonScan
 from server.text.turns.pieces import CallDelta, Piece, Reasoning
 
 STOP_REASONS = {"length": "max_tokens", "content_filter": "refusal", "tool_calls": "tool_use"}
@@ -97,12 +99,21 @@ class Blocks:
         yield {"type": "content_block_stop", "index": len(self.done)}
         text = "".join(self._texts)
         if self._open["type"] == "tool_use":
-            # Of an input that was cut there is what came of it, as the client's own library reads it of a stream.
-            held = {"input": from_json(text or "{}", allow_partial="trailing-strings")}
+            held: dict[str, Any] = {"input": _input(text)}
         else:
             held = {self._open["type"]: text}
         self.done.append({**self._open, **held})
         self._open = None
+
+
+def _input(text: str) -> Any:
+    """As the model wrote it. Of an input that was cut: what the client's own library reads of a stream's beginning."""
+    if JsonScan().feed(text) is not None:
+        return msgspec.Raw(text.encode())
+    try:
+        return from_json(text.strip() or "{}", allow_partial="trailing-strings")
+    except ValueError:
+        return {}
 
 
 def _block_and_delta(piece: Piece) -> tuple[dict[str, Any], tuple[str, str]]:
