@@ -283,7 +283,14 @@ def test_what_only_looks_like_a_call_or_is_one_that_no_client_can_read_stays_tex
 
 
 def test_an_answer_in_json_is_no_call_of_llamas() -> None:
-    for text in ('{"name": "Maria", "age": 3}', '{"name": "count"}', "{}", '{"sacks": 3}', f"See {LLAMA_CALL}"):
+    for text in (
+        '{"name": "Maria", "age": 3}',
+        '{"name": "count"}',
+        '{"name": "count", "age": 3}',
+        "{}",
+        '{"sacks": 3}',
+        f"See {LLAMA_CALL}",
+    ):
         assert read("llama", text) == [text]
     assert read("llama", f"<|python_tag|>{LLAMA_CALL.replace('count', 'other')}") == [("other", '{"sacks": 3}')]
     assert read("llama", '<|python_tag|>print("x")') == ['<|python_tag|>print("x")']

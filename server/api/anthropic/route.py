@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from server.api.anthropic.answers import Blocks, Events, message
 from server.api.anthropic.body import REFUSED_HERE, MessagesBody, effort_of, tool_wish, with_format
 from server.api.anthropic.turns import chat_turns
-from server.api.openai.efforts import effort_options
+from server.api.openai.efforts import with_effort
 from server.api.openai.fields import check_fields
 from server.api.openai.messages import chat_template_of, template_messages
 from server.api.openai.options import check_single
@@ -58,8 +58,7 @@ async def _prepared(body: MessagesBody, request: Request, unread: Sequence[str])
     structure = structure_of(formatted, plan.wish.forced())
     added: dict[str, Any] = {} if structure is None else {"grammar": structure.grammar}
     effort, field = effort_of(body)
-    options = {**effort_options(effort, template, field), **(body.chat_template_kwargs or {})}
-    body = body.model_copy(update={**dict.fromkeys(unread), "chat_template_kwargs": options or None})
+    body = with_effort(body, effort, template, field).model_copy(update=dict.fromkeys(unread))
     work = TextWork(request, body, generator, structure.names if structure else {})
     turns = template_messages(chat_turns(body), template)
     await work.prepare(chat_source(body, turns, **plan.prompt), added)

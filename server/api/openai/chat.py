@@ -9,14 +9,14 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from server.api.openai.chat_answers import ChatChunks, chat_answer
-from server.api.openai.efforts import effort_options
+from server.api.openai.efforts import with_effort
 from server.api.openai.fields import check_fields
 from server.api.openai.messages import chat_template_of, template_messages
-from server.api.openai.schemas import REFUSED_IN_CHAT, ChatBody
+from server.api.openai.schemas import REFUSED_IN_CHAT, AllowedTools, ChatBody
 from server.api.openai.shapes import encode
 from server.api.openai.structure import structure_of
 from server.api.openai.told import told_options
-from server.api.openai.turn_plan import ToolWish, TurnPlan, turn_plan
+from server.api.openai.turn_plan import ToolWish, TurnPlan, allowed_tools, turn_plan
 from server.api.openai.work import TextWork, generator_of
 from server.api.prompt_source import chat_source
 from server.errors import ConflictingParameters, InvalidRequest
@@ -31,9 +31,9 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
     check_fields(request, body, REFUSED_IN_CHAT)
     generator = generator_of(request, body)
     template = chat_template_of(generator)
-    effort = effort_options(body.reasoning_effort, template, "reasoning_effort")
-    body = body.model_copy(update={"chat_template_kwargs": {**effort, **(body.chat_template_kwargs or {})} or None})
-    plan = _plan(body, template)
+    body = with_effort(body, body.reasoning_effort, template, "reasoning_effort")
+    messages = template_messages(body.messages, template)
+    plan = _plan(body, template, messages[-1]["content"] if body.continue_final_message else "")
     structure = structure_of(body, plan.wish.forced())
     names = {
         "top_n_tokens": "top_logprobs",
@@ -42,7 +42,6 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
         **(structure.names if structure else {}),
     }
     work = TextWork(request, body, generator, names)
-    messages = template_messages(body.messages, template)
     source = chat_source(body, messages, **plan.prompt, **_turn(body))
     await work.prepare(source, _added(body, structure and structure.grammar))
     if body.stream:
@@ -58,15 +57,23 @@ def _reply(work: TextWork, body: ChatBody, plan: TurnPlan, tokens: Sequence[Outp
     return Response(encode(chat_answer(work, body, plan, tokens)), media_type="application/json")
 
 
-def _plan(body: ChatBody, template: str) -> TurnPlan:
-    wish = ToolWish(tools=body.tools or (), choice=body.tool_choice, is_parallel=body.parallel_tool_calls is not False)
+def _plan(body: ChatBody, template: str, continued: str) -> TurnPlan:
     return turn_plan(
         template,
-        wish,
+        _wish(body),
         structure_of(body),
         reads_reasoning=body.reasoning_format != "none",
         shows_reasoning=body.include_reasoning is not False,
+        continued=continued,
     )
+
+
+def _wish(body: ChatBody) -> ToolWish:
+    tools, choice = body.tools or [], body.tool_choice
+    if isinstance(choice, AllowedTools):
+        names = [tool.function.name for tool in choice.allowed_tools.tools]
+        tools, choice = allowed_tools(tools, names, "tool_choice.allowed_tools.tools"), choice.allowed_tools.mode
+    return ToolWish(tools=tools, choice=choice, is_parallel=body.parallel_tool_calls is not False)
 
 
 def _turn(body: ChatBody) -> dict[str, bool]:

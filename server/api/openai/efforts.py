@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
+from server.api.openai.schemas import ConversationBody
 from server.errors import InvalidParameter
 from server.text.turns.thinking import think_marks_of
 
 DEFAULT = "medium"
 OFF = "none"
+
+
+Body = TypeVar("Body", bound=ConversationBody)
+
+
+def with_effort(body: Body, effort: str | None, chat_template: str, field: str) -> Body:
+    """The body whose ``chat_template_kwargs`` ask for the effort too; what they already set comes first."""
+    wanted = effort_options(effort, chat_template, field)
+    return body.model_copy(update={"chat_template_kwargs": {**wanted, **(body.chat_template_kwargs or {})} or None})
 
 
 def effort_options(effort: str | None, chat_template: str, field: str) -> dict[str, Any]:
@@ -18,11 +28,13 @@ def effort_options(effort: str | None, chat_template: str, field: str) -> dict[s
     """
     if effort is None:
         return {}
+    if "enable_thinking" in chat_template and effort == OFF:
+        return {"enable_thinking": False}
     if "reasoning_effort" in chat_template:
         return {"reasoning_effort": effort}
     reasons = think_marks_of(chat_template) is not None
-    if "enable_thinking" in chat_template and effort in (OFF, DEFAULT):
-        return {"enable_thinking": effort != OFF}
+    if "enable_thinking" in chat_template and effort == DEFAULT:
+        return {"enable_thinking": True}
     if effort == (DEFAULT if reasons else OFF):
         return {}
     can = f"reasoning is {OFF} or {DEFAULT}" if "enable_thinking" in chat_template else "it cannot be set"

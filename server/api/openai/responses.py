@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from server.api.openai.efforts import effort_options
+from server.api.openai.efforts import with_effort
 from server.api.openai.fields import check_fields
 from server.api.openai.messages import chat_template_of, template_messages
 from server.api.openai.options import check_single
@@ -36,7 +36,9 @@ async def responses(body: ResponsesBody, request: Request) -> Response:
     names = {"messages": "input", **(structure.names if structure else {})}
     work = TextWork(request, body, generator, names)
     turns = template_messages(chat_turns(body), template)
-    await work.prepare(chat_source(_with_effort(body, template), turns, **plan.prompt), added)
+    effort = None if body.reasoning is None else body.reasoning.effort
+    source_body = with_effort(body, effort, template, "reasoning.effort")
+    await work.prepare(chat_source(source_body, turns, **plan.prompt), added)
     if body.stream:
         return await work.stream(Events(work, body, plan))
     (tokens,) = await work.run()
@@ -44,9 +46,3 @@ async def responses(body: ResponsesBody, request: Request) -> Response:
     for events in (items.read(tokens), items.end()):
         list(events)
     return Response(encode(response_object(work, body, items)), media_type="application/json")
-
-
-def _with_effort(body: ResponsesBody, template: str) -> ResponsesBody:
-    effort = None if body.reasoning is None else body.reasoning.effort
-    options = effort_options(effort, template, "reasoning.effort")
-    return body.model_copy(update={"chat_template_kwargs": {**options, **(body.chat_template_kwargs or {})} or None})

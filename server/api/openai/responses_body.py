@@ -19,9 +19,9 @@ from server.api.openai.schemas import (
     Tool,
     ToolFunction,
 )
-from server.api.openai.turn_plan import ToolWish
+from server.api.openai.turn_plan import ToolWish, allowed_tools
 from server.api.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, one_error
-from server.errors import InvalidParameter, InvalidRequest
+from server.errors import InvalidRequest
 
 NOT_STORED = Refusal("nothing is stored; send the whole conversation as input")
 REFUSED_HERE: dict[str, Refusal] = {
@@ -149,15 +149,11 @@ class ResponsesBody(ConversationBody):
 
 def tool_wish(body: ResponsesBody) -> ToolWish:
     """Raises for allowed tools that are not among the tools."""
-    tools, choice = body.tools or [], body.tool_choice
+    tools, choice = [_chat_tool(tool) for tool in body.tools or []], body.tool_choice
     if isinstance(choice, AllowedTools):
-        names = [tool.name for tool in choice.tools]
-        for name in names:
-            if name not in [tool.name for tool in tools]:
-                raise InvalidParameter("tool_choice.tools", name, "must name one of the tools")
-        tools = [tool for tool in tools if tool.name in names]
+        tools = allowed_tools(tools, [tool.name for tool in choice.tools], "tool_choice.tools")
     return ToolWish(
-        tools=[_chat_tool(tool) for tool in tools],
+        tools=tools,
         choice=_chat_choice(choice),
         is_parallel=body.parallel_tool_calls is not False,
     )

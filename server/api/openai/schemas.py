@@ -175,9 +175,26 @@ class NamedTool(LenientModel):
     function: NamedFunction
 
 
+class AllowedNames(LenientModel):
+    """The tools that a ``tool_choice`` narrows the tools to."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], STOP_AT_FIRST_ERROR]
+
+
+class AllowedTools(LenientModel):
+    """A ``tool_choice`` that narrows the tools."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedNames
+
+
 ToolChoice = Annotated[
-    Literal["none", "auto", "required"] | NamedTool,
-    one_error('"none", "auto", "required" or {"type": "function", "function": {"name": ...}}'),
+    Literal["none", "auto", "required"] | NamedTool | AllowedTools,
+    one_error(
+        '"none", "auto", "required", {"type": "function", "function": {"name": ...}} or {"type": "allowed_tools", '
+        '"allowed_tools": {"mode": ..., "tools": [...]}}'
+    ),
 ]
 
 

@@ -108,8 +108,13 @@ def _parameters(tool: Tool) -> dict[str, Any]:
     schema = tool.function.parameters
     if not schema:
         return NO_ARGUMENTS
-    # Arguments are an object, also where the schema names only their properties.
-    schema = {"type": "object", **schema}
+    # Arguments are an object, also where the schema names only their properties or allows null as well.
+    types = schema.get("type", "object")
+    if "object" not in (types if isinstance(types, list) else [types]):
+        raise InvalidRequest(
+            f"Arguments are an object, but the parameters of {tool.function.name} are not.", param="tools"
+        )
+    schema = {**schema, "type": "object"}
     return _closed(schema) if _can_be_closed(schema) else schema
 
 

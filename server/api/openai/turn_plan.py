@@ -52,6 +52,14 @@ class ToolWish:
 NO_TOOLS = ToolWish()
 
 
+def allowed_tools(tools: Sequence[Tool], names: Sequence[str], field: str) -> list[Tool]:
+    """The tools that ``tool_choice`` lists in ``field``. Raises for one that is not among the tools."""
+    for name in names:
+        if all(name != tool.function.name for tool in tools):
+            raise InvalidParameter(field, name, "must name one of the tools")
+    return [tool for tool in tools if tool.function.name in names]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TurnPlan:
     """How the outputs of one request are read."""
@@ -62,6 +70,8 @@ class TurnPlan:
     think_marks: ThinkMarks | None = None
     """None where nothing is read as reasoning."""
     shows_reasoning: bool = True
+    continued: str = ""
+    """Text of the assistant's that the output continues."""
     described: Sequence[Tool] = ()
     """What the chat template shows to the model."""
 
@@ -92,9 +102,12 @@ class TurnPlan:
     def reader(self, prompt: str, id_prefix: str) -> Reader:
         """For one output; ``prompt`` is the text that it continues."""
         answer = self._answer_reader(self.call_format.ids(id_prefix))
-        if self.think_marks is None:
+        marks = self.think_marks
+        if marks is None:
             return answer
-        return ThinkingReader(self.think_marks, answer, is_open=self.think_marks.is_open(prompt))
+        if not self.continued.strip():
+            return ThinkingReader(marks, answer, is_open=marks.is_open(prompt))
+        return ThinkingReader(marks, answer, is_open=True) if marks.is_unfinished(self.continued) else answer
 
     def _answer_reader(self, ids: CallIds) -> Reader:
         forced = self.wish.forced()
@@ -113,11 +126,17 @@ def turn_plan(
     *,
     reads_reasoning: bool = True,
     shows_reasoning: bool = True,
+    continued: str = "",
 ) -> TurnPlan:
-    """``structure`` is what the client asks for besides forced calls. Raises where the model may call and cannot.
+    """``structure`` is what the client asks for besides forced calls. Raises where the model may call and cannot, and
+    for two tools of one name.
 
     An output with a structure follows it from its first character, so it holds no reasoning.
     """
+    names = [tool.function.name for tool in wish.tools]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequest(f"Two tools are named {twice}: a call could not tell them apart.", param="tools")
     call_format = call_format_of(chat_template)
     if wish.is_free and call_format is None:
         raise InvalidRequest(
@@ -135,5 +154,6 @@ def turn_plan(
         call_format=call_format or HERMES,
         think_marks=think_marks_of(chat_template) if reasons else None,
         shows_reasoning=shows_reasoning,
+        continued=continued,
         described=wish.tools if wish.choice != "none" and describes_tools(chat_template) else (),
     )

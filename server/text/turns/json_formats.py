@@ -38,7 +38,8 @@ class HermesFormat(CallFormat):
 class LlamaFormat(CallFormat):
     """``{"name": ..., "parameters": {...}}`` as the whole answer, or behind ``<|python_tag|>``; ``;`` parts several.
 
-    An answer in JSON looks much the same, so a bare object counts only where it names one of the functions.
+    An answer in JSON looks much the same, so a bare object counts only if it names one of the functions and
+    has arguments.
     """
 
     openings = ("<|python_tag|>",)
@@ -49,8 +50,11 @@ class LlamaFormat(CallFormat):
     def scan(self, opening: str, functions: Functions) -> CallScan:
         def parsed(text: str) -> list[Call] | None:
             call = call_of(text, ("parameters", "arguments"))
-            is_known = opening or (call is not None and call.name in functions and len(raw_parts(text)) > 2)
-            return _all([call]) if is_known else None
+            if opening:
+                return _all([call])
+            names = raw_parts(text)[::2]
+            has_arguments = '"parameters"' in names or '"arguments"' in names
+            return [call] if call is not None and call.name in functions and has_arguments else None
 
         return JsonCalls(parsed)
 

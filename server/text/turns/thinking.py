@@ -17,6 +17,10 @@ class ThinkMarks(NamedTuple):
         """Whether the prompt ends within reasoning: many templates write the first mark themselves."""
         return prompt.rstrip().endswith(self.start)
 
+    def is_unfinished(self, answer: str) -> bool:
+        """Whether an answer that began is still reasoning."""
+        return answer.lstrip().startswith(self.start) and self.end not in answer
+
 
 KNOWN_MARKS = (
     ThinkMarks("<think>", "</think>"),

@@ -74,6 +74,24 @@ def test_reasoning_can_be_left_out_or_left_in_the_content() -> None:
         assert front.refused(CHAT, reasoning_format="hidden", **HELLO).param == "reasoning_format"
 
 
+@pytest.mark.parametrize(
+    ("begun", "said", "reasoning", "content"),
+    [
+        ("<think>\nTwo,", " or three.\n</think>\n\nThree.", "or three.", "Three."),
+        ("<think>\nTwo.\n</think>\n\nThe answer", " is <think>", msgspec.UNSET, " is <think>"),
+        ("The answer:", "<think>a</think>", msgspec.UNSET, "<think>a</think>"),
+    ],
+)
+def test_an_answer_that_is_continued_goes_on_with_its_reasoning_or_its_content(
+    begun: str, said: str, reasoning: Any, content: str
+) -> None:
+    with fronted_saying(said, tool_templates.QWEN) as front:
+        turns = [*HELLO["messages"], {"role": "assistant", "content": begun}]
+        asked = {"messages": turns, "continue_final_message": True, "add_generation_prompt": False}
+        message = front.post(CHAT, max_tokens=100, **asked).choices[0].message
+        assert (message.reasoning_content, message.content) == (reasoning, content)
+
+
 def test_calls_come_after_reasoning_and_none_are_looked_for_within_it() -> None:
     with fronted_saying(f"<think>\nI could use {CALL}\n</think>\n\n{CALL}", tool_templates.QWEN) as front:
         answer = front.post(CHAT, tools=[COUNT], max_tokens=300, **HELLO)

@@ -233,6 +233,27 @@ def test_text_that_was_held_back_before_a_special_mark_stays_before_it(held_by: 
         assert streamed(front.stream(CHAT, **asked)) == ("It runs", [("count", "{}")], "tool_calls")
 
 
+def allowed(*names: str, mode: str = "auto") -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_allowed_tools_are_the_only_ones_that_a_chats_model_sees_and_may_have_to_call() -> None:
+    with fronted(says(ARGUMENTS), chat_template=TOOLS_TEMPLATE) as front:
+        free = front.post(CHAT, tools=[COUNT, STOP], tool_choice=allowed("count"), **HELLO)
+        assert free.choices[0].finish_reason == "stop"
+        assert '"count"' in front.prompt and "stop_mill" not in front.prompt
+        forced = front.post(CHAT, tools=[STOP, COUNT], tool_choice=allowed("count", mode="required"), **HELLO)
+        assert calls_of(forced) == [("count", {"sacks": 3})]
+
+
+def test_the_arguments_of_a_forced_call_are_not_null_where_the_schema_allows_it() -> None:
+    assert call_schema([tool_with({"type": ["object", "null"], "properties": {"a": {}}})])["type"] == "object"
+
+
+LIST = {"type": "function", "function": {"name": "listed", "parameters": {"type": "array"}}}
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [
@@ -240,6 +261,10 @@ def test_text_that_was_held_back_before_a_special_mark_stays_before_it(held_by: 
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [], "tool_choice": NAMED}, "tool_choice"),
         ({"tools": [COUNT], "tool_choice": "maybe"}, "tool_choice"),
+        ({"tools": [COUNT, STOP, COUNT]}, "tools"),
+        ({"tools": [LIST], "tool_choice": "required"}, "tools"),
+        ({"tools": [COUNT], "tool_choice": allowed("grind")}, "tool_choice.allowed_tools.tools"),
+        ({"tools": [COUNT], "tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
         ({"tools": [{"type": "custom", "custom": {"name": "a"}}]}, "tools.0.type"),
         ({"tools": [{"type": "function"}]}, "tools.0.function"),
         ({"tools": [COUNT], "tool_choice": "required", "response_format": {"type": "json_object"}}, "response_format"),
