@@ -290,6 +290,10 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Licence line that must be shown with the model, from ``ATTRIBUTION`` in its folder."""
     quantization_kl: float | None = None
     """What a decoder's quantised weights lose: mean divergence of the next token's distribution, in nats."""
+    reproducible: bool | None = None
+    """Of a decoder: whether one seed gives one text, whatever else is in the batch."""
+    reproducible_reason: str | None = None
+    """If not, why, and which setting helps."""
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

@@ -125,8 +125,10 @@ def _facts(ready: Ready) -> dict[str, Any]:
         "labels": ready.labels,
         "attribution": ready.attribution,
         "quantization_kl": ready.quantization_kl,
+        "reproducible": ready.reproducible,
+        "reproducible_reason": ready.reproducible_reason,
     }
-    return {name: value for name, value in facts.items() if value not in (None, [], 0)}
+    return {name: value for name, value in facts.items() if value is False or value not in (None, [], 0)}
 
 
 async def version() -> dict[str, str]:

@@ -69,7 +69,8 @@ class GenerateOptions:
     do_sample: bool | None = None
     """Draw tokens at random; false takes the most likely one. Any option of the draw that is given means true."""
     seed: int | None = None
-    """The same seed and request give the same tokens. If omitted or -1, a random seed is chosen and reported."""
+    """The same seed and request give the same tokens where `reproducible` in `/info` is true, as with `deterministic`.
+    If omitted or -1, a random seed is chosen and reported."""
     temperature: float | None = None
     """Logits are divided by it; 0 takes the most likely token."""
     top_n_sigma: float | None = None

@@ -59,6 +59,7 @@ def _choose_kernels(model: ModelConfig) -> None:
 
 
 def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Ready]:
+    from server.engine import reproducibility
     from server.engine.engine import DecoderEngine, default_max_batch_tokens
     from server.engine.executors.build import build_runner
     from server.engine.pacing import Pacing
@@ -86,6 +87,7 @@ def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         pacing=pacing,
         drafter=Drafter(pacing) if model.prompt_lookup == "auto" else None,
     )
+    problem = reproducibility.problem(runner, deterministic=model.deterministic)
     ready = _ready(
         loaded,
         vocab_size=runner.vocab_size,
@@ -94,6 +96,8 @@ def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         executor=runner.name,
         attention=runner.attention,
         quantization_kl=runner.quantization_kl,
+        reproducible=problem is None,
+        reproducible_reason=problem,
         weight_bytes=runner.weight_bytes,
         kv_cache_bytes=runner.kv_cache_bytes,
         num_blocks=runner.num_blocks,

@@ -11,7 +11,7 @@ import pytest
 
 from server import __version__, metrics
 from server.protocol import Stats
-from tests.api.scripted import happens
+from tests.api.scripted import front, happens, ready, says
 from tests.api.shell import client_of, listening, shell
 
 UP, DOWN = 200, 503
@@ -91,6 +91,15 @@ def test_info_names_the_models_and_the_limits_before_they_are_loaded():
     assert info["models"] == [{"name": "tiny", "state": "starting"}]
     assert info["limits"]["max_batch_inputs"] == 7
     assert info["version"]
+
+
+@pytest.mark.parametrize(("is_reproducible", "reason"), [(True, None), (False, "Set deterministic.")])
+def test_info_says_whether_one_seed_gives_one_text(is_reproducible: bool, reason: str | None) -> None:
+    app = front(says("mill"))
+    app.state.worker.ready = ready(reproducible=is_reproducible, reproducible_reason=reason)
+    [model] = client_of(app).get("/info").json()["models"]
+    assert model["reproducible"] is is_reproducible
+    assert model.get("reproducible_reason") == reason
 
 
 def test_metrics_are_served_while_every_thread_is_busy_with_a_long_text():

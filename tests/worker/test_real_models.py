@@ -85,7 +85,11 @@ def test_decoder_classifier_and_tagger_are_served_by_one_supervisor(
             ready = {name: client.ready for name, client in supervisor.clients.items()}
             tasks = {name: facts.task for name, facts in ready.items() if facts is not None}
             assert tasks == {"chat": "generate", "mood": "classify", "names": "ner"}
+            assert ready["chat"] is not None
+            assert ready["chat"].reproducible is False, "its heads are not for the native kernels"
+            assert "deterministic" in str(ready["chat"].reproducible_reason)
             assert ready["mood"] is not None
+            assert ready["mood"].reproducible is None
             assert ready["mood"].labels == ["negative", "neutral", "positive"]
             scores = await supervisor.clients["mood"].encode(Encode("e", [2, 5, 6, 3]))
             assert scores.shape == (3,)
