@@ -57,8 +57,12 @@ def _num_positions(module: PreTrainedModel) -> int | None:
         # Here the config's number is where the scaling begins.
         limits = [int(limit * rope.get("factor", 1.0)) for limit in limits]
     for name, part in module.named_modules():
+        if not (name.endswith("embeddings.position_embeddings") and isinstance(part, nn.Embedding)):
+            continue
         # RoBERTa's kind counts positions from padding_idx + 1 and sizes the table accordingly.
-        is_table = name.endswith("embeddings.position_embeddings") and isinstance(part, nn.Embedding)
-        if is_table and part.padding_idx is not None:
-            limits = [min([*limits[:1], part.num_embeddings - part.padding_idx - 1])]
+        rows = part.num_embeddings if part.padding_idx is None else part.num_embeddings - part.padding_idx - 1
+        if getattr(config, "attention_type", None) == "block_sparse":
+            # BigBird fills a text's last block up with padding, which needs positions, too.
+            rows -= rows % config.block_size
+        limits = [min([*limits[:1], rows])]
     return limits[0] if limits else None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import BigBirdConfig, BigBirdModel, PreTrainedTokenizerFast
 
 from server.commands.planned import plan_model
 from server.config import ModelConfig
+from server.models.lengths import longest_input
 from server.models.tokenizer_files import tokenizer_files
 from tests.models.folders import edit, read, refusal
 from tests.tiny_encoders import CLS_ID, MAX_MODEL_LEN, SEP_ID, tiny_tokenizer, write_encoder
@@ -38,6 +42,24 @@ def test_an_operator_may_set_more_than_the_tokenizer_says_up_to_the_models_posit
 def test_a_limit_of_the_tokenizer_that_limits_nothing_leaves_the_models_positions(encoder: Path, limit: float) -> None:
     set_limit(encoder, limit)
     assert read(encoder).max_model_len == MAX_MODEL_LEN
+
+
+def test_a_block_sparse_models_longest_text_leaves_positions_for_its_last_block() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    blocks = {"attention_type": "block_sparse", "block_size": 16, "num_random_blocks": 1}
+    module = BigBirdModel(BigBirdConfig(**sizes, **blocks, vocab_size=50, max_position_embeddings=200)).eval()
+    limit = longest_input(ModelConfig(name="m", path="m"), module, tiny_tokenizer_without_limit(), "embed", None)
+    assert limit == 192
+    with torch.inference_mode():
+        module(torch.ones((1, limit), dtype=torch.long))
+        with pytest.raises(RuntimeError):
+            module(torch.ones((1, limit + 1), dtype=torch.long))
+
+
+def tiny_tokenizer_without_limit() -> PreTrainedTokenizerFast:
+    tokenizer = copy.deepcopy(tiny_tokenizer("wordpiece"))
+    tokenizer.model_max_length = 10**30
+    return tokenizer
 
 
 def test_a_prompt_may_be_longer_than_the_tokenizer_says(decoder: Path) -> None:
