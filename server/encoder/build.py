@@ -21,7 +21,7 @@ from server.encoder.forward import FlatForward, Forward, Numbering, PaddedForwar
 from server.encoder.fused import FusedLayer, FusedLayers, MakeProduct, recognise
 from server.encoder.grouping import ONE_BY_ONE, Grouping
 from server.encoder.products import packed_product, plain_product, reduce_linears
-from server.encoder.trial import FAILURES, Frame, Trial, run_alone
+from server.encoder.trial import FAILURES, Frame, Trial, end_tokens, run_alone
 from server.errors import ConfigurationError
 from server.module_state import ModuleState
 from server.native.linear import Quantize
@@ -93,8 +93,7 @@ def build_forward(
 
 def find_grouping(module: Any, pad_token_id: int | None, trial: Trial) -> Grouping:
     """The largest batches in which each text gets what it gets alone."""
-    end = getattr(module.config, "eos_token_id", None)
-    ends = [None, end] if isinstance(end, int) else [None]
+    ends = [None, *end_tokens(module.config)[:1]]
     padded = [Grouping("padded", each, checked) for checked in trial.checked_lengths for each in ends]
     for grouping in (*padded, *(Grouping("equal lengths", each) for each in ends)):
         problem = _problem(PaddedForward(module, pad_token_id, grouping), trial)

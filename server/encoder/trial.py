@@ -15,8 +15,11 @@ from server.encoder.grouping import ONE_BY_ONE
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.protocol import Encode
 
-LENGTHS = (3, 40, 41, 41, 150)
+LENGTHS = (3, 40, 41, 41, 41, 150)
 """Of the texts. The last is longer than the usual windows of local attention; two go together in every grouping."""
+
+EXTRA_END = 4
+"""The text that holds an end token inside: of three of equal length, two have the same number of end tokens."""
 
 MAX_LENGTH = 1024
 """Of texts that are tried because a config names a switch: longer ones would take too long at load."""
@@ -122,7 +125,11 @@ def _switches(config: Any) -> list[int]:
     >>> _switches(SimpleNamespace(local_attention=128, attention_window=[64, 256], window_size=None))
     [64, 128, 256]
     """
-    lengths = {length for name, value in _fields(vars(config)) for length in _lengths(name, value)}
+    fields = list(_fields(vars(config)))
+    lengths = {length for name, value in fields for length in _lengths(name, value)}
+    if ("rope_type", "dynamic") in fields:
+        # Longer texts rotate by factors of their own, which a padded batch takes from its longest text.
+        lengths.add(config.max_position_embeddings)
     if getattr(config, "attention_type", None) == "block_sparse":
         # BigBird's kind attends in full to texts of up to so many blocks.
         lengths.add((5 + 2 * config.num_random_blocks) * config.block_size)
@@ -148,9 +155,9 @@ def _lengths(name: str, value: Any) -> Iterator[int]:
 def _texts(forward: Forward, frame: Frame, lengths: Sequence[int]) -> list[Encode]:
     """Random tokens in the frame of real texts; some hold what texts hold rarely."""
     config = forward.module.config
-    padding_id, end_id = (getattr(config, name, None) for name in ("pad_token_id", "eos_token_id"))
+    padding_id, end_ids = getattr(config, "pad_token_id", None), end_tokens(config)
     vocab_size = forward.module.get_input_embeddings().weight.shape[0]
-    outer = {*frame.prefix, *frame.suffix, end_id}
+    outer = {*frame.prefix, *frame.suffix, *end_ids}
     inner = [token for token in range(vocab_size) if token not in outer]
     generator = torch.Generator().manual_seed(0)
     num_framed = len(frame.around([]))
@@ -161,11 +168,17 @@ def _texts(forward: Forward, frame: Frame, lengths: Sequence[int]) -> list[Encod
         # Some models count their positions without padding tokens, and some pool at the last end token.
         if len(content) > 9 and _is_token(padding_id, vocab_size):
             content[7] = padding_id
-        if len(content) > 9 and number == 1 and _is_token(end_id, vocab_size):
-            content[3] = end_id
+        if len(content) > 9 and number == EXTRA_END and end_ids and _is_token(end_ids[0], vocab_size):
+            content[3] = end_ids[0]
         token_ids = frame.around(content)
         batch.append(Encode(str(number), token_ids, _types(forward, frame, number, len(token_ids))))
     return batch
+
+
+def end_tokens(config: Any) -> list[int]:
+    """The config's end tokens: it may name none, one or several."""
+    ends = getattr(config, "eos_token_id", None)
+    return [end for end in (ends if isinstance(ends, list | tuple) else [ends]) if isinstance(end, int)]
 
 
 def _is_token(value: Any, vocab_size: int) -> bool:

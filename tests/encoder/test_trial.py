@@ -17,7 +17,7 @@ from server.encoder.grouping import ONE_BY_ONE, PADDED, Grouping
 from server.encoder.trial import Frame, Trial, _switches, run_alone
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.protocol import Encode
-from tests.encoder.families import BERT, CLS_ID, END_ID, PAD_ID, VOCAB_SIZE, family_model
+from tests.encoder.families import BERT, CLS_ID, DECODER, END_ID, PAD_ID, VOCAB_SIZE, family_model
 from tests.tiny_encoders import tiny_encoder
 
 torch.set_num_threads(1)
@@ -39,8 +39,8 @@ def built(module: PreTrainedModel) -> Forward:
 def test_every_text_of_the_trial_begins_and_ends_as_real_ones() -> None:
     batch = trial_of(tiny_encoder("bert", "classify"), 64).batch
     assert all(command.token_ids[0] == CLS_ID and command.token_ids[-1] == END_ID for command in batch)
-    assert [command.token_ids.count(END_ID) for command in batch] == [1, 2, 1, 1, 1]
-    assert [len(command.token_ids) for command in batch] == [3, 40, 41, 41, 64]
+    assert [command.token_ids.count(END_ID) for command in batch] == [1, 1, 1, 1, 2, 1]
+    assert [len(command.token_ids) for command in batch] == [3, 40, 41, 41, 41, 64]
 
 
 @pytest.mark.parametrize("has_types", [True, False])
@@ -59,6 +59,9 @@ def test_the_trial_has_token_types_where_the_tokenizer_gives_them(has_types: boo
         ({"sliding_window": None, "use_sliding_window": True, "max_position_embeddings": 512}, []),
         ({"attention_type": "block_sparse", "block_size": 64, "num_random_blocks": 3}, [64, 704]),
         ({"rope_parameters": {"factor": 8.0, "original_max_position_embeddings": 4096}}, [4096]),
+        ({"rope_parameters": {"rope_type": "dynamic"}, "max_position_embeddings": 512}, [512]),
+        ({"rope_parameters": {"full_attention": {"rope_type": "dynamic"}}, "max_position_embeddings": 512}, [512]),
+        ({"rope_parameters": {"rope_type": "linear"}, "max_position_embeddings": 512}, []),
         ({"max_relative_positions": -1, "lsh_attn_chunk_length": 32}, [32]),
     ],
 )
@@ -117,6 +120,43 @@ def test_a_batch_of_several_groups_is_answered_in_its_order(family: str) -> None
         together = forward.logits(commands)
         singles = torch.cat([forward.logits([command]) for command in commands])
     torch.testing.assert_close(together, singles, atol=1e-4, rtol=1e-4)
+
+
+def test_texts_of_equal_length_with_different_numbers_of_end_tokens_stay_apart() -> None:
+    forward = built(family_model("bigbird_pegasus", "classify"))
+    one, two = ([CLS_ID, *range(5, 14), END_ID] for _ in range(2))
+    two[4] = END_ID
+    with torch.inference_mode():
+        together = forward.logits([Encode("one", one), Encode("two", two)])
+        singles = torch.cat([forward.logits([Encode("", ids)]) for ids in (one, two)])
+    torch.testing.assert_close(together, singles, atol=1e-4, rtol=1e-4)
+
+
+def decoder_classifier(**fields: Any) -> PreTrainedModel:
+    config = AutoConfig.for_model("llama", **{**DECODER, "vocab_size": VOCAB_SIZE, "pad_token_id": PAD_ID, **fields})
+    torch.manual_seed(0)
+    module: PreTrainedModel = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.25)
+    return module
+
+
+def test_a_long_text_does_not_change_the_rotary_factors_of_a_shorter_one() -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 100.0}
+    module = decoder_classifier(max_position_embeddings=160, rope_parameters=rope)
+    forward = built(module)
+    commands = [Encode(str(length), [CLS_ID, *[5, 9, 7, 30] * (length // 4)]) for length in (152, 164, 188)]
+    with torch.inference_mode():
+        together = forward.logits(commands)
+        singles = torch.cat([copy.deepcopy(module)(torch.tensor([each.token_ids])).logits for each in commands])
+    torch.testing.assert_close(together, singles, atol=1e-4, rtol=1e-4)
+    assert forward.batching == "padded"
+
+
+def test_a_model_may_have_several_end_tokens() -> None:
+    assert built(decoder_classifier(eos_token_id=[END_ID, 9])).batching == "padded"
 
 
 def test_a_mask_is_filled_as_alone_in_a_batch_of_several_groups() -> None:
