@@ -6,7 +6,7 @@ Knows nothing of models or tokenizers. A mistake in a file is a `ConfigurationEr
 from __future__ import annotations
 
 import json
-import re
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import ConfigurationError
-from server.finetune.files import Row, Table, fail, json_rows, lines
+from server.finetune.files import Row, Table, column_rows, fail, json_rows, lines
 from server.text.scripts import join_words
 from server.text.tag_schemes import OUTSIDE, scheme_of
 
@@ -88,12 +88,17 @@ def label_names(option: str | None) -> list[str] | None:
     """
     if option is None:
         return None
-    path = Path(option)
-    found = [line for _, line in lines(path)] if path.is_file() else option.split(",")
+    # Not Path.is_file: it raises for a list that is too long for a file name.
+    is_file = os.path.isfile(option)  # noqa: PTH113
+    found = [line for _, line in lines(Path(option))] if is_file else option.split(",")
     names = [name.strip() for name in found if name.strip()]
-    if len(set(names)) < max(len(names), 2):
+    if not _are_names(names):
         raise ConfigurationError(f"--label-names has {', '.join(names)}: it must be at least two different names.")
     return names
+
+
+def _are_names(names: Sequence[Any]) -> bool:
+    return all(isinstance(name, str) and name for name in names) and len(set(names)) >= max(len(names), 2)
 
 
 class Labels:
@@ -142,7 +147,7 @@ def read_texts(path: Path, columns: TextColumns | None = None, names: Sequence[s
     pair_column: str | None = None
     unused: dict[str, None] = {}
     needed = [name for name in (columns.text, columns.label, columns.pair) if name]
-    for number, row in _named_rows(table.rows(needed), labels):
+    for number, row in _named_rows(path, table.rows(needed), labels):
         if not examples:
             pair_column = columns.pair or ("text_pair" if "text_pair" in row else None)
         value = _column(path, number, row, columns.label, "--label-column")
@@ -166,11 +171,16 @@ def read_texts(path: Path, columns: TextColumns | None = None, names: Sequence[s
     return Texts(examples, bool(is_multi_label), notes)
 
 
-def _named_rows(rows: Iterator[tuple[int, Row]], labels: Labels) -> Iterator[tuple[int, Row]]:
+def _named_rows(path: Path, rows: Iterator[tuple[int, Row]], labels: Labels) -> Iterator[tuple[int, Row]]:
     """The rows but the first one, where it names the labels."""
     for place, (number, row) in enumerate(rows):
         if place == 0 and row.keys() == {NAMES_FIELD} and isinstance(row[NAMES_FIELD], list):
-            labels.names = labels.names or [str(name) for name in row[NAMES_FIELD]]
+            names = [name.strip() if isinstance(name, str) else name for name in row[NAMES_FIELD]]
+            if not _are_names(names):
+                fail(path, number, f"{NAMES_FIELD} must be at least two different names.")
+            if labels.names not in (None, names):
+                fail(path, number, f"{NAMES_FIELD} and --label-names differ. Give one of them.")
+            labels.names = names
         else:
             yield number, row
 
@@ -203,6 +213,7 @@ def read_tags(
         numbered = list(_json_sentences(path, tokens_column, tags_column, labels))
     else:
         numbered = list(_conll_sentences(path, labels))
+        _refuse_numbers(path, numbered)
     if not numbered:
         raise ConfigurationError(f"{path} holds no sentences.")
     first_lines: dict[str, int] = {}
@@ -240,10 +251,17 @@ def _checked_outside(path: Path, first_lines: Mapping[str, int], labels: Labels)
     return scheme.outside
 
 
+def _refuse_numbers(path: Path, numbered: Sequence[tuple[TagExample, list[int]]]) -> None:
+    """Some corpora number the words of each sentence in a column before them."""
+    counts = [tuple(map(str, range(1, len(example.words) + 1))) for example, _ in numbered]
+    if any(len(count) > 1 for count in counts) and counts == [example.words for example, _ in numbered]:
+        fail(path, numbered[0][1][0], "the first column numbers the words. Remove it, so that the word comes first.")
+
+
 def _json_sentences(
     path: Path, tokens_column: str, tags_column: str, labels: Labels
 ) -> Iterator[tuple[TagExample, list[int]]]:
-    for number, row in _named_rows(json_rows(path), labels):
+    for number, row in _named_rows(path, json_rows(path), labels):
         words = _column(path, number, row, tokens_column, "--text-column")
         tags = _column(path, number, row, tags_column, "--label-column")
         if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words):
@@ -261,16 +279,12 @@ def _conll_sentences(path: Path, labels: Labels) -> Iterator[tuple[TagExample, l
     words: list[str] = []
     tags: list[str] = []
     numbers: list[int] = []
-    for number, line in lines(path):
-        # Not at every space of Unicode: some corpora have words with a no-break space inside.
-        columns = re.split("[ \t]+", line.strip(" \t"))
-        if columns[0] in ("", "-DOCSTART-"):
+    for number, columns in column_rows(path):
+        if not columns:
             if words:
                 yield TagExample(tuple(words), tuple(tags)), numbers
             words, tags, numbers = [], [], []
             continue
-        if len(columns) == 1:
-            fail(path, number, "one column. Write a word, then its tag, with a space or a tab between.")
         words.append(columns[0])
         tags.append(labels.read(path, number, columns[-1]))
         numbers.append(number)

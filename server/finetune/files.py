@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,6 +99,12 @@ def _decoded(path: Path, number: int, raw: bytes) -> str:
     try:
         return raw.decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
+        if _is_double_byte(raw):
+            fail(
+                path, number,
+                f"it is not UTF-8: byte 0x{raw[error.start]:02x} at column {error.start + 1}, as in GBK and other "
+                f"encodings of Chinese, Japanese and Korean. Convert the file: iconv -f GBK -t UTF-8 {path.name}",
+            )  # fmt: skip
         encoding = BYTE_ORDER_MARKS.get(raw[:2]) if number == 1 else None
         if encoding:
             fail(path, number, f"it is not UTF-8. The file begins as {encoding}. Save it as UTF-8.")
@@ -111,6 +118,16 @@ def _decoded(path: Path, number: int, raw: bytes) -> str:
         )  # fmt: skip
 
 
+def _is_double_byte(raw: bytes) -> bool:
+    """Whether all bytes above ASCII are pairs, as in GBK; in Latin-1 most of them stand alone."""
+    try:
+        return raw.strip().decode("gb18030").isprintable() and all(
+            len(run) > 1 for run in re.findall(rb"[\x80-\xff]+", raw)
+        )
+    except UnicodeDecodeError:
+        return False
+
+
 def json_rows(path: Path) -> Iterator[tuple[int, Row]]:
     for number, line in lines(path):
         if not line.strip():
@@ -122,11 +139,51 @@ def json_rows(path: Path) -> Iterator[tuple[int, Row]]:
             fail(path, number, "a string holds half of a surrogate pair, which is no character.")
         except json.JSONDecodeError as error:
             fail(path, number, f"it is not JSON ({error.msg} at column {error.colno}). Write one object a line.")
+        except ValueError:
+            fail(path, number, "a number has too many digits.")
         except RecursionError:
             fail(path, number, "its JSON is nested too deeply. Write one object a line.")
         if not isinstance(row, dict):
             fail(path, number, f"it is a JSON {type(row).__name__}. Write one object a line.")
         yield number, row
+
+
+def column_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """Rows of at least two columns, all with the same number of them; an empty one between sentences.
+
+    Spaces and tabs separate columns; only tabs do where the rows have different numbers of columns otherwise, because
+    words may hold spaces.
+    """
+    by_any, by_tabs = (_split_rows(path, separator) for separator in ("[ \t]+", "\t+"))
+    odd = _odd_row(by_any)
+    if odd is None:
+        return by_any
+    if _odd_row(by_tabs) is None:
+        return by_tabs
+    number, columns = odd
+    if len(columns) == 1:
+        fail(path, number, "one column. Write a word, then its tag, with a space or a tab between.")
+    fail(
+        path, number,
+        f"{len(columns)} columns, unlike the first line. Give all lines the same columns, with tabs between them.",
+    )  # fmt: skip
+
+
+def _split_rows(path: Path, separator: str) -> list[tuple[int, list[str]]]:
+    rows = []
+    for number, line in lines(path):
+        if "\r" in line:
+            fail(path, number, "its lines end with a carriage return alone. End them with a line feed.")
+        # Not at every space of Unicode: some corpora have words with a no-break space inside.
+        columns = [column.strip(" ") for column in re.split(separator, line.strip(" \t"))]
+        rows.append((number, [] if columns[0].partition(" ")[0] in ("", "-DOCSTART-") else columns))
+    return rows
+
+
+def _odd_row(rows: Sequence[tuple[int, list[str]]]) -> tuple[int, list[str]] | None:
+    """The first row that has one column, or another number of them than the first."""
+    filled = [row for row in rows if row[1]]
+    return next((row for row in filled if len(row[1]) == 1 or len(row[1]) != len(filled[0][1])), None)
 
 
 def _records(path: Path, reader: Any) -> Iterator[tuple[int, list[str]]]:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.errors import ConfigurationError
-from server.finetune.data import TagExample, TextColumns, TextExample, read_tags, read_texts
+from server.finetune.data import TagExample, TextColumns, TextExample, label_names, read_tags, read_texts
 from server.finetune.splitting import split
 
 
@@ -52,8 +52,24 @@ def test_conll_takes_the_first_column_and_the_last(write):
     ]
 
 
+def test_tabs_alone_part_columns_where_words_hold_spaces(write):
+    path = write("a.conll", "New York\tB-LOC\nis\tO\n\nOslo\tB-LOC\n")
+    assert [example.words for example in read_tags(path).examples] == [("New York", "is"), ("Oslo",)]
+
+
+def test_label_names_may_be_longer_than_a_file_name():
+    names = [f"B-KIND{number}" for number in range(100)]
+    assert label_names(",".join(names)) == names
+
+
+def test_label_names_of_a_file_and_of_the_option_must_agree(write):
+    rows = '{"label_names": ["O", "B-PER"]}\n{"tokens": ["Anna"], "ner_tags": [1]}'
+    with pytest.raises(ConfigurationError, match="label_names and --label-names differ"):
+        read_tags(write("a.jsonl", rows), names=["O", "B-LOC"])
+
+
 def test_a_word_of_a_conll_file_may_hold_a_no_break_space(write):
-    assert read_tags(write("a.conll", "10\u00a0000 O\r\n \t\r\nOslo\tNN\tB-LOC\r\n")).examples == [
+    assert read_tags(write("a.conll", "10\u00a0000 CD O\r\n \t\r\nOslo\tNN\tB-LOC\r\n")).examples == [
         TagExample(("10\u00a0000",), ("O",)),
         TagExample(("Oslo",), ("B-LOC",)),
     ]
@@ -124,6 +140,18 @@ def test_jsonl_sentences_are_tokens_and_tags(write):
         ("a.csv", b"text,label\nx,y\n\xff,y\n", "line 3: it is not UTF-8"),
         ("a.csv", b"text,label\nx,y\ncaf\xe9,y\n", "line 3: it is not UTF-8: byte 0xe9 at column 4, as in Latin-1"),
         ("a.csv", b"text,label\n\x93x\x94,y\n", "line 2: it is not UTF-8: byte 0x93 at column 1, as in Windows-1252"),
+        (
+            "a.csv",
+            "text,label\n\u4e2d\u6587,y\n".encode("gbk"),
+            "line 2: it is not UTF-8: byte 0xd6 at column 1, as in GBK",
+        ),
+        ("a.jsonl", '{"text": "x", "label": ' + "9" * 5000 + "}", "line 1: a number has too many digits"),
+        (
+            "a.jsonl",
+            '{"label_names": ["a", "a"]}\n{"text": "x", "label": 1}',
+            "line 1: label_names must be at least two",
+        ),
+        ("a.jsonl", '{"label_names": ["a", null]}\n{"text": "x", "label": 1}', "line 1: label_names must be at least"),
         ("a.csv", "text,label\n".encode("utf-16"), "The file begins as UTF-16"),
         ("a.csv", "text,label,text\nx,y,z\n", "line 1: two columns are named 'text'"),
         ("a.csv", "text,text_pair,label\na,,y\n", "line 2: the text_pair is empty"),
@@ -161,6 +189,9 @@ def test_a_mistake_in_classification_data_is_named_with_its_line(write, name, co
         ("a.conll", "Anna B-PER\nOslo LOC\n", "line 2: 'LOC' is not a tag like the others (B-PER)"),
         ("a.conll", "Anna -PER\n", "line 1: '-PER' is not a tag"),
         ("a.conll", "Anna B-PER\nBen BI-PER\n", "line 2: 'BI-PER' is not a tag like the others (B-PER)"),
+        ("a.conll", "New York B-LOC\nis O\n", "line 2: 2 columns, unlike the first line"),
+        ("a.conll", "1 Anna B-PER\n2 sings O\n\n1 Oslo B-LOC\n", "line 1: the first column numbers the words"),
+        ("a.conll", "Anna B-PER\rsings O\r", "line 1: its lines end with a carriage return alone"),
         ("a.conll", "\n\n", "holds no sentences"),
         ("a.jsonl", '{"tokens": ["a", "b"], "ner_tags": ["O"]}', "line 1: 2 tokens but 1 ner_tags"),
         (
