@@ -1,8 +1,9 @@
 """What a tagger's labels say: the type of an entity, and the place of a token in it.
 
 These schemes are read: BIO (and its older form, where B- only parts neighbours), IOE, BIOES, BILOU, BMES and BMEWO, as
-``B-PER``, ``B_PER``, ``PER-B`` or ``PER_B``; and plain types without a place, such as ``PER``. The labels decide
-together: ``S-BAHN`` is a type of its own beside ``B-PER`` and ``I-PER``, and a single word beside ``E-PER``.
+``B-PER``, ``B_PER``, ``PER-B`` or ``PER_B``, with the place in upper or lower case; and plain types without a place,
+such as ``PER``. The labels decide together: ``S-BAHN`` is a type of its own beside ``B-PER`` and ``I-PER``, and a
+single word beside ``E-PER``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ SPELLINGS = ("O", "o", "0", "outside", "none", "null", "_")
 
 _PREFIX = re.compile(r"(?P<letter>[BIMELSUW])(?P<dash>[-_])(?P<type>.+)", re.DOTALL)
 _SUFFIX = re.compile(r"(?P<type>.+)(?P<dash>[-_])(?P<letter>[BIMELSUW])", re.DOTALL)
+_LOWER_PREFIX = re.compile(r"(?P<letter>[bimelsuw])(?P<dash>[-_])(?P<type>.+)", re.DOTALL)
+_LOWER_SUFFIX = re.compile(r"(?P<type>.+)(?P<dash>[-_])(?P<letter>[bimelsuw])", re.DOTALL)
+_UNUSUAL = (_SUFFIX, _LOWER_PREFIX, _LOWER_SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class TagScheme:
         """
         placed = [label for label, tag in self.tags.items() if tag.type != label]
         parts = [part for label in placed if self.pattern and (part := self.pattern.fullmatch(label))]
-        letters = {part["letter"] for part in parts}
+        letters = {part["letter"].upper() for part in parts}
         scheme = next((scheme for scheme in SCHEMES if letters <= set(scheme)), letters)
         return {*self.tags, *(_with_letter(part, letter) for part in parts for letter in scheme)}
 
@@ -73,8 +77,9 @@ def scheme_of(labels: Iterable[str]) -> TagScheme:
     outside = _outside(labels)
     inner = [label for label in labels if label != outside]
     pattern, typed = _PREFIX, _with_places(_PREFIX, inner)
-    if not typed:
-        pattern, typed = _SUFFIX, _with_suffixes(inner)
+    for unusual in _UNUSUAL:
+        if not typed:
+            pattern, typed = unusual, _with_sure_places(unusual, inner)
     tags = {label: typed.get(label, Tag("inside", label)) for label in labels}
     if outside is not None:
         tags[outside] = Tag("outside", outside)
@@ -117,6 +122,7 @@ def _outside(labels: Sequence[str]) -> str | None:
 
 def _with_letter(part: re.Match[str], letter: str) -> str:
     start, end = part.span("letter")
+    letter = letter.lower() if part["letter"].islower() else letter
     return part.string[:start] + letter + part.string[end:]
 
 
@@ -125,13 +131,14 @@ def _with_places(pattern: re.Pattern[str], labels: Sequence[str]) -> dict[str, T
     parts = {label: part for label in labels if (part := pattern.fullmatch(label))}
     letters: dict[str, set[str]] = defaultdict(set)
     for part in parts.values():
-        letters[part["type"]].add(part["letter"])
+        letters[part["type"]].add(part["letter"].upper())
     known = {type_ for type_, found in letters.items() if found & {"B", "I"}}
     if not known or not _is_sure(parts, labels, letters):
         return {}
     if len(parts) == len(labels) and any(letters[type_] - {"B", "I"} for type_ in known):
         known = set(letters)
-    return {label: Tag(PLACES[part["letter"]], part["type"]) for label, part in parts.items() if part["type"] in known}
+    placed = {label: part for label, part in parts.items() if part["type"] in known}
+    return {label: Tag(PLACES[part["letter"].upper()], part["type"]) for label, part in placed.items()}
 
 
 def _is_sure(parts: Mapping[str, re.Match[str]], labels: Sequence[str], letters: Mapping[str, set[str]]) -> bool:
@@ -141,9 +148,9 @@ def _is_sure(parts: Mapping[str, re.Match[str]], labels: Sequence[str], letters:
     return len(parts) == len(labels) and any(len(found) > 1 for found in letters.values())
 
 
-def _with_suffixes(labels: Sequence[str]) -> dict[str, Tag]:
-    """Only where all labels are written so and a type has B and another place: VITAMIN-B is a name too."""
-    found = _with_places(_SUFFIX, labels)
+def _with_sure_places(pattern: re.Pattern[str], labels: Sequence[str]) -> dict[str, Tag]:
+    """Only if all labels match and a type has B and another place: VITAMIN-B and e-mail are names too."""
+    found = _with_places(pattern, labels)
     places = defaultdict(set)
     for tag in found.values():
         places[tag.type].add(tag.place)
