@@ -20,6 +20,8 @@ csv.field_size_limit(16 * 1024 * 1024)
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
+_PAIRS = re.compile(rb"[\x80-\xff]{4}|(?<![A-Za-z\x80-\xff])[\x80-\xff]{2}(?![A-Za-z\x80-\xff])")
+
 Row = dict[str, Any]
 
 
@@ -119,13 +121,12 @@ def _decoded(path: Path, number: int, raw: bytes) -> str:
 
 
 def _is_double_byte(raw: bytes) -> bool:
-    """Whether all bytes above ASCII are pairs, as in GBK; in Latin-1 most of them stand alone."""
+    """Whether the bytes above ASCII are pairs, as in GBK. In Latin-1 they are single letters among others."""
     try:
-        return raw.strip().decode("gb18030").isprintable() and all(
-            len(run) > 1 for run in re.findall(rb"[\x80-\xff]+", raw)
-        )
+        is_text = " ".join(raw.decode("gb18030").split()).isprintable()
     except UnicodeDecodeError:
         return False
+    return is_text and _PAIRS.search(raw) is not None
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, Row]]:

@@ -152,6 +152,8 @@ def test_jsonl_sentences_are_tokens_and_tags(write):
             "line 1: label_names must be at least two",
         ),
         ("a.jsonl", '{"label_names": ["a", null]}\n{"text": "x", "label": 1}', "line 1: label_names must be at least"),
+        ("a.csv", "text,label\ngr\u00f6\u00dfer,y\n".encode("latin-1"), "byte 0xf6 at column 3, as in Latin-1"),
+        ("a.tsv", "\u4e2d\tO\n".encode("gbk"), "byte 0xd6 at column 1, as in GBK"),
         ("a.csv", "text,label\n".encode("utf-16"), "The file begins as UTF-16"),
         ("a.csv", "text,label,text\nx,y,z\n", "line 1: two columns are named 'text'"),
         ("a.csv", "text,text_pair,label\na,,y\n", "line 2: the text_pair is empty"),
