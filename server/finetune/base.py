@@ -131,8 +131,11 @@ def _targets(body: str, names: Set[str], saved: Sequence[str]) -> str:
 
 
 def max_length(model: Any, tokenizer: Any, options: Options) -> int:
-    """Tokens at which texts are cut: no more than serving takes."""
+    """Tokens at which texts are cut: no more than serving takes, and some of the text."""
     limit = longest_input(ModelConfig(name="base", path=options.model), model, tokenizer, options.task, None)
     if options.max_length > limit:
         raise ConfigurationError(f"--max-length is {options.max_length}: this base takes at most {limit} tokens.")
+    least = tokenizer.num_special_tokens_to_add(pair=True) + 2
+    if 0 < options.max_length < least:
+        raise ConfigurationError(f"--max-length is {options.max_length}: it must be at least {least} for this base.")
     return options.max_length or min(DEFAULT_MAX_LENGTH, limit)

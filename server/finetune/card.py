@@ -39,7 +39,7 @@ def model_card(options: Options, task: Task, metrics: dict[str, Any], name: str,
 
 A {kind} of `{base}` for {task.pipeline_tag}, trained on {dataset}.
 
-Labels: {", ".join(f"`{label}`" for label in task.labels)}
+Labels: {", ".join(f"`{_one_line(label)}`" for label in task.labels)}
 
 ## Use
 
@@ -71,8 +71,13 @@ All options are in `training_args.json`. Made with {made_with}.
 
 def _score_rows(metrics: dict[str, Any]) -> str:
     names = dict.fromkeys([*metrics["test"], *metrics["validation"]])
-    cells = [(name, *(_cell(metrics[part].get(name)) for part in ("validation", "test"))) for name in names]
+    cells = [(_one_line(name), *(_cell(metrics[part].get(name)) for part in ("validation", "test"))) for name in names]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def _one_line(name: str) -> str:
+    """A label as a table and inline code can hold it."""
+    return " ".join(name.split()).replace("|", "\\|").replace("`", "'")
 
 
 def _cell(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from argparse import Namespace
 from collections.abc import Iterator
@@ -59,8 +60,11 @@ class Options:
             self._require(name, getattr(self, name) >= 0, "must be at least 0")
         for name in ("warmup", "lora_dropout"):
             self._require(name, 0 <= getattr(self, name) < 1, "must be at least 0 and below 1")
+        for name in ("epochs", "learning_rate", "weight_decay"):
+            self._require(name, math.isfinite(getattr(self, name) or 0.0), "must be a number")
         self._require("epochs", self.epochs > 0, "must be above 0")
         self._require("learning_rate", self.learning_rate is None or self.learning_rate > 0, "must be above 0")
+        self._require("seed", self.seed < 2**32, "must be below 4294967296")
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:

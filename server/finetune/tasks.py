@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,14 @@ class Task(ABC):
     def scores(self, part: Part, logits: NDArray[np.float32], label_ids: NDArray[Any]) -> dict[str, float]:
         """Of the rows of ``part``."""
 
-    def _check_known(self, labels: Iterable[str], place: str) -> None:
-        if unknown := sorted(set(labels) - set(self.labels)):
-            raise ConfigurationError(f"{place} has labels that --data has not: {', '.join(unknown)}.")
+    @cached_property
+    def label_ids(self) -> dict[str, int]:
+        return {label: index for index, label in enumerate(self.labels)}
+
+    def _known_ids(self, labels: Iterable[str]) -> list[int]:
+        if unknown := sorted(set(labels) - self.label_ids.keys()):
+            raise ConfigurationError(f"--eval-data has labels that --data does not have: {', '.join(unknown)}.")
+        return [self.label_ids[label] for label in labels]
 
 
 class Classify(Task):
@@ -102,10 +108,10 @@ class Classify(Task):
         self.problem_type = "multi_label_classification" if self.is_multi_label else "single_label_classification"
 
     def targets(self, example: TextExample, encoding: Any) -> int | list[float]:  # noqa: ARG002
-        self._check_known(example.labels, "--eval-data")
+        ids = self._known_ids(example.labels)
         if not self.is_multi_label:
-            return self.labels.index(example.labels[0])
-        return [float(label in example.labels) for label in self.labels]
+            return ids[0]
+        return [float(index in ids) for index in range(len(self.labels))]
 
     def collator(self, tokenizer: Any) -> Any:
         return transformers.DataCollatorWithPadding(tokenizer)
@@ -113,8 +119,9 @@ class Classify(Task):
     def scores(self, part: Part, logits: NDArray[np.float32], label_ids: NDArray[Any]) -> dict[str, float]:  # noqa: ARG002
         if self.is_multi_label:
             return label_scores(label_ids > 0.5, logits > 0, self.labels)
-        one_hot = np.eye(len(self.labels), dtype=bool)
-        return label_scores(one_hot[label_ids], one_hot[logits.argmax(axis=-1)], self.labels)
+        columns = np.arange(len(self.labels))
+        predicted = logits.argmax(axis=-1)
+        return label_scores(label_ids[:, None] == columns, predicted[:, None] == columns, self.labels)
 
 
 class Tag(Task):
@@ -147,9 +154,7 @@ class Tag(Task):
         self.labels = [OUTSIDE, *sorted(labels - {OUTSIDE}, key=lambda label: (self.scheme.tags[label].type, label))]
 
     def targets(self, example: TagExample, encoding: Any) -> list[int]:
-        self._check_known(example.tags, "--eval-data")
-        tag_ids = [self.labels.index(tag) for tag in example.tags]
-        return token_labels(example, tag_ids, encoding.offsets, encoding.special_tokens_mask)
+        return token_labels(example, self._known_ids(example.tags), encoding.offsets, encoding.special_tokens_mask)
 
     def collator(self, tokenizer: Any) -> Any:
         return transformers.DataCollatorForTokenClassification(tokenizer, label_pad_token_id=IGNORED)

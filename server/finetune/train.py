@@ -11,8 +11,9 @@ import numpy as np
 import torch
 import transformers
 from torch.utils.data import Sampler, SequentialSampler
-from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
+from server.errors import ConfigurationError
 from server.finetune.base import Base, load_base, max_length, with_lora
 from server.finetune.options import Options
 from server.finetune.parts import Part, encode
@@ -20,7 +21,9 @@ from server.finetune.result import write_result
 from server.finetune.say import say
 from server.finetune.splitting import Split, split
 from server.finetune.tasks import TASKS, Task
-from server.finetune.workspace import Workspace
+from server.finetune.workspace import STATE, Workspace
+
+TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
 def finetune(options: Options) -> dict[str, Any]:
@@ -104,11 +107,18 @@ def _train(task: Task, base: Base, parts: dict[str, Part], options: Options, wor
     scored = validation
 
     def compute(prediction: Any) -> dict[str, float]:
-        return task.scores(scored, np.asarray(prediction.predictions), prediction.label_ids)
+        logits = np.asarray(prediction.predictions)
+        if not np.isfinite(logits).all():
+            raise ConfigurationError(
+                "Training diverged: the model's outputs are not finite numbers. "
+                f"Lower --learning-rate, which is {options.peak_learning_rate:g}."
+            )
+        return task.scores(scored, logits, prediction.label_ids)
 
+    checkpoint = workspace.last_checkpoint()
     trainer = _Trainer(
         model=base.model,
-        args=_arguments(task, options, len(train.features), workspace),
+        args=_arguments(task, options, len(train.features), workspace, _stopped_at(checkpoint, options.patience)),
         train_dataset=train.features,
         eval_dataset=validation.features,
         data_collator=task.collator(base.tokenizer),
@@ -120,7 +130,7 @@ def _train(task: Task, base: Base, parts: dict[str, Part], options: Options, wor
     trainer.add_callback(_Lines(task.best_score))
     if sys.stderr.isatty():
         trainer.add_callback(_Bar)
-    outcome = trainer.train(resume_from_checkpoint=workspace.last_checkpoint())
+    outcome = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.remove_callback(_Lines)
     validation_scores = _scores(trainer.predict(validation.features).metrics)
     scored = test
@@ -137,13 +147,23 @@ def _train(task: Task, base: Base, parts: dict[str, Part], options: Options, wor
     }
 
 
-def _arguments(task: Task, options: Options, num_examples: int, workspace: Workspace) -> Any:
+def _stopped_at(checkpoint: str | None, patience: int) -> int:
+    """The step at which the run had stopped early when it was ended; 0 if it had not."""
+    if checkpoint is None:
+        return 0
+    state = TrainerState.load_from_json(str(Path(checkpoint) / STATE))
+    stopping = state.stateful_callbacks[transformers.EarlyStoppingCallback.__name__]
+    has_stopped = stopping["attributes"]["early_stopping_patience_counter"] >= patience
+    return int(state.global_step) if has_stopped else 0
+
+
+def _arguments(task: Task, options: Options, num_examples: int, workspace: Workspace, stopped_at: int) -> Any:
     steps_per_epoch = -(-num_examples // options.batch_size)
     num_steps = options.max_steps or round(options.epochs * steps_per_epoch)
     return transformers.TrainingArguments(
         output_dir=str(workspace.checkpoints),
         num_train_epochs=options.epochs,
-        max_steps=options.max_steps or -1,
+        max_steps=stopped_at or options.max_steps or -1,
         learning_rate=options.peak_learning_rate,
         warmup_steps=round(options.warmup * num_steps),
         weight_decay=options.weight_decay,
@@ -167,5 +187,6 @@ def _arguments(task: Task, options: Options, num_examples: int, workspace: Works
 
 
 def _scores(metrics: dict[str, float]) -> dict[str, float]:
+    """Without the Trainer's timings."""
     scores = {name.removeprefix("test_"): round(float(value), 4) for name, value in metrics.items()}
-    return {name: value for name, value in scores.items() if not name.endswith(("runtime", "per_second", "_time"))}
+    return {name: value for name, value in scores.items() if name not in TIMINGS}

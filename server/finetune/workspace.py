@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -35,7 +34,11 @@ class Workspace:
         self.out = Path(options.out)
         if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
             raise ConfigurationError(f"{self.out} already exists. Choose another --out, or remove it.")
-        place = Path(os.path.abspath(self.out))  # noqa: PTH100 - a link is kept
+        if self.out.is_mount():
+            raise ConfigurationError(f"{self.out} is a mount point. Give --out a new folder in it.")
+        # A link is kept, and the result is written to where it points.
+        place = self.out.resolve()
+        self._place = place
         self.folder = place.with_name(f".{place.name}.unfinished")
         self.checkpoints = self.folder / "checkpoints"
         self.result = self.folder / "result"
@@ -53,11 +56,15 @@ class Workspace:
         try:
             yield
             with contextlib.suppress(FileNotFoundError):
-                self.out.rmdir()
-            self.result.rename(self.out)
+                self._place.rmdir()
+            self.result.rename(self._place)
         except KeyboardInterrupt:
             say(f"\nInterrupted. {self._advice()}")
             self._clean()
+            raise
+        except ConfigurationError:
+            # It would end in the same way from any checkpoint.
+            shutil.rmtree(self.folder, ignore_errors=True)
             raise
         except Exception as error:
             self._clean()
@@ -69,7 +76,7 @@ class Workspace:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _refusal(self, error: Exception) -> ConfigurationError:
-        problem = write_problem(error) or str(error)
+        problem = write_problem(error) or getattr(error, "strerror", None) or str(error)
         return ConfigurationError(f"{self.out} cannot be written: {problem}. {self._advice()}", exit_code=EXIT_IO)
 
     def last_checkpoint(self) -> str | None:

@@ -19,7 +19,7 @@ from server.finetune import cli
 from server.finetune.data import read_tags, read_texts
 from server.finetune.options import Options
 from server.finetune.splitting import split
-from tests.finetune.bases import write_base, write_reviews, write_sentences
+from tests.finetune.bases import WORDS, write_base, write_reviews, write_sentences
 
 
 def finetune(*arguments: str) -> int:
@@ -216,3 +216,32 @@ def test_the_recorded_command_gives_back_the_same_options(workshop):
     parser = ArgumentParser()
     cli.add_tasks(parser)
     assert Options.from_arguments(parser.parse_args(shlex.split(options.command())[2:])) == options
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--epochs", "inf", "--epochs is inf: it must be a number"),
+        ("--learning-rate", "inf", "--learning-rate is inf: it must be a number"),
+        ("--weight-decay", "inf", "--weight-decay is inf: it must be a number"),
+        ("--seed", "4294967296", "--seed is 4294967296: it must be below 4294967296"),
+        ("--max-length", "4", "--max-length is 4: it must be at least 5 for this base"),
+    ],
+)
+def test_an_option_that_no_run_can_have_is_refused(workshop, tmp_path, option, value, said):
+    data = ("--data", workshop / "reviews.csv", "--out", tmp_path / "out", "--max-steps", "1")
+    with pytest.raises(ConfigurationError, match=said):
+        finetune("classify", "--model", workshop / "bert", *data, option, value)
+
+
+def test_labels_may_have_any_characters_and_each_has_its_score(workshop, tmp_path):
+    labels = ["rest|time", "leisure_time", "run`time", "b, c", "two\nlines", "\u202eright", "\U0001f600"]
+    rows = [{"text": f"the {word} {index}", "label": labels[index % 7]} for index in range(14) for word in WORDS[:9]]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "out"
+    finetune("classify", "--model", workshop / "bert", "--data", tmp_path / "a.jsonl", "--out", out, "--max-steps", "1")
+    scores = json.loads((out / "metrics.json").read_text())["test"]
+    assert {name.removeprefix("f1/") for name in scores if name.startswith("f1/")} == set(labels)
+    assert json.loads((out / "config.json").read_text())["label2id"].keys() == set(labels)
+    table = (out / "README.md").read_text().split("## Scores")[1].split("Held out")[0].strip().splitlines()
+    assert all(line.startswith("| ") and line.replace("\\|", "").count("|") == 4 for line in table)

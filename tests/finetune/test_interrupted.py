@@ -19,6 +19,8 @@ import pytest
 import torch
 
 from server.errors import EXIT_IO, ConfigurationError
+from server.finetune import train
+from server.finetune.base import Base
 from server.finetune.options import Options
 from server.finetune.tasks import Classify
 from server.finetune.train import finetune
@@ -161,3 +163,49 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_result(options: Options,
         finetune(options)
     assert json.loads((Path(options.out) / "metrics.json").read_text())["steps"] == 4
     assert left_beside(options) == []
+
+
+def test_a_run_that_had_stopped_early_is_not_trained_on(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = replace(options, epochs=9.0, patience=1, learning_rate=1e-9)
+    undisturbed = finetune(replace(options, out=options.out + "-undisturbed"))
+    assert undisturbed["epochs"] == 2
+    # The first evaluation after the two epochs is that of the best weights.
+    with interrupted_at(3, monkeypatch, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+        finetune(options)
+    found = finetune(options)
+    assert found["epochs"] == 2
+    assert found["best_step"] == undisturbed["best_step"]
+    assert found["test"] == pytest.approx(undisturbed["test"], abs=1e-3)
+
+
+def test_a_run_that_diverges_is_refused_and_leaves_nothing(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = train.load_base
+
+    def broken(*arguments: Any) -> Base:
+        base = load(*arguments)
+        base.model.classifier.bias.data.fill_(float("nan"))
+        return base
+
+    monkeypatch.setattr(train, "load_base", broken)
+    with pytest.raises(ConfigurationError, match=r"Training diverged: .* Lower --learning-rate, which is 0\.0005\."):
+        finetune(options)
+    assert left_beside(options) == []
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_the_result_is_written_to_where_a_link_points(options: Options, tmp_path: Path, exists: bool) -> None:
+    target = tmp_path / "elsewhere"
+    if exists:
+        target.mkdir()
+    Path(options.out).symlink_to(target)
+    finetune(replace(options, max_steps=1))
+    assert Path(options.out).is_symlink()
+    assert (target / "metrics.json").is_file()
+    assert left_beside(options) == ["elsewhere"]
+
+
+def test_a_mount_point_is_refused_before_training(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(options.out).mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == Path(options.out))
+    with pytest.raises(ConfigurationError, match=r"is a mount point\. Give --out a new folder in it"):
+        finetune(options)
