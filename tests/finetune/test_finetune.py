@@ -179,7 +179,7 @@ def test_the_card_holds_front_matter_scores_and_the_exact_command(workshop, tmp_
         (["--max-length", "1000"], "--max-length is 1000: this base takes at most 66 tokens"),
         (["--test-share", "0.7"], "--test-share is 0.7: it must be above 0 and below 0.5"),
         (["--model", "nowhere"], "There is no folder nowhere"),
-        (["--eval-data", "EVAL"], "--eval-data has labels that --data has not: mixed"),
+        (["--eval-data", "EVAL"], "--eval-data has labels that --data does not have: mixed"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_words(workshop, tmp_path, arguments, said):
