@@ -1,7 +1,7 @@
 """How many tokens a text has at least, known without reading it by its tokenizer.
 
-Only ASCII letters and digits are counted, and the spaces before them: no normaliser that is known here removes or
-joins them, so that each is part of a token, and a token holds no more of them than the longest of the vocabulary.
+Only ASCII letters and digits are counted, and words that begin with one. No normaliser that is known here removes or
+joins them, so each is part of a token, and a token holds at most as many as the longest of the vocabulary.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import math
 import string
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
+
+from tokenizers import Tokenizer as Backend
 
 COUNTED = string.ascii_letters + string.digits
 SPACES = " ▁Ġ"
@@ -23,7 +26,7 @@ KEEPING_PRE_TOKENIZERS = {
     *("Sequence", "ByteLevel", "Whitespace", "WhitespaceSplit", "Metaspace", "Digits", "Punctuation"),
     *("BertPreTokenizer", "UnicodeScripts"),
 }
-SPLITTING_AT_SPACES = frozenset(("BertPreTokenizer", "Whitespace", "WhitespaceSplit", "Metaspace"))
+SPLITTING_AT_SPACES = frozenset(("BertPreTokenizer", "Whitespace", "WhitespaceSplit"))
 
 
 class TokenBounds:
@@ -32,60 +35,103 @@ class TokenBounds:
     def __init__(self, tokenizer_json: str) -> None:
         """Takes as long as parsing the tokenizer."""
         tree = json.loads(tokenizer_json)
-        pre_tokenizers = list(_parts(tree.get("pre_tokenizer"), "pretokenizers"))
         self._kinds: bytes | None = None
-        """Of each byte of UTF-8: "a", a letter or digit that is counted, a space, "x", outside ASCII, or "."."""
-        if not _keeps_all(tree, pre_tokenizers):
+        """Of each byte of UTF-8: "a", a counted letter or digit, a space, "x", the first outside ASCII, or "."."""
+        if not _keeps_all(tree):
             return
-        tokens = [*_vocabulary(tree["model"]), *(token["content"] for token in tree.get("added_tokens", []))]
-        counted = _counted(tree, set(tokens))
-        reads_whole_words = tree["model"].get("type") in ("WordPiece", "WordLevel")
-        splits = any(part.get("type") in SPLITTING_AT_SPACES for part in pre_tokenizers)
-        self._kinds = bytes(_kind(byte, counted) for byte in range(256))
-        self._most_in_a_token = max((sum(c in COUNTED for c in token) for token in tokens), default=0)
+        vocabulary = set(_vocabulary(tree["model"]))
+        added = [token["content"] for token in tree.get("added_tokens", [])]
+        added += [unicodedata.normalize("NFKC", token) for token in added]
+        self._kinds = bytes(_kind(byte, _counted(tree, vocabulary)) for byte in range(256))
+        self._most_in_a_token = max((sum(c in COUNTED for c in token) for token in [*vocabulary, *added]), default=0)
         # An unknown word is one token, however long it is.
-        self._counts_letters = not reads_whole_words
-        self._counts_words = splits if reads_whole_words else not any(map(_holds_a_space_between, tokens))
+        self._counts_letters = not _reads_whole_words(tree)
+        self._counts_words = (
+            not any(map(_holds_a_space, added)) and _splits_at_spaces(tree)
+            if _reads_whole_words(tree)
+            else not any(map(_holds_a_space, added)) and not any(map(_holds_a_space_between, vocabulary))
+        )
 
     def at_least(self, text: str) -> int:
         """Tokens that the text has at least, without special tokens around it."""
         if self._kinds is None:
             return 0
         kinds = text.encode().translate(self._kinds)
-        num_words = kinds.count(b" a") - kinds.count(b" ax") if self._counts_words else 0
+        # Each may be a mark that makes another letter of one that is counted.
+        num_marks = kinds.count(b"x")
+        num_words = max(0, kinds.count(b" a") - num_marks) if self._counts_words else 0
         if not self._counts_letters or not self._most_in_a_token:
             return num_words
-        # A letter before a mark may become another letter with it.
-        num_letters = kinds.count(b"a") - kinds.count(b"ax")
+        num_letters = max(0, kinds.count(b"a") - num_marks)
         return max(num_words, math.ceil(num_letters / self._most_in_a_token))
 
 
 def _kind(byte: int, counted: frozenset[str]) -> int:
     if byte >= 128:
-        return ord("x")
+        return ord("x" if byte >= 0xC0 else ".")
     character = chr(byte)
     return ord("a" if character in counted else " " if character == " " else ".")
 
 
-def _keeps_all(tree: dict[str, Any], pre_tokenizers: list[dict[str, Any]]) -> bool:
+def _reads_whole_words(tree: dict[str, Any]) -> bool:
+    return tree["model"].get("type") in ("WordPiece", "WordLevel")
+
+
+def _keeps_all(tree: dict[str, Any]) -> bool:
     """Whether no letter, digit or space before one gets lost on the way to the vocabulary."""
-    normalizers = list(_parts(tree.get("normalizer"), "normalizers"))
     return (
-        all(part.get("type") in KEEPING_NORMALIZERS or _replaces_no_letter(part) for part in normalizers)
-        and all(part.get("type") in KEEPING_PRE_TOKENIZERS or _only_splits(part) for part in pre_tokenizers)
+        all(part.get("type") in KEEPING_NORMALIZERS or _replaces_no_letter(part) for part in _normalizers(tree))
+        and all(_only_splits(part) for part in _pre_tokenizers(tree))
         and tree["model"].get("dropout") is None
+        and _keeps_pairs(tree)
     )
+
+
+def _keeps_pairs(tree: dict[str, Any]) -> bool:
+    """Whether the normaliser keeps any two letters or digits side by side; a precompiled one has rules of its own."""
+    if tree.get("normalizer") is None:
+        return True
+    model = {"type": "BPE", "vocab": {}, "merges": []}
+    normalizer = Backend.from_str(json.dumps({"normalizer": tree["normalizer"], "model": model})).normalizer
+    pairs = " ".join(first + second for first in COUNTED for second in COUNTED)
+    kept = "".join(character for character in normalizer.normalize_str(pairs) if character in COUNTED)
+    return kept.lower() == pairs.replace(" ", "").lower()
 
 
 def _replaces_no_letter(part: dict[str, Any]) -> bool:
     pattern = part.get("pattern", {}).get("String")
     if part.get("type") != "Replace" or not isinstance(pattern, str):
         return False
-    return not set(pattern) & _KEPT or (pattern == " " and str(part.get("content")) in SPACES)
+    return not set(pattern) & _KEPT or _marks_spaces(part)
+
+
+def _marks_spaces(part: dict[str, Any]) -> bool:
+    is_space = part.get("type") == "Replace" and part.get("pattern") == {"String": " "}
+    return is_space and str(part.get("content")) in SPACES
 
 
 def _only_splits(part: dict[str, Any]) -> bool:
-    return part.get("type") == "Split" and part.get("behavior") != "Removed"
+    if part.get("type") == "Split":
+        return part.get("behavior") != "Removed"
+    return part.get("type") in KEEPING_PRE_TOKENIZERS and part.get("replacement", " ") in SPACES
+
+
+def _splits_at_spaces(tree: dict[str, Any]) -> bool:
+    if any(_marks_spaces(part) for part in _normalizers(tree)):
+        return False
+    parts = list(_pre_tokenizers(tree))
+    if any(part["type"] == "Metaspace" for part in parts):
+        # It may leave no space for the others to split at.
+        return all(part.get("split", True) for part in parts if part["type"] == "Metaspace")
+    return any(part["type"] in SPLITTING_AT_SPACES for part in parts)
+
+
+def _normalizers(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    return _parts(tree.get("normalizer"), "normalizers")
+
+
+def _pre_tokenizers(tree: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    return _parts(tree.get("pre_tokenizer"), "pretokenizers")
 
 
 def _parts(part: dict[str, Any] | None, children: str) -> Iterator[dict[str, Any]]:
@@ -103,17 +149,22 @@ def _vocabulary(model: dict[str, Any]) -> Iterable[str]:
     return vocabulary if isinstance(vocabulary, dict) else (token for token, _ in vocabulary)
 
 
-def _counted(tree: dict[str, Any], tokens: set[str]) -> frozenset[str]:
+def _counted(tree: dict[str, Any], vocabulary: set[str]) -> frozenset[str]:
     """The letters and digits that the vocabulary has in every place of a word: they are never unknown."""
-    model = tree["model"]
-    if model.get("type") in ("WordPiece", "WordLevel"):
+    if _reads_whole_words(tree):
         return frozenset(COUNTED)
+    model = tree["model"]
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
 
     def is_known(character: str) -> bool:
-        return all(form + character + end in tokens for form in {"", prefix} for end in {"", suffix})
+        return all(form + character + end in vocabulary for form in {"", prefix} for end in {"", suffix})
 
     return frozenset(character for character in COUNTED if is_known(character) and is_known(character.lower()))
+
+
+def _holds_a_space(token: str) -> bool:
+    """Whether an added token may stand for two words; a normaliser may make letters of any characters."""
+    return len(token.replace("▁", " ").split()) > 1
 
 
 def _holds_a_space_between(token: str) -> bool:

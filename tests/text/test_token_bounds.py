@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import normalizers
 
+from server.text import token_bounds
 from server.text.token_bounds import TokenBounds
 from tests.tiny_tokenizers import KINDS, tokenizer_files
 
@@ -89,3 +90,17 @@ def test_a_token_of_several_words_makes_words_count_for_nothing() -> None:
     backend.add_tokens(["the mill the mill"])
     text = "the mill the mill" * 100
     assert TokenBounds(backend.to_str()).at_least(text) <= len(backend.encode(text).ids)
+
+
+def test_words_of_an_added_token_are_one_word_to_word_piece() -> None:
+    backend = Backend.from_str(tokenizer_files("word_piece").tokenizer_json)
+    backend.add_tokens(["new york"])
+    text = "new york " * 100
+    assert TokenBounds(backend.to_str()).at_least(text) <= len(backend.encode(text, add_special_tokens=False).ids)
+
+
+def test_a_precompiled_normalizer_that_drops_letters_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_bounds, "KEEPING_NORMALIZERS", {"Replace"})
+    tree = json.loads(tokenizer_files("byte_level").tokenizer_json)
+    tree["normalizer"] = {"type": "Replace", "pattern": {"String": "th"}, "content": ""}
+    assert TokenBounds(json.dumps(tree)).at_least("a" * 1000) == 0
