@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
@@ -69,7 +69,7 @@ class Idempotency:
         head = f"{scope['path']}?".encode() + scope.get("query_string", b"") + b"\n"
         digest = hashlib.sha256(head + body).digest()
         work = self._works.get(name)
-        if work is not None:
+        if work is not None and not work.is_abandoned:
             if work.digest != digest:
                 raise IdempotencyMismatch
             if not work.is_kept:
@@ -77,24 +77,30 @@ class Idempotency:
             return work, True
         if place:
             raise InvalidRequest(f"Nothing is kept under this {KEY_HEADER}. Send the request without {PLACE_HEADER}.")
-        if len(self._works) >= MAX_ENTRIES or sum(work.num_bytes for work in self._works.values()) > MAX_BYTES:
-            raise QueueFull(f"Too many requests with an {KEY_HEADER} are running.", retry_after_s=5)
+        self._make_room()
         work = self._works[name] = SharedWork(digest)
         return work, False
 
     def _tidy(self) -> None:
-        """Forget what is over: failures, old answers and, where there is no room, the oldest answers."""
+        """Forget what is over: failures and old answers."""
         oldest_s = time.monotonic() - KEPT_S
         for name, work in list(self._works.items()):
             if work.ended_s is not None and (work.ended_s < oldest_s or not work.is_worth_keeping):
                 del self._works[name]
+
+    def _make_room(self) -> None:
+        """Forget the oldest answers of the caller with the most bytes, until another one fits."""
         num_bytes = sum(work.num_bytes for work in self._works.values())
-        for name, work in list(self._works.items()):
-            if len(self._works) < MAX_ENTRIES and num_bytes <= MAX_BYTES:
-                return
-            if work.ended_s is not None:
-                num_bytes -= work.num_bytes
-                del self._works[name]
+        while len(self._works) >= MAX_ENTRIES or num_bytes > MAX_BYTES:
+            ended = {name: work for name, work in self._works.items() if work.ended_s is not None}
+            if not ended:
+                raise QueueFull(f"Too many requests with an {KEY_HEADER} are running.", retry_after_s=5)
+            by_caller: Counter[str] = Counter()
+            for (who, _), work in ended.items():
+                by_caller[who] += work.num_bytes
+            [(largest, _)] = by_caller.most_common(1)
+            oldest = next(name for name in ended if name[0] == largest)
+            num_bytes -= self._works.pop(oldest).num_bytes
 
 
 def _place(headers: Headers) -> int:

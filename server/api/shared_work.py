@@ -13,6 +13,8 @@ from server.serving.record import RequestRecord
 
 MAX_ANSWER_BYTES = 2 * 1024 * 1024
 """A longer answer is not kept: it waits for those who read it, and nobody can join any more."""
+MESSAGE_BYTES = 400
+"""Of a message without a body."""
 ALONE_S = 60.0
 """Work that nobody follows ends after this long."""
 SEND_LIMIT_S = 30.0
@@ -49,13 +51,23 @@ class SharedWork:
         self._task: asyncio.Task[None] | None = None
 
     @property
+    def is_abandoned(self) -> bool:
+        """Whether it is being ended before its answer is complete: nobody can join any more."""
+        return self._abandoned.is_set()
+
+    @property
     def is_worth_keeping(self) -> bool:
         """Whether a retry should get the answer instead of another try."""
-        if not self._is_complete or not self._messages:
-            return not self.is_kept
+        if not self.is_kept:
+            return True
+        if not self._is_complete:
+            return False
         start = self._messages[0][0]
-        should_retry = Headers(scope=start).get("x-should-retry") if self.is_kept else None
-        return not self.is_kept or start["status"] < 300 or should_retry == "false"
+        if Headers(scope=start).get("x-should-retry") == "false":
+            return True
+        # A stream's status was sent before it failed.
+        has_failed = self.record is not None and self.record.error_code is not None
+        return start["status"] < 300 and not has_failed
 
     def start(self, app: ASGIApp, scope: Scope, body: bytes) -> None:
         """Run the application on the request, whose body has been read."""
@@ -73,7 +85,7 @@ class SharedWork:
         leaving = asyncio.ensure_future(_until_left(receive))
         try:
             while not (leaving.done() or await self._send_next(follower, send, is_joined=is_joined, place=place)):
-                if self._places[follower] == self._num_dropped + len(self._messages):
+                if self._places[follower] == self._num_dropped + len(self._messages) and self.ended_s is None:
                     changed = asyncio.ensure_future(self._changed.wait())
                     await asyncio.wait({changed, leaving}, return_when=asyncio.FIRST_COMPLETED)
                     changed.cancel()
@@ -124,7 +136,7 @@ class SharedWork:
             self._is_stream = "event-stream" in Headers(scope=message).get("content-type", "")
         parts = self._events(message) if self._is_stream and message.get("body") else [(message, 0)]
         self._messages += parts
-        self.num_bytes += sum(len(part.get("body", b"")) for part, _ in parts)
+        self.num_bytes += sum(_num_bytes(part) for part, _ in parts)
         self._is_complete = message["type"] == "http.response.body" and not message.get("more_body")
         self._tell()
         while self.num_bytes > MAX_ANSWER_BYTES:
@@ -148,7 +160,7 @@ class SharedWork:
     def _drop_what_all_have(self) -> None:
         least = min(self._places.values(), default=self._num_dropped + len(self._messages))
         num_gone = least - self._num_dropped
-        self.num_bytes -= sum(len(message.get("body", b"")) for message, _ in self._messages[:num_gone])
+        self.num_bytes -= sum(_num_bytes(message) for message, _ in self._messages[:num_gone])
         del self._messages[:num_gone]
         self._num_dropped = least
 
@@ -156,6 +168,11 @@ class SharedWork:
         """Wake all that wait for something to change."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _num_bytes(message: Message) -> int:
+    """About what a message takes in memory; an event of a stream is often shorter than what holds it."""
+    return MESSAGE_BYTES + len(message.get("body", b""))
 
 
 async def _send(message: Message, send: Send) -> None:

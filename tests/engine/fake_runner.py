@@ -46,6 +46,8 @@ class FakeRunner(ModelRunner):
         self.slots = np.full((num_blocks * block_size, 2), -1, dtype=np.int64)
         self.deciding_lengths = np.zeros(num_blocks * block_size, dtype=np.int64)
         self.live: dict[int, int] = {}
+        self.scored: set[int] = set()
+        """Keys of rows whose first tokens all had logits: a prompt that is scored, or one of a single token."""
         self.num_computed = 0
         self.batches: list[list[Row]] = []
 
@@ -67,6 +69,8 @@ class FakeRunner(ModelRunner):
             # A key that comes back after its blocks were given up would find another sequence's state.
             assert row.key not in self.live or self.live[row.key] == row.num_computed
             self.live[row.key] = stop
+            if row.num_computed == 0 and row.num_logits == len(row.token_ids):
+                self.scored.add(row.key)
             self._check_lengths(row, stop)
             prefix = self._prefix(row, stop)
             logits += [self.logits_of(prefix[: len(prefix) - j])[None] for j in reversed(range(row.num_logits))]
@@ -114,8 +118,8 @@ class FakeRunner(ModelRunner):
         if self.length_rule is None or self.length_rule.is_by_prompt:
             return
         for length in range(stop - row.num_logits + 1, stop + 1):
-            # Of a prompt that is scored, all logits are those of the whole.
-            if length == stop or len(row.token_ids) == 1 or row.deciding_length == 0:
+            # All parts of a scored prompt have the factors of the whole, which may be longer than what is here by now.
+            if row.deciding_length == 0 or row.key not in self.scored:
                 assert self.length_rule.deciding_length(0, length) == row.deciding_length
 
     def _slots(self, row: Row, stop: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Random adds, aborts, steps and kills: no block is lost or shared wrongly, and every output is the lone run's."""
+"""Random adds of several callers, aborts, steps and kills: no block is lost, and every output is the lone run's."""
 
 from __future__ import annotations
 
@@ -100,6 +100,7 @@ class EngineMachine(RuleBasedStateMachine):
         params=PARAMS,
         group=GROUPS,
         negative=st.one_of(st.just([]), st.sampled_from(STEMS[:-1])),
+        caller=st.sampled_from(["", "a", "b", "c"]),
     )
     def add(
         self,
@@ -110,9 +111,11 @@ class EngineMachine(RuleBasedStateMachine):
         params: Any,
         group: Any,
         negative: list[int],
+        caller: str,
     ) -> None:
         params = {"max_new_tokens": max_new_tokens, "stop_token_ids": stop, **params, **group}
         command = generate(str(self.num_added), stem + tail, **params)
+        command = msgspec.structs.replace(command, caller=caller, tenant=caller)
         if "guidance_scale" in group:
             command = msgspec.structs.replace(command, negative_prompt_ids=negative)
         self.num_added += 1

@@ -67,6 +67,7 @@ READ_BY_THE_FRONT = {
     "grammar",
     "return_full_text",
     "return_parameters",
+    "max_time",
 }
 """Options that are no part of `SamplingParams`."""
 

@@ -65,7 +65,28 @@ MODELS = (
     lambda: word_piece(100),
     lambda: models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"),
 )
-PIECES = ("a", "b", "ab", "c", " ", " a", " b", "A", "B", "1", ".", "-", "\n", "\t", "\x01", "\u0301", "é", "ﬁ", "Ａ", "中")
+PIECES = (
+    "a",
+    "b",
+    "ab",
+    "c",
+    " ",
+    " a",
+    " b",
+    "A",
+    "B",
+    "1",
+    ".",
+    "-",
+    "\n",
+    "\t",
+    "\x01",
+    "\u0301",
+    "é",
+    "ﬁ",
+    "Ａ",
+    "中",
+)
 
 
 @pytest.mark.parametrize("make", MODELS)
