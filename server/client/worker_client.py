@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -189,6 +190,9 @@ class WorkerClient:
         if death.culprit is not None:
             death.culprit.error = RequestQuarantined("The model's process ended each time it computed this request.")
             death.culprit.news.set()
+        for entry in self._journal:
+            if isinstance(entry.command, Generate) and (entry.command.deadline_s or math.inf) <= time.monotonic():
+                self._end_in_time(entry)
         return death
 
     def stop(self, error: SluiceError) -> None:
