@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from server.engine.batch import Batch
+from server.engine.batch_inputs import IntArray
 from server.engine.block_manager import BlockManager
 from server.engine.lengths import LengthRule
 from server.engine.sequence import Sequence
@@ -49,6 +51,65 @@ class Holdings:
             self.fork(parent_row, row, parent_row.num_computed_tokens)
         return child
 
+    def place(self, group: SequenceGroup, shared: Callable[[Sequence, int], int], num_spare: int) -> bool:
+        """Give the leaders of a group that waits their blocks and keys; ``shared`` is that of `SequenceGroup.begin`.
+
+        False, and nothing changed, if not ``num_spare`` blocks and those of the group's later rows would remain.
+        """
+        self.decide(group.all_rows)
+        group.begin(shared)
+        num_spare += group.num_later_blocks(self._blocks.block_size) or group.num_rows - len(group.rows)
+        for row in group.rows:
+            if not self._blocks.admit(row, num_spare=num_spare):
+                self.give_all_back(group)
+                return False
+        for row in group.rows:
+            self.name(row)
+        return True
+
+    def spread(self, group: SequenceGroup) -> bool:
+        """Let the group's other rows go on from the trunk, if it is computed."""
+        if any(group.num_due_tokens(row) > 0 for row in group.rows):
+            return False
+        for sequence in group.sequences[1:]:
+            for leader, row in zip(group.leaders, sequence.rows, strict=True):
+                self.fork(leader, row, group.trunk_of(row))
+        group.spread()
+        if group.drops_leader and len(group.sequences) > 1:
+            self.drop(group, group.sequences[0])
+        group.drops_leader = False
+        return True
+
+    def reproduce(self, group: SequenceGroup, parents: list[int]) -> list[Sequence]:
+        """New sequences of a running group, each continuing ``group.sequences[parent]``.
+
+        Used twice, a parent is forked; used by nobody, it gives its blocks back.
+        """
+        children: list[Sequence] = []
+        used: set[int] = set()
+        for parent in parents:
+            sequence = group.sequences[parent]
+            children.append(sequence if parent not in used else self.forked(sequence))
+            used.add(parent)
+        for i, sequence in enumerate(group.sequences):
+            if i not in used:
+                for row in sequence.rows:
+                    self.give_back(row)
+        group.sequences = children
+        group.spread()
+        return children
+
+    def drop(self, group: SequenceGroup, sequence: Sequence) -> None:
+        """One output of several is not wanted any more."""
+        for row in group.remove(sequence):
+            self.give_back(row)
+
+    def give_all_back(self, group: SequenceGroup) -> None:
+        """The group runs no more, and its rows hold nothing."""
+        for row in group.rows:
+            self.give_back(row)
+        group.leave()
+
     def rewind(self, row: Sequence, num_tokens: int) -> None:
         """Count only the first ``num_tokens`` as computed, or as many of them as the runner can go back to."""
         assert row.key is not None
@@ -83,9 +144,14 @@ class Holdings:
         for row in changed:
             self.name(row)
 
-    def num_alike(self, row: Sequence, num_drafted: int) -> int:
-        """Of guesses behind the row's last token, how many leave its rotary factors as they are."""
-        return num_drafted if self._rule is None else self._rule.num_more_alike(row.num_tokens, num_drafted)
+    def add_drafts(self, batch: Batch, drafts: Iterable[IntArray]) -> None:
+        """Let rows compute guesses behind their last tokens, where factors stay and there are blocks."""
+        for i, draft_ids in enumerate(drafts):
+            share, row = batch.shares[i], batch.shares[i].sequence
+            if self._rule is not None:
+                draft_ids = draft_ids[: self._rule.num_more_alike(row.num_tokens, len(draft_ids))]
+            if len(draft_ids) and self._blocks.grow(row, row.num_tokens + len(draft_ids)):
+                batch.shares[i] = share._replace(draft_ids=draft_ids, num_logits=1 + len(draft_ids))
 
     def most_blocks(self, group: SequenceGroup) -> int:
         """Blocks of the group's longest outputs, whose last tokens are never computed."""

@@ -29,7 +29,7 @@ from server.engine.pacing import Pacing
 from server.engine.prompt_lookup import Drafter
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
-from server.engine.waiting import Waiting
+from server.engine.waiting import Waiting, newest_of_the_largest
 
 
 class Scheduler:
@@ -72,6 +72,10 @@ class Scheduler:
     def num_running(self) -> int:
         return len(self._running)
 
+    @property
+    def _num_rows(self) -> int:
+        return sum(group.num_rows for group in self._running.values())
+
     def __contains__(self, request_id: str) -> bool:
         return self.find(request_id) is not None
 
@@ -102,16 +106,13 @@ class Scheduler:
         elif group.trunk is not None and sequence is group.sequences[0]:
             group.drops_leader = True  # not yet: the others wait for what it computes
         else:
-            for row in group.remove(sequence):
-                self._holdings.give_back(row)
+            self._holdings.drop(group, sequence)
 
     def finish(self, group: SequenceGroup) -> None:
         """A running group gives its blocks back and is forgotten."""
         del self._running[group.request_id]
         self._waiting.end(group)
-        for row in group.rows:
-            self._holdings.give_back(row)
-        group.leave()
+        self._holdings.give_all_back(group)
 
     def discard(self, group: SequenceGroup) -> list[int]:
         """Finish a group whose cache content is bad. Returns the blocks that nobody holds any more."""
@@ -124,27 +125,11 @@ class Scheduler:
         if len(group.sequences) == 1:
             self.finish(group)
             return
-        for row in group.remove(sequence):
-            self._holdings.give_back(row)
+        self._holdings.drop(group, sequence)
 
     def reproduce(self, group: SequenceGroup, parents: list[int]) -> list[Sequence]:
-        """New sequences of a running group, each continuing ``group.sequences[parent]``.
-
-        Used twice, a parent is forked; used by nobody, it gives its blocks back.
-        """
-        children: list[Sequence] = []
-        used: set[int] = set()
-        for parent in parents:
-            sequence = group.sequences[parent]
-            children.append(sequence if parent not in used else self._holdings.forked(sequence))
-            used.add(parent)
-        for i, sequence in enumerate(group.sequences):
-            if i not in used:
-                for row in sequence.rows:
-                    self._holdings.give_back(row)
-        group.sequences = children
-        group.spread()
-        return children
+        """The rows of a beam search become those that were chosen: see `Holdings.reproduce`."""
+        return self._holdings.reproduce(group, parents)
 
     def rewind(self, sequence: Sequence) -> None:
         """The sequence went back to fewer tokens, the last of which is computed again: it chooses the next."""
@@ -177,7 +162,8 @@ class Scheduler:
         for share in batch.shares:
             self._waiting.charge(share.group.caller, share.num_new_tokens)
         if self._drafter is not None and 0 < len(batch.shares) == batch.num_growing:
-            self._add_drafts(batch, self._drafter)
+            drafts = self._drafter.drafts(batch.shares, self.max_batch_tokens - len(batch.shares))
+            self._holdings.add_drafts(batch, drafts)
         return batch
 
     def computed(self, batch: Batch) -> None:
@@ -217,7 +203,7 @@ class Scheduler:
             # A victim of this very loop holds nothing any more.
             if budget == 0 or not group.rows:
                 continue
-            if group.trunk is not None and not self._spread(group):
+            if group.trunk is not None and not self._holdings.spread(group):
                 if self._make_room(group, batch):
                     rest.append(group)
             elif self._make_room(group, batch):
@@ -230,15 +216,6 @@ class Scheduler:
                 batch.shares += [Share(row, 1, group) for row in lacking]
                 budget -= len(lacking)
         return budget, rest
-
-    def _add_drafts(self, batch: Batch, drafter: Drafter) -> None:
-        """Let rows compute guesses behind their last tokens, where there are blocks for them."""
-        drafts = drafter.drafts(batch.shares, self.max_batch_tokens - len(batch.shares))
-        for i, draft_ids in enumerate(drafts):
-            share = batch.shares[i]
-            draft_ids = draft_ids[: self._holdings.num_alike(share.sequence, len(draft_ids))]
-            if len(draft_ids) and self.blocks.grow(share.sequence, share.sequence.num_tokens + len(draft_ids)):
-                batch.shares[i] = share._replace(draft_ids=draft_ids, num_logits=1 + len(draft_ids))
 
     def _make_room(self, group: SequenceGroup, batch: Batch) -> bool:
         """Give each row the blocks of its known tokens. False if the group was preempted for want of them."""
@@ -273,12 +250,12 @@ class Scheduler:
         if not rest or budget < 2:
             return 0
         first, left = rest[0], budget // 2
-        for group in sorted(rest[1:], key=_num_due_tokens):
-            if left > 0 and _num_due_tokens(group) < _num_due_tokens(first):
+        for group in sorted(rest[1:], key=lambda group: group.num_due):
+            if left > 0 and group.num_due < first.num_due:
                 left -= self._share(batch, group, left, least=2)
                 rest.remove(group)
         if may_admit:
-            left = self._admit(batch, left, below=_num_due_tokens(first))
+            left = self._admit(batch, left, below=first.num_due)
         return budget // 2 - left
 
     def _admit(self, batch: Batch, budget: int, below: float = inf) -> int:
@@ -287,8 +264,7 @@ class Scheduler:
             group = self._waiting.next()
             if group is None or group.num_prompt_tokens >= below:
                 break
-            num_rows = sum(running.num_rows for running in self._running.values())
-            if num_rows + group.num_rows > self.max_running or not self._place(group):
+            if self._num_rows + group.num_rows > self.max_running or not self._place(group):
                 break
             self._waiting.begin(group)
             self._running[group.request_id] = group
@@ -303,63 +279,24 @@ class Scheduler:
         group = self._waiting.next()
         if group is None or self._waiting.has_running(group.caller):
             return
-        while not self._has_room(group) and (victim := self._newest_of_the_largest()) is not None:
+        while not self._has_room(group) and (victim := newest_of_the_largest(self._running.values())) is not None:
             self._preempt(victim)
             batch.num_preemptions += 1
 
     def _has_room(self, group: SequenceGroup) -> bool:
-        num_rows = sum(running.num_rows for running in self._running.values())
-        num_blocks = sum(self.blocks.blocks_for(row.num_tokens) for row in group.leaders)
-        fits = num_blocks + num_rows + group.num_rows <= self.blocks.num_available
-        return fits and num_rows + group.num_rows <= self.max_running
-
-    def _newest_of_the_largest(self) -> SequenceGroup | None:
-        """Of a caller that keeps another group."""
-        groups: dict[str, list[SequenceGroup]] = {}
-        for group in self._running.values():
-            groups.setdefault(group.caller, []).append(group)
-        several = [own for own in groups.values() if len(own) > 1]
-        largest = max(several, key=lambda own: sum(group.num_rows for group in own), default=None)
-        return None if largest is None else largest[-1]
+        num_rows = self._num_rows + group.num_rows
+        num_blocks = num_rows + sum(self.blocks.blocks_for(row.num_tokens) for row in group.leaders)
+        return num_rows <= self.max_running and num_blocks <= self.blocks.num_available
 
     def _place(self, group: SequenceGroup) -> bool:
         """Give the group's leaders blocks. False, and nothing changed, if there are not enough."""
-        self._holdings.decide(group.all_rows)
-        group.begin(self._chunking.shared)
         # A spare block for each row that runs, and those of rows to come, or someone would soon be preempted for them.
         num_spare = sum(
             other.num_rows + other.num_later_blocks(self.blocks.block_size) for other in self._running.values()
         )
-        num_spare += group.num_later_blocks(self.blocks.block_size) or group.num_rows - len(group.rows)
-        for row in group.rows:
-            if not self.blocks.admit(row, num_spare=num_spare):
-                for leader in group.rows:
-                    self.blocks.free(leader)
-                group.leave()
-                return False
-        for row in group.rows:
-            self._holdings.name(row)
-        return True
-
-    def _spread(self, group: SequenceGroup) -> bool:
-        """Let the group's other rows go on from the trunk, if it is computed."""
-        if any(group.num_due_tokens(row) > 0 for row in group.rows):
-            return False
-        for sequence in group.sequences[1:]:
-            for leader, row in zip(group.leaders, sequence.rows, strict=True):
-                self._holdings.fork(leader, row, group.trunk_of(row))
-        group.spread()
-        if group.drops_leader and len(group.sequences) > 1:
-            for row in group.remove(group.sequences[0]):
-                self._holdings.give_back(row)
-        group.drops_leader = False
-        return True
+        return self._holdings.place(group, self._chunking.shared, num_spare)
 
     def _preempt(self, group: SequenceGroup) -> None:
         # Before it ends, so that its caller keeps its share.
         self._waiting.add(group, comes_first=True)
         self.finish(group)
-
-
-def _num_due_tokens(group: SequenceGroup) -> int:
-    return sum(max(group.num_due_tokens(row), 0) for row in group.rows)

@@ -127,6 +127,11 @@ class SequenceGroup:
         """Tokens that the row has to compute now."""
         return row.num_new_tokens if self.trunk is None else self.trunk_of(row) - row.num_computed_tokens
 
+    @property
+    def num_due(self) -> int:
+        """Tokens that all rows have to compute now."""
+        return sum(max(self.num_due_tokens(row), 0) for row in self.rows)
+
     def num_later_blocks(self, block_size: int) -> int:
         """Blocks that the rows will take when they fork from the trunk."""
         if self.trunk is None:

@@ -8,7 +8,7 @@ order of arrival, and one that was preempted comes first.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from server.engine.sequence_group import SequenceGroup
@@ -96,6 +96,16 @@ class Waiting:
         share = self._shares[caller]
         if not share.waiting and not share.num_running:
             del self._shares[caller]
+
+
+def newest_of_the_largest(running: Iterable[SequenceGroup]) -> SequenceGroup | None:
+    """Of running groups, oldest first: the newest of the caller with the most rows that keeps another group."""
+    groups: dict[str, list[SequenceGroup]] = {}
+    for group in running:
+        groups.setdefault(group.caller, []).append(group)
+    several = [own for own in groups.values() if len(own) > 1]
+    largest = max(several, key=lambda own: sum(group.num_rows for group in own), default=None)
+    return None if largest is None else largest[-1]
 
 
 def _head(share: _Share) -> SequenceGroup:

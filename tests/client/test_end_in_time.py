@@ -33,7 +33,9 @@ def told(happens: Callable[[WorkerClient, Wire], None], *, left_s: float, **para
         client, wire = WorkerClient(ModelConfig(name="tiny", path="nowhere")), Wire()
         client.attach(wire)  # type: ignore[arg-type]
         client.on_replies([ready()])
-        command = Generate("a", [1, 2], SamplingParams(max_new_tokens=9, **params), deadline_s=time.monotonic() + left_s)
+        command = Generate(
+            "a", [1, 2], SamplingParams(max_new_tokens=9, **params), deadline_s=time.monotonic() + left_s
+        )
         messages: list[Tokens] = []
 
         async def consume() -> None:
