@@ -117,6 +117,13 @@ def test_two_tools_of_one_name_are_refused() -> None:
         assert front.refused(PATH, **{**ASKED, "tools": [COUNT, COUNT]}).param == "tools"
 
 
+def test_a_format_given_twice_is_refused_under_both_names() -> None:
+    with fronted_saying("{}", tool_templates.QWEN) as front:
+        given = {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}
+        error = front.refused(PATH, **ASKED, **given, response_format={"type": "json_object"})
+        assert error.param == "response_format" and "output_config.format" in error.message
+
+
 def test_none_describes_no_tools_and_one_call_can_be_all_there_is() -> None:
     with fronted_saying(f"{CALL}\n{CALL}", tool_templates.QWEN) as front:
         answer = front.send(PATH, **ASKED, tool_choice={"type": "none"}).json()

@@ -161,13 +161,8 @@ def effort_of(body: MessagesBody) -> tuple[str | None, str]:
     return "medium" if is_enabled else None, "thinking.type"
 
 
-def with_format(body: MessagesBody) -> MessagesBody:
-    """The structure under the name that the other routes have for it."""
+def format_of(body: MessagesBody) -> ResponseFormat | None:
+    """The structure as the other routes know it."""
     if body.output_config is None or body.output_config.format is None:
-        return body
-    if body.response_format is not None:
-        raise InvalidRequest(
-            "response_format has another name here: give output_config.format alone.", param="response_format"
-        )
-    schema = JsonSchema(schema=body.output_config.format.schema_)
-    return body.model_copy(update={"response_format": ResponseFormat(type="json_schema", json_schema=schema)})
+        return None
+    return ResponseFormat(type="json_schema", json_schema=JsonSchema(schema=body.output_config.format.schema_))

@@ -8,14 +8,14 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from server.api.anthropic.answers import Blocks, Events, message
-from server.api.anthropic.body import REFUSED_HERE, MessagesBody, effort_of, tool_wish, with_format
+from server.api.anthropic.body import REFUSED_HERE, MessagesBody, effort_of, format_of, tool_wish
 from server.api.anthropic.turns import chat_turns
 from server.api.openai.efforts import with_effort
 from server.api.openai.fields import check_fields
 from server.api.openai.messages import chat_template_of, template_messages
 from server.api.openai.options import check_single
 from server.api.openai.shapes import encode
-from server.api.openai.structure import structure_of
+from server.api.openai.structure import structure_of, with_response_format
 from server.api.openai.turn_plan import TurnPlan, turn_plan
 from server.api.openai.work import TextWork, generator_of
 from server.api.prompt_source import chat_source
@@ -52,7 +52,7 @@ async def _prepared(body: MessagesBody, request: Request, unread: Sequence[str])
     check_single(body, "a message")
     generator = generator_of(request, body)
     template = chat_template_of(generator)
-    formatted = with_format(body)
+    formatted = with_response_format(body, format_of(body), "output_config.format")
     shows = body.thinking is None or body.thinking.display != "omitted"
     plan = turn_plan(template, tool_wish(body), structure_of(formatted), shows_reasoning=shows)
     structure = structure_of(formatted, plan.wish.forced())

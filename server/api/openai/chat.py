@@ -90,5 +90,5 @@ def _turn(body: ChatBody) -> dict[str, bool]:
 def _added(body: ChatBody, grammar: Mapping[str, Any] | None) -> dict[str, Any]:
     added: dict[str, Any] = {} if grammar is None else {"grammar": grammar}
     if body.top_logprobs and not body.logprobs:
-        raise InvalidRequest("top_logprobs are told with logprobs: set logprobs to true.", param="top_logprobs")
+        raise InvalidRequest("top_logprobs requires logprobs: true.", param="top_logprobs")
     return added | told_options(body, body.top_logprobs or 0 if body.logprobs else None)

@@ -11,10 +11,10 @@ from server.api.openai.fields import check_fields
 from server.api.openai.messages import chat_template_of, template_messages
 from server.api.openai.options import check_single
 from server.api.openai.responses_answers import Events, Items, response_object
-from server.api.openai.responses_body import REFUSED_HERE, ResponsesBody, tool_wish, with_format
+from server.api.openai.responses_body import REFUSED_HERE, ResponsesBody, format_of, tool_wish
 from server.api.openai.responses_turns import chat_turns
 from server.api.openai.shapes import encode
-from server.api.openai.structure import structure_of
+from server.api.openai.structure import structure_of, with_response_format
 from server.api.openai.turn_plan import turn_plan
 from server.api.openai.work import TextWork, generator_of
 from server.api.prompt_source import chat_source
@@ -29,7 +29,7 @@ async def responses(body: ResponsesBody, request: Request) -> Response:
     check_single(body, "a response")
     generator = generator_of(request, body)
     template = chat_template_of(generator)
-    formatted = with_format(body)
+    formatted = with_response_format(body, format_of(body), "text.format")
     plan = turn_plan(template, tool_wish(body), structure_of(formatted))
     structure = structure_of(formatted, plan.wish.forced())
     added: dict[str, Any] = {} if structure is None else {"grammar": structure.grammar}

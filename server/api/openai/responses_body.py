@@ -21,7 +21,6 @@ from server.api.openai.schemas import (
 )
 from server.api.openai.turn_plan import ToolWish, allowed_tools
 from server.api.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, one_error
-from server.errors import InvalidRequest
 
 NOT_STORED = Refusal("nothing is stored; send the whole conversation as input")
 REFUSED_HERE: dict[str, Refusal] = {
@@ -170,12 +169,10 @@ def _chat_choice(choice: Choice | None) -> Literal["none", "auto", "required"] |
     return choice.mode if isinstance(choice, AllowedTools) else choice
 
 
-def with_format(body: ResponsesBody) -> ResponsesBody:
-    """The structure under the name that the other routes have for it."""
-    if body.text is None or body.text.format is None:
-        return body
-    if body.response_format is not None:
-        raise InvalidRequest("response_format has another name here: give text.format alone.", param="response_format")
-    wanted = body.text.format
+def format_of(body: ResponsesBody) -> ResponseFormat | None:
+    """The structure as the other routes know it."""
+    wanted = None if body.text is None else body.text.format
+    if wanted is None:
+        return None
     schema = JsonSchema(schema=wanted.schema_) if wanted.type == "json_schema" else None
-    return body.model_copy(update={"response_format": ResponseFormat(type=wanted.type, json_schema=schema)})
+    return ResponseFormat(type=wanted.type, json_schema=schema)

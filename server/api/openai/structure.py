@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from server.api.openai.schemas import ResponseFormat, StructuredOutputs, TextBody, Tool
 from server.errors import ConflictingParameters, InvalidParameter, InvalidRequest, UnsupportedParameter
@@ -27,6 +27,18 @@ class Structure(NamedTuple):
     def names(self) -> dict[str, str]:
         """What errors about the grammar are to say."""
         return {"grammar.value.schema": self.field, "grammar.value": self.field, "grammar": self.field}
+
+
+Body = TypeVar("Body", bound=TextBody)
+
+
+def with_response_format(body: Body, wanted: ResponseFormat | None, field: str) -> Body:
+    """The body with the structure that ``field``, a dialect's own name for it, asks for. Raises for two structures."""
+    if wanted is None:
+        return body
+    if body.response_format is not None:
+        raise ConflictingParameters("response_format", field, "they are two names of one option")
+    return body.model_copy(update={"response_format": wanted})
 
 
 def structure_of(body: TextBody, forced: Sequence[Tool] | None = None) -> Structure | None:
@@ -67,7 +79,9 @@ def _response_format(wanted: ResponseFormat) -> dict[str, Any]:
     if wanted.type == "json_object":
         schema = wanted.value
     elif wanted.json_schema is None:
-        raise InvalidRequest("response_format has no json_schema.", param="response_format.json_schema")
+        raise InvalidRequest(
+            "response_format.json_schema is required by the type json_schema.", param="response_format.json_schema"
+        )
     else:
         schema = wanted.json_schema.schema_
     return ANY_OBJECT if schema is None else {"type": "json", "value": schema}

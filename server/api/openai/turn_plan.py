@@ -38,7 +38,7 @@ class ToolWish:
         if self.choice in (None, "none", "auto"):
             return None
         if not self.tools:
-            raise InvalidRequest("tool_choice asks for a call, and there are no tools.", param="tool_choice")
+            raise InvalidRequest("tool_choice requires tools.", param="tool_choice")
         if not isinstance(self.choice, NamedTool):
             return self.tools
         wanted = self.choice.function.name
@@ -146,7 +146,7 @@ def turn_plan(
         )
     if wish.is_free and structure is not None:
         raise ConflictingParameters(
-            structure.field, "tools", "an answer that may be a call has no structure; set tool_choice"
+            structure.field, "tools", "an answer that may be a call cannot follow a structure; set tool_choice"
         )
     reasons = reads_reasoning and structure is None and wish.forced() is None
     return TurnPlan(

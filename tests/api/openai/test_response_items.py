@@ -137,6 +137,13 @@ def test_allowed_tools_are_the_only_ones_that_the_model_sees() -> None:
         assert front.refused(PATH, **ASKED, tool_choice=unknown).param == "tool_choice.tools"
 
 
+def test_a_format_given_twice_is_refused_under_both_names() -> None:
+    with fronted_saying("{}", tool_templates.QWEN) as front:
+        given = {"text": {"format": {"type": "json_object"}}, "response_format": {"type": "json_object"}}
+        error = front.refused(PATH, **ASKED, **given)
+        assert error.param == "response_format" and "text.format" in error.message
+
+
 def test_without_parallel_calls_there_is_one() -> None:
     with fronted_saying(f"{CALL}\n{CALL}", tool_templates.QWEN) as front:
         answer = whole(front, **ASKED, parallel_tool_calls=False)
