@@ -132,10 +132,22 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Send the log-probability of each chosen token."""
     top_n_tokens: int = 0
     """Send so many of the most likely tokens at each place; implies ``logprobs``."""
+    logprob_token_ids: tuple[int, ...] = ()
+    """Send these tokens' log-probabilities at each place of the output, in place of the most likely tokens'; implies
+    ``logprobs``. No id occurs twice."""
     prompt_logprobs: bool = False
     """Send the log-probability of each prompt token; no part of the prompt comes from the prefix cache then."""
     logprobs_mode: Literal["raw", "processed"] = "raw"
     """Of the model's own distribution, or of the one that is drawn from."""
+
+    @property
+    def tells_others(self) -> bool:
+        """Whether the log-probabilities of tokens other than the chosen ones are sent."""
+        return bool(self.top_n_tokens or self.logprob_token_ids)
+
+    @property
+    def tells_logprobs(self) -> bool:
+        return self.logprobs or self.tells_others
 
 
 class Load(msgspec.Struct, frozen=True, tag=True):

@@ -72,6 +72,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "grammar": GRAMMAR,
     "details": {"details": True},
     "top_n_tokens": {"top_n_tokens": 3, "details": True},
+    "logprob_token_ids": {"logprob_token_ids": [9, 11], "details": True},
     "decoder_input_details": {"decoder_input_details": True, "details": True},
     "logprobs_mode": {"logprobs_mode": "processed", "details": True},
     "return_full_text": {"return_full_text": True},

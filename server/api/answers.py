@@ -122,7 +122,7 @@ def events(generation: Generation, tokens: Sequence[OutputToken]) -> list[Stream
 def _event(generation: Generation, token: OutputToken, is_last: bool) -> StreamEvent:
     output = generation.outputs[token.sequence]
     event = StreamEvent(index=token.place, token=_token(token))
-    if generation.prompt.params.top_n_tokens:
+    if generation.prompt.params.tells_others:
         event.top_tokens = _top(token)
     if len(generation.outputs) > 1:
         event.sequence = token.sequence
@@ -192,7 +192,7 @@ def _common(generation: Generation) -> dict[str, Any]:
 def _tokens(generation: Generation, tokens: Sequence[OutputToken]) -> dict[str, Any]:
     return {
         "tokens": [_token(token) for token in tokens],
-        "top_tokens": [_top(token) for token in tokens] if generation.prompt.params.top_n_tokens else UNSET,
+        "top_tokens": [_top(token) for token in tokens] if generation.prompt.params.tells_others else UNSET,
     }
 
 

@@ -158,6 +158,7 @@ class GenerateParameters(StrictModel):
 
     details: bool | None = None
     top_n_tokens: int | None = None
+    logprob_token_ids: Ids | None = None
     decoder_input_details: bool | None = None
     logprobs_mode: Literal["raw", "processed"] | None = None
     return_full_text: bool | None = None

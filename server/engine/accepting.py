@@ -50,9 +50,9 @@ class Acceptor:
             return "banned_phrase"  # the only cause that does not fail the request
         params = sequence.params
         sequence.append(sampled.token_ids[i])
-        if params.logprobs or params.top_n_tokens:
+        if params.tells_logprobs:
             sequence.logprobs.append(sampled.logprobs[i])
-        if params.top_n_tokens:
+        if params.tells_others:
             sequence.top_logprobs.append(sampled.top_logprobs[i])
         return self._watch(sequence) if sequence.watch is not None else sequence.finish_reason
 

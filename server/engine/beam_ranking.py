@@ -56,7 +56,7 @@ class LaneRows:
     @property
     def is_told(self) -> bool:
         """Whether the tokens' log-probabilities are asked for."""
-        return self.search.params.logprobs or self.search.params.top_n_tokens > 0
+        return self.search.params.tells_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,5 +255,9 @@ def _told(lane: LaneRows, choice: Choice, own_RV: Tensor, scores_SV: Tensor) -> 
     distribution = Distribution(told_KV, Scratch())
     columns_KC = on_device(choice.token_ids_C, own_RV.device).expand(len(lane.rows), -1)
     logprobs_KC = distribution.of(columns_KC).cpu().numpy()
-    tops = distribution.tell(columns_KC[:, 0], params.top_n_tokens)[1] if params.top_n_tokens else []
+    tops: list[TopLogprobs] = []
+    if params.logprob_token_ids:
+        tops = distribution.given([(row, params.logprob_token_ids) for row in range(len(lane.rows))])
+    elif params.top_n_tokens:
+        tops = distribution.tell(columns_KC[:, 0], params.top_n_tokens)[1]
     return logprobs_KC[choice.rows_C, np.arange(len(choice.rows_C))], tops

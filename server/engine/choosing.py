@@ -215,6 +215,6 @@ def _tell(unguided: Unguided, rows: list[int], choices: Choices) -> None:
         params = sequence.params
         if row not in unguided or params.logprobs_mode != "raw" or not sampled.is_finite[i]:
             continue
-        if params.logprobs or params.top_n_tokens:
+        if params.tells_logprobs:
             token_id = sampled.token_ids[i]
-            sampled.logprobs[i], sampled.top_logprobs[i] = unguided.tell(row, token_id, params.top_n_tokens)
+            sampled.logprobs[i], sampled.top_logprobs[i] = unguided.tell(row, token_id, params)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from server.engine.logprobs import logprobs_of
-from server.protocol import TokenLogprob
+from server.engine.logprobs import Distribution
+from server.engine.reductions import Scratch
+from server.protocol import SamplingParams, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +37,13 @@ class Unguided:
     def __contains__(self, row: int) -> bool:
         return row in self._places
 
-    def tell(self, row: int, token_id: int, top_n: int) -> tuple[float, list[TokenLogprob]]:
-        """The token's log-probability and the most likely tokens."""
+    def tell(self, row: int, token_id: int, params: SamplingParams) -> tuple[float, list[TokenLogprob]]:
+        """The token's log-probability, and those of the other tokens that are asked for."""
         place = self._places[row]
-        logprobs, tops = logprobs_of(self._logits_GV[place : place + 1], [token_id], top_n)
-        return logprobs[0], tops[0] if top_n else []
+        distribution = Distribution(self._logits_GV[place : place + 1], Scratch())
+        logprobs, tops = distribution.tell(self._logits_GV.new_tensor([token_id]).long(), params.top_n_tokens)
+        given = distribution.given([(0, params.logprob_token_ids)])
+        return logprobs[0], given[0] if params.logprob_token_ids else tops[0]
 
     def put_back(self, logits_RV: Tensor, rows: Sequence[int]) -> Tensor:
         """The model's own logits of some rows of the step, of which ``logits_RV`` are the guided ones."""

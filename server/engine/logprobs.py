@@ -21,7 +21,7 @@ ROWS_AT_ONCE = 32
 """Rows that `logprobs_of` treats at a time: a long prompt's would fill the memory."""
 
 Told = tuple[list[float], list[list[TokenLogprob]]]
-"""Of each row its token's log-probability and the most likely tokens, falling."""
+"""Of each row its token's log-probability, and the most likely tokens, falling, or those that are asked for."""
 
 
 class Distribution:
@@ -63,6 +63,25 @@ class Distribution:
         tops = zip(ids[:, 1:].tolist(), logprobs[:, 1:].tolist(), strict=True)
         return logprobs[:, 0].tolist(), [top_list(*row) for row in tops]
 
+    def given(
+        self, wanted: Sequence[tuple[int, Sequence[int]]], columns_RW: Tensor | None = None
+    ) -> list[list[TokenLogprob]]:
+        """The log-probabilities of token ids in some rows, in the order given; -inf for one that cannot be chosen.
+
+        ``wanted`` has rows, each with its token ids. ``columns_RW`` as in `tell`.
+        """
+        pairs = [(row, token_id) for row, ids in wanted for token_id in ids]
+        if not pairs:
+            return [[] for _ in wanted]
+        rows_L, ids_L = torch.tensor(pairs, dtype=torch.int64, device=self.device).unbind(1)
+        columns_L, is_candidate_L = ids_L, torch.ones_like(ids_L, dtype=torch.bool)
+        if columns_RW is not None:
+            is_its_LW = columns_RW[rows_L] == ids_L[:, None]
+            columns_L, is_candidate_L = is_its_LW.int().argmax(1), is_its_LW.any(1)
+        logprobs_L = self._logits_RV[rows_L, columns_L] - self._top_R1[rows_L, 0] + self._log_top_R1[rows_L, 0]
+        logprobs = iter(logprobs_L.masked_fill(~is_candidate_L, -torch.inf).double().tolist())
+        return [[TokenLogprob(token_id, next(logprobs)) for token_id in ids] for _, ids in wanted]
+
 
 def logprobs_of(logits_RV: Tensor, ids_R: Sequence[int], top_n: int) -> Told:
     """Each row's log-probability of its token, and its ``top_n`` most likely tokens."""
@@ -84,7 +103,8 @@ class ToldRows:
     def __init__(self, params: Sequence[SamplingParams], scratch: Scratch) -> None:
         self._scratch = scratch
         self._tops = [p.top_n_tokens for p in params]
-        told = [i for i, p in enumerate(params) if p.logprobs or p.top_n_tokens]
+        self._ids = [p.logprob_token_ids for p in params]
+        told = [i for i, p in enumerate(params) if p.tells_logprobs]
         self._raw_rows = [i for i in told if params[i].logprobs_mode == "raw"]
         self._processed_rows = frozenset(told) - frozenset(self._raw_rows)
         self._raw: Distribution | None = None
@@ -121,9 +141,11 @@ class ToldRows:
         if self._raw is not None:
             chosen_R = torch.tensor([token_ids[i] for i in self._raw_rows], device=self._raw.device)
             self._write(logprobs, tops, self._raw_rows, self._raw.tell(chosen_R, self._most(self._raw_rows)))
+            self._write_given(tops, self._raw_rows, self._raw, None)
         for rows, scores_RW, chosen_R, columns_RW in self._drawn_from:
-            told = Distribution(scores_RW, self._scratch).tell(chosen_R, self._most(rows), columns_RW)
-            self._write(logprobs, tops, rows, told)
+            drawn_from = Distribution(scores_RW, self._scratch)
+            self._write(logprobs, tops, rows, drawn_from.tell(chosen_R, self._most(rows), columns_RW))
+            self._write_given(tops, rows, drawn_from, columns_RW)
         return logprobs, tops
 
     def _most(self, rows: list[int]) -> int:
@@ -133,6 +155,18 @@ class ToldRows:
         for row, logprob, top in zip(rows, *told, strict=True):
             logprobs[row] = logprob
             tops[row] = top[: self._tops[row]]
+
+    def _write_given(
+        self,
+        tops: list[list[TokenLogprob]],
+        rows: list[int],
+        distribution: Distribution,
+        columns_RW: Tensor | None,
+    ) -> None:
+        """Rows that ask for certain tokens are told of these alone."""
+        wanted = [(place, self._ids[row]) for place, row in enumerate(rows) if self._ids[row]]
+        for (place, _), found in zip(wanted, distribution.given(wanted, columns_RW), strict=True):
+            tops[rows[place]] = found
 
 
 def top_list(token_ids: Sequence[float], logprobs: Sequence[float]) -> list[TokenLogprob]:

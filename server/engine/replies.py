@@ -21,15 +21,14 @@ def of_sequence(group: SequenceGroup, sequence: Sequence, finish_reason: FinishR
     sequence.num_sent = stop
     params = sequence.params
     first = sequence.num_prompt_tokens
-    is_told = params.logprobs or params.top_n_tokens
     return Tokens(
         request_id=group.request_id,
         token_ids=sequence.token_ids[first + start : first + stop].tolist(),
         finish_reason=finish_reason,
-        logprobs=sequence.logprobs[start:stop] if is_told else None,
+        logprobs=sequence.logprobs[start:stop] if params.tells_logprobs else None,
         num_cached_tokens=_num_cached_tokens(group),
         index=sequence.sample_index,
-        top_logprobs=sequence.top_logprobs[start:stop] if params.top_n_tokens else None,
+        top_logprobs=sequence.top_logprobs[start:stop] if params.tells_others else None,
         prompt_logprobs=_prompt_logprobs(group, sequence.sample_index) if group.prompt_logprobs is not None else None,
         num_rewinds=num_rewinds,
     )
@@ -90,10 +89,10 @@ def _of_beam(
         request_id=group.request_id,
         token_ids=token_ids,
         finish_reason=finish_reason,
-        logprobs=logprobs if params.logprobs or params.top_n_tokens else None,
+        logprobs=logprobs if params.tells_logprobs else None,
         num_cached_tokens=_num_cached_tokens(group),
         index=index,
-        top_logprobs=top_logprobs if params.top_n_tokens else None,
+        top_logprobs=top_logprobs if params.tells_others else None,
         prompt_logprobs=_prompt_logprobs(group, index),
         score=score,
     )

@@ -51,7 +51,7 @@ class Sampled:
     logprobs: list[float]
     """Of the chosen token; 0 where not asked for."""
     top_logprobs: list[list[TokenLogprob]]
-    """The most likely tokens, falling; empty where not asked for."""
+    """The most likely tokens, falling, or those that were asked for; empty where none were."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -263,6 +263,14 @@ RULES: tuple[Rule, ...] = (
     excludes("grammar", "ignore_eos", "{grammar} says when the output is complete"),
     # What is told.
     _details("top_n_tokens"),
+    _details("logprob_token_ids"),
+    Rule(
+        "logprob_token_ids",
+        "top_n_tokens",
+        "its tokens are told in place of the most likely ones",
+        # The most likely tokens of the prompt's places may be asked for beside it.
+        lambda w: w.has("logprob_token_ids") and w.has("top_n_tokens") and not w["decoder_input_details"],
+    ),
     _details("decoder_input_details"),
     _details("logprobs_mode"),
     _details("return_parameters"),

@@ -172,6 +172,8 @@ class GenerateOptions:
     """Tell the tokens with their log-probabilities, finish reason, seed and counts."""
     top_n_tokens: int | None = None
     """Tell so many of the most likely tokens at each place."""
+    logprob_token_ids: Ids | None = None
+    """Tell the log-probabilities of these tokens at each place, in `top_tokens` and in this order."""
     decoder_input_details: bool | None = None
     """Tell the log-probability of each token of the prompt."""
     logprobs_mode: Literal["raw", "processed"] | None = None

@@ -24,6 +24,7 @@ MAX_SEED = 2**63 - 1
 MAX_STOP_STRINGS = 16
 MAX_OUTPUTS = 8
 MAX_TOP_TOKENS = 20
+MAX_TOLD_IDS = 128
 MAX_TIME_S = 86_400
 
 PART = Number(0, 1, is_low_excluded=True)
@@ -86,6 +87,7 @@ RANGES: dict[str, Range] = {
     "max_rewinds": Number(0, 1000),
     "penalties": Penalties(64, 256),
     "top_n_tokens": Number(0, MAX_TOP_TOKENS),
+    "logprob_token_ids": TokenIds(MAX_TOLD_IDS),
     "penalty_alpha": Number(0, 1),
 }
 

@@ -210,6 +210,7 @@ def _by_another_name(
         # The samples of best_of are ranked by them.
         "logprobs": wishes["details"] or wishes.has("best_of"),
         "prompt_logprobs": wishes["decoder_input_details"],
+        "logprob_token_ids": tuple(dict.fromkeys(wishes["logprob_token_ids"] or ())),
     }
 
 

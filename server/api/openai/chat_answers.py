@@ -9,7 +9,7 @@ from server.api.openai.logprobs import ChatTeller
 from server.api.openai.messages import text_of
 from server.api.openai.schemas import ChatBody
 from server.api.openai.scribe import Scribe
-from server.api.openai.told import output_ids, prompt_ids, prompt_scores, token_name
+from server.api.openai.told import num_others, output_ids, prompt_ids, prompt_scores, token_name
 from server.api.openai.turn_plan import TurnPlan
 from server.api.openai.work import Chunks, TextWork, by_output
 from server.serving.generation import OutputText, OutputToken
@@ -57,8 +57,10 @@ def _message(pieces: Iterable[Piece]) -> dict[str, Any]:
 
 
 def _teller(work: TextWork, body: ChatBody) -> ChatTeller | None:
+    if not body.logprobs:
+        return None
     tokenizer = work.generator.tokenizer
-    return ChatTeller(tokenizer, body.top_logprobs or 0, token_name(body, tokenizer)) if body.logprobs else None
+    return ChatTeller(tokenizer, num_others(body, body.top_logprobs or 0), token_name(body, tokenizer))
 
 
 def _first_part(call: CallDelta) -> dict[str, Any]:

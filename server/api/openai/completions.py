@@ -13,12 +13,13 @@ from server.api.openai.logprobs import CompletionLogprobs, CompletionScribe
 from server.api.openai.schemas import REFUSED_IN_COMPLETIONS, CompletionBody
 from server.api.openai.shapes import encode, ending
 from server.api.openai.structure import structure_of
-from server.api.openai.told import output_ids, prompt_ids, prompt_scores, token_name, told_options
+from server.api.openai.told import num_others, output_ids, prompt_ids, prompt_scores, token_name, told_options
 from server.api.openai.work import Chunks, TextWork, by_output, generator_of
 from server.api.prompt_source import prompt_source
-from server.errors import UnsupportedParameter
+from server.errors import ConflictingParameters, UnsupportedParameter
 from server.serving.generation import Generation, OutputText, OutputToken
 from server.serving.prompts import PromptSource
+from server.text.tokenizer import Tokenizer
 
 router = APIRouter(tags=["openai"])
 
@@ -61,15 +62,21 @@ def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str 
 
 def _is_scored(body: CompletionBody) -> bool:
     """Whether no token is asked for: the prompt's own are, with ``echo``, or their place in the prefix cache."""
-    return 0 in (body.max_tokens, body.max_completion_tokens, body.max_new_tokens)
+    return bool(_no_tokens(body))
+
+
+def _no_tokens(body: CompletionBody) -> list[str]:
+    """The fields that say so."""
+    return [name for name in ("max_tokens", "max_completion_tokens", "max_new_tokens") if getattr(body, name) == 0]
 
 
 def _added(body: CompletionBody, grammar: Mapping[str, Any] | None) -> dict[str, Any]:
     added: dict[str, Any] = {} if grammar is None else {"grammar": grammar}
     if _is_scored(body):
         added["max_new_tokens"] = 1
-    added |= told_options(body, body.logprobs)
-    return added if body.logprobs is None or not body.echo else {**added, "decoder_input_details": True}
+        if body.logprob_token_ids:
+            raise ConflictingParameters("logprob_token_ids", _no_tokens(body)[0], "the output has no place")
+    return added | told_options(body, body.logprobs, scores_prompt=bool(body.echo and body.logprobs is not None))
 
 
 def _reply(work: TextWork, body: CompletionBody, tokens: Sequence[Sequence[OutputToken]]) -> Response:
@@ -84,16 +91,22 @@ def _reply(work: TextWork, body: CompletionBody, tokens: Sequence[Sequence[Outpu
     return Response(encode(answer), media_type="application/json")
 
 
+def _scribe(body: CompletionBody, tokenizer: Tokenizer) -> CompletionScribe | None:
+    if body.logprobs is None:
+        return None
+    num_told = num_others(body, body.logprobs)
+    return CompletionScribe(tokenizer, body.logprobs, num_told, token_name(body, tokenizer))
+
+
 class Scribe:
     """Writes one choice: text and log-probabilities, the prompt before them where it is wanted."""
 
     def __init__(self, work: TextWork, body: CompletionBody, generation: Generation) -> None:
         tokenizer = work.generator.tokenizer
-        name = token_name(body, tokenizer)
         self._body = body
         self._generation = generation
         self._is_scored = work.is_scored
-        self._logprobs = None if body.logprobs is None else CompletionScribe(tokenizer, body.logprobs, name)
+        self._logprobs = _scribe(body, tokenizer)
         self._is_first = True
 
     def write(self, output: OutputText, tokens: Sequence[OutputToken]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class ChatToken(msgspec.Struct):
 
 
 class ChatLogprob(ChatToken):
-    """An output's token and the most likely ones at its place."""
+    """An output's token, and the most likely ones at its place or those that were asked for."""
 
     top_logprobs: list[ChatToken]
 
@@ -41,11 +41,11 @@ class ChatLogprobs(msgspec.Struct):
 
 
 class ChatTeller:
-    """Writes a chat's log-probabilities; ``name`` is what it calls a token."""
+    """Writes a chat's log-probabilities: of each token and ``num_others`` beside it, called by ``name``."""
 
-    def __init__(self, tokenizer: Tokenizer, num_top: int, name: Callable[[int], str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, num_others: int, name: Callable[[int], str]) -> None:
         self._tokenizer = tokenizer
-        self._num_top = num_top
+        self._num_others = num_others
         self._name = name
 
     def tell(self, tokens: Iterable[OutputToken]) -> ChatLogprobs:
@@ -53,7 +53,7 @@ class ChatTeller:
         return ChatLogprobs([self._entry(token) for token in tokens if token.logprob is not None])
 
     def _entry(self, token: OutputToken) -> ChatLogprob:
-        told = (token.top or [])[: self._num_top]
+        told = (token.top or [])[: self._num_others]
         top = [ChatToken(*self._written(each.id, each.logprob)) for each in told]
         return ChatLogprob(*self._written(token.id, token.logprob), top)
 
@@ -76,7 +76,9 @@ class CompletionLogprobs(msgspec.Struct):
     tokens: list[str] = []
     token_logprobs: list[float | None] = []
     top_logprobs: list[dict[str, float] | None] = []
-    """The most likely tokens, and the one that came. lm-evaluation-harness compares their numbers for equality."""
+    """The most likely tokens, or those that were asked for, and the one that came.
+
+    lm-evaluation-harness compares their numbers for equality."""
 
     def extend(self, other: CompletionLogprobs) -> None:
         """Go on with those of the tokens after these."""
@@ -87,10 +89,14 @@ class CompletionLogprobs(msgspec.Struct):
 class CompletionScribe:
     """Writes one choice's log-probabilities as its text grows."""
 
-    def __init__(self, tokenizer: Tokenizer, num_top: int, name: Callable[[int], str]) -> None:
-        """``name``: what the log-probabilities call a token."""
+    def __init__(self, tokenizer: Tokenizer, num_top: int, num_others: int, name: Callable[[int], str]) -> None:
+        """``num_top`` tokens are told of beside the prompt's own at each place, ``num_others`` beside the output's.
+
+        ``name``: what the log-probabilities call a token.
+        """
         self._tokenizer = tokenizer
         self._num_top = num_top
+        self._num_others = num_others
         self._name = name
         self._offset = 0
         """Characters of the choice's text so far."""
@@ -108,7 +114,7 @@ class CompletionScribe:
         start = self._offset
         for i, token_id in enumerate(generation.prompt.ids):
             logprob = scores.logprobs[i - 1] if i else None
-            top = [(pair.token_id, pair.logprob) for pair in tops[i - 1]] if i else []
+            top = [(pair.token_id, pair.logprob) for pair in tops[i - 1][: self._num_top]] if i else []
             self._add(found, token_id, logprob, top)
             self._offset += len(detokenizer.push(token_id))
         self._offset = start + len(generation.prompt.text)
@@ -119,7 +125,8 @@ class CompletionScribe:
         found = CompletionLogprobs()
         for token in tokens:
             if token.logprob is not None:
-                self._add(found, token.id, token.logprob, [(told.id, told.logprob or 0.0) for told in token.top or ()])
+                others = (token.top or [])[: self._num_others]
+                self._add(found, token.id, token.logprob, [(told.id, told.logprob or 0.0) for told in others])
             self._offset += len(token.text)
         return found
 
@@ -133,7 +140,7 @@ class CompletionScribe:
 
     def _top(self, token_id: int, logprob: float, top: Sequence[tuple[int, float]]) -> dict[str, float]:
         """By text, and by id where two tokens have one text, such as parts of a character: none may be lost."""
-        told = list(top[: self._num_top])
+        told = list(top)
         if all(id_ != token_id for id_, _ in told):
             told.append((token_id, logprob))
         found: dict[str, float] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from server.api.openai.schemas import TOLD_OTHERWISE, TextBody
+from server.api.openai.schemas import NO_PLACE, TOLD_OTHERWISE, TextBody, ToldFields
 from server.api.schemas import GenerateParameters
 from server.errors import ConflictingParameters, InvalidParameter, UnsupportedParameter
 from server.protocol import Ready
@@ -58,8 +58,11 @@ def shown_name(body: TextBody, own: str) -> str:
 
 def check_told(body: TextBody) -> None:
     """Raise for what these routes' answers have no place for."""
-    for name, reason in TOLD_OTHERWISE.items():
-        if is_wish(name, getattr(body, name)):
+    has_choices = isinstance(body, ToldFields)
+    reasons = TOLD_OTHERWISE if has_choices else {**TOLD_OTHERWISE, "logprob_token_ids": NO_PLACE}
+    for name, reason in reasons.items():
+        value = getattr(body, name)
+        if value != [] and is_wish(name, value):
             raise UnsupportedParameter(name, reason)
 
 

@@ -94,6 +94,9 @@ class ToldFields(LenientModel):
     """Log-probabilities call a token ``token_id:N``."""
     prompt_logprobs: int | None = None
     """Add the log-probability of each prompt token and of the N most likely tokens at its place; not for streams."""
+    logprob_token_ids: Ids | None = None
+    """With logprobs: the log-probabilities of these tokens at each place of the output, in this order and in place of
+    those of the most likely tokens."""
 
 
 class CompletionBody(ToldFields, TextBody):
@@ -248,7 +251,6 @@ REFUSED: dict[str, Refusal] = {
     "guided_grammar": Refusal('give grammar: {"type": "lark", "value": ...}'),
     "guided_decoding_backend": Refusal("there is one", ("auto",)),
     "spaces_between_special_tokens": Refusal("special tokens have no text", (True,)),
-    "logprob_token_ids": Refusal("ask for the most likely tokens' log-probabilities", ([],)),
     "logits_processors": Refusal("use the options for bias and bans", ([],)),
     "priority": Refusal("requests are taken in their order", (0,)),
 }

@@ -7,22 +7,35 @@ from typing import Any
 
 from server.api.openai.logprobs import finite
 from server.api.openai.schemas import ToldFields
-from server.errors import InvalidParameter
+from server.errors import InvalidParameter, InvalidRequest
 from server.protocol import TokenLogprob
 from server.serving.generation import Generation, OutputText, OutputToken
 from server.serving.ranges import MAX_TOP_TOKENS
 from server.text.tokenizer import Tokenizer
 
 
-def told_options(body: ToldFields, num_top: int | None) -> dict[str, Any]:
-    """The options that tell what the body asks for; ``num_top`` is its own field for log-probabilities."""
+def told_options(body: ToldFields, num_top: int | None, *, scores_prompt: bool = False) -> dict[str, Any]:
+    """The options that tell what the body asks for.
+
+    ``num_top`` is the body's own field for log-probabilities; ``scores_prompt``: it asks for those of the prompt too.
+    """
     if body.prompt_logprobs is not None and not 0 <= body.prompt_logprobs <= MAX_TOP_TOKENS:
         raise InvalidParameter("prompt_logprobs", body.prompt_logprobs, f"must be from 0 to {MAX_TOP_TOKENS}")
+    if body.logprob_token_ids and num_top is None:
+        raise InvalidRequest("logprob_token_ids are told with logprobs: set logprobs.", param="logprob_token_ids")
     tops = [top for top in (num_top, body.prompt_logprobs) if top is not None]
     if not tops:
         return {}
-    told: dict[str, Any] = {"details": True, "top_n_tokens": max(tops)}
-    return told if body.prompt_logprobs is None else {**told, "decoder_input_details": True}
+    scores_prompt = scores_prompt or body.prompt_logprobs is not None
+    # Given tokens take the place of the most likely ones, but not at the prompt's places.
+    count = 0 if body.logprob_token_ids and not scores_prompt else max(tops)
+    told: dict[str, Any] = {"details": True, "top_n_tokens": count}
+    return {**told, "decoder_input_details": True} if scores_prompt else told
+
+
+def num_others(body: ToldFields, num_top: int) -> int:
+    """How many tokens other than the chosen one the log-probabilities of an output's place are about, at most."""
+    return len(body.logprob_token_ids) if body.logprob_token_ids else num_top
 
 
 def token_name(body: ToldFields, tokenizer: Tokenizer) -> Callable[[int], str]:

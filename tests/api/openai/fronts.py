@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 from starlette.testclient import TestClient
 
-from server.protocol import Generate, PromptLogprobs, TokenLogprob, Tokens
+from server.protocol import Generate, PromptLogprobs, SamplingParams, TokenLogprob, Tokens
 from tests.api.scripted import END_ID, TOKENIZER, Script, ScriptedWorker, Step, ready, says
 from tests.encoder_app import client_of
 from tests.sandbox.chat_templates import CHATML
@@ -276,7 +276,7 @@ def tells(text: str, *, end: bool = True) -> Script:
                 [token_id],
                 finish,
                 [likelihood(token_id)] if params.logprobs else None,
-                top_logprobs=[likely(token_id, params.top_n_tokens)] if params.top_n_tokens else None,
+                top_logprobs=[_others(token_id, params)] if params.tells_others else None,
                 prompt_logprobs=prompt,
             )
 
@@ -285,6 +285,11 @@ def tells(text: str, *, end: bool = True) -> Script:
 
 def likelihood(token_id: int) -> float:
     return -0.1 if token_id == 5 else -1 / 3 - token_id
+
+
+def _others(token_id: int, params: SamplingParams) -> list[TokenLogprob]:
+    given = [TokenLogprob(id_, likelihood(id_)) for id_ in params.logprob_token_ids]
+    return given or likely(token_id, params.top_n_tokens)
 
 
 def likely(token_id: int, count: int) -> list[TokenLogprob]:

@@ -112,6 +112,89 @@ def test_routes_without_a_place_for_it_refuse_it_by_name(front: Front, path: str
     assert front.refused(path, **body, **{name: 1 if name == "prompt_logprobs" else True}).param == name
 
 
+# The log-probabilities of given tokens.
+
+GIVEN = [300, 7, 41]
+
+
+def asked(path: str, count: int = 0) -> dict[str, Any]:
+    """The fields that ask for log-probabilities, and for those of ``count`` of the most likely tokens."""
+    return {"logprobs": count} if path == COMPLETIONS else {"logprobs": True, "top_logprobs": count}
+
+
+@BOTH
+@pytest.mark.parametrize("count", [0, 2])
+@pytest.mark.parametrize("stream", [False, True])
+def test_given_tokens_are_told_of_in_place_of_the_likeliest(front: Front, path: str, count: int, stream: bool) -> None:
+    options = {**asked(path, count), "logprob_token_ids": GIVEN, "return_tokens_as_token_ids": True}
+    answers = events(front, path, **options) if stream else [sent(front, path, **options)]
+    told = [choice["logprobs"] for answer in answers for choice in answer["choices"] if choice["logprobs"]]
+    expected = {f"token_id:{id_}": likelihood(id_) for id_ in GIVEN}
+    if path == COMPLETIONS:
+        tops = [top for one in told for top in one["top_logprobs"]]
+        assert tops == [{**expected, f"token_id:{id_}": likelihood(id_)} for id_ in IDS]
+    else:
+        tops = [entry["top_logprobs"] for one in told for entry in one["content"]]
+        assert len(tops) == len(IDS)
+        assert {tuple((top["token"], top["logprob"]) for top in place) for place in tops} == {tuple(expected.items())}
+    assert front.command.params.logprob_token_ids == tuple(GIVEN)
+
+
+@BOTH
+def test_the_prompts_likeliest_tokens_stand_beside_given_ones(front: Front, path: str) -> None:
+    answer = sent(front, path, prompt_logprobs=2, **asked(path, 1), logprob_token_ids=GIVEN)
+    told = (answer["choices"][0] if path == COMPLETIONS else answer)["prompt_logprobs"]
+    assert all({"5", "6"} <= place.keys() for place in told[1:])
+    logprobs = answer["choices"][0]["logprobs"]
+    others = logprobs["top_logprobs"][0] if path == COMPLETIONS else logprobs["content"][0]["top_logprobs"]
+    assert len(others) >= len(GIVEN)
+
+
+def test_an_echoed_prompt_keeps_its_likeliest_tokens_beside_given_ones(front: Front) -> None:
+    options = {"echo": True, "logprobs": 2, "return_tokens_as_token_ids": True}
+    (choice,) = sent(front, COMPLETIONS, **options, logprob_token_ids=[300])["choices"]
+    tops = choice["logprobs"]["top_logprobs"]
+    num_prompt = len(front.command.prompt_ids)
+    assert all({"token_id:5", "token_id:6"} <= top.keys() for top in tops[1:num_prompt])
+    assert all("token_id:300" in top and "token_id:6" not in top for top in tops[num_prompt:])
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"logprob_token_ids": [5]}, "set logprobs"),
+        ({"logprob_token_ids": [-1]}, "0 to"),
+        ({"logprob_token_ids": [10_000_000]}, "0 to"),
+        ({"logprob_token_ids": list(range(129))}, "at most 128"),
+    ],
+)
+def test_given_tokens_that_cannot_be_told_are_refused_by_name(
+    front: Front, path: str, options: Any, words: str
+) -> None:
+    logprobs = {} if words == "set logprobs" else asked(path)
+    error = front.refused(path, **BODIES[path], **logprobs, **options)
+    assert error.param.startswith("logprob_token_ids") and words in error.message
+
+
+def test_given_tokens_need_a_place_of_the_output(front: Front) -> None:
+    body = {"echo": True, "max_tokens": 0, "logprobs": 1, "logprob_token_ids": [5]}
+    assert front.refused(COMPLETIONS, **BODIES[COMPLETIONS], **body).param == "logprob_token_ids"
+
+
+@BOTH
+def test_an_empty_list_of_given_tokens_asks_for_nothing(front: Front, path: str) -> None:
+    answer = sent(front, path, logprob_token_ids=[])
+    assert answer["choices"][0]["logprobs"] is None and front.command.params.logprob_token_ids == ()
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_routes_without_log_probabilities_refuse_given_tokens(front: Front, path: str) -> None:
+    body = {"input": "Hello"} if path == "/v1/responses" else {"max_tokens": 4, **HELLO}
+    assert front.refused(path, **body, logprob_token_ids=[5]).param == "logprob_token_ids"
+    assert front.send(path, **body, logprob_token_ids=[]).status_code == 200
+
+
 # Special tokens and stop strings in the text.
 
 
