@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,11 @@ def load_tokenizer(folder: Path) -> Any:
 
 def tokenizer_files(tokenizer: Any) -> TokenizerFiles:
     """Of a tokenizer that is not used to read texts afterwards: it neither truncates nor pads any more."""
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
     serialised = _serialised(tokenizer)
     prefix_ids, suffix_ids = _around(tokenizer.backend_tokenizer.encode("a"))
     return TokenizerFiles(
         tokenizer_json=serialised,
-        chat_template=template,
+        chat_template=one_template(tokenizer.chat_template),
         bos_token=tokenizer.bos_token,
         eos_token=tokenizer.eos_token,
         pad_token=tokenizer.pad_token,
@@ -65,6 +63,18 @@ def tokenizer_files(tokenizer: Any) -> TokenizerFiles:
         gives_token_types="token_type_ids" in tokenizer.model_input_names,
         truncation_side="left" if tokenizer.truncation_side == "left" else "right",
     )
+
+
+def one_template(template: str | Mapping[str, str] | None) -> str | None:
+    """Of named templates transformers takes ``tool_use`` where there are tools, else ``default``: so does this one."""
+    if not isinstance(template, Mapping):
+        return template
+    default, with_tools = template.get("default"), template.get("tool_use")
+    if default is None or with_tools is None:
+        return default
+    # The sandbox trims the line feed behind a tag, and the plus sign keeps the space before it.
+    parts = [text.removesuffix("\n") for text in (with_tools, default)]
+    return f"{{%+ if tools %}}\n{parts[0]}{{%+ else %}}\n{parts[1]}{{%+ endif %}}"
 
 
 def _serialised(tokenizer: Any) -> str:
