@@ -11,7 +11,7 @@ from typing import Any
 
 from server.errors import ConfigurationError
 from server.finetune.data import TagExample, TextExample
-from server.text.tag_schemes import scheme_of
+from server.text.tag_schemes import TagScheme, scheme_of
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,10 @@ def split(examples: Sequence[Any], *, validation_share: float, test_share: float
     by_text: dict[tuple[str, ...], list[Any]] = defaultdict(list)
     for example in examples:
         by_text[_key(example)].append(example)
+    scheme = scheme_of(tag for example in examples if isinstance(example, TagExample) for tag in example.tags)
     strata: dict[tuple[str, ...], list[list[Any]]] = defaultdict(list)
     for group in by_text.values():
-        strata[_stratum(group[0])].append(group)
+        strata[_stratum(group[0], scheme)].append(group)
 
     rng = random.Random(seed)
     # Each stratum is spread evenly over (0, 1): any run of the sorted whole has the strata in proportion,
@@ -60,7 +61,7 @@ def _key(example: TextExample | TagExample) -> tuple[str, ...]:
     return (example.text,) if pair is None else (example.text, pair)
 
 
-def _stratum(example: TextExample | TagExample) -> tuple[str, ...]:
+def _stratum(example: TextExample | TagExample, scheme: TagScheme) -> tuple[str, ...]:
     if isinstance(example, TextExample):
         return example.labels
-    return tuple(sorted({tag.type for tag in scheme_of(example.tags).tags.values()}))
+    return tuple(sorted({scheme.tags[tag].type for tag in example.tags}))

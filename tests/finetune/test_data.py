@@ -255,6 +255,15 @@ def test_a_label_that_occurs_once_is_trained_on():
     assert TextExample("odd", ("once",)) in parts.train
 
 
+def test_a_split_keeps_the_mix_of_types_whatever_places_a_sentence_has():
+    rows = [TagExample((f"a{i}",), ("S-LOC",)) for i in range(8)]
+    rows += [TagExample((f"b{i}", "c"), ("B-LOC", "E-LOC")) for i in range(8)]
+    alike = [TagExample((*row.words, "d"), ("B-LOC", "I-LOC", "E-LOC")[-len(row.words) - 1 :]) for row in rows]
+    parts = [split(examples, validation_share=0.1, test_share=0.1, seed=0) for examples in (rows, alike)]
+    first, second = ([example.words[0] for example in part.train + part.validation + part.test] for part in parts)
+    assert first == second
+
+
 def test_too_few_texts_are_refused():
     rows = [TextExample("same", ("x",))] * 50
     with pytest.raises(ConfigurationError, match="1 different texts are too few"):
