@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import queue
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
@@ -14,6 +14,8 @@ from typing import Any, Literal, Protocol
 MAX_FIELD_CHARACTERS = 1024
 MAX_TRACEBACK_CHARACTERS = 16_384
 MAX_QUEUED_LINES = 10_000
+PAUSE_S = 0.02
+"""After a write, for more lines to come: waking the thread for each would stop the event loop as often."""
 
 
 class Sink(Protocol):
@@ -71,38 +73,53 @@ class TextFormatter(logging.Formatter):
 
 
 class BackgroundHandler(logging.Handler):
-    """Formats in the caller and writes in a thread; where the sink does not keep up, lines are dropped and counted."""
+    """Formats in the caller and writes in a thread; where the sink does not keep up, lines are dropped and counted.
+
+    A line is written at once, and what follows soon after it is written together.
+    """
 
     def __init__(self, sink: Sink, on_drop: Callable[[], None]) -> None:
         super().__init__()
         self._sink = sink
         self._on_drop = on_drop
-        self._lines: queue.Queue[str | None] = queue.Queue(MAX_QUEUED_LINES)
-        self._thread = threading.Thread(target=self._write, name="log", daemon=True)
+        self._lines: deque[str] = deque()
+        self._has_lines = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self._lines.put_nowait(self.format(record) + "\n")
-        except queue.Full:
+        if len(self._lines) >= MAX_QUEUED_LINES:
             self._on_drop()
+            return
+        self._lines.append(self.format(record) + "\n")
+        if not self._has_lines.is_set():
+            self._has_lines.set()
 
     def close(self) -> None:
         """Write what is left, for at most a second: a sink that is stuck must not hold the process."""
-        try:
-            self._lines.put_nowait(None)
-        except queue.Full:
-            self._on_drop()
+        self._closing.set()
+        self._has_lines.set()
         self._thread.join(1.0)
         super().close()
 
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            self._has_lines.wait()
+            self._has_lines.clear()
+            self._write()
+            self._closing.wait(PAUSE_S)
+        self._write()
+
     def _write(self) -> None:
-        while (line := self._lines.get()) is not None:
+        while self._lines:
+            lines = [self._lines.popleft() for _ in range(len(self._lines))]
             try:
-                self._sink.write(line)
+                self._sink.write("".join(lines))
                 self._sink.flush()
             except (OSError, ValueError):
-                self._on_drop()
+                for _ in lines:
+                    self._on_drop()
 
 
 def set_up(

@@ -95,3 +95,34 @@ def test_a_traceback_is_in_the_line_of_its_error():
         logging.getLogger("sluice.test").exception("failed")
     handler.close()
     assert "RuntimeError: boom" in json.loads(sink.getvalue())["traceback"]
+
+
+def test_lines_that_come_while_others_are_written_are_written_together():
+    sink, calls = StuckSink(), []
+    sink.flush = lambda: calls.append(sink.getvalue())
+    handler = logs.set_up("json", "info", on_drop=lambda: None, sink=sink)
+    for i in range(100):
+        logging.getLogger("sluice.test").info("line %d", i)
+    sink.released.set()
+    handler.close()
+    assert sink.getvalue().count("\n") == 100
+    assert len(calls) <= 3
+
+
+def test_lines_are_written_in_order_from_all_threads():
+    sink = io.StringIO()
+    handler = logs.set_up("json", "info", on_drop=lambda: None, sink=sink)
+    threads = [threading.Thread(target=_log_numbers, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    handler.close()
+    messages = [json.loads(line)["message"] for line in sink.getvalue().splitlines()]
+    for name in "ab":
+        assert [m for m in messages if m.startswith(name)] == [f"{name} {i}" for i in range(500)]
+
+
+def _log_numbers(name: str) -> None:
+    for i in range(500):
+        logging.getLogger("sluice.test").info("%s %d", name, i)
