@@ -72,9 +72,10 @@ class ServedEncoder(ABC):
 
     def _check_least(self, *texts: str) -> None:
         """Raise for texts that are together certainly too long, before they are read."""
-        num_tokens = sum(map(self.tokenizer.at_least, texts))
-        if num_tokens > self.ready.max_model_len:
-            raise InputTooLong(num_tokens, self.ready.max_model_len, self._shorten, is_least=True)
+        limit = self.ready.max_model_len
+        num_tokens = sum(self.tokenizer.at_least(text, limit) for text in texts)
+        if num_tokens > limit:
+            raise InputTooLong(num_tokens, limit, self._shorten, is_least=True)
 
     def _fitted(self, encoding: tokenizers.Encoding, truncation: Truncation | None, request_id: str) -> Encode:
         """The command for a text or pair; one that is longer than it may be is cut as the client wants, or refused."""

@@ -103,7 +103,9 @@ class PromptMaker:
             grammar=None if wanted.grammar is None else await self._services.grammars.text(wanted.grammar),
             topics=self._services.topics.phrases if wanted.penalties else {},
         )
-        return await text_threads.each(work.prompt, texts, work.num_characters(texts))
+        return await text_threads.each(
+            work.prompt, texts, work.num_characters(texts), num_option_characters=work.num_option_characters
+        )
 
     async def _texts(self, source: PromptSource) -> Sequence[str | list[int] | RenderedPrompt]:
         templates = self._services.templates
@@ -153,6 +155,12 @@ class _Work:
         """Of all that is to be read. A token id counts as one."""
         texts = [source.text if isinstance(source, RenderedPrompt) else source for source in sources]
         return sum(map(len, texts)) + len(self.wanted.negative_prompt or "")
+
+    @property
+    def num_option_characters(self) -> int:
+        """Roughly, as JSON; topics count with their phrases."""
+        given = [value for value in vars(self.wanted).values() if value is not None]
+        return len(msgspec.json.encode([given, self.topics, self.grammar]))
 
     def prompt(self, source: str | list[int] | RenderedPrompt) -> Prompt:
         text, ids, template_spans = self._tokenized(source)
@@ -207,7 +215,7 @@ class _Work:
 
     def _check_least(self, text: str) -> None:
         """Raise for a text that is certainly too long, before it is read: reading takes much memory and time."""
-        num_tokens = self.tokenizer.at_least(text)
+        num_tokens = self.tokenizer.at_least(text, self.ready.max_model_len)
         sampling.check_length(num_tokens, self.ready, sampling.prompt_field(self.source.body), is_least=True)
 
     def _checked(self, ids: list[int]) -> list[int]:

@@ -120,7 +120,7 @@ class ServedTagger(ServedEncoder):
 
     def _check_least(self, *texts: str) -> None:
         """Any length has its windows, up to the limit of a request."""
-        num_tokens = sum(map(self.tokenizer.at_least, texts))
+        num_tokens = sum(self.tokenizer.at_least(text, self._max_tokens) for text in texts)
         if num_tokens > self._max_tokens:
             raise RequestTooLong(num_tokens, self._max_tokens, "Send less text at once.", is_least=True)
 

@@ -1,4 +1,4 @@
-"""Work on clients' texts, off the event loop: short texts never wait behind long ones."""
+"""Work on clients' texts. All but the shortest is kept off the event loop: short texts never wait behind long ones."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from server.client.fair_places import FairPlaces
 T = TypeVar("T")
 R = TypeVar("R")
 
+FEW_CHARACTERS = 2048
+"""Up to so many, the work takes less time than a busy server needs to hand it to a thread and back."""
 LONG_CHARACTERS = 64 * 1024
 """More than this in one request is a long text."""
 NUM_LONG_THREADS = 2
@@ -23,11 +25,17 @@ _long_threads = ThreadPoolExecutor(NUM_LONG_THREADS, thread_name_prefix="long-te
 _places = FairPlaces(NUM_LONG_THREADS, work="long texts", max_wait_s=60.0)
 
 
-async def each(work: Callable[[T], R], inputs: Sequence[T], num_characters: int) -> list[R]:
-    """The work's results, one after the other in one thread; ``num_characters`` is the length of all texts.
+async def each(
+    work: Callable[[T], R], inputs: Sequence[T], num_characters: int, *, num_option_characters: int = 0
+) -> list[R]:
+    """The work's results, one after the other; ``num_characters`` is the length of all texts.
 
-    Long texts have threads of their own, which callers share fairly. Cancellation stops the work before its next input.
+    With few characters, those of the request's options included, the work is done at once. The rest is done in
+    threads. Long texts have threads of their own, which callers share fairly. Cancellation stops the work before its
+    next input.
     """
+    if num_characters + num_option_characters <= FEW_CHARACTERS:
+        return [work(input_) for input_ in inputs]
     if num_characters <= LONG_CHARACTERS:
         return await asyncio.to_thread(lambda: [work(input_) for input_ in inputs])
     async with _places.place():

@@ -26,6 +26,7 @@ KEEPING_PRE_TOKENIZERS = {
     *("Sequence", "ByteLevel", "Whitespace", "WhitespaceSplit", "Metaspace", "Digits", "Punctuation"),
     *("BertPreTokenizer", "UnicodeScripts"),
 }
+PART_CHARACTERS = 64 * 1024
 SPLITTING_AT_SPACES = frozenset(("BertPreTokenizer", "Whitespace", "WhitespaceSplit"))
 
 
@@ -52,18 +53,27 @@ class TokenBounds:
             else not any(map(_holds_a_space, added)) and not any(map(_holds_a_space_between, vocabulary))
         )
 
-    def at_least(self, text: str) -> int:
-        """Tokens that the text has at least, without special tokens around it."""
+    def at_least(self, text: str, enough: float = math.inf) -> int:
+        """Tokens that the text has at least, without special tokens around it. Beyond ``enough`` it is read no further.
+
+        Counting holds up all other threads, so a long text is read in parts.
+        """
+        num_words = num_letters = num_marks = num_tokens = 0
         if self._kinds is None:
             return 0
-        kinds = text.encode().translate(self._kinds)
-        # Each may be a mark that makes another letter of one that is counted.
-        num_marks = kinds.count(b"x")
-        num_words = max(0, kinds.count(b" a") - num_marks) if self._counts_words else 0
-        if not self._counts_letters or not self._most_in_a_token:
-            return num_words
-        num_letters = max(0, kinds.count(b"a") - num_marks)
-        return max(num_words, math.ceil(num_letters / self._most_in_a_token))
+        for start in range(0, len(text), PART_CHARACTERS):
+            kinds = text[start : start + PART_CHARACTERS].encode().translate(self._kinds)
+            num_words += kinds.count(b" a") if self._counts_words else 0
+            num_letters += kinds.count(b"a") if self._counts_letters else 0
+            num_marks += kinds.count(b"x")
+            # Each may be a mark that makes another letter of one that is counted. The next part may begin with one.
+            num_changed = num_marks + (start + PART_CHARACTERS < len(text))
+            num_tokens = max(0, num_words - num_changed)
+            if self._most_in_a_token:
+                num_tokens = max(num_tokens, math.ceil((num_letters - num_changed) / self._most_in_a_token))
+            if num_tokens > enough:
+                break
+        return num_tokens
 
 
 def _kind(byte: int, counted: frozenset[str]) -> int:

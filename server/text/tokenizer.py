@@ -43,9 +43,12 @@ class Tokenizer:
         self.check_ids(encoding.ids)
         return encoding
 
-    def at_least(self, text: str) -> int:
-        """Tokens that the text has at least, without special tokens; much quicker than `encode`. 0 for a short text."""
-        return self._bounds.at_least(text) if len(text) >= BOUNDED_CHARACTERS else 0
+    def at_least(self, text: str, enough: int) -> int:
+        """Tokens that the text has at least, without special tokens; much quicker than `encode`. 0 for a short text.
+
+        A text that has more than ``enough`` is read no further.
+        """
+        return self._bounds.at_least(text, enough) if len(text) >= BOUNDED_CHARACTERS else 0
 
     @functools.cached_property
     def _bounds(self) -> TokenBounds:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,28 @@ def test_a_short_text_does_not_wait_for_long_ones() -> None:
         assert not any(task.done() for task in flood)
         release.set()
         await asyncio.gather(*flood)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_short_text_does_not_wait_for_threads_that_are_all_taken() -> None:
+    async def main() -> None:
+        release = threading.Event()
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        taken = loop.run_in_executor(None, release.wait, 60)
+        assert await text_threads.each(len, ["short"], 5) == [5]
+        assert not taken.done()
+        release.set()
+        await taken
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+
+
+def test_a_short_text_with_long_options_is_read_in_a_thread() -> None:
+    async def main() -> None:
+        [thread] = await text_threads.each(lambda _: threading.get_ident(), ["short"], 5, num_option_characters=10**5)
+        assert thread != threading.get_ident()
 
     asyncio.run(asyncio.wait_for(main(), 60))
 

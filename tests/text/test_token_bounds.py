@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -104,3 +106,29 @@ def test_a_precompiled_normalizer_that_drops_letters_is_noticed(monkeypatch: pyt
     tree = json.loads(tokenizer_files("byte_level").tokenizer_json)
     tree["normalizer"] = {"type": "Replace", "pattern": {"String": "th"}, "content": ""}
     assert TokenBounds(json.dumps(tree)).at_least("a" * 1000) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=300, deadline=None)
+@given(text=TEXTS, part=st.integers(1, 7))
+def test_is_never_more_than_the_tokens_of_a_text_that_is_read_in_parts(kind: str, text: str, part: int) -> None:
+    with mock.patch.object(token_bounds, "PART_CHARACTERS", part):
+        least = BOUNDS[kind].at_least(text)
+    assert least <= len(BACKENDS[kind].encode(text, add_special_tokens=False).ids)
+
+
+def test_a_text_that_is_long_enough_is_read_no_further() -> None:
+    text = TextThatCounts("a" * 2_000_000)
+    assert BOUNDS["byte_level"].at_least(text, enough=100) > 100
+    assert text.num_taken == token_bounds.PART_CHARACTERS
+
+
+class TextThatCounts(str):
+    """Notes how many of its characters are taken."""
+
+    num_taken = 0
+
+    def __getitem__(self, part: Any) -> str:
+        taken = super().__getitem__(part)
+        self.num_taken += len(taken)
+        return taken
