@@ -24,8 +24,22 @@ OPENAI_PATHS = "/v1/"
 OF_THE_ROUTER: dict[int, Callable[[], SluiceError]] = {404: PathNotFound, 405: MethodNotAllowed}
 
 
-def error_body(error: SluiceError, request_id: str) -> bytes:
-    """The JSON body, ASCII."""
+ANTHROPICS_PATHS = ("/v1/messages", "/v1/messages/count_tokens")
+"""Their errors have Anthropic's envelope and types; our own fields stand beside them."""
+ANTHROPICS_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""By status; of the others those below 500 are ``invalid_request_error`` and the rest ``api_error``."""
+
+
+def error_body(error: SluiceError, request_id: str, path: str = "") -> bytes:
+    """The JSON body in the dialect of the path, ASCII."""
     param = error.param
     fields = {
         "message": error.message[:MAX_MESSAGE_CHARACTERS],
@@ -34,7 +48,15 @@ def error_body(error: SluiceError, request_id: str) -> bytes:
         "code": error.code,
         "request_id": request_id,
     }
-    return json.dumps({"error": fields, "error_type": error_type(error)}).encode()
+    body = {"error": fields, "error_type": error_type(error)}
+    if path in ANTHROPICS_PATHS:
+        fields["type"] = anthropics_type(error)
+        body = {"type": "error", **body, "request_id": request_id}
+    return json.dumps(body).encode()
+
+
+def anthropics_type(error: SluiceError) -> str:
+    return ANTHROPICS_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
 
 
 def error_type(error: SluiceError) -> str:
@@ -48,7 +70,8 @@ def error_reply(error: SluiceError, record: RequestRecord, headers: Mapping[str,
     """The HTTP answer, noted in the request's record."""
     record.error_code = error.code
     found = {**error_headers(error), **(headers or {}), "Cache-Control": "no-store"}
-    return Response(error_body(error, record.public_id), error.status, found, media_type="application/json")
+    body = error_body(error, record.public_id, record.route)
+    return Response(body, error.status, found, media_type="application/json")
 
 
 def error_headers(error: SluiceError) -> dict[str, str]:

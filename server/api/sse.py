@@ -178,7 +178,7 @@ class EventStream(EventSourceResponse):
 
     def _error(self, error: SluiceError) -> bytes:
         self._record.error_code = error.code
-        return self._error_event(error_body(error, self._record.public_id))
+        return self._error_event(error_body(error, self._record.public_id, self._record.route))
 
     async def _watch(self, send: Send) -> None:
         """Send a sign of life after each ``keep_alive_s`` of silence, and end a send that is not taken in time."""

@@ -147,7 +147,7 @@ class Events(StreamWriter):
         return named_event({"type": "ping"})
 
     def error(self, data: bytes) -> bytes:
-        return b"event: error\n" + data_event(b'{"type": "error", ' + data.removeprefix(b"{"))
+        return b"event: error\n" + data_event(data)
 
 
 def named_event(event: Mapping[str, Any]) -> bytes:

@@ -21,7 +21,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     for name in FASTAPI_ERRORS:
         schemas.pop(name, None)
     bodies.complete(schemas)
-    answers = {"ErrorReply": errors.ERROR_REPLY, **replies.components()}
+    answers = {"ErrorReply": errors.ERROR_REPLY, "MessagesErrorReply": errors.ANTHROPICS_REPLY, **replies.components()}
     schemas |= answers
     for path, item in found["paths"].items():
         for method, operation in item.items():

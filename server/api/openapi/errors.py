@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from server.api import http_errors
-from server.api.error_replies import status_at
+from server.api.error_replies import ANTHROPICS_PATHS, ANTHROPICS_TYPES, status_at
 from server.errors import ModelNotFound, SluiceError, Starting, TemplateNotFound, Unavailable
 
 OF_BODIES = (http_errors.InvalidJson, http_errors.BodyTooLarge, http_errors.UnsupportedMediaType)
@@ -55,13 +55,39 @@ ERROR_REPLY: dict[str, Any] = {
     },
 }
 
+ANTHROPICS_REPLY: dict[str, Any] = {
+    "title": "MessagesErrorReply",
+    "description": "An error in Anthropic's envelope, with the fields of every other error.",
+    "allOf": [
+        {"$ref": "#/components/schemas/ErrorReply"},
+        {
+            "type": "object",
+            "required": ["type", "request_id"],
+            "properties": {
+                "type": {"const": "error"},
+                "request_id": {"type": "string", "description": REQUEST_ID},
+                "error": {
+                    "properties": {
+                        "type": {"enum": [*ANTHROPICS_TYPES.values(), "invalid_request_error", "api_error"]},
+                    }
+                },
+            },
+        },
+    ],
+}
+
+
+def reply_name(path: str) -> str:
+    """The schema of the path's errors."""
+    return "MessagesErrorReply" if path in ANTHROPICS_PATHS else "ErrorReply"
+
 
 def error_responses(method: str, path: str, *, needs_key: bool) -> dict[str, Any]:
     """OpenAPI's responses for all errors that the operation may answer, by status."""
     by_status: dict[str, set[type[SluiceError]]] = defaultdict(set)
     for error in _errors(method, path, needs_key):
         by_status[str(status_at(path, error.status))].add(error)
-    return {status: _response(status, by_status[status]) for status in sorted(by_status)}
+    return {status: _response(status, by_status[status], reply_name(path)) for status in sorted(by_status)}
 
 
 def _errors(method: str, path: str, needs_key: bool) -> Iterator[type[SluiceError]]:
@@ -88,7 +114,7 @@ def tree(error: type[SluiceError]) -> Iterator[type[SluiceError]]:
         yield from tree(below)
 
 
-def _response(status: str, errors: set[type[SluiceError]]) -> dict[str, Any]:
+def _response(status: str, errors: set[type[SluiceError]], reply: str) -> dict[str, Any]:
     lines = sorted(f"- `{error.code}`: {(error.__doc__ or '').partition(chr(10))[0]}" for error in errors)
     codes = sorted({error.code for error in errors})
     headers = {"X-Request-Id": REQUEST_ID, **HEADERS.get(status, {})}
@@ -101,7 +127,7 @@ def _response(status: str, errors: set[type[SluiceError]]) -> dict[str, Any]:
             "application/json": {
                 "schema": {
                     "allOf": [
-                        {"$ref": "#/components/schemas/ErrorReply"},
+                        {"$ref": f"#/components/schemas/{reply}"},
                         {"properties": {"error": {"properties": {"code": {"enum": codes}}}}},
                     ]
                 }

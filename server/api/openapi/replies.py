@@ -12,7 +12,7 @@ from server.api import answers
 from server.api.encoder_schemas import ClassifyReply
 from server.api.openai.shapes import Usage
 from server.api.openapi import shapes
-from server.api.openapi.errors import REQUEST_ID
+from server.api.openapi.errors import REQUEST_ID, reply_name
 
 REF = "#/components/schemas/{name}"
 METRICS = ("text/plain", "application/openmetrics-text")
@@ -84,27 +84,27 @@ def components() -> dict[str, Any]:
 def success(path: str, documented: dict[str, Any]) -> dict[str, Any]:
     """The response of status 200; ``documented`` is what FastAPI knows of it."""
     reply = REPLIES.get(path)
-    content = documented["content"] if reply is None else dict(_content(reply))
+    content = documented["content"] if reply is None else dict(_content(reply, reply_name(path)))
     headers = {name: {"description": words, "schema": {"type": "string"}} for name, words in HEADERS.items()}
     return {"description": "Success.", "headers": headers, "content": content}
 
 
-def _content(reply: Reply) -> Iterator[tuple[str, dict[str, Any]]]:
+def _content(reply: Reply, error: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if reply.json is not None:
         yield "application/json", {"schema": _schema(reply.json)}
     if reply.event is not None:
-        yield "text/event-stream", {"itemSchema": _event(reply)}
+        yield "text/event-stream", {"itemSchema": _event(reply, error)}
     for media_type in reply.media_types:
         yield media_type, {"schema": {"type": "string"}}
 
 
-def _event(reply: Reply) -> dict[str, Any]:
-    """One server-sent event, as OpenAPI 3.2 describes it."""
+def _event(reply: Reply, error: str) -> dict[str, Any]:
+    """One server-sent event, as OpenAPI 3.2 describes it; ``error`` is the schema of a failure."""
     data = {
         "type": "string",
         "description": "JSON; in OpenAI's older dialects the last event's is [DONE].",
         "contentMediaType": "application/json",
-        "contentSchema": {"anyOf": [_schema(reply.event), {"$ref": REF.format(name="ErrorReply")}]},
+        "contentSchema": {"anyOf": [_schema(reply.event), {"$ref": REF.format(name=error)}]},
     }
     return {"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": data}}
 

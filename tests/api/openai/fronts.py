@@ -181,6 +181,11 @@ class ErrorBody(Shape):
     error_type: Literal["validation", "generation", "overloaded"]
 
 
+class MessagesErrorBody(ErrorBody):
+    type: Literal["error"]
+    request_id: str
+
+
 ANSWERS: dict[str, Any] = {COMPLETIONS: Completion, CHAT: ChatCompletion}
 CHUNKS: dict[str, Any] = {COMPLETIONS: Completion, CHAT: ChatChunk}
 
@@ -225,7 +230,8 @@ class Front:
     def refused(self, path: str, status: int = 400, **body: Any) -> Error:
         response = self.send(path, status, **body)
         assert response.headers["content-type"] == "application/json"
-        return msgspec.json.decode(response.content, type=ErrorBody).error
+        shape = MessagesErrorBody if path.startswith("/v1/messages") else ErrorBody
+        return msgspec.json.decode(response.content, type=shape).error
 
     @property
     def command(self) -> Generate:
