@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from server.config import ModelConfig
 from server.engine.engine import DecoderEngine
 from server.engine.executors import build_runner
+from server.engine.executors.generic import Unsupported, probe
 from tests.engine.driving import generate, run
 from tests.tiny_models import _IDS, _LOCAL_AND_GLOBAL, _ROTARY, SLIDING_WINDOW, scramble
 
@@ -24,6 +25,16 @@ NUM_NEW = 6
 LENGTHS = (1, SLIDING_WINDOW - 1, SLIDING_WINDOW, 2 * SLIDING_WINDOW + 3, 60)
 WINDOWS = {**_ROTARY, **_LOCAL_AND_GLOBAL}
 FALCON = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA4 = {
+    **{**_ROTARY, "head_dim": 16, "intermediate_size_mlp": 80, "num_local_experts": 2, "num_experts_per_tok": 1},
+    **{"num_hidden_layers": 4, "attention_chunk_size": SLIDING_WINDOW, "floor_scale": 32, "attn_scale": 0.5},
+}
+LONGROPE = {
+    **{"rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 62},
+    **{"short_factor": [1.0] * 6, "long_factor": [1.0 + 2 * i for i in range(6)]},
+    **{"short_mscale": 1.1, "long_mscale": 1.3},
+}
+PHIMOE = {"num_local_experts": 2, "original_max_position_embeddings": 62, "rope_parameters": LONGROPE}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-rotary": ("falcon", FALCON),
     "falcon-alibi": ("falcon", {**FALCON, "alibi": True}),
@@ -32,6 +43,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2-sliding": ("qwen2", {**WINDOWS, "use_sliding_window": True, "max_window_layers": 1}),
     "cohere2": ("cohere2", {**WINDOWS, "head_dim": 12}),
     "gpt-oss": ("gpt_oss", {**WINDOWS, "head_dim": 12, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "llama4": ("llama4_text", {**LLAMA4, "attn_temperature_tuning": True}),
+    "llama4-untuned": ("llama4_text", {**LLAMA4, "attn_temperature_tuning": False}),
+    "phimoe": ("phimoe", {**_ROTARY, **PHIMOE}),
 }
 
 
@@ -64,3 +78,10 @@ def test_a_batch_gives_each_sequence_the_tokens_of_generate_alone(name: str) -> 
     together = run(engine, commands)
     assert alone == expected
     assert [together[command.request_id].token_ids for command in commands] == expected
+
+
+def test_queries_scaled_by_positions_that_a_model_counts_itself_are_not_for_the_generic_executor() -> None:
+    module = decoder("llama4")
+    module.config.layer_types = ["full_attention"] * 4
+    with pytest.raises(Unsupported, match="positions that it counts itself"):
+        probe(module)
