@@ -111,11 +111,17 @@ def _advance_lanes(logprobs_RV: Tensor, own_RV: Tensor, lanes: list[LaneRows], *
         rows += lane.rows
     scores_SV = logprobs_RV if may_change and len(rows) == len(logprobs_RV) else logprobs_RV[rows]
     _apply_rules(scores_SV, lanes)
-    for lane, choice in zip(lanes, _choose(scores_SV, lanes), strict=True):
-        ends_C = _ends(lane, choice)
-        logprobs_C, top_logprobs = _told(lane, choice, own_RV, scores_SV)
-        candidates = Candidates(choice.rows_C, choice.token_ids_C, choice.scores_C, ends_C, logprobs_C, top_logprobs)
-        lane.search.take(lane.lane, candidates)
+    choices = _choose(scores_SV, lanes)
+    # All of them before any search changes: memory may run out here, and then the step is made again.
+    candidates = [_candidates(lane, choice, own_RV, scores_SV) for lane, choice in zip(lanes, choices, strict=True)]
+    for lane, found in zip(lanes, candidates, strict=True):
+        lane.search.take(lane.lane, found)
+
+
+def _candidates(lane: LaneRows, choice: Choice, own_RV: Tensor, scores_SV: Tensor) -> Candidates:
+    ends_C = _ends(lane, choice)
+    logprobs_C, top_logprobs = _told(lane, choice, own_RV, scores_SV)
+    return Candidates(choice.rows_C, choice.token_ids_C, choice.scores_C, ends_C, logprobs_C, top_logprobs)
 
 
 def _apply_rules(scores_SV: Tensor, lanes: list[LaneRows]) -> None:

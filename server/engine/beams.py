@@ -172,6 +172,8 @@ class BeamSearch:
         self.rows_by_lane = [range(1) for _ in self.lanes]
         """Which of the request's rows are a lane's. The first step has one row, which every lane begins with."""
         self._step = BeamStep()
+        self.is_within_step = False
+        """Whether some lanes have taken a step's candidates and others have not: it cannot be made again."""
         self._num_agreed = 0
 
     @property
@@ -188,6 +190,7 @@ class BeamSearch:
 
     def take(self, lane: int, candidates: Candidates) -> None:
         """Advance one lane that is not done, in the order of lanes."""
+        self.is_within_step = True
         if len(candidates):
             parents, token_ids = self.lanes[lane].take(candidates)
         else:
@@ -201,6 +204,7 @@ class BeamSearch:
     def end_step(self) -> BeamStep:
         """The step of all lanes together."""
         step, self._step = self._step, BeamStep()
+        self.is_within_step = False
         for lane in self.lanes:
             lane.chosen_ids = _NOTHING
         stops = accumulate(lane.num_rows for lane in self.lanes)

@@ -190,7 +190,7 @@ class DecoderEngine:
             is_computed = True
             choices = self._chooser.choose(logits_RV, batch, self._runner.failed_rows)
         except (MemoryError, RuntimeError) as error:
-            if not is_memory_error(error):
+            if not is_memory_error(error) or not all(share.group.can_repeat_step for share in batch.shares):
                 raise
         if choices is None:
             # Outside of the handler, whose error holds on to the step's tensors.

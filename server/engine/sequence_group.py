@@ -88,6 +88,11 @@ class SequenceGroup:
         return self.has_forked and not self.is_joint and not self.wants_prompt_logprobs
 
     @property
+    def can_repeat_step(self) -> bool:
+        """Whether a step that failed while tokens were chosen has left no trace here."""
+        return self.search is None or not self.search.is_within_step
+
+    @property
     def has_begun(self) -> bool:
         """Whether any output has a token."""
         if self.search is not None:

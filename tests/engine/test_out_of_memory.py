@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from server.config import ModelConfig
+from server.engine import beam_ranking
 from server.engine.batch_inputs import Row
 from server.engine.engine import DecoderEngine
+from server.engine.executors import build_runner, compat
+from server.engine.executors.compat import CompatRunner
 from server.engine.relief import is_memory_error
 from server.protocol import Generate
 from tests.engine.driving import Outcome, generate, make_engine, run
 from tests.engine.fake_runner import POISON, FakeRunner
+from tests.tiny_models import tiny_decoder
 
 ERRORS: list[Exception] = [
     MemoryError(),
@@ -141,3 +148,69 @@ def assert_undisturbed(outcomes: dict[str, Outcome], commands: Sequence[Generate
             assert outcomes[name].failure is None
             assert outcomes[name].token_ids == expected.token_ids
             assert outcomes[name].finish_reason == expected.finish_reason
+
+
+BEAMS = [
+    generate("one", [5, 6, 7, 8, 9], max_new_tokens=7, num_beams=4),
+    generate("two", [5, 6, 3], max_new_tokens=7, num_beams=3, logprobs=True),
+]
+
+
+def fail_in_call(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Memory runs out the ``number``-th time that a lane's log-probabilities are told. Returns the calls."""
+    right, calls = beam_ranking._told, [0]
+
+    def told(*args: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            raise MemoryError
+        return right(*args)
+
+    monkeypatch.setattr(beam_ranking, "_told", told)
+    return calls
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 6])
+def test_memory_that_runs_out_between_two_beam_searches_changes_neither(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = fail_in_call(monkeypatch, number)
+    outcomes = run(make_engine(FakeRunner()), BEAMS)
+    assert calls[0] > number
+    assert_undisturbed(outcomes, BEAMS)
+
+
+def test_a_search_of_which_some_lanes_have_gone_on_is_not_continued(monkeypatch: pytest.MonkeyPatch) -> None:
+    diverse = generate("a", [5, 6, 7], num_beams=4, num_beam_groups=2, diversity_penalty=1.0)
+    fail_in_call(monkeypatch, 4)
+    with pytest.raises(MemoryError):
+        run(make_engine(FakeRunner()), [diverse])
+
+
+def test_a_fork_copies_its_cache_in_the_forward_pass_and_not_where_a_failure_leaks_blocks() -> None:
+    config = ModelConfig(name="m", path="unused", kv_cache_gib=0.01, executor="compat")
+    runner = build_runner(tiny_decoder("llama"), config, 128)
+    assert isinstance(runner, CompatRunner)
+    commands = [
+        generate("three", [5, 6, 7], do_sample=True, seed=3, num_return_sequences=3),
+        generate("two", [5, 6, 7, 8], do_sample=True, seed=4, num_return_sequences=2),
+    ]
+    engine = DecoderEngine(runner, max_model_len=128, max_batch_tokens=16, max_running=8, prefix_cache=True)
+    expected = {name: outcome.token_ids for name, outcome in run(engine, commands).items()}
+    for number in (1, 2):
+        with pytest.MonkeyPatch.context() as patch:
+            fail_to_copy(patch, number)
+            assert {name: outcome.token_ids for name, outcome in run(engine, commands).items()} == expected
+        assert runner.num_held == 0
+
+
+def fail_to_copy(patch: pytest.MonkeyPatch, number: int) -> None:
+    right, calls = copy.deepcopy, [0]
+
+    def deepcopy(value: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == number:
+            raise MemoryError
+        return right(value)
+
+    patch.setattr(compat, "copy", SimpleNamespace(deepcopy=deepcopy))

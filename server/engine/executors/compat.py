@@ -22,7 +22,8 @@ from server.native.linear import held_bytes
 class CompatRunner(ModelRunner):
     """Holds one `DynamicCache` per sequence. Blocks only count memory: their content cannot be shared or copied.
 
-    A fork gets a clone of its parent's cache, though the blocks that both hold are counted once.
+    A fork gets a clone of its parent's cache, or the cache itself where the parent ends first, though the blocks that
+    both hold are counted once.
     """
 
     name = "compat"
@@ -50,6 +51,8 @@ class CompatRunner(ModelRunner):
         self._lengthwise = lengthwise
         self.length_rule = None if lengthwise is None else lengthwise.rule
         self._caches: dict[int, DynamicCache] = {}
+        self._unmade: dict[int, int] = {}
+        """Forks without a cache of their own yet, and the sequences whose caches they begin with."""
         self._lengths: dict[int, int] = {}
         self._parameters = inspect.signature(module.forward).parameters
         self.attention = str(module.config._attn_implementation)
@@ -71,6 +74,7 @@ class CompatRunner(ModelRunner):
         return sum(_tensor_bytes(layer) for cache in self._caches.values() for layer in cache.layers)
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
+        self._make_forks()
         # What a cache holds shows in the last token's logits, which are computed where none are wanted, too.
         logits = [self._advance(row) for row in rows]
         parts = zip(rows, logits, strict=True)
@@ -80,14 +84,30 @@ class CompatRunner(ModelRunner):
         return torch.cat([part[len(part) - row.num_logits :] for row, part in zip(rows, logits, strict=True)])
 
     def release(self, key: int) -> None:
-        self._caches.pop(key, None)
+        cache = self._caches.pop(key, None)
         self._lengths.pop(key, None)
+        self._unmade.pop(key, None)
+        heirs = [child for child, parent in self._unmade.items() if parent == key]
+        if heirs:
+            # One of them takes it over, the others copy that one's.
+            assert cache is not None
+            first, *others = heirs
+            del self._unmade[first]
+            self._caches[first] = cache
+            self._unmade.update(dict.fromkeys(others, first))
 
     def fork(self, parent_key: int, child_key: int) -> None:
-        self._caches[child_key] = copy.deepcopy(self._caches[parent_key])
+        # Copied in the next forward pass, where running out of memory is no misfortune.
+        self._unmade[child_key] = self._unmade.get(parent_key, parent_key)
         self._lengths[child_key] = self._lengths[parent_key]
 
+    def _make_forks(self) -> None:
+        for child, parent in list(self._unmade.items()):
+            self._caches[child] = copy.deepcopy(self._caches[parent])
+            del self._unmade[child]
+
     def rewind(self, key: int, num_tokens: int) -> int:
+        self._make_forks()
         num_left_out = self._lengths[key] - num_tokens
         cache = self._caches[key]
         # A sliding window has dropped what it would need again, and a recurrent state knows no way back.
