@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from server import caller
 from server.api.schemas import GenerateParameters
+from server.caller import Caller
 from server.errors import EngineRestarting, NumericalError
 from server.protocol import Tokens
 from tests.api.scripted import MAX_MODEL_LEN, TOKENIZER, VOCAB_SIZE, front, says
@@ -204,9 +206,11 @@ def test_an_unknown_model_is_a_404(client: TestClient) -> None:
 def test_a_full_queue_is_a_503_with_a_time_to_come_back(stream: bool) -> None:
     app = front(says("yes"), max_queued_requests=1)
     admission = app.state.registry.get("generate", None).admission
+    caller.set_current(Caller.of_address("testclient"))
     with admission.admit(10):
         body = {"inputs": "a", "stream": stream}
         response = TestClient(app).post("/generate", json=body)
+    caller.set_current(caller.NOBODY)
     assert response.status_code == 503
     assert int(response.headers["retry-after"]) >= 1
     assert admission.num_requests == 0
