@@ -176,7 +176,8 @@ def test_work_beyond_the_queues_tokens_is_refused_before_windows_are_made_of_it(
 def test_a_tagger_of_another_scheme_answers_with_types_and_leaves_its_own_o_out(labels: tuple[str, ...]) -> None:
     module = tiny_encoder("bert", "ner", labels=labels)
     served = EngineWorker("names", "ner", module, tiny_tokenizer("wordpiece"))
-    found = {entity["entity_group"] for entities in post(served, TEXTS) for entity in entities}
+    texts = [*TEXTS, DOCUMENT]
+    found = {entity["entity_group"] for entities in post(served, texts) for entity in entities}
     assert found == {"PER", "LOC"}
-    found = {entity["entity_group"] for entities in post(served, TEXTS, ignore_labels=[]) for entity in entities}
+    found = {entity["entity_group"] for entities in post(served, texts, ignore_labels=[]) for entity in entities}
     assert found == {"PER", "LOC", labels[0]}
