@@ -122,7 +122,13 @@ def labels_of(config: PreTrainedConfig, task: Task) -> list[str]:
     """Class names in the order of the logits; none for language models."""
     if task not in ("classify", "ner"):
         return []
-    return [str(config.id2label[i]) for i in range(config.num_labels)]
+    numbers = range(config.num_labels)
+    missing = next((number for number in numbers if number not in config.id2label), None)
+    if missing is not None:
+        raise refuse(
+            f"The config's id2label has no label {missing}. Number its {len(numbers)} labels from 0 without gaps."
+        )
+    return [str(config.id2label[number]) for number in numbers]
 
 
 def problem_type_of(config: PreTrainedConfig, task: Task) -> ProblemType | None:

@@ -89,3 +89,12 @@ def test_a_dynamic_rotary_scaling_extends_the_limit(decoder: Path) -> None:
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
     edit(decoder, "config.json", lambda c: c.update(rope_parameters=rope))
     assert read(decoder).max_model_len == 2 * MAX_MODEL_LEN
+
+
+def test_a_gap_in_the_labels_is_refused(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path,
+        XLNetForSequenceClassification(XLNetConfig(vocab_size=VOCAB_SIZE, d_model=32, n_layer=1, n_head=2, d_inner=48)),
+    )
+    edit(folder, "config.json", lambda c: c.update(id2label={"0": "no", "2": "yes"}, label2id={"no": 0, "yes": 2}))
+    assert "has no label 1" in refusal(folder)
