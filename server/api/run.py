@@ -39,6 +39,8 @@ from server.status_line import StatusLine
 log = logging.getLogger("sluice.server")
 
 BACKLOG = 2048
+NUM_ACCEPTED = 16
+"""Connections that one turn of the event loop accepts."""
 KEEP_ALIVE_S = 75
 """Longer than the 60 s of common load balancers, so that they close an idle connection and not we."""
 PEER_IDLE_S = 30
@@ -108,6 +110,15 @@ def bind(host: str, port: int) -> socket.socket:
             exit_code=EXIT_PORT,
         ) from None
     return listener
+
+
+def accepting(listener: socket.socket) -> list[socket.socket]:
+    """The listener and copies of it.
+
+    libuv accepts one connection of a socket in each turn of the event loop. A busy loop has few turns, so that clients
+    would wait for a connection much longer than for an answer.
+    """
+    return [listener, *(listener.dup() for _ in range(NUM_ACCEPTED - 1))]
 
 
 def _drop_silent_peers(listener: socket.socket) -> None:
@@ -218,7 +229,7 @@ async def _run(
     http = http_server(app, allowed_hosts(config, has_keys=app.state.has_keys))
     host, port = listener.getsockname()[:2]
     log.info("listening", extra={"fields": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
-    http_task = asyncio.create_task(http.serve(sockets=[listener]))
+    http_task = asyncio.create_task(http.serve(sockets=accepting(listener)))
     work = asyncio.create_task(_work(replace(config, port=port), app, status))
     first_signal: asyncio.Task[Any] = asyncio.create_task(signals.first.wait())
     try:

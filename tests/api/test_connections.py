@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import socket
 
 import pytest
+import uvloop
 
 from server.api import connections
 from server.api.client_address import TrustedProxies
 from server.api.connections import Connections, affordable
 from server.api.http_errors import TooManyConnections
-from server.api.run import bind
+from server.api.run import accepting, bind, http_server
 from tests.api.raw import connected, parsed, read_all
 from tests.api.scripted import happens
 from tests.api.shell import listening, shell
@@ -106,3 +108,42 @@ def test_a_peer_that_vanished_or_reads_nothing_is_noticed_within_a_minute():
             assert idle + interval * count <= 60
             assert 0 < accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 60_000
             assert 0 < accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) <= 128 * 1024
+
+
+def test_many_clients_that_come_at_once_are_accepted_within_a_few_turns_of_the_event_loop() -> None:
+    async def main() -> None:
+        http = http_server(shell())
+        with bind("127.0.0.1", 0) as listener, contextlib.ExitStack() as clients:
+            serving = asyncio.create_task(http.serve(sockets=accepting(listener)))
+            while not http.started:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            for _ in range(64):
+                clients.enter_context(socket.create_connection(listener.getsockname()))
+            for _ in range(20):
+                await asyncio.sleep(0)
+            num_accepted = len(http.server_state.connections)
+            http.hurry()
+            http.should_exit = True
+            await serving
+        assert num_accepted == 64
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(main(), 60))
+
+
+def test_the_port_is_closed_when_the_server_has_stopped() -> None:
+    async def main() -> tuple[str, int]:
+        http = http_server(shell())
+        with bind("127.0.0.1", 0) as listener:
+            address = listener.getsockname()
+            serving = asyncio.create_task(http.serve(sockets=accepting(listener)))
+            while not http.started:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            http.should_exit = True
+            await serving
+        return address
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        address = runner.run(asyncio.wait_for(main(), 60))
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address, timeout=10)
