@@ -38,9 +38,8 @@ answer = client.chat.completions.create(**{**asked, "messages": turns})
 assert answer.choices[0].message.content == "It is sunny in Rome."
 
 # Responses: words, a structure.
-words = client.responses.create(
-    model=MODEL, input="What is the capital of France?", temperature=0, max_output_tokens=20
-)
+asked = {"model": MODEL, "input": "What is the capital of France?", "temperature": 0, "max_output_tokens": 20}
+words = client.responses.create(**asked)
 assert "Paris" in words.output_text and words.status == "completed"
 with client.responses.stream(**asked) as events:
     text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
