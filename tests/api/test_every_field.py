@@ -6,29 +6,19 @@ change the answer or what the worker is asked for, or be refused by the field's 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any
 
-import msgspec
 import pytest
 from pydantic import BaseModel
-from starlette.testclient import TestClient
 
 from server.api.app import ROUTERS
-from server.protocol import Generate, Tokens
 from tests.api.embed_app import embed_worker
-from tests.api.openai import tool_templates
-from tests.api.openai.fronts import tells
-from tests.api.scripted import ScriptedWorker, Step, ready
+from tests.api.field_walk import FUNCTION, TOOLS, USER, VALUES, Walk, models, scripted_worker, values_of
 from tests.encoder_app import client_of, tiny_worker
 from tests.option_examples import EXAMPLES
 
-SAID = '<think>\nHm.\n</think>\n\nThe mill<s> runs. <tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
-LONG = "the old stone bridge in Chicago " * 40
-USER = [{"role": "user", "content": "Hello"}]
-FUNCTION = {"name": "f", "parameters": {"type": "object", "properties": {}}}
-TOOLS = [{"type": "function", "function": FUNCTION}]
+LONG = "Alice met Bob. " + "the old stone bridge in Chicago " * 40
 NLI = {"candidate_labels": ["a letter", "a journey"]}
 
 BASES: dict[str, list[dict[str, Any]]] = {
@@ -84,70 +74,9 @@ BASES: dict[str, list[dict[str, Any]]] = {
 }
 """Bodies to which a field is added, by the body's class; a field that goes with one of them may not go with another."""
 
-VALUES: dict[str, list[Any]] = {
-    "messages": [[{"role": "user", "content": "Bye"}]],
-    "inputs": ["Alice met Carol [MASK]", {"source_sentence": "Bob", "sentences": ["Alice"]}],
-    "model": ["nowhere"],
-    "stop": [["mill"]],
-    "stride": [5],
-    "do_sample": [False, True],
-    "min_length": [80],
-    "stop_sequences": [["mill"]],
-    "max_time": [0.0, -1.0],
-    "stream_options": [{"include_usage": True}],
-    "response_format": [{"type": "json_object"}],
-    "structured_outputs": [{"regex": "a+"}],
-    "guided_json": [{"type": "object"}],
-    "guided_choice": [["a", "b"]],
-    "tools": [TOOLS, [{"type": "function", **FUNCTION}], [{"name": "g", "input_schema": {"type": "object"}}]],
-    "tool_choice": ["none", {"type": "none"}],
-    "text": [{"format": {"type": "json_object"}}],
-    "output_config": [{"format": {"type": "json_schema", "schema": {"type": "object"}}}],
-    "thinking": [{"type": "disabled"}, {"type": "enabled"}],
-    "reasoning": [{"effort": "none"}],
-    "chat_template_kwargs": [{"enable_thinking": False}],
-    "truncate_prompt_tokens": [5],
-    "documents": [["Carol", "Dave"], "Carol"],
-    "texts": [["Carol", "Dave"]],
-    "tokens": [[70, 71]],
-    "examples": [[{"a": 1}]],
-    "variables": [{"a": 1}],
-    "prompt_logprobs": [1],
-    "top_logprobs": [3],
-    "top_n": [1],
-    "candidate_labels": [["a", "b"]],
-    "targets": [["alice"], ["the"]],
-    "aggregation_strategy": ["none", "max"],
-    "ignore_labels": [["O"], ["B-PER"], []],
-    "penalty_alpha": [0.6],
-    "adapter_id": ["a"],
-    "watermark": [True],
-    "hypothesis_template": ["It is {}."],
-    "metadata": [{"a": "b"}],
-    "chat_template": ["{{ messages }}"],
-}
-"""Values of fields for which none can be made from their type."""
-
-SCRIPT = tells(SAID)
-
-
-def says(command: Generate) -> Iterator[Step]:
-    """The same text in every output, with the log-probabilities that are asked for."""
-    for step in SCRIPT(command):
-        assert isinstance(step, Tokens)
-        outputs = range(command.params.num_return_sequences)
-        yield [msgspec.structs.replace(step, index=index) for index in outputs]
-
 
 @pytest.fixture(scope="module")
-def worker() -> ScriptedWorker:
-    described = ready(max_model_len=512)
-    files = msgspec.structs.replace(described.tokenizer, chat_template=tool_templates.QWEN)
-    return ScriptedWorker(says, msgspec.structs.replace(described, tokenizer=files))
-
-
-@pytest.fixture(scope="module")
-def client(worker: ScriptedWorker) -> Iterator[TestClient]:
+def walk() -> Iterator[Walk]:
     encoders = [
         tiny_worker("nli", "bert", "classify", labels=("contradiction", "neutral", "entailment")),
         tiny_worker("ranker", "bert", "classify", labels=("relevance",)),
@@ -155,9 +84,10 @@ def client(worker: ScriptedWorker) -> Iterator[TestClient]:
         tiny_worker("masks", "bert", "fill-mask"),
         embed_worker(prompts={"query": "question: "}),
     ]
+    worker = scripted_worker()
     served: Any = worker
     with client_of(served, *encoders) as client:
-        yield client
+        yield Walk(client, worker)
         assert client.portal is not None
         client.portal.call(client.app.state.registry.services.close)  # type: ignore[attr-defined]
 
@@ -181,49 +111,6 @@ def fields() -> Iterator[Any]:
                 )
                 for place, annotation in places:
                     yield pytest.param(route.path, body, place, annotation, id=f"{body.__name__}-{place}")
-
-
-def models(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in models(argument)]
-
-
-def values_of(name: str, annotation: Any) -> list[Any]:
-    """Some that a field may have."""
-    if name in VALUES:
-        return VALUES[name]
-    if get_origin(annotation) is Literal:
-        return list(get_args(annotation))
-    if get_origin(annotation) is Annotated:
-        return values_of(name, get_args(annotation)[0])
-    made = {bool: [True, False], int: [3, 1, 2], float: [0.7, 0.5], str: ["mill", "query"], list: [[60]]}
-    found = made.get(annotation) or made.get(get_origin(annotation)) or []
-    return [*found, *(value for argument in get_args(annotation) for value in values_of("", argument))]
-
-
-def outcome(client: TestClient, worker: ScriptedWorker, path: str, body: dict[str, Any]) -> tuple[Any, str | None]:
-    """All that was answered and asked of the worker but what differs every time, and the field that is refused."""
-    first = len(worker.commands)
-    response = client.post(path, json=body)
-    assert response.status_code < 500, response.text
-    asked = [msgspec.structs.replace(command, request_id="") for command in worker.commands[first:]]
-    said = [
-        json.loads(line.removeprefix("data: "))
-        for line in response.text.splitlines()
-        if line.startswith(("data: {", "{", "["))
-    ]
-    refused = said[0]["error"]["param"] if response.status_code >= 400 else None
-    return (response.status_code, [steady(part) for part in said], asked), refused
-
-
-VARYING = {"id", "created", "created_at", "completed_at", "timings", "item_id", "request_id", "call_id", "signature"}
-
-
-def steady(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: steady(part) for name, part in value.items() if name not in VARYING}
-    return [steady(part) for part in value] if isinstance(value, list) else value
 
 
 def with_field(base: dict[str, Any], place: str, value: Any) -> dict[str, Any]:
@@ -257,14 +144,13 @@ TEXT_BODIES = {"GenerateRequest", "ChatBody", "CompletionBody", "ResponsesBody",
 
 @pytest.mark.parametrize(("path", "body", "place", "annotation"), list(fields()))
 def test_every_field_has_an_effect_or_is_refused_by_name(
-    client: TestClient, worker: ScriptedWorker, path: str, body: type[BaseModel], place: str, annotation: Any
+    walk: Walk, path: str, body: type[BaseModel], place: str, annotation: Any
 ) -> None:
     name = body.model_fields[place].alias or place if place in body.model_fields else place
     for without, with_it in pairs(body, name, annotation):
-        plain, _ = outcome(client, worker, path, without)
-        changed, refused = outcome(client, worker, path, with_it)
-        if refused is not None and plain[0] == 200:
-            assert refused.partition(".")[0] in with_it, (with_it, changed)
+        plain, changed = walk.outcome(path, without), walk.outcome(path, with_it)
+        if changed.refused is not None and plain.status == 200:
+            assert changed.refused.partition(".")[0] in with_it, (with_it, changed)
         if changed != plain:
             return
     raise AssertionError(f"nothing reads {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -44,6 +45,15 @@ TextContent = Annotated[
 ]
 
 
+FIELDS_OF_BLOCKS = {
+    "text": {"text"},
+    "thinking": {"thinking", "signature"},
+    "tool_use": {"id", "name", "input"},
+    "tool_result": {"tool_use_id", "content", "is_error"},
+}
+"""The fields that each type of block reads."""
+
+
 class Block(TextBlock):
     """A part of a message: text, thinking, a call of a tool, or the result of one."""
 
@@ -57,6 +67,10 @@ class Block(TextBlock):
     content: TextContent | None = None
     is_error: bool | None = None
     """The result is given to the model with "Error: " before it."""
+
+    def unread(self) -> Iterable[str]:
+        known = {"type", *FIELDS_OF_BLOCKS.get(self.type, ())}
+        return (name for name in type(self).model_fields if name not in known and getattr(self, name) is not None)
 
 
 Content = Annotated[str | Annotated[list[Block], STOP_AT_FIRST_ERROR], one_error("a string or a list of blocks")]

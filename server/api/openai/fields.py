@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -27,6 +27,10 @@ class LenientModel(StrictModel):
 
     model_config = ConfigDict(extra="allow")
 
+    def unread(self) -> Iterable[str]:
+        """Names of the known fields that have no effect with the values they have here."""
+        return ()
+
 
 class Refusal(NamedTuple):
     """Of a field that others know and this server cannot honour."""
@@ -49,7 +53,7 @@ def check_fields(request: Request, body: LenientModel, refusals: Mapping[str, Re
     for name, refusal in refusals.items():
         if (value := _without_nulls(extra.get(name))) is not None and value not in refusal.neutral:
             raise UnsupportedParameter(name, refusal.reason)
-    names = [name for name in dict.fromkeys(unknown_fields(body)) if name not in refusals]
+    names = [name for name in dict.fromkeys(unread_fields(body)) if name not in refusals]
     config: ServeConfig = request.app.state.config
     if names and config.strict:
         raise UnknownParameter(names[0], sorted(type(body).model_fields))
@@ -62,12 +66,14 @@ def _without_nulls(value: Any) -> Any:
     return {name: held for name, held in value.items() if held is not None} if isinstance(value, dict) else value
 
 
-def unknown_fields(value: Any, path: str = "") -> Iterator[str]:
-    """Paths of the fields, nulls left out, that no model in the body knows; entries of a list have the list's path."""
+def unread_fields(value: Any, path: str = "") -> Iterator[str]:
+    """Paths of the fields, nulls left out, that nothing reads; entries of a list have the list's path."""
     if isinstance(value, BaseModel):
         yield from (path + name for name, extra in (value.model_extra or {}).items() if extra is not None)
+        if isinstance(value, LenientModel):
+            yield from (path + name for name in value.unread())
         for name in type(value).model_fields:
-            yield from unknown_fields(getattr(value, name), f"{path}{name}.")
+            yield from unread_fields(getattr(value, name), f"{path}{name}.")
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from unknown_fields(item, path)
+            yield from unread_fields(item, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -44,6 +45,18 @@ class OutputPart(TextPart):
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
 
+    def unread(self) -> Iterable[str]:
+        return (name for name in ("annotations", "logprobs") if getattr(self, name))
+
+
+FIELDS_OF_ITEMS = {
+    "message": {"role", "content"},
+    "reasoning": {"content", "summary"},
+    "function_call": {"call_id", "name", "arguments"},
+    "function_call_output": {"call_id", "output"},
+}
+"""The fields that each type of item reads. Every item may have the id and the status that an answer gave it."""
+
 
 class InputItem(LenientModel):
     """One item of a conversation: a message, reasoning, a call of a function, or the result of one."""
@@ -67,15 +80,29 @@ class InputItem(LenientModel):
     ) = None
     summary: list[OutputPart] | None = None
 
+    def unread(self) -> Iterable[str]:
+        others = set().union(*FIELDS_OF_ITEMS.values()) - FIELDS_OF_ITEMS.get(self.type or "message", set())
+        return (name for name in type(self).model_fields if name in others and getattr(self, name) is not None)
+
 
 class TextFormat(LenientModel):
     """The structure of the answer: here the schema's fields stand beside the type."""
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
+    """A label for the client's own use."""
     description: str | None = None
+    """The model does not see it."""
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     strict: bool | None = None
+    """The output always follows the schema."""
+
+    def unread(self) -> Iterable[str]:
+        is_unread = {
+            "description": self.description is not None,
+            "schema": self.schema_ is not None and self.type != "json_schema",
+        }
+        return (name for name, unread in is_unread.items() if unread)
 
 
 class TextConfig(LenientModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -32,10 +33,15 @@ class JsonSchema(LenientModel):
     """What a ``response_format`` of the type ``json_schema`` holds."""
 
     name: str | None = None
+    """A label for the client's own use."""
     description: str | None = None
+    """The model does not see it."""
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     strict: bool | None = None
     """The output always follows the schema."""
+
+    def unread(self) -> Iterable[str]:
+        return () if self.description is None else ("description",)
 
 
 class ResponseFormat(LenientModel):
@@ -127,7 +133,7 @@ class MadeCall(LenientModel):
     """One of an assistant's calls in the history."""
 
     id: str | None = None
-    type: str | None = None
+    type: Literal["function"] | None = None
     function: CalledFunction
 
 

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from server.api.anthropic.body import MessagesBody
 from server.api.openai.responses import ResponsesBody
 from server.api.openai.schemas import REFUSED_IN_CHAT, ChatBody, CompletionBody
-from tests.api.openai.fronts import CHAT, COMPLETIONS, HELLO, TOOLS_TEMPLATE, ErrorBody, Front, fronted
+from tests.api.openai.fronts import (
+    CHAT,
+    COMPLETIONS,
+    HELLO,
+    TOOLS_TEMPLATE,
+    ErrorBody,
+    Front,
+    MessagesErrorBody,
+    fronted,
+)
 from tests.api.openai.test_fields import says_in_all_outputs
 from tests.fuzz.scale import SCALE
 from tests.option_examples import EXAMPLES
@@ -77,7 +86,8 @@ def test_any_body_is_answered_or_refused(front: Front, path: str, data: st.DataO
     response = front.client.post(path, json=data.draw(bodies(path)))
     assert response.status_code in (200, 400, 404, 413), response.text
     if response.status_code != 200:
-        error = msgspec.json.decode(response.content, type=ErrorBody).error
+        shape = MessagesErrorBody if path.startswith("/v1/messages") else ErrorBody
+        error = msgspec.json.decode(response.content, type=shape).error
         assert error.message and "grammar.value" not in error.message
     elif response.headers["content-type"] != "application/json":
         assert response.text.endswith("\n\n") and '"error": {' not in response.text

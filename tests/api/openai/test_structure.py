@@ -30,7 +30,7 @@ def front() -> Iterator[Front]:
         ({"type": "json_object", "value": SCHEMA}, {"type": "json", "value": SCHEMA}),
         ({"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}, {"type": "json", "value": SCHEMA}),
         (
-            {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA, "strict": True, "description": "b"}},
+            {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA, "strict": True}},
             {"type": "json", "value": SCHEMA},
         ),
         ({"type": "json_schema", "json_schema": {"name": "a"}}, {"type": "json_object"}),
