@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from server.api.app import ROUTERS
 from tests.api.field_walk import Walk, models, scripted_worker, values_of
-from tests.api.nested_objects import GENERATE, OBJECTS, VALUES, Place
+from tests.api.nested_objects import CHAT, GENERATE, OBJECTS, VALUES, Place
 from tests.api.openai import tool_templates
 from tests.encoder_app import client_of, tiny_worker
 
@@ -129,3 +129,9 @@ def test_an_unknown_nested_field_is_named(walk: Walk, model_name: str) -> None:
             assert outcome.refused == f"{path_of(place, has_indices=True)}.no_such_field"
         else:
             assert outcome.ignored == f"{path_of(place, has_indices=False)}.no_such_field"
+
+
+@pytest.mark.parametrize(("reasoning", "ignored"), [("A", ""), ("B", "messages.reasoning")])
+def test_a_second_reasoning_is_named_where_it_differs(walk: Walk, reasoning: str, ignored: str) -> None:
+    turn = {"role": "assistant", "content": "C", "reasoning_content": "A", "reasoning": reasoning}
+    assert walk.outcome(CHAT, {"messages": [turn, {"role": "user", "content": "D"}]}).ignored == ignored

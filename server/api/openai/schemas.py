@@ -153,6 +153,10 @@ class ChatMessage(LenientModel):
     reasoning: str | None = None
     """vLLM's newer name of the same."""
 
+    def unread(self) -> Iterable[str]:
+        has_both = bool(self.reasoning_content and self.reasoning)
+        return ("reasoning",) if has_both and self.reasoning != self.reasoning_content else ()
+
 
 class ToolFunction(LenientModel):
     """What the model may call."""
