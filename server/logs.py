@@ -84,6 +84,8 @@ class BackgroundHandler(logging.Handler):
         self._on_drop = on_drop
         self._lines: deque[str] = deque()
         self._has_lines = threading.Event()
+        self._is_written = threading.Event()
+        self._is_written.set()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
@@ -92,9 +94,14 @@ class BackgroundHandler(logging.Handler):
         if len(self._lines) >= MAX_QUEUED_LINES:
             self._on_drop()
             return
+        self._is_written.clear()
         self._lines.append(self.format(record) + "\n")
         if not self._has_lines.is_set():
             self._has_lines.set()
+
+    def wait_written(self, limit_s: float) -> None:
+        """Return when every line so far is written, or after ``limit_s`` seconds."""
+        self._is_written.wait(limit_s)
 
     def close(self) -> None:
         """Write what is left, for at most a second: a sink that is stuck must not hold the process."""
@@ -120,6 +127,7 @@ class BackgroundHandler(logging.Handler):
             except (OSError, ValueError):
                 for _ in lines:
                     self._on_drop()
+        self._is_written.set()
 
 
 def set_up(

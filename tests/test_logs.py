@@ -109,6 +109,27 @@ def test_lines_that_come_while_others_are_written_are_written_together():
     assert len(calls) <= 3
 
 
+def test_waiting_for_the_lines_returns_when_they_are_written(monkeypatch):
+    monkeypatch.setattr(logs, "PAUSE_S", 0.2)
+    sink = io.StringIO()
+    handler = logs.set_up("json", "info", on_drop=lambda: None, sink=sink)
+    for i in range(3):
+        logging.getLogger("sluice.test").info("line %d", i)
+        handler.wait_written(30)
+        assert sink.getvalue().count("\n") == i + 1
+    handler.close()
+
+
+def test_a_sink_that_is_stuck_is_waited_for_no_longer_than_the_limit():
+    sink = StuckSink()
+    handler = logs.set_up("json", "info", on_drop=lambda: None, sink=sink)
+    logging.getLogger("sluice.test").info("stuck")
+    handler.wait_written(0.01)
+    assert sink.getvalue() == ""
+    sink.released.set()
+    handler.close()
+
+
 def test_lines_are_written_in_order_from_all_threads():
     sink = io.StringIO()
     handler = logs.set_up("json", "info", on_drop=lambda: None, sink=sink)

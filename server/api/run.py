@@ -52,6 +52,7 @@ LAST_WORDS_S = 1.0
 """For so long after the port is closed, open connections are answered: a request may be on its way through one."""
 RECOVERY_S = 2.0
 """How long a worker that is being replaced when the server is told to stop may take, before its requests are ended."""
+LOG_WAIT_S = 1.0
 EXIT_S = 10.0
 EARLY_EXIT_S = 2.5
 QUICK_EXIT_S = 1.8
@@ -70,7 +71,7 @@ def serve(config: ServeConfig, template: Template | None = None) -> int:
             bind(config.host, config.port) as listener,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
-            runner.run(_run(config, listener, template, status))
+            runner.run(_run(config, listener, template, status, handler))
     except ConfigurationError as error:
         code, message = error.exit_code, str(error)
     except Exception:
@@ -220,7 +221,11 @@ def http_server(app: FastAPI, hosts: AllowedHosts | None = None) -> HttpServer:
 
 
 async def _run(
-    config: ServeConfig, listener: socket.socket, template: Template | None, status: StatusLine | None
+    config: ServeConfig,
+    listener: socket.socket,
+    template: Template | None,
+    status: StatusLine | None,
+    handler: logs.BackgroundHandler,
 ) -> None:
     """Returns after a stop that was asked for; raises what ended the server otherwise."""
     signals = Signals()
@@ -230,7 +235,7 @@ async def _run(
     host, port = listener.getsockname()[:2]
     log.info("listening", extra={"fields": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
     http_task = asyncio.create_task(http.serve(sockets=accepting(listener)))
-    work = asyncio.create_task(_work(replace(config, port=port), app, status))
+    work = asyncio.create_task(_work(replace(config, port=port), app, status, handler))
     first_signal: asyncio.Task[Any] = asyncio.create_task(signals.first.wait())
     try:
         await asyncio.wait({http_task, work, first_signal}, return_when=asyncio.FIRST_COMPLETED)
@@ -251,11 +256,13 @@ async def _run(
     log.info("stopped")
 
 
-async def _work(config: ServeConfig, app: FastAPI, status: StatusLine | None) -> None:
+async def _work(config: ServeConfig, app: FastAPI, status: StatusLine | None, handler: logs.BackgroundHandler) -> None:
     """Load the models, say so, and watch the workers for as long as there are any."""
     supervisor = app.state.supervisor
     async with loading.shown(supervisor.clients, status):
         await load(app)
+        # The log lines about loading stand above the status line, and above the greeting.
+        await asyncio.to_thread(handler.wait_written, LOG_WAIT_S)
     if not app.state.lifecycle.is_draining:
         # A server whose greeting nobody can read still serves.
         with contextlib.suppress(OSError):
