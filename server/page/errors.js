@@ -5,8 +5,8 @@ import { el, icon, textButton } from "./dom.js";
 
 const TITLES = {
   queue_full: "The server is busy",
-  rate_limited: "Too many of your requests are unfinished",
-  deadline_exceeded: "The time was over",
+  rate_limited: "Too many unfinished requests",
+  deadline_exceeded: "The time limit passed",
   starting: "The models are still being loaded",
   draining: "The server is about to stop",
   engine_restarting: "The model is being restarted",

@@ -1,4 +1,4 @@
-// Links to what the server tells of itself. A link cannot carry a key: where there is one, the page asks and shows.
+// Links to what the server says about itself. A link cannot carry a key: with one, the page asks and shows.
 
 import { call, callText } from "./api.js";
 import { openDialog } from "./dialog.js";
