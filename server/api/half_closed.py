@@ -12,7 +12,9 @@ import socket
 
 from server.api.http_exchange import CONTINUE, Exchange
 
+FIRST_LOOK_S = 0.02
 LOOK_S = 0.25
+"""Looks become rarer, from the first to this: most clients that end their side have left."""
 PROBE_S = 15.0
 """Between two interim responses: a client may leave later too."""
 TCP_CLOSE = 7
@@ -27,7 +29,8 @@ class HalfClosed:
         self._transport = transport
         self._exchange = exchange
         self._next_probe_s = 0.0
-        self._timer = loop.call_later(LOOK_S, self._look)
+        self._wait_s = FIRST_LOOK_S
+        self._timer = loop.call_later(self._wait_s, self._look)
 
     def stop(self) -> None:
         self._timer.cancel()
@@ -40,7 +43,8 @@ class HalfClosed:
         if now_s >= self._next_probe_s and not self._exchange.is_started and not self._exchange.is_http_1_0:
             self._next_probe_s = now_s + PROBE_S
             self._transport.write(CONTINUE)
-        self._timer = self._loop.call_later(LOOK_S, self._look)
+        self._wait_s = min(2 * self._wait_s, LOOK_S)
+        self._timer = self._loop.call_later(self._wait_s, self._look)
 
 
 def _is_reset(transport: asyncio.Transport) -> bool:
