@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,15 @@ def _same_kernels_for_all() -> Iterator[None]:
     yield
     if (kernels := sys.modules.get("server.native.kernels")) is not None:
         kernels._State.module = module
+
+
+@pytest.fixture(autouse=True)
+def _same_log_for_all() -> Iterator[None]:
+    """A test that sets up the server's log in its own process changes it for no other."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers, root.level = handlers, level
 
 
 @pytest.fixture(scope="session")

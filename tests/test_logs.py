@@ -6,20 +6,10 @@ import io
 import json
 import logging
 import threading
-from collections.abc import Iterator
 
 import pytest
 
 from server import logs
-
-
-@pytest.fixture(autouse=True)
-def root_logger() -> Iterator[None]:
-    """Leave pytest's own handlers where they were."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers, root.level = handlers, level
 
 
 class StuckSink(io.StringIO):
