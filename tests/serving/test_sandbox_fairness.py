@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from server import caller
@@ -22,35 +24,34 @@ def slow_grammar(i: int) -> dict[str, Any]:
     return {"type": "json", "value": {"allOf": [*patterns, {"type": "string", "minLength": i}]}}
 
 
+@asynccontextmanager
+async def flood_of(client: str) -> AsyncIterator[Services]:
+    """Services that this client has asked for 24 slow grammars, most of which still run at the end."""
+    services = Services(ServeConfig(models=(ModelConfig(name="tiny", path="nowhere"),)))
+    caller.set_current(Caller(client))
+    flood = [asyncio.create_task(services.grammars.text(slow_grammar(i))) for i in range(24)]
+    await asyncio.sleep(0)
+    yield services
+    assert sum(not task.done() for task in flood) >= 18
+    for task in flood:
+        task.cancel()
+    await asyncio.gather(*flood, return_exceptions=True)
+    await services.close()
+
+
 def test_a_client_with_slow_grammars_holds_up_no_other() -> None:
     async def main() -> None:
-        services = Services(ServeConfig(models=(ModelConfig(name="tiny", path="nowhere"),)))
-        caller.set_current(Caller("flood"))
-        flood = [asyncio.create_task(services.grammars.text(slow_grammar(i))) for i in range(24)]
-        await asyncio.sleep(0)
-        caller.set_current(Caller("other"))
-        await services.templates.render_chat(FILES, [{"role": "user", "content": "hi"}])
-        await services.grammars.text(CHOICE)
-        assert sum(not task.done() for task in flood) >= 18
-        for task in flood:
-            task.cancel()
-        await asyncio.gather(*flood, return_exceptions=True)
-        await services.close()
+        async with flood_of("flood") as services:
+            caller.set_current(Caller("other"))
+            await services.templates.render_chat(FILES, [{"role": "user", "content": "hi"}])
+            await services.grammars.text(CHOICE)
 
     asyncio.run(asyncio.wait_for(main(), 100))
 
 
 def test_a_chat_does_not_wait_for_the_same_clients_grammars() -> None:
     async def main() -> None:
-        services = Services(ServeConfig(models=(ModelConfig(name="tiny", path="nowhere"),)))
-        caller.set_current(Caller("one"))
-        flood = [asyncio.create_task(services.grammars.text(slow_grammar(i))) for i in range(24)]
-        await asyncio.sleep(0)
-        await services.templates.render_chat(FILES, [{"role": "user", "content": "hi"}])
-        assert sum(not task.done() for task in flood) >= 18
-        for task in flood:
-            task.cancel()
-        await asyncio.gather(*flood, return_exceptions=True)
-        await services.close()
+        async with flood_of("one") as services:
+            await services.templates.render_chat(FILES, [{"role": "user", "content": "hi"}])
 
     asyncio.run(asyncio.wait_for(main(), 100))
