@@ -32,7 +32,7 @@ from soak_requests import Request, requests_for
 
 WORKER_NAME = "sluice-worker"
 REFUSALS = {429, 503}
-"""The server may have too much to do, or be replacing a worker; then the client is told when to retry."""
+"""The server may have too much to do, or be replacing a worker; its answer then says when to retry."""
 REST_S = 60.0
 LIMITS = Held(front_mib=50, workers_mib=150, descriptors=20, threads=8, tasks=5, blocks=0, requests=0)
 """How much more the last rest may hold than the first; workers may also take the memory of their caches."""

@@ -29,7 +29,7 @@ class TrustedProxies:
         return found is not None and any(found in network for network in self._networks)
 
     def client_of(self, peer: str, headers: Headers) -> str:
-        """The nearest address that is not a trusted proxy's; the peer's if no trusted proxy names one.
+        """The nearest address outside the trusted proxies; the peer's if no trusted proxy names one.
 
         X-Forwarded-For is read from the right, where the nearest proxy wrote: what is left of an untrusted address
         may be the client's own invention.

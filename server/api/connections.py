@@ -15,7 +15,7 @@ log = logging.getLogger("sluice.server")
 SPARE_DESCRIPTORS = 64
 """Of the process's file descriptors, those that are not for clients."""
 MAX_REFUSED = 256
-"""Refused connections that are told so at the same time; beyond them a connection is closed at once."""
+"""Most refused connections that are answered at the same time; beyond it a connection is closed at once."""
 
 
 class Connections:

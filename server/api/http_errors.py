@@ -113,7 +113,7 @@ class HeadersTooLarge(SluiceError):
 
 
 class HostNotAllowed(SluiceError):
-    """The request calls the server by a name that is not its own."""
+    """The Host header names a host that the server does not accept."""
 
     status = 421
     code = "host_not_allowed"

@@ -53,7 +53,7 @@ class Head:
 
 
 def take_head(data: bytearray) -> Head | None:
-    """Remove a whole head from the front of ``data``; None while it is not whole.
+    """Remove a whole head from the front of ``data``; None until it is complete.
 
     Raises `UriTooLong`, `HeadersTooLarge` or `MalformedRequest`, also for a part that no end could make right.
     """
