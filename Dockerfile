@@ -35,7 +35,7 @@ with CPU builds in TORCH_CPU_INDEX, or build with VARIANT=cuda.")' ;; \
     esac
 RUN --mount=type=cache,target=/root/.cache/pip pip install --requirement requirements.txt
 
-COPY README.md ./
+COPY README.md LICENSE ./
 COPY server ./server
 # The kernels are optional for pip: without them the server would work and be slow. Here they have to be there.
 RUN --mount=type=cache,target=/root/.cache/pip pip install --verbose --no-deps . \

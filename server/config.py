@@ -1,6 +1,6 @@
 """Every setting, explained where it stands. `server.settings` fills them from flags, environment and file.
 
-A field's docstring is its help text everywhere: `sluice serve --help` and the table in README.md.
+A field's docstring is its help text everywhere: `sluice serve --help` and the table in SETTINGS.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""README.md says what is: its commands run, its replies are those that come, its tables are generated or checked.
+"""The pages for users are true: their commands run, their replies are real, their tables are generated or checked.
 
-``python tests/test_readme.py`` writes the settings table anew.
+``python tests/test_readme.py`` writes the settings table again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,11 @@ from server.settings import Setting, settings
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+API = ROOT / "server" / "api" / "README.md"
+SETTINGS = ROOT / "server" / "SETTINGS.md"
+OPERATING = ROOT / "deploy" / "README.md"
+BENCHMARKS = ROOT / "loadtest" / "README.md"
+PAGES = [README, API, SETTINGS, OPERATING, BENCHMARKS, *ROOT.glob("*.md"), *(ROOT / "server").glob("*.md")]
 ADDRESS = "http://127.0.0.1:8000"
 TABLE_HEAD = "| Setting | Default | Meaning |\n| --- | --- | --- |\n"
 
@@ -54,8 +60,11 @@ class Block:
         return found
 
 
-def blocks() -> list[Block]:
-    found = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def blocks(page: Path = README) -> list[Block]:
+    """A block in a list is indented."""
+    text = page.read_text(encoding="utf-8")
+    pattern = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+    found = [(language, textwrap.dedent(body)) for _, language, body in pattern.findall(text)]
     following = [*found[1:], ("", "")]
     return [
         Block(language, text, reply if kind in ("json", "text") else None)
@@ -63,14 +72,24 @@ def blocks() -> list[Block]:
     ]
 
 
+def shell_commands() -> list[str]:
+    """Those of the deployment have a test of their own."""
+    every = [block for page in (README, API, BENCHMARKS) for block in blocks(page)]
+    return [command for block in every if block.language == "sh" for command in block.commands]
+
+
 def commands(*first_words: str) -> list[str]:
     """All shell commands that begin with these words."""
-    every = [command for block in blocks() if block.language == "sh" for command in block.commands]
-    return [command for command in every if shlex.split(command)[: len(first_words)] == list(first_words)]
+    return [command for command in shell_commands() if shlex.split(command)[: len(first_words)] == list(first_words)]
 
 
-def curls() -> list[Block]:
-    return [block for block in blocks() if block.language == "sh" and block.text.startswith("curl ")]
+def curls(page: Path) -> list[Block]:
+    return [block for block in blocks(page) if block.language == "sh" and block.text.startswith("curl ")]
+
+
+def only_block(language: str) -> Block:
+    (block,) = [block for block in blocks() if block.language == language]
+    return block
 
 
 # Commands.
@@ -79,23 +98,30 @@ def curls() -> list[Block]:
 def test_every_shell_command_is_run_or_proven_by_a_test_here():
     proven = [("make",), ("curl",), ("sluice", "serve"), ("sluice", "finetune"), ("sluice", "--version"), ("openssl",)]
     covered = [command for words in proven for command in commands(*words)]
-    for command in [command for block in blocks() if block.language == "sh" for command in block.commands]:
+    for command in shell_commands():
         if command not in covered:
             needed = [path for pattern, path in NOT_RUN.items() if re.fullmatch(pattern, command)]
             assert needed, f"nothing here runs: {command}"
             assert (ROOT / needed[0]).exists(), f"{command} needs {needed[0]}"
 
 
-def test_every_make_target_in_the_readme_exists():
-    named = set(re.findall(r"\bmake (\w+)", README.read_text(encoding="utf-8")))
-    assert {"serve", "test", "lint"} <= named
+def test_the_readme_has_fewer_than_300_lines():
+    assert len(README.read_text(encoding="utf-8").splitlines()) < 300
+
+
+def test_every_make_target_in_the_pages_exists():
+    named = {target for page in PAGES for target in re.findall(r"`make ([\w-]+)", page.read_text(encoding="utf-8"))}
+    assert {"serve", "test", "lint", "bench"} <= named
     for target in named:
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_every_linked_file_exists():
-    for link in re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8")):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_linked_file_exists(page: Path):
+    text = page.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text)
+    for link in links:
+        assert link.startswith("https://") or (page.parent / link).exists(), link
 
 
 def test_version_is_printed():
@@ -112,8 +138,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder, with models that exist and no more, and the configuration file of the README."""
     for name in ("my-llama", "my-classifier", "my-adapter", "my-encoder"):
         (tmp_path / name).mkdir()
-    (toml,) = [block.text for block in blocks() if block.language == "toml"]
-    (tmp_path / "sluice.toml").write_text(toml)
+    (tmp_path / "sluice.toml").write_text(only_block("toml").text)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -126,7 +151,7 @@ def test_the_serve_commands_and_the_configuration_file_are_understood(project: P
     monkeypatch.setattr("server.api.run.serve", lambda config, template: served.append(config) or 0)
     for command in commands("sluice", "serve"):
         assert main(shlex.split(command)[1:]) == 0, command
-    by_flags, by_file, trained, keyed = served
+    by_flags, by_file, keyed, trained = served
     assert [model.name for model in by_flags.models] == ["chat", "mood"]
     assert (by_file.port, by_file.models[0].max_model_len) == (8080, 4096)
     assert Path(by_file.models[1].base).samefile("my-encoder")
@@ -214,16 +239,18 @@ def is_stream(block: Block) -> bool:
 
 @pytest.mark.defaults
 @pytest.mark.parametrize(
-    "block", [block for block in curls() if not is_stream(block)], ids=lambda block: block.text.split()[1][21:]
+    "block",
+    [block for page in (README, API) for block in curls(page) if not is_stream(block)],
+    ids=lambda block: block.text.split()[1][21:],
 )
-def test_a_request_of_the_readme_gets_the_reply_of_the_readme(block: Block, url: str):
+def test_a_request_of_the_pages_gets_the_reply_that_they_show(block: Block, url: str):
     assert block.reply is not None
     assert_alike(json.loads(block.reply), json.loads(run_curl(block, url)))
 
 
 @pytest.mark.defaults
 def test_the_streaming_request_of_the_readme_gets_events_like_those_shown(url: str):
-    (block,) = [block for block in curls() if is_stream(block)]
+    (block,) = [block for block in curls(README) if is_stream(block)]
     assert block.reply is not None
     events = [json.loads(line[5:]) for line in run_curl(block, url).splitlines() if line.startswith("data:")]
     shown = [json.loads(line[5:]) for line in block.reply.splitlines() if line.startswith("data:")]
@@ -236,11 +263,19 @@ def test_the_streaming_request_of_the_readme_gets_events_like_those_shown(url: s
 
 @pytest.mark.defaults
 def test_the_python_example_runs_and_labels_as_it_should(url: str, capsys: pytest.CaptureFixture[str]):
-    (block,) = [block for block in blocks() if block.language == "python"]
-    exec(compile(block.text.replace(ADDRESS, url), "README.md", "exec"), {})
+    exec(compile(only_block("python").text.replace(ADDRESS, url), "README.md", "exec"), {})
     output = capsys.readouterr().out
     assert "positive" in output
     assert "Portland" in output
+
+
+@pytest.mark.defaults
+@pytest.mark.skipif(shutil.which("node") is None, reason="Node is not installed")
+def test_the_javascript_example_prints_every_token_of_the_stream(url: str):
+    script = only_block("js").text.replace(ADDRESS, url)
+    words = ["node", "--input-type=module", "--eval", script]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    assert len(done.stdout.splitlines()) >= 12
 
 
 # Tables.
@@ -262,39 +297,47 @@ def settings_table() -> str:
 
 
 def test_the_settings_table_is_the_one_that_the_configuration_gives():
-    assert settings_table() in README.read_text(encoding="utf-8"), "run: python tests/test_readme.py"
+    assert settings_table() in SETTINGS.read_text(encoding="utf-8"), "run: python tests/test_readme.py"
 
 
-def test_every_status_of_an_error_and_every_exit_code_is_explained():
+def numbers_of_the_first_column(page: Path) -> set[str]:
+    cells = re.findall(r"^\| ([\d, ]+) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return set(re.findall(r"\d+", " ".join(cells)))
+
+
+def test_every_status_of_an_error_is_explained():
     from server import errors
     from server.api import http_errors
 
-    text = README.read_text(encoding="utf-8")
-    explained = set(re.findall(r"\d{3}", "".join(re.findall(r"^\| ([\d, ]+) \|", text, re.MULTILINE))))
     known = {**vars(errors), **vars(http_errors)}.values()
     classes = [value for value in known if isinstance(value, type)]
     raised = {str(value.status) for value in classes if issubclass(value, errors.SluiceError)}
-    assert raised <= explained
-    (codes,) = re.findall(r"The process ends with (.*?)\n\n", text, re.DOTALL)
-    exits = {str(value) for name, value in vars(errors).items() if name.startswith("EXIT_")}
-    assert exits <= set(re.findall(r"\d+", codes))
+    assert raised <= numbers_of_the_first_column(API)
 
 
-def test_every_route_of_the_server_is_in_the_readme():
+def test_every_exit_code_is_explained():
+    from server import endings, errors
+
+    known = {**vars(errors), **vars(endings)}.items()
+    exits = {str(value) for name, value in known if name.startswith("EXIT_")}
+    assert exits <= numbers_of_the_first_column(OPERATING)
+
+
+def test_every_route_of_the_server_is_explained():
     from server.api.app import ROUTERS
     from server.api.status import ENDPOINTS
 
-    text = README.read_text(encoding="utf-8")
+    text = API.read_text(encoding="utf-8")
     routes = [route for _, router in ROUTERS for route in router.routes if "{" not in route.path]
     shown = [f"{method} {route.path}" for route in routes for method in route.methods - {"HEAD"}]
     for path in shown + [f"GET {path}" for path in ENDPOINTS]:
-        assert f"`{path}`" in text or f"### {path}\n" in text, path
+        assert f"`{path}`" in text, path
 
 
 def test_every_parameter_of_a_request_is_named():
     from server.api import encoder_schemas, schemas
 
-    text = README.read_text(encoding="utf-8")
+    text = API.read_text(encoding="utf-8")
     for body in (
         encoder_schemas.ClassifyParameters,
         encoder_schemas.NerParameters,
@@ -308,6 +351,6 @@ def test_every_parameter_of_a_request_is_named():
 
 
 if __name__ == "__main__":
-    old = README.read_text(encoding="utf-8")
-    table = re.compile(r"SETTINGS-TABLE\n|" + re.escape(TABLE_HEAD) + r"(\|.*\n)+")
-    README.write_text(table.sub(lambda _: settings_table(), old, count=1), encoding="utf-8")
+    old = SETTINGS.read_text(encoding="utf-8")
+    table = re.compile(re.escape(TABLE_HEAD) + r"(\|.*\n)+")
+    SETTINGS.write_text(table.sub(lambda _: settings_table(), old, count=1), encoding="utf-8")
