@@ -8,6 +8,10 @@
 #include "encoder_attention.h"
 #include "linear.h"
 #include "sampling.h"
+#include "tile.h"
+
+#include <cerrno>
+#include <cstring>
 
 namespace {
 
@@ -24,4 +28,13 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, NAME, nullptr, 0, methods, null
 
 } // namespace
 
-PyMODINIT_FUNC INIT() { return PyModule_Create(&definition); }
+// Raises ImportError where the system refuses what the instructions need.
+PyMODINIT_FUNC INIT() {
+#ifdef TILE_INSTRUCTIONS
+  if (!tile::ask_permission()) {
+    PyErr_Format(PyExc_ImportError, "the system does not permit AMX tiles: %s", std::strerror(errno));
+    return nullptr;
+  }
+#endif
+  return PyModule_Create(&definition);
+}
