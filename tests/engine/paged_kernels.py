@@ -6,7 +6,6 @@ them with NaN.
 
 from __future__ import annotations
 
-import inspect
 import math
 import sys
 from collections.abc import Callable
@@ -16,11 +15,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention import varlen
 
 from server.engine.attention import cuda_flashinfer, cuda_varlen
-
-REAL_VARLEN = inspect.signature(varlen.varlen_attn)
 
 
 @torch.library.custom_op("sluice_tests::attend_pages", mutates_args=())
@@ -83,18 +79,34 @@ def _attend_tables(
     return attend_pages(query, keys, values, starts, tables.reshape(-1), page_starts, lengths, **options)
 
 
-def fake_varlen_attn(*args: Any, **options: Any) -> Tensor:
+def fake_varlen_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor | None,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+    enable_gqa: bool = False,
+    seqused_k: Tensor | None = None,
+    block_table: Tensor | None = None,
+    num_splits: int | None = None,
+) -> Tensor:
     """`torch.nn.attention.varlen.varlen_attn` of torch 2.13, with a block table."""
-    call = REAL_VARLEN.bind(*args, **options)
-    call.apply_defaults()
-    given = call.arguments
-    _check_longest(given["cu_seq_q"].diff(), given["max_q"])
-    _check_longest(given["seqused_k"], given["max_k"])
-    assert given["enable_gqa"] or given["query"].shape[1] == given["key"].shape[2]
-    left, right = given["window_size"]
+    assert cu_seq_k is None
+    assert seqused_k is not None
+    assert block_table is not None
+    assert scale is not None
+    _check_longest(cu_seq_q.diff(), max_q)
+    _check_longest(seqused_k, max_k)
+    assert enable_gqa or query.shape[1] == key.shape[2]
+    left, right = window_size
     assert right == 0, "it would look ahead"
-    tensors = (given[name] for name in ("query", "key", "value", "cu_seq_q", "block_table", "seqused_k"))
-    return _attend_tables(*tensors, scale=given["scale"], window_left=left, softcap=0.0)
+    options = {"scale": scale, "window_left": left, "softcap": 0.0}
+    return _attend_tables(query, key, value, cu_seq_q, block_table, seqused_k, **options)
 
 
 def _check_longest(lengths: Tensor, told: int) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from server.engine.beam_ranking import advance
 from server.protocol import SamplingParams
 from tests.engine.beam_driving import Expected, Run, dense, drive, search, transformers_search
+from tests.oracle_versions import needs_oracle
 from tests.tiny_models import tiny_decoder
 
 NUM_BEAMS = [1, 2, 3, 4, 8]
@@ -104,7 +105,7 @@ def test_never_goes_on_while_a_longer_hypothesis_could_be_better_as_in_transform
         assert_same(late, transformers_search(llama, prompt_ids, eos=end_ids, early_stopping="never", **options))
 
 
-RULES: list[dict[str, Any]] = [
+RULES: list[Any] = [
     {"repetition_penalty": 1.7},
     {"repetition_penalty": 0.8, "no_repeat_ngram_size": 2},
     {"min_new_tokens": 6},
@@ -112,7 +113,10 @@ RULES: list[dict[str, Any]] = [
     {"renormalize_logits": True, "repetition_penalty": 1.3},
     {"exponential_decay_length_penalty": (3, 1.5)},
     {"suppress_tokens": [275, 95, 377]},
-    {"begin_suppress_tokens": [95, 275], "encoder_repetition_penalty": 1.4},
+    pytest.param(
+        {"begin_suppress_tokens": [95, 275], "encoder_repetition_penalty": 1.4},
+        marks=needs_oracle("encoder_repetition_penalty with beams"),
+    ),
     {"encoder_no_repeat_ngram_size": 1, "min_new_tokens": 3},
     {"sequence_bias": [[[95], 4.0], [[275, 95], -3.0]]},
 ]

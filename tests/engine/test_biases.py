@@ -7,6 +7,7 @@ import torch
 from transformers.generation import logits_process as hf
 
 from tests.engine.reference_rules import VOCAB_SIZE, ours, start
+from tests.oracle_versions import needs_oracle
 
 INF = float("inf")
 ZEROS = torch.zeros(1, VOCAB_SIZE)
@@ -25,6 +26,7 @@ def test_a_sequence_bias_counts_once_the_tokens_before_its_last_are_there():
     assert biased([5, 2], [2, 2, 2, 2], sequence_bias=biases) == {7: 1.0, 8: 8.0}
 
 
+@needs_oracle("sequence_bias")
 def test_a_ban_of_a_sequence_is_transformers_bad_words():
     bans = [[4], [1, 2], [3, 1, 5], [1, 1, 1, 6]]
     for tokens in ([9], [1], [3, 1], [1, 1, 1], [0, 1, 3, 1]):

@@ -232,6 +232,18 @@ def test_the_first_kernel_that_fits_is_chosen_and_the_log_says_why_the_others_ar
 
 
 @pytest.mark.usefixtures("no_device")
+def test_a_torch_whose_varlen_attention_takes_no_block_table_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def varlen_attn_of_torch_2_11(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None) -> Tensor:
+        raise AssertionError("it is not tried")
+
+    monkeypatch.setattr(cuda_varlen.varlen, "varlen_attn", varlen_attn_of_torch_2_11)
+    assert chosen(caplog)[0] == "flashinfer"
+    assert "attention varlen is not used: it needs torch 2.13: varlen_attn of torch 2." in caplog.text
+
+
+@pytest.mark.usefixtures("no_device")
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -1,6 +1,6 @@
-"""torch's own paged attention: `torch.nn.attention.varlen.varlen_attn`, torch 2.13.
+"""torch's own paged attention: `torch.nn.attention.varlen.varlen_attn`, with block tables from torch 2.13 on.
 
-With a block table it needs a flash attention that is installed beside torch: FA3 (package ``flash_attn_interface``)
+It needs a flash attention that is installed beside torch: FA3 (package ``flash_attn_interface``)
 on compute capability 9, FA4 (``flash-attn-4``) on 10. Both take blocks of any size.
 
 Dimension key: T new tokens, N blocks, P tokens in one, H heads, D width of one.
@@ -8,6 +8,7 @@ Dimension key: T new tokens, N blocks, P tokens in one, H heads, D width of one.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from functools import cache
 
@@ -21,6 +22,13 @@ from server.engine.kv_cache import LayerSpec
 HEAD_DIMS = range(8, 257, 8)
 KERNELS = {9: "FA3", 10: "FA4"}
 """By the major number of the compute capability."""
+
+
+def version_problem() -> str | None:
+    """What this torch lacks, as the end of a sentence."""
+    if "block_table" in inspect.signature(varlen.varlen_attn).parameters:
+        return None
+    return f"it needs torch 2.13: varlen_attn of torch {torch.__version__} takes no block table"
 
 
 @cache
@@ -51,7 +59,7 @@ class VarlenAttention(PagedAttention):
     ) -> str | None:
         if problem := layer_problem(specs, dtype, head_dims=HEAD_DIMS, softcap=False):
             return problem
-        return activation_problem(device)
+        return version_problem() or activation_problem(device)
 
     def _attend(self, spec: LayerSpec, query_THD: Tensor, keys_NPHD: Tensor, values_NPHD: Tensor) -> Tensor:
         host, parts = self.step.host, self.step.parts
