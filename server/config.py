@@ -38,8 +38,9 @@ class ModelConfig:
     """Weights in fewer bits: ``int8`` is the fastest on a CPU, ``int4`` the smallest; what is lost is told at load."""
     executor: Literal["auto", "fused", "generic", "compat"] = "auto"
     """``auto``: the first that passes the numeric self-check at load."""
-    kernels: Literal["auto", "native", "torch"] = "auto"
-    """``auto``: the CPU kernels that were built at install where the processor has them; ``torch`` does without."""
+    kernels: Literal["auto", "native", "torch", "amx", "avx512", "avx2", "tiles"] = "auto"
+    """``auto``: the best CPU kernels that this processor runs, else ``torch``; ``native`` requires some, ``amx``,
+    ``avx512`` or ``avx2`` that set; ``tiles`` is for tests: ``amx`` without its instructions, slow."""
     prompt_lookup: Literal["auto", "off"] = "auto"
     """``auto``: few streams guess their next tokens from the text so far, where it is faster; results are the same."""
     threads: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.server_process import ServerProcess, running_server
+
+if forced := os.environ.get("SLUICE_KERNELS"):
+    # Tests that choose kernels in their own process get these too. A set that cannot run here ends the session.
+    from server.native import kernels
+
+    kernels.AUTOMATIC = () if forced == "torch" else (f"_{forced}",)
+    kernels.use(forced, 1)
+    kernels.use("torch", 1)
 
 TINY_SETTINGS = ("--dtype", "float32", "--threads", "1", "--kv-cache-gib", "0.02", "--drain-timeout-s", "60")
 """float32, so that tokens do not depend on who shares the batch; one thread a worker, for two cores are few."""

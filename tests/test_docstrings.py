@@ -10,7 +10,12 @@ import pytest
 
 import server
 
-MODULES = [module.name for module in pkgutil.walk_packages(server.__path__, "server.")]
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(server.__path__, "server.")
+    # Compiled kernels have no examples, and import only where the processor runs them.
+    if not module.name.startswith("server.native._")
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

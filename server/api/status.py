@@ -115,6 +115,7 @@ def _facts(ready: Ready) -> dict[str, Any]:
         "dtype": ready.dtype,
         "executor": ready.executor,
         "attention": ready.attention,
+        "kernels": ready.kernels,
         "batching": ready.batching,
         "max_input_tokens": ready.max_model_len,
         "max_running": ready.max_running,

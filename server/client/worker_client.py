@@ -242,7 +242,8 @@ class WorkerClient:
         self.ready = ready
         self.state = "ready"
         metrics.set_model_info(self.model.name, ready)
-        log.info("worker ready", extra={"fields": {"model": self.model.name, "load_s": round(ready.load_s, 2)}})
+        fields = {"model": self.model.name, "load_s": round(ready.load_s, 2), "kernels": ready.kernels}
+        log.info("worker ready", extra={"fields": fields})
         self.loaded.set()
         self._send_what_may_go()
 

@@ -91,6 +91,13 @@ def of_processor(config: ServeConfig | None) -> Iterator[Finding]:
 def _kernels(config: ServeConfig | None) -> Iterator[Finding]:
     from server.native import kernels
 
+    for model in config.models if config else []:
+        if model.kernels in kernels.NAMES:
+            try:
+                kernels.use(model.kernels, 1)
+            except ImportError as error:
+                text = f"kernels: {model.name} asks for {model.kernels} ones: {error}. Set kernels to auto."
+                yield Finding("fail", text, EXIT_MODEL)
     name = kernels.use("auto", 1)
     if name != "torch":
         yield Finding("ok", f"kernels: {name}")

@@ -12,11 +12,23 @@ from torch import Tensor
 
 log = logging.getLogger("sluice.native")
 
-# Best first; each needs all of its processor features, by torch's names.
+_AVX512 = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni", "avx512_bf16")
+
+# Best first. Each needs all of these processor features, by torch's names.
 VARIANTS = {
-    "_avx512": ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni", "avx512_bf16"),
+    "_amx": (*_AVX512, "amx_tile", "amx_bf16", "amx_int8"),
+    "_avx512": _AVX512,
     "_avx2": ("avx2",),
 }
+
+AUTOMATIC = tuple(VARIANTS)
+"""What ``auto`` and ``native`` choose from."""
+
+# Only used by name: the tiles of _amx as plain loops.
+FOR_TESTS = {"_tiles": _AVX512}
+
+NAMES = tuple(variant[1:] for variant in VARIANTS | FOR_TESTS)
+"""Choices that name one set."""
 
 
 class _State:
@@ -28,9 +40,10 @@ class _State:
 def use(choice: str, num_threads: int) -> str:
     """Choose the kernels of this process, once, before any weight is packed. Returns the name of what is used.
 
-    ``choice`` is ``auto``, ``torch`` for none, or ``native``, which raises ImportError where there are none.
+    ``choice`` is ``auto``, ``torch`` for none, ``native`` for any, or the name of one set. Raises ImportError, which
+    says why, where ``native`` finds none or the named set cannot run.
     """
-    found = None if choice == "torch" else _find()
+    found = _chosen(choice)
     if found is None and choice == "native":
         raise ImportError("the CPU kernels were not built, or this processor lacks AVX2")
     _State.module = found
@@ -62,7 +75,7 @@ def module() -> ModuleType | None:
 
 
 def name() -> str:
-    """``avx512``, ``avx2`` or ``torch``."""
+    """``amx``, ``avx512``, ``avx2``, ``tiles`` or ``torch``."""
     return "torch" if _State.module is None else _State.module.__name__.rpartition("._")[2]
 
 
@@ -71,13 +84,28 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _find() -> ModuleType | None:
+def _chosen(choice: str) -> ModuleType | None:
+    if choice == "torch":
+        return None
+    return _best() if choice in ("auto", "native") else load(f"_{choice}")
+
+
+def load(variant: str) -> ModuleType:
+    """One of `VARIANTS` or `FOR_TESTS`. Raises ImportError, which says why, where it cannot run."""
     capabilities = torch.cpu.get_capabilities()
-    for variant, features in VARIANTS.items():
-        if not all(capabilities.get(feature, False) for feature in features):
-            continue
+    missing = [name for name in (VARIANTS | FOR_TESTS)[variant] if not capabilities.get(name, False)]
+    if missing:
+        raise ImportError(f"this processor lacks {', '.join(missing)}")
+    try:
+        return import_module(f"server.native.{variant}")
+    except ModuleNotFoundError:
+        raise ImportError("they were not built when Sluice was installed") from None
+
+
+def _best() -> ModuleType | None:
+    for variant in AUTOMATIC:
         try:
-            return import_module(f"server.native.{variant}")
+            return load(variant)
         except ImportError as error:
-            log.info("no CPU kernels for %s: %s", variant[1:], error)
+            log.info("no %s kernels: %s", variant[1:], error)
     return None

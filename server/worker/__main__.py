@@ -54,7 +54,7 @@ def _choose_kernels(model: ModelConfig) -> None:
         kernels.use(model.kernels, torch.get_num_threads())
     except ImportError as error:
         raise ConfigurationError(
-            f"Model {model.name} asks for native kernels: {error}. Set kernels to auto.", exit_code=EXIT_MODEL
+            f"Model {model.name} asks for {model.kernels} kernels: {error}. Set kernels to auto.", exit_code=EXIT_MODEL
         ) from error
 
 
@@ -166,6 +166,8 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
 
 
 def _ready(loaded: LoadedModel, *, device: torch.device, dtype: torch.dtype, **of_engine: Any) -> Ready:
+    from server.native import kernels
+
     return Ready(
         task=loaded.task,
         architecture=loaded.architecture,
@@ -173,6 +175,7 @@ def _ready(loaded: LoadedModel, *, device: torch.device, dtype: torch.dtype, **o
         max_model_len=loaded.max_model_len,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
+        kernels=kernels.name() if device.type == "cpu" else None,
         num_parameters=loaded.num_parameters,
         generation_config=loaded.generation_config,
         labels=loaded.labels,

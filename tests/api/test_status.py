@@ -102,6 +102,12 @@ def test_info_says_whether_one_seed_gives_one_text(is_reproducible: bool, reason
     assert model.get("reproducible_reason") == reason
 
 
+def test_info_says_which_cpu_kernels_are_used():
+    app = front(says("mill"))
+    app.state.worker.ready = ready(kernels="avx512")
+    assert client_of(app).get("/info").json()["models"][0]["kernels"] == "avx512"
+
+
 def test_metrics_are_served_while_every_thread_is_busy_with_a_long_text():
     app = shell()
     is_over = threading.Event()

@@ -14,6 +14,7 @@ from server.engine.attention.native import NativeAttention
 from server.engine.kv_cache import LayerSpec
 from server.native import kernels
 from tests.engine.attention_driving import CPU, Scene, layer_spec
+from tests.native import variants
 
 torch.set_num_threads(1)
 
@@ -45,9 +46,9 @@ SHAPES = {
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The kernels of each instruction set that this processor has."""
     name = str(request.param)
-    if not all(torch.cpu.get_capabilities().get(feature, False) for feature in kernels.VARIANTS[name]):
-        pytest.skip("this processor lacks the instructions")
-    module = import_module(f"server.native.{name}")
+    if missing := variants.lacking(name):
+        pytest.skip(f"this processor lacks {missing}")
+    module = kernels.load(name)
     monkeypatch.setattr(kernels._State, "module", module)
     module.set_num_threads(2)
     yield name

@@ -7,17 +7,23 @@ import torch
 
 from server.native import kernels
 
-WAYS = ("torch", next(iter(kernels.VARIANTS)))
+WAYS = ("torch", "best")
 """Torch alone and the best kernels, for tests that are too long for all."""
 
 
 def use(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """For one test; ``torch`` for no kernels."""
-    if variant == "torch":
-        monkeypatch.setattr(kernels._State, "module", None)
-        return
-    if not all(torch.cpu.get_capabilities().get(feature, False) for feature in kernels.VARIANTS[variant]):
-        pytest.skip("the processor lacks this instruction set")
-    module = pytest.importorskip(f"server.native.{variant}")
-    monkeypatch.setattr(kernels._State, "module", module)
-    module.set_num_threads(2)
+    monkeypatch.setattr(kernels._State, "module", None)
+    if variant == "best":
+        if kernels.use("auto", 2) == "torch":
+            pytest.skip("there are no kernels for this processor")
+    elif variant != "torch":
+        if missing := lacking(variant):
+            pytest.skip(f"the processor lacks {missing}")
+        kernels.use(variant[1:], 2)
+
+
+def lacking(variant: str) -> str:
+    """Features that the set needs and this processor does not have."""
+    found = torch.cpu.get_capabilities()
+    return ", ".join(name for name in (kernels.VARIANTS | kernels.FOR_TESTS)[variant] if not found.get(name, False))
