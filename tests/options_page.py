@@ -1,4 +1,4 @@
-"""Makes `server/OPTIONS.md` from the tables that the server itself goes by. ``python -m tests.options_page`` writes it.
+"""Makes `server/OPTIONS.md` from the tables that the server uses. ``python -m tests.options_page`` writes it.
 
 A cell of the second table is the outcome of a trial: the option's example together with the column's.
 """
@@ -6,6 +6,7 @@ A cell of the second table is the outcome of a trial: the option's example toget
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -23,50 +24,50 @@ PAGE = Path(__file__).parents[1] / "server" / "OPTIONS.md"
 COLUMNS = ("sampling", "beams", "stream", "n", "grammar", "adapter")
 GROUPS = {
     "max_new_tokens": "Length and end",
-    "do_sample": "The draw",
-    "num_return_sequences": "Several outputs, beam search",
+    "do_sample": "Sampling",
+    "num_return_sequences": "Several outputs and beam search",
     "repetition_penalty": "Penalties",
-    "logit_bias": "Biases and bans of tokens, guidance",
+    "logit_bias": "Token biases, bans and guidance",
     "banned_phrases": "Text and structure",
-    "details": "What is told",
-    "penalty_alpha": "Refused",
+    "details": "Contents of the response",
+    "penalty_alpha": "Not supported",
 }
 """Name of the group that begins with an option."""
 NAMES = [field.name for field in fields(GenerateOptions)]
 
 HEAD = """# Options of /generate
 
-What stands under `parameters` in the body of `POST /generate`. `python -m tests.options_page` makes this page from the
-tables that the server checks requests by, and a test tries every cell and every example.
+The `parameters` of `POST /generate`. `python -m tests.options_page` writes this page from the tables that the server
+checks requests with. A test tries every cell and every example.
 
-Values come from the request, then from its template, then from the model's `generation_config.json`, then from the
-server. A field that is null, or that has a value without effect (the neutral one), is as if it were left out. Anything
-else is honoured exactly or refused with status 422 and a message that names the fields. `"return_parameters": true`
-tells what had an effect in the end and where each value came from. A value of `generation_config.json` that is out of
-range is left out, with a line in the log.
+A value comes from the request, else from its template, else from the model's `generation_config.json`, else from the
+server. A field that is null or has its neutral value counts as left out. All others are applied exactly, or rejected
+with status 422 and a message that names the fields. `"return_parameters": true` shows which options had an effect and
+where their values came from. The server ignores values of `generation_config.json` that are out of range, and logs
+them.
 """
 
 BODY_TABLE = """
-## Beside the parameters
+## Other fields of the body
 
 | Field | Meaning |
 | --- | --- |
-| `inputs` | A text to go on from, or a list of texts that are answered as a list. |
-| `template`, `variables`, `examples` | A prompt template of the server's and what fills it, in place of `inputs`. |
-| `messages` | A conversation for the model's own chat template, in place of `inputs`. |
-| `chat_template_kwargs` | For `messages`: numbers, texts and truth values under names that the chat template uses. |
-| `cache_salt` | A text of at most 64 characters: requests with different ones share nothing in the prefix cache. |
-| `stream` | Answer with one server-sent event for each token. |
-| `model` | The served model; the first that generates where it is left out. |
+| `inputs` | The prompt, or a list of prompts. A list returns a list. |
+| `template`, `variables`, `examples` | One of the server's prompt templates and its values, instead of `inputs`. |
+| `messages` | A conversation for the model's chat template, instead of `inputs`. |
+| `chat_template_kwargs` | Variables of the chat template, for `messages`: numbers, strings and booleans. |
+| `cache_salt` | A string of at most 64 characters. Requests with different salts share nothing in the prefix cache. |
+| `stream` | Send each token as a server-sent event. |
+| `model` | The name of a served model. Default: the first model that generates. |
 
-A `chat_template` of the request's own is refused.
+A request cannot bring its own `chat_template`.
 """
 
 TABLE_HEAD = """
-## What goes with what
+## Compatibility
 
-`no` names what the option does not go with. `sampling` stands for `do_sample`, `beams` for `num_beams` above 1, `n`
-for several outputs. An adapter is served as a model of its own and has every option.
+`no` names the field that conflicts. `sampling` stands for `do_sample`, `beams` for `num_beams` above 1, and `n` for
+several outputs. Adapters are served as models and support every option.
 
 """
 
@@ -85,7 +86,7 @@ def range_of(name: str) -> str:
     if literals and name not in ("logit_bias", "sequence_bias"):
         shown = ", ".join(f'"{value}"' for value in literals)
         words = f"{words} or {shown}" if words else shown
-    return words.removeprefix("must ").removeprefix("be ") or "as described"
+    return re.sub(r"^must (be |contain |have )?", "", words) or "as described"
 
 
 def context(column: str, example: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def page() -> str:
     parts += [BODY_TABLE, TABLE_HEAD, f"| Option | {' | '.join(COLUMNS)} |\n|{' --- |' * (len(COLUMNS) + 1)}\n"]
     for name in EXAMPLES:
         parts.append(f"| `{name}` | {' | '.join(cell(name, column) for column in COLUMNS)} |\n")
-    parts.append("\n## Every rule between two fields\n\n| Field | and field | Why not |\n| --- | --- | --- |\n")
+    parts.append("\n## All conflicts\n\n| Field | Conflicts with | Reason |\n| --- | --- | --- |\n")
     shown = [(first, second, reason) for first, second, reason in SYNONYMS]
     shown += [(rule.first, rule.second, rule.words) for rule in RULES]
     parts += [f"| `{first}` | `{second}` | {reason} |\n" for first, second, reason in shown]

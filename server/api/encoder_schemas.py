@@ -58,7 +58,7 @@ class ClassifyRequest(TemplatedRequest):
     """Body of ``POST /classify``."""
 
     inputs: ClassifyInputs | None = None
-    """A list must hold at least one text. Required, unless there is a template."""
+    """A list must contain at least one text. Required, unless there is a template."""
     parameters: ClassifyParameters | None = None
     input: TextOrTexts | None = None
     """In place of inputs: the answer is vLLM's then. They are of two dialects: send one of them."""
@@ -81,7 +81,7 @@ class NerRequest(TemplatedRequest):
     """Body of ``POST /ner``."""
 
     inputs: TextOrTexts | None = None
-    """A list must hold at least one text. Required, unless there is a template."""
+    """A list must contain at least one text. Required, unless there is a template."""
     parameters: NerParameters | None = None
     model: str | None = None
     """The name of a served tagger; without it the first one."""
@@ -99,7 +99,7 @@ class FillMaskRequest(StrictModel):
     """Body of ``POST /fill-mask``."""
 
     inputs: TextOrTexts
-    """Each text must hold the model's mask token, which /tokenizer_info names; a list must hold at least one text."""
+    """Each text must contain the mask token of the model (see /tokenizer_info); a list must contain at least one text."""
     parameters: FillMaskParameters | None = None
     model: str | None = None
     """The name of a served mask filler; without it the first one."""

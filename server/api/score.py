@@ -23,7 +23,7 @@ class ScoreBody(VllmTruncation, LenientModel):
     text_1: TextOrTexts | None = None
     """Required, unless there are queries. One text, or as many as in text_2: send text_1 and text_2 together."""
     text_2: TextOrTexts | None = None
-    """What is judged with text_1; a list must hold at least one text."""
+    """What is judged with text_1; a list must contain at least one text."""
     queries: TextOrTexts | None = None
     """Another name of text_1: send queries and documents together, and neither text_1 nor text_2 with them."""
     documents: TextOrTexts | None = None

@@ -42,7 +42,7 @@ class EmbedBody(TeiTruncation, StrictModel):
     """Body of ``POST /embed``."""
 
     inputs: TextOrTexts
-    """A list must hold at least one text."""
+    """A list must contain at least one text."""
     normalize: bool | None = None
     """False for vectors of the length that the model gives them."""
     prompt_name: str | None = None

@@ -35,7 +35,7 @@ class ZeroShotRequest(StrictModel):
     """Body of ``POST /zero-shot-classification``."""
 
     inputs: TextOrTexts
-    """A list must hold at least one text."""
+    """A list must contain at least one text."""
     parameters: ZeroShotParameters
     model: str | None = None
 

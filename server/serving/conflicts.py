@@ -43,11 +43,11 @@ FORBIDDING = (
 """Options that can forbid tokens: together they may forbid all, which is known only when the place is reached."""
 
 SYNONYMS = (
-    ("num_return_sequences", "n", "they are two names of one option"),
-    ("max_new_tokens", "max_length", "both limit the output; give one"),
-    ("min_new_tokens", "min_length", "both bound the output from below; give one"),
+    ("num_return_sequences", "n", "they are two names of the same option"),
+    ("max_new_tokens", "max_length", "both limit the output; set only one"),
+    ("min_new_tokens", "min_length", "both set a minimum; set only one"),
 )
-"""Two ways to say one thing: whoever says it last, the request before the template before the model, is heard."""
+"""Two names of one setting. The request overrides the template, and the template overrides the model."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _sampling(name: str) -> Rule:
     return Rule(
         name,
         "do_sample",
-        f"{_field(name)} shapes the draw and {{do_sample}} is false",
+        f"{_field(name)} affects sampling and {{do_sample}} is false",
         # At temperature 0 every rule of the draw keeps the most likely token: greedy is what they give.
         lambda w: w.has(name) and not w["do_sample"] and w["temperature"] >= GREEDY_BELOW,
         has_no_effect=True,
@@ -101,7 +101,7 @@ def _sampling(name: str) -> Rule:
 
 
 def _details(name: str) -> Rule:
-    return needs(name, "details", reason="it is told in the details: set {details} to true")
+    return needs(name, "details", reason="it is part of the details; set {details} to true")
 
 
 def _forbidden_first(other: str, reason: str, forbids: Callable[[int, Any], bool]) -> Rule:
@@ -131,36 +131,36 @@ PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 RULES: tuple[Rule, ...] = (
     # Where the prompt comes from.
-    excludes("inputs", "template", "a request has one prompt"),
-    excludes("inputs", "messages", "a request has one prompt"),
-    excludes("template", "messages", "a request has one prompt"),
+    excludes("inputs", "template", "a request has only one prompt"),
+    excludes("inputs", "messages", "a request has only one prompt"),
+    excludes("template", "messages", "a request has only one prompt"),
     needs("variables", "template"),
     needs("examples", "template"),
     needs("chat_template_kwargs", "messages"),
     Rule(
         "stream",
         "inputs",
-        "a list of inputs is answered as JSON; stream one text",
+        "only a single input can be streamed",
         lambda w: w.has("stream") and isinstance(w["inputs"], list),
     ),
     # Lengths.
     Rule(
         "min_new_tokens",
         "max_new_tokens",
-        "the least, {first}, is more than the most, {second}",
+        "the minimum {first} is greater than the maximum {second}",
         lambda w: w["max_new_tokens"] is not None and w["min_new_tokens"] > w["max_new_tokens"],
     ),
     Rule(
         "min_length",
         "max_length",
-        "the least, {first}, is more than the most, {second}",
+        "the minimum {first} is greater than the maximum {second}",
         lambda w: w["max_length"] is not None and w["min_length"] > w["max_length"],
     ),
-    excludes("eos_token_id", "ignore_eos", "it names tokens that shall end the output, and none shall"),
+    excludes("eos_token_id", "ignore_eos", "end tokens have no effect when {ignore_eos} is true"),
     Rule(
         "exponential_decay_length_penalty",
         "ignore_eos",
-        "it makes end tokens likelier, and none ends the output; give {stop_token_ids}",
+        "end tokens have no effect when {ignore_eos} is true; set {stop_token_ids}",
         lambda w: w.has("exponential_decay_length_penalty") and w["ignore_eos"] and not w.has("stop_token_ids"),
     ),
     # The draw.
@@ -168,7 +168,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "temperature",
         "do_sample",
-        "{temperature} 0 is greedy and {do_sample} is true",
+        "{temperature} 0 means greedy decoding and {do_sample} is true",
         lambda w: bool(w["do_sample"]) and w["temperature"] == 0,
     ),
     needs("xtc_threshold", "xtc_probability"),
@@ -176,21 +176,21 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "num_return_sequences",
         "num_beams",
-        "{first} outputs are more than the {second} beams",
+        "{first} outputs need at least as many beams, and there are {second}",
         lambda w: w["num_beams"] > 1 and w["num_return_sequences"] > w["num_beams"],
     ),
-    excludes("best_of", "num_beams", "a beam search ranks by itself; use {num_return_sequences}"),
-    excludes("best_of", "stream", "the best sample is known only when all are complete"),
+    excludes("best_of", "num_beams", "beam search does its own ranking; use {num_return_sequences}"),
+    excludes("best_of", "stream", "the best sample is known only after all are complete"),
     Rule(
         "best_of",
         "do_sample",
-        "greedy samples would all be the same",
+        "without sampling all samples would be the same",
         lambda w: w.has("best_of") and not w.is_sampling,
     ),
     Rule(
         "best_of",
         "num_return_sequences",
-        "{first} samples are fewer than the {second} that are answered",
+        "{first} samples cannot give {second} outputs",
         lambda w: w.has("best_of") and w["best_of"] < w["num_return_sequences"],
     ),
     needs("rank_by", "best_of"),
@@ -199,29 +199,29 @@ RULES: tuple[Rule, ...] = (
     needs("length_penalty", "num_beams"),
     needs("early_stopping", "num_beams"),
     needs("diversity_penalty", "num_beam_groups"),
-    needs("num_beam_groups", "diversity_penalty", reason="without it all groups find the same; set it above 0"),
+    needs("num_beam_groups", "diversity_penalty", reason="without it all groups find the same output; set it above 0"),
     Rule(
         "num_beam_groups",
         "num_beams",
-        "{second} beams do not make {first} groups of one size",
+        "{second} beams cannot be split into {first} equal groups",
         lambda w: w.has("num_beam_groups") and w["num_beams"] % w["num_beam_groups"] != 0,
     ),
-    excludes("num_beam_groups", "do_sample", "groups are searched, not sampled"),
-    excludes("num_beams", "guidance_scale", "guidance is for greedy and sampled outputs"),
-    excludes("num_beams", "max_rewinds", "a beam search drops a hypothesis with a banned phrase and never goes back"),
+    excludes("num_beam_groups", "do_sample", "beam groups do not sample"),
+    excludes("num_beams", "guidance_scale", "beam search does not support guidance"),
+    excludes("num_beams", "max_rewinds", "beam search drops hypotheses with a banned phrase and never steps back"),
     # Penalties.
     needs("penalty_scope", *PENALTIES),
     Rule(
         "penalize_template",
         "repetition_penalty",
-        "no penalty counts the prompt; set one that does",
+        "no penalty that counts the prompt is set",
         lambda w: w.has("penalize_template") and not _counts_prompt(w),
         has_no_effect=True,
     ),
     Rule(
         "penalize_template",
         "template",
-        "only a template has tokens that it could leave out",
+        "the prompt does not come from a template",
         lambda w: w.has("penalize_template") and not (w.has("template") or w.has("messages")),
         has_no_effect=True,
     ),
@@ -233,7 +233,7 @@ RULES: tuple[Rule, ...] = (
     _forbidden_first("suppress_tokens", "the forced token is suppressed", lambda id_, ids: id_ in ids),
     _forbidden_first("allowed_token_ids", "the forced token is not allowed", lambda id_, ids: id_ not in ids),
     _forbidden_first("logit_bias", "the forced token is banned", _is_banned),
-    _forbidden_first("bad_words_ids", "the forced token is a bad word", lambda id_, words: (id_,) in words),
+    _forbidden_first("bad_words_ids", "the forced token is banned", lambda id_, words: (id_,) in words),
     Rule(
         "forced_eos_token_id",
         "suppress_tokens",
@@ -256,25 +256,25 @@ RULES: tuple[Rule, ...] = (
     # Text.
     needs("max_rewinds", "banned_phrases"),
     # Structure. Bans go with it: where nothing is left to choose, the request ends with an error that says so.
-    excludes("grammar", "forced_bos_token_id", "{grammar} alone says which tokens may come"),
-    excludes("grammar", "forced_eos_token_id", "{grammar} alone says which tokens may come"),
-    excludes("grammar", "min_new_tokens", "{grammar} says when the output is complete"),
-    excludes("grammar", "min_length", "{grammar} says when the output is complete"),
-    excludes("grammar", "ignore_eos", "{grammar} says when the output is complete"),
+    excludes("grammar", "forced_bos_token_id", "{grammar} determines which tokens are allowed"),
+    excludes("grammar", "forced_eos_token_id", "{grammar} determines which tokens are allowed"),
+    excludes("grammar", "min_new_tokens", "{grammar} determines when the output is complete"),
+    excludes("grammar", "min_length", "{grammar} determines when the output is complete"),
+    excludes("grammar", "ignore_eos", "{grammar} determines when the output is complete"),
     # What is told.
     _details("top_n_tokens"),
     _details("logprob_token_ids"),
     Rule(
         "logprob_token_ids",
         "top_n_tokens",
-        "its tokens are told in place of the most likely ones",
+        "it replaces the most likely tokens",
         # The most likely tokens of the prompt's places may be asked for beside it.
         lambda w: w.has("logprob_token_ids") and w.has("top_n_tokens") and not w["decoder_input_details"],
     ),
     _details("decoder_input_details"),
     _details("logprobs_mode"),
     _details("return_parameters"),
-    excludes("decoder_input_details", "stream", "the prompt's tokens are told in a JSON answer only"),
+    excludes("decoder_input_details", "stream", "streams do not include prompt tokens"),
 )
 
 BODY_RULES = tuple(rule for rule in RULES if rule.first in BODY_FIELDS and rule.second in BODY_FIELDS)

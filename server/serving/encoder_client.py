@@ -65,7 +65,7 @@ class ServedEncoder(ABC):
     async def _tokenize(self, tokenize: Callable[[T], R], inputs: Sequence[T], num_characters: int) -> list[R]:
         """Refuses before it works; then every input in one go, off the event loop. All have ``num_characters``."""
         if not inputs:
-            raise InvalidParameter("inputs", [], "must hold at least one text")
+            raise InvalidParameter("inputs", [], "must contain at least one text")
         self.check_size(len(inputs))
         self._admission.check()
         return await text_threads.each(tokenize, inputs, num_characters)

@@ -77,7 +77,7 @@ class ServedMaskFiller(ServedEncoder):
         mask_id = self.tokenizer.files.mask_token_id
         positions = [position for position, id_ in enumerate(ids) if id_ == mask_id]
         if not positions:
-            raise InvalidParameter("inputs", text, f"must hold the mask token {self.tokenizer.files.mask_token}")
+            raise InvalidParameter("inputs", text, f"must contain the mask token {self.tokenizer.files.mask_token}")
         return Encode(request_id, ids, self._type_ids(encoding), MaskQuery(positions, top_k, target_ids))
 
     def _check_size(self, commands: Sequence[Encode]) -> None:
@@ -98,7 +98,7 @@ class ServedMaskFiller(ServedEncoder):
         if targets is None:
             return None
         if not targets:
-            raise InvalidParameter("targets", [], "must hold at least one word")
+            raise InvalidParameter("targets", [], "must contain at least one word")
         return sorted({self._target_id(target) for target in targets})
 
     def _target_id(self, target: str) -> int:

@@ -40,155 +40,165 @@ class GenerateOptions:
     """The parameters of one request, template or model; None where it says nothing. Names are the client's."""
 
     max_new_tokens: int | None = None
-    """Most new tokens."""
+    """Maximum number of new tokens."""
     min_new_tokens: int | None = None
-    """Before so many new tokens no end token and no stop token is chosen."""
+    """Minimum number of new tokens: end tokens and stop tokens are not chosen before."""
     max_length: int | None = None
-    """Most tokens of prompt and output together."""
+    """Maximum number of tokens in prompt and output together."""
     min_length: int | None = None
-    """Fewest tokens of prompt and output together."""
+    """Minimum number of tokens in prompt and output together."""
     max_time: float | None = None
-    """Seconds for the request, from its arrival; the output ends as `max_time`. Status 504 before the first token."""
+    """Time limit in seconds from the arrival of the request. The output ends with the finish reason `max_time`; before
+    the first token the status is 504."""
     truncate: int | None = None
-    """Keep only so many tokens of the prompt: its last ones, after the special tokens that begin it."""
+    """Keep only the last N tokens of the prompt, and the special tokens that begin it."""
     stop: tuple[str, ...] | None = None
-    """Texts that end the output, which is cut before them; a string or a list."""
+    """Texts that end the output; a string or a list. The output does not include them."""
     stop_token_ids: Ids | None = None
-    """Tokens that end the output, which is cut before them."""
+    """Tokens that end the output. The output does not include them."""
     eos_token_id: Ids | None = None
-    """End tokens in place of the model's own; an id or a list."""
+    """End tokens that replace those of the model; an id or a list."""
     ignore_eos: bool | None = None
-    """End tokens end nothing."""
+    """Continue after end tokens."""
     forced_bos_token_id: int | None = None
     """The first new token."""
     forced_eos_token_id: Ids | None = None
-    """One of these is the last token of an output that reaches its greatest length; an id or a list."""
+    """The last token of an output that reaches its maximum length is one of these; an id or a list."""
     exponential_decay_length_penalty: tuple[int, float] | None = None
-    """`[start, factor]`: from so many new tokens on, end tokens grow more likely by the factor with each."""
+    """`[start, factor]`: after `start` new tokens, each further token makes end tokens more likely by `factor`."""
 
     do_sample: bool | None = None
-    """Draw tokens at random; false takes the most likely one. Any option of the draw that is given means true."""
+    """Sample tokens at random; false picks the most likely token. Defaults to true if the request sets a sampling
+    option."""
     seed: int | None = None
-    """The same seed and request give the same tokens where `reproducible` in `/info` is true, as with `deterministic`.
-    If omitted or -1, a random seed is chosen and reported."""
+    """The same seed and request give the same tokens where `/info` reports `reproducible`. If omitted or -1, the server
+    chooses a random seed and reports it."""
     temperature: float | None = None
-    """Logits are divided by it; 0 takes the most likely token."""
+    """Divides the logits. 0 picks the most likely token."""
     top_n_sigma: float | None = None
-    """Keep logits within so many standard deviations of the greatest; 0 keeps all."""
+    """Sample from tokens whose logits are within N standard deviations of the largest; 0 disables."""
     top_k: int | None = None
-    """Keep the so many most likely tokens; 0 keeps all."""
+    """Sample from the k most likely tokens; 0 disables."""
     top_p: float | None = None
-    """Keep the most likely tokens that have this probability together; 0 keeps the most likely one."""
+    """Sample from the smallest set of most likely tokens whose total probability reaches p; 0 keeps only the most
+    likely token."""
     min_p: float | None = None
-    """Keep tokens of at least this part of the greatest probability."""
+    """Sample from tokens with at least this fraction of the largest probability."""
     typical_p: float | None = None
-    """Keep the tokens nearest to the expected information that have this probability together."""
+    """Sample from the tokens closest to the expected information content whose total probability reaches p."""
     epsilon_cutoff: float | None = None
-    """Keep tokens of at least this probability; 0 keeps all."""
+    """Sample from tokens of at least this probability; 0 disables."""
     eta_cutoff: float | None = None
-    """Like `epsilon_cutoff`, lower where the distribution is flat; 0 keeps all."""
+    """Like `epsilon_cutoff`, but lower where the distribution is flat; 0 disables."""
     xtc_probability: float | None = None
-    """How often the likeliest tokens but one are excluded (XTC)."""
+    """Probability, for each token, of excluding all but the least likely of the top choices (XTC)."""
     xtc_threshold: float | None = None
-    """The probability from which a token is among the likeliest for XTC; 0.1 where it is left out."""
+    """Minimum probability of a top choice for XTC. Default: 0.1."""
 
     num_return_sequences: int | None = None
-    """How many outputs: samples, or the best hypotheses of a beam search; of too few, the last again."""
+    """Number of outputs: samples, or the best hypotheses of a beam search. If a beam search finds fewer, the last one
+    repeats."""
     n: int | None = None
-    """Another name of `num_return_sequences`."""
+    """Same as `num_return_sequences`."""
     best_of: int | None = None
-    """Draw so many samples and answer the best: by mean log-probability, or by `rank_by`."""
+    """Generate N samples and return the best, by mean log-probability or by `rank_by`."""
     rank_by: RankBy | None = None
     """A served classifier and the label whose score ranks the samples of `best_of`."""
     num_beams: int | None = None
-    """Above 1: beam search with so many beams."""
+    """Number of beams; above 1 the output is found by beam search."""
     num_beam_groups: int | None = None
-    """Above 1: diverse beam search in so many groups, a divisor of `num_beams`."""
+    """Number of groups in diverse beam search; it must divide `num_beams`."""
     diversity_penalty: float | None = None
-    """Taken from the score of a token once for each earlier group that chose it in the step."""
+    """Subtracted from a token's score once for each earlier group that chose it in the same step."""
     length_penalty: float | None = None
-    """A hypothesis' log-probability is divided by its length to this power."""
+    """The log-probability of a hypothesis is divided by its length to this power."""
     early_stopping: bool | Literal["never"] | None = None
-    """A beam search ends: `true` with enough hypotheses, `false` by a rule of thumb, `"never"` when none can win."""
+    """When a beam search ends: `true` once there are enough hypotheses, `false` by a heuristic, `"never"` when no
+    better one is possible."""
 
     repetition_penalty: float | None = None
-    """Above 1 makes the tokens of prompt and output less likely."""
+    """Above 1 makes tokens of the prompt and the output less likely."""
     presence_penalty: float | None = None
-    """Taken once from the logit of each token of the output."""
+    """Subtracted from the logit of each token that occurs in the output."""
     frequency_penalty: float | None = None
-    """Taken from the logit of each token of the output as often as it occurs."""
+    """Subtracted from the logit of each token in the output, once per occurrence."""
     penalty_scope: Literal["prompt", "output", "both"] | int | None = None
-    """What the three penalties count, a number being so many last tokens; else as described with each."""
+    """Tokens that the three penalties count; a number N means the last N tokens. By default each counts what its own
+    line says."""
     penalize_template: bool | None = None
-    """False: penalties do not count tokens of the prompt that come from a template."""
+    """If false, penalties ignore prompt tokens that come from a template."""
     encoder_repetition_penalty: float | None = None
-    """Above 1 makes the tokens of the prompt more likely."""
+    """Above 1 makes tokens of the prompt more likely."""
     no_repeat_ngram_size: int | None = None
-    """No run of so many tokens occurs twice; 0 is none."""
+    """No sequence of N tokens occurs twice; 0 disables."""
     encoder_no_repeat_ngram_size: int | None = None
-    """No run of so many tokens of the prompt occurs in the output; 0 is none."""
+    """No sequence of N tokens from the prompt occurs in the output; 0 disables."""
     dry_multiplier: float | None = None
-    """Penalty on tokens that prolong a repetition (DRY); 0 is none."""
+    """Penalty on tokens that would extend a repetition (DRY); 0 disables."""
     dry_base: float | None = None
-    """The penalty grows by this factor with each token of the repetition; 1.75 where it is left out."""
+    """Growth factor of the penalty for each token of the repetition. Default: 1.75."""
     dry_allowed_length: int | None = None
-    """A repetition of so many tokens costs the multiplier, a shorter one nothing; 2 where it is left out."""
+    """Repetitions shorter than this are free; one of this length costs the multiplier. Default: 2."""
     dry_range: int | None = None
-    """Looks at so many last tokens; 0, or left out, at all."""
+    """Considers only the last N tokens; 0 (default) considers all."""
     dry_sequence_breakers: tuple[str, ...] | None = None
-    """Texts that a repetition does not reach across; a line end, colon, quotation mark and asterisk where left out."""
+    """Texts at which a repetition ends. Default: newline, colon, quotation mark and asterisk."""
 
     logit_bias: dict[str, Bias] | tuple[tuple[int, Bias], ...] | None = None
-    """Added to the logits of tokens: an object of ids as strings, or a list of `[id, amount]`. False bans."""
+    """Added to the logits of tokens: an object with ids as strings, or a list of `[id, amount]`. False bans the
+    token."""
     sequence_bias: tuple[tuple[Ids, Bias], ...] | None = None
-    """`[[ids, amount], ...]`: added to the last token of a token sequence once those before it are there."""
+    """`[[ids, amount], ...]`: added to the last token of a sequence when the output ends with the tokens before it."""
     bad_words_ids: tuple[Ids, ...] | None = None
     """Token sequences that never occur in the output."""
     bad_words: tuple[str, ...] | None = None
-    """Words banned as the tokens that they are made of, alone and after a space; `banned_phrases` bans the text."""
+    """Words that never occur as the tokens they encode to, alone or after a space. To ban a text in any tokenisation,
+    use `banned_phrases`."""
     allowed_token_ids: Ids | None = None
-    """No other token, but for those that end the output."""
+    """Only these tokens, and those that end the output, may occur."""
     suppress_tokens: Ids | None = None
     """Tokens that never occur in the output."""
     begin_suppress_tokens: Ids | None = None
-    """Tokens that do not begin the output, nor follow a forced first token."""
+    """Tokens that never begin the output or follow a forced first token."""
     renormalize_logits: bool | None = None
-    """Beams add log-probabilities that sum to 1 again after penalties and bans; a draw always does."""
+    """Normalise log-probabilities in a beam search again after penalties and bans. Sampling always does."""
     guidance_scale: float | None = None
-    """Above 1 leads away from `negative_prompt` (classifier-free guidance); 1 is none."""
+    """Above 1 steers away from `negative_prompt` (classifier-free guidance); 1 disables."""
     negative_prompt: str | None = None
-    """What guidance leads away from; the prompt's last token where it is left out."""
+    """The text that guidance steers away from. Default: the last token of the prompt."""
 
     banned_phrases: tuple[str, ...] | None = None
-    """Texts that never occur in the output, in no case and however tokenised; the output goes back to before one."""
+    """Texts that never occur in the output, in any case and any tokenisation. The output steps back before a phrase and
+    continues without it."""
     max_rewinds: int | None = None
-    """How often an output may go back; after that it ends as `banned_phrase`. 64 where it is left out."""
+    """How often an output may step back before it ends with the finish reason `banned_phrase`. Default: 64."""
     penalties: tuple[Penalty, ...] | None = None
-    """`[{"phrase" or "topic", "strength"}]`: the strength is taken from the logits of tokens that make the phrase."""
+    """`[{"phrase" or "topic", "strength"}]`: the strength is subtracted from the logits of tokens that would produce
+    the phrase."""
     grammar: dict[str, Any] | None = None
-    """`{"type", "value"}`: the output has this structure (`json`, `regex`, `choice`, `lark`, `json_object`)."""
+    """`{"type", "value"}`: the structure of the output (`json`, `regex`, `choice`, `lark`, `json_object`)."""
 
     details: bool | None = None
-    """Tell the tokens with their log-probabilities, finish reason, seed and counts."""
+    """Return the tokens with their log-probabilities, finish reason, seed and counts."""
     top_n_tokens: int | None = None
-    """Tell so many of the most likely tokens at each place."""
+    """Return the N most likely tokens at each position."""
     logprob_token_ids: Ids | None = None
-    """Tell the log-probabilities of these tokens at each place, in `top_tokens` and in this order."""
+    """Return the log-probabilities of these tokens at each position, in `top_tokens` and in this order."""
     decoder_input_details: bool | None = None
-    """Tell the log-probability of each token of the prompt."""
+    """Return the log-probability of each prompt token."""
     logprobs_mode: Literal["raw", "processed"] | None = None
-    """Log-probabilities of the model's own distribution, or of the one that is drawn from."""
+    """Log-probabilities of the model's own distribution (`raw`), or of the one that is sampled from (`processed`)."""
     return_full_text: bool | None = None
-    """The answer begins with the prompt."""
+    """Include the prompt in the output."""
     return_parameters: bool | None = None
-    """Tell every option that had an effect, its value and where it came from."""
+    """Return every option that had an effect, its value and its source."""
 
     penalty_alpha: float | None = None
-    """Contrastive search: refused above 0."""
+    """Contrastive search is not supported; values above 0 are rejected."""
     adapter_id: str | None = None
-    """Refused: an adapter is served as a model of its own."""
+    """Rejected: each adapter is served as a model."""
     watermark: bool | None = None
-    """Refused if true."""
+    """Rejected if true."""
 
 
 _LISTS_OF_ONE: dict[str, type] = {"stop": str, "eos_token_id": int, "forced_eos_token_id": int}
@@ -200,7 +210,7 @@ def from_mapping(values: Mapping[str, Any]) -> GenerateOptions:
     found = {}
     for name, value in values.items():
         if name not in GenerateOptions.__dataclass_fields__:
-            raise InvalidParameter(name, value, "is no option of a generation")
+            raise InvalidParameter(name, value, "is not an option of generation")
         single = _LISTS_OF_ONE.get(name)
         found[name] = [value] if single is not None and type(value) is single else value
     try:

@@ -88,9 +88,9 @@ class Hypotheses:
 
     def __post_init__(self) -> None:
         if not self.labels or not all(self.labels):
-            raise InvalidParameter("candidate_labels", list(self.labels), "must hold at least one label, none empty")
+            raise InvalidParameter("candidate_labels", list(self.labels), "must contain at least one label, none empty")
         if self.template.count("{}") != 1:
-            raise InvalidParameter("hypothesis_template", self.template, "must hold {} once, where a label goes")
+            raise InvalidParameter("hypothesis_template", self.template, "must contain {} once, where a label goes")
 
     def pairs(self, text: str) -> list[TextPair]:
         return [TextPair(text, self.template.replace("{}", label)) for label in self.labels]

@@ -79,7 +79,7 @@ class PromptMaker:
     async def make(self, source: PromptSource, options: GenerateOptions) -> list[Prompt]:
         """One prompt for each text. All share one seed, so that each gives what it would give alone."""
         if not source.num_prompts:
-            raise InvalidParameter("inputs", [], "must hold at least one text")
+            raise InvalidParameter("inputs", [], "must contain at least one text")
         if source.num_prompts > self._config.max_batch_inputs:
             raise BatchTooLarge(source.num_prompts, self._config.max_batch_inputs)
         if len(source.cache_salt) > MAX_SALT_CHARACTERS:

@@ -132,7 +132,7 @@ class TokenIds(Range):
         if self.max_ids == 1:
             return "must be a token id of the model"
         least = f"{self.min_ids} to " if self.min_ids else "at most "
-        return f"must hold {least}{_shown(self.max_ids)} token ids of the model"
+        return f"must contain {least}{_shown(self.max_ids)} token ids of the model"
 
     @property
     def keywords(self) -> Keywords:
@@ -142,12 +142,12 @@ class TokenIds(Range):
     def findings(self, value: Any, ready: Ready) -> Iterator[Finding]:
         ids = value if isinstance(value, tuple) else (value,)
         if len(ids) < self.min_ids:
-            yield list(ids), f"must hold at least {self.min_ids} id"
+            yield list(ids), f"must contain at least {self.min_ids} id"
         if len(ids) > _limit(self.max_ids, ready):
-            yield list(ids), f"must hold at most {_limit(self.max_ids, ready)} ids"
+            yield list(ids), f"must contain at most {_limit(self.max_ids, ready)} ids"
         for token_id in ids:
             if not 0 <= token_id < ready.vocab_size:
-                yield token_id, f"must hold token ids from 0 to {ready.vocab_size - 1}"
+                yield token_id, f"must contain token ids from 0 to {ready.vocab_size - 1}"
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Texts(Range):
     @property
     def rule(self) -> str:
         blanks = " that are not only blanks" if self.is_stripped else ""
-        return f"must hold at most {self.max_texts} strings of 1 to {self.max_characters} characters{blanks}"
+        return f"must contain at most {self.max_texts} strings of 1 to {self.max_characters} characters{blanks}"
 
     @property
     def keywords(self) -> Keywords:
@@ -170,12 +170,12 @@ class Texts(Range):
 
     def findings(self, value: Any, ready: Ready) -> Iterator[Finding]:  # noqa: ARG002
         if len(value) > self.max_texts:
-            yield list(value), f"must hold at most {self.max_texts} strings"
+            yield list(value), f"must contain at most {self.max_texts} strings"
         for text in value:
             length = len(folded(text).strip() if self.is_stripped else text)
             if length < 1 or len(text) > self.max_characters:
                 blanks = " that are not only blanks" if self.is_stripped else ""
-                yield text, f"must hold strings of 1 to {self.max_characters} characters{blanks}"
+                yield text, f"must contain strings of 1 to {self.max_characters} characters{blanks}"
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ AMOUNT: Keywords = {**BIAS.keywords, "boolean": {"const": False}}
 
 def _bias_findings(bias: Any, ready: Ready) -> Iterator[Finding]:
     if bias is True:
-        yield bias, 'must hold numbers, false or "-inf"'
+        yield bias, 'must contain numbers, false or "-inf"'
     elif not isinstance(bias, bool | str):
         yield from ((value, rule.replace("be", "hold amounts")) for value, rule in BIAS.findings(bias, ready))
 
@@ -216,7 +216,7 @@ class Biases(Range):
 
     @property
     def rule(self) -> str:
-        return f'must hold at most {self.max_entries} amounts from -100 to 100, false or "-inf", each token once'
+        return f'must contain at most {self.max_entries} amounts from -100 to 100, false or "-inf", each token once'
 
     @property
     def keywords(self) -> Keywords:
@@ -232,7 +232,7 @@ class Biases(Range):
 
     def findings(self, value: Any, ready: Ready) -> Iterator[Finding]:
         if len(value) > self.max_entries:
-            yield "...", f"must hold at most {self.max_entries} entries"
+            yield "...", f"must contain at most {self.max_entries} entries"
         entries = value.items() if isinstance(value, dict) else value
         seen = set()
         for key, bias in entries:
@@ -241,9 +241,9 @@ class Biases(Range):
                 key.isascii() and key.isdigit() and key == str(int(key[:20]))
             )
             if not is_written_well or not 0 <= int(key) < ready.vocab_size:
-                yield key, f"must hold token ids from 0 to {ready.vocab_size - 1}"
+                yield key, f"must contain token ids from 0 to {ready.vocab_size - 1}"
             if key in seen:
-                yield key, "must hold each token once"
+                yield key, "must contain each token once"
             seen.add(key)
             yield from _bias_findings(bias, ready)
 
@@ -259,7 +259,9 @@ class Sequences(Range):
     @property
     def rule(self) -> str:
         amounts = ' with amounts from -100 to 100, false or "-inf"' if self.has_bias else ""
-        return f"must hold at most {self.max_sequences} sequences of 1 to {self.max_ids} token ids{amounts}, each once"
+        return (
+            f"must contain at most {self.max_sequences} sequences of 1 to {self.max_ids} token ids{amounts}, each once"
+        )
 
     @property
     def keywords(self) -> Keywords:
@@ -269,14 +271,14 @@ class Sequences(Range):
 
     def findings(self, value: Any, ready: Ready) -> Iterator[Finding]:
         if len(value) > self.max_sequences:
-            yield "...", f"must hold at most {self.max_sequences} sequences"
+            yield "...", f"must contain at most {self.max_sequences} sequences"
         seen = set()
         for entry in value:
             ids, bias = entry if self.has_bias else (entry, False)
             yield from TokenIds(self.max_ids, min_ids=1).findings(ids, ready)
             yield from _bias_findings(bias, ready)
             if ids in seen:
-                yield list(ids), "must hold each sequence once"
+                yield list(ids), "must contain each sequence once"
             seen.add(ids)
 
 
@@ -304,7 +306,7 @@ class Penalties(Range):
     @property
     def rule(self) -> str:
         return (
-            f"must hold at most {self.max_entries} objects, each with a phrase or a topic "
+            f"must contain at most {self.max_entries} objects, each with a phrase or a topic "
             f"of 1 to {self.max_characters} characters and a strength from 0 to 100"
         )
 
@@ -314,7 +316,7 @@ class Penalties(Range):
 
     def findings(self, value: Any, ready: Ready) -> Iterator[Finding]:  # noqa: ARG002
         if len(value) > self.max_entries:
-            yield "...", f"must hold at most {self.max_entries} entries"
+            yield "...", f"must contain at most {self.max_entries} entries"
         for entry in value:
             texts = [text for text in (entry.phrase, entry.topic) if text is not None]
             is_text = len(texts) == 1 and folded(texts[0]).strip() and len(texts[0]) <= self.max_characters

@@ -22,7 +22,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"max_new_tokens": ROOM + 1}, "max_new_tokens", f"at most {ROOM}"),
     ({"max_new_tokens": 10**18}, "max_new_tokens", f"at most {ROOM}"),
     ({"min_new_tokens": -1}, "min_new_tokens", "at least 0"),
-    ({"min_new_tokens": 6, "max_new_tokens": 5}, "min_new_tokens", "the least, 6, is more than the most, 5"),
+    ({"min_new_tokens": 6, "max_new_tokens": 5}, "min_new_tokens", "the minimum 6 is greater than the maximum 5"),
     ({"temperature": -0.1}, "temperature", "from 0 to 100"),
     ({"temperature": 101}, "temperature", "from 0 to 100"),
     ({"top_k": -1}, "top_k", "from 0 to"),

@@ -1,4 +1,4 @@
-"""Tokens drawn by the kernel against those drawn by torch, and what must hold for each row alone."""
+"""Tokens drawn by the kernel against those drawn by torch, and what must contain for each row alone."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class ClassifyBody(VllmTruncation, LenientModel):
     """Body of ``POST /v1/classify``."""
 
     input: TextOrTexts
-    """A text, or a list that must hold at least one text."""
+    """A text, or a list that must contain at least one text."""
     model: str | None = None
     use_activation: bool | None = None
 

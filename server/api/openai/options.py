@@ -34,7 +34,7 @@ def generate_options(body: TextBody, ready: Ready, added: Mapping[str, Any]) -> 
     for name, own in SYNONYMS.items():
         if (value := getattr(body, name, None)) is not None:
             if values.get(own, value) != value:
-                raise ConflictingParameters(name, shown_name(body, own), "they are two names of one option")
+                raise ConflictingParameters(name, shown_name(body, own), "they are two names of the same option")
             values[own] = value
     if values.get("top_k") == ALL_OF_THEM:
         values["top_k"] = 0

@@ -109,7 +109,7 @@ class CompletionBody(ToldFields, TextBody):
     """Body of ``POST /v1/completions``."""
 
     prompt: Prompts
-    """A text with at least one token, token ids of the model, or a list that must hold at least one of these."""
+    """A text with at least one token, token ids of the model, or a list that must contain at least one of these."""
     suffix: str | None = None
     echo: bool | None = None
     logprobs: Annotated[int | None, BeforeValidator(_none_if_false)] = None

@@ -37,7 +37,7 @@ def with_response_format(body: Body, wanted: ResponseFormat | None, field: str) 
     if wanted is None:
         return body
     if body.response_format is not None:
-        raise ConflictingParameters("response_format", field, "they are two names of one option")
+        raise ConflictingParameters("response_format", field, "they are two names of the same option")
     return body.model_copy(update={"response_format": wanted})
 
 
