@@ -23,46 +23,47 @@ class ModelConfig:
     """One served model: where it lies and the limits of the engine that runs it."""
 
     name: str
-    """What clients put in ``model``."""
+    """The name that clients send in ``model``."""
     path: str
-    """A Hugging Face model folder with safetensors, or a PEFT LoRA adapter's folder."""
+    """A Hugging Face model folder with safetensors, or the folder of a PEFT LoRA adapter."""
     base: str | None = None
-    """For an adapter: the base model's folder, where the one in adapter_config.json is not it."""
+    """For an adapter: the folder of its base model, if it differs from the one in adapter_config.json."""
     task: Literal["auto", "embed"] = "auto"
-    """``auto``: by the head that the weights are for; ``embed``: vectors of texts, without the head."""
+    """``auto``: the task of the model's head; ``embed``: vectors of texts, without the head."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """``auto``: bfloat16 where the device computes in it, else float32."""
     quantize: Literal["none", "int8", "int4"] = "none"
-    """Weights in fewer bits: ``int8`` is the fastest on a CPU, ``int4`` the smallest; what is lost is told at load."""
+    """Weights in fewer bits: ``int8`` is fastest on a CPU, ``int4`` is smallest. The loss is reported at load."""
     executor: Literal["auto", "fused", "generic", "compat"] = "auto"
-    """``auto``: the first that passes the numeric self-check at load."""
+    """``auto``: the first one that passes the numerical self-check at load."""
     kernels: Literal["auto", "native", "torch", "amx", "avx512", "avx2", "tiles"] = "auto"
     """``auto``: the best CPU kernels that this processor runs, else ``torch``; ``native`` requires some, ``amx``,
     ``avx512`` or ``avx2`` that set; ``tiles`` is for tests: ``amx`` without its instructions, slow."""
     prompt_lookup: Literal["auto", "off"] = "auto"
-    """``auto``: few streams guess their next tokens from the text so far, where it is faster; results are the same."""
+    """``auto``: with few streams, guess the next tokens from the text so far where that is faster. Results do not
+    change."""
     threads: int = 0
-    """CPU threads of the worker; 0 takes all that the process may use."""
+    """CPU threads of the worker; 0 uses all that the process may use."""
     max_model_len: int = 0
-    """Maximum tokens in one sequence; 0 takes the limit of the model, and for an encoder that of its tokenizer too."""
+    """Maximum tokens in one sequence; 0 uses the limit of the model, for an encoder also that of its tokenizer."""
     block_size: int = 32
-    """Tokens per KV block."""
+    """Tokens per block of the KV cache."""
     max_batch_tokens: int = 0
-    """Most new tokens in one step; 0 chooses by device."""
+    """Maximum new tokens in one step; 0 chooses by device."""
     max_running: int = 64
-    """Most sequences in one step."""
+    """Maximum sequences in one step."""
     kv_cache_gib: float = 0.0
-    """Size of the KV cache; 0 takes a part of the memory that is free."""
+    """Size of the KV cache in GiB; 0 uses a part of the free memory."""
     prefix_cache: bool = True
-    """Keep full blocks for prompts that begin alike."""
+    """Reuse cached blocks for prompts that begin alike."""
     deterministic: bool = False
-    """Log-probabilities are bitwise the same alone and in any batch, after a restart or a prefix hit; slower."""
+    """Bitwise reproducible log-probabilities, independent of batch, restart and prefix cache. Slower."""
     cuda_graphs: bool = True
-    """On CUDA, replay steps of one token a sequence as recorded graphs."""
+    """On CUDA, replay decoding steps as recorded graphs."""
     compile: bool = False
-    """Compile the layers of the generic executor with Inductor, for CUDA above all; loading takes minutes more."""
+    """Compile the layers of the generic executor with Inductor, mainly for CUDA. Loading takes minutes longer."""
 
     def __post_init__(self) -> None:
         _require(bool(self.name), "A model needs a name: --model NAME=PATH.")
@@ -92,74 +93,77 @@ class ServeConfig:
     """The whole server."""
 
     models: tuple[ModelConfig, ...]
-    """Served models; the first of a task is the task's default."""
+    """Served models; the first model of a task is the default for that task."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 is every address of the machine."""
+    """Address to listen on; 0.0.0.0 listens on every address of the machine."""
     port: int = 8000
-    """0 takes a free port and prints it."""
+    """Port to listen on; 0 chooses a free port and prints it."""
     max_queued_requests: int = 256
-    """Most requests admitted and unfinished at once, per model; a client below its share may add to a quarter more."""
+    """Maximum concurrent requests per model, queued or running; beyond it the server answers 503. A client below its
+    fair share may exceed it by a quarter."""
     max_queued_tokens: int = 262_144
-    """Most tokens of work (prompt and new tokens) admitted and unfinished at once, per model."""
+    """Maximum tokens (prompt and new tokens) of concurrent requests per model; beyond it the server answers 503."""
     unready_queue_percent: int = 0
-    """How full a model's queue is, in percent of its limits, when /readyz answers 503; 0 (default) never. With a mark,
-    a load that is too much for all replicas takes all of them out at once."""
+    """/readyz answers 503 while a queue is at least this full, in percent of its limits; 0 disables. An overload of all
+    replicas then takes all of them out of service at once."""
     max_body_bytes: int = 2 * 1024 * 1024
-    """A longer body is answered 413."""
+    """Maximum bytes of a request body; beyond it the server answers 413."""
     max_batch_inputs: int = 32
-    """Most inputs in one /generate request."""
+    """Maximum inputs in one /generate request."""
     max_encode_inputs: int = 256
-    """Most texts or pairs in one request to an encoder."""
+    """Maximum texts or pairs in one request to an encoder."""
     request_timeout_s: float = 0.0
-    """Most seconds for one request, from its arrival; ``max_time`` can only shorten it. 0 disables."""
+    """Time limit of a request in seconds; ``max_time`` can only shorten it. 0 disables."""
     default_max_new_tokens: int = 256
-    """New tokens where neither the request nor the model's generation_config says."""
+    """New tokens if neither the request nor the model's generation_config sets a number."""
     api_keys_file: str | None = None
-    """A file of API keys, one a line; keys may also come in the variable SLUICE_API_KEYS. None: whoever reaches it."""
+    """File with one API key per line. The variable SLUICE_API_KEYS takes keys too. If unset, the server accepts
+    unauthenticated requests."""
     share_prefix_cache: bool = False
-    """API keys share cached beginnings of prompts, so that one may learn from its times what another has asked."""
+    """Share the prefix cache between API keys. A client can then learn from timing what others have asked."""
     cors_origins: str | None = None
-    """Origins between commas whose web pages may use the server from a browser, or ``*`` for all; none by default."""
+    """Origins whose web pages may use the server, separated by commas, or ``*`` for all. Default: none."""
     allowed_hosts: str | None = None
-    """Host names between commas that requests may use, ``*.example.com`` for all below one, ``*`` for any; addresses
-    always work. By default any; without keys on a loopback address only localhost, ``host`` and names without a dot."""
+    """Host names that requests may use, separated by commas: ``*.example.com`` for subdomains, ``*`` for any. Addresses
+    always work. Default: any; on a loopback address without keys only localhost, ``host`` and names without a dot."""
     trusted_proxies: str | None = None
-    """Addresses or networks between commas of proxies in front of the server. The client that their X-Forwarded-For or
-    Forwarded header names is the one that limits for each address count; none by default."""
+    """Addresses or networks of proxies, separated by commas. The server takes the client's address from their
+    X-Forwarded-For or Forwarded header. Default: none."""
     max_connections: int = 4096
     """Maximum open connections; beyond it the server answers 503."""
     max_connections_per_address: int = 1024
-    """Maximum open connections from one address, or one /64 network of IPv6; trusted proxies are exempt."""
+    """Maximum open connections from one address, or one /64 network of IPv6. Trusted proxies are exempt."""
     templates: str | None = None
-    """A folder of prompt templates, one file each."""
+    """Folder of prompt templates, one file each."""
     topics: str | None = None
-    """A folder of topics that requests can penalise, one word list each."""
+    """Folder of topics that requests can penalise, one word list each."""
     page: bool = True
-    """Serve the page for people at ``/``."""
+    """Serve the web page at ``/``."""
     keep_alive_s: float = 15.0
-    """Silence after which a stream gets a sign of life."""
+    """Seconds of silence after which a stream gets a keep-alive."""
     keep_alive: Literal["comment", "chunk", "off"] = "comment"
-    """What that is: ``chunk`` is an empty one where OpenAI's routes stream, which resets clients' own clocks."""
+    """Keep-alive format: an SSE ``comment``, or an empty ``chunk`` on OpenAI routes, which resets the read timeouts of
+    clients."""
     drain_delay_s: float = 0.0
-    """After SIGTERM, how long new work is still taken while /readyz already answers 503."""
+    """After SIGTERM, seconds in which the server still takes new requests while /readyz answers 503."""
     drain_timeout_s: float = 60.0
-    """After SIGTERM, how long running work may go on."""
+    """After SIGTERM, maximum seconds for running requests to finish."""
     stall_timeout_s: float = 60.0
-    """A worker with work and without a sign of life for so long is killed and replaced."""
+    """Restart a worker that has pending work but has not responded for this many seconds."""
     start_timeout_s: float = 600.0
-    """A worker that is not ready after so long is a configuration error."""
+    """Maximum seconds for a worker to load its model; beyond it the server exits."""
     restart_backoff_s: float = 0.1
-    """Pause before a worker's first restart; doubles up to 10 s while restarts keep failing."""
+    """Seconds before the first restart of a worker. It doubles up to 10 s while restarts fail."""
     max_restarts: int = 5
-    """A worker that dies this many times within five minutes without finishing a request ends the server."""
+    """The server exits if a worker dies this many times within five minutes without finishing a request."""
     strict: bool = False
-    """OpenAI's routes refuse fields that they do not know, as all others do, and do not leave them out."""
+    """Reject unknown fields on OpenAI routes, as all other routes do, instead of ignoring them."""
     log_format: Literal["auto", "text", "json"] = "auto"
     """``auto``: text on a terminal, JSON lines elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Least important log lines that are written."""
+    """Minimum level of log lines."""
     vllm_metrics: bool = False
-    """Metrics have vLLM's names too (``vllm:...``), for routers, autoscalers and dashboards that know no others."""
+    """Add metrics under vLLM's names (``vllm:...``), for routers, autoscalers and dashboards made for vLLM."""
 
     def __post_init__(self) -> None:
         _require(bool(self.models), "No model to serve: give at least one --model NAME=PATH.")

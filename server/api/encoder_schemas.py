@@ -99,7 +99,7 @@ class FillMaskRequest(StrictModel):
     """Body of ``POST /fill-mask``."""
 
     inputs: TextOrTexts
-    """Each text must contain the mask token of the model (see /tokenizer_info); a list must contain at least one text."""
+    """Each text must contain the mask token of the model (see /tokenizer_info); a list must not be empty."""
     parameters: FillMaskParameters | None = None
     model: str | None = None
     """The name of a served mask filler; without it the first one."""
