@@ -18,6 +18,7 @@ from server.engine.selfcheck import FORWARD_FAILURES
 from server.errors import ConfigurationError
 from server.models import loader
 from server.models.adapter import check
+from server.models.device import choose_device
 from server.models.folder import ModelFolder, look
 from server.models.lengths import longest_input
 from server.models.module import read_module
@@ -72,7 +73,7 @@ def plan_model(model: ModelConfig) -> PlannedModel:
     """Raises `ConfigurationError` for whatever loading would refuse and can be seen without weights."""
     folder = look(model)
     folder.check_files()
-    device = loader.choose_device(model)
+    device = choose_device(model)
     dtype = loader.choose_dtype(model, folder.task, device)
     # Of an encoder the products alone may be in fewer bits.
     products = dtype if folder.task == "generate" else loader.product_dtype(model, device) or dtype

@@ -18,6 +18,7 @@ from server.config import ModelConfig
 from server.models import describe
 from server.models.adapter import Adapter, embedding_rows, merge
 from server.models.describe import ProblemType, refuse
+from server.models.device import choose_device, use_device
 from server.models.embedder import Embedder, Recipe
 from server.models.folder import look
 from server.models.lengths import longest_input
@@ -53,6 +54,7 @@ def load(model: ModelConfig) -> LoadedModel:
     looked.check_files()
     folder, weights, adapter, task, recipe = looked.path, looked.weights, looked.adapter, looked.task, looked.recipe
     device = choose_device(model)
+    use_device(device)
     dtype = choose_dtype(model, task, device)
     tokenizer = load_tokenizer(folder if adapter is None or has_tokenizer(folder) else weights)
     module = read_module(weights, task, adapter, torch.float32 if adapter else dtype)
@@ -88,15 +90,6 @@ def _embedding(recipe: Recipe, config: PreTrainedConfig) -> Embedding:
         prompts=recipe.prompts,
         default_prompt=recipe.default_prompt,
     )
-
-
-def choose_device(model: ModelConfig) -> torch.device:
-    if model.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(model.device)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise refuse(f"Model {model.name} asks for {model.device}, which is not here. Set its device to auto or cpu.")
-    return device
 
 
 def choose_dtype(model: ModelConfig, task: Task, device: torch.device) -> torch.dtype:

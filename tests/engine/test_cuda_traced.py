@@ -21,6 +21,7 @@ from server.engine.attention.cuda_flash_attn import FlashAttention
 from server.engine.attention.cuda_flashinfer import FlashInferAttention
 from server.engine.attention.cuda_paged import PagedAttention
 from server.engine.attention.cuda_varlen import VarlenAttention, version_problem
+from server.engine.attention.spans import grouped, spans_of
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import Row
 from server.engine.executors.fused import FusedRunner, packing
@@ -131,6 +132,18 @@ def test_a_step_of_the_fused_executor_never_waits_for_the_device(family: str, ma
         decoder: Any = dataclasses.replace(layout, layers=layers, head=packing.pack(layout.head))  # type: ignore[arg-type]
         backend = make(layout.specs, NUM_BLOCKS, block_size, torch.float32, DEVICE)
         check_steps(FusedRunner(decoder, backend, num_blocks=NUM_BLOCKS, block_size=block_size, vocab_size=VOCAB_SIZE))
+
+
+def test_rows_of_many_lengths_are_attended_in_few_groups_on_a_gpu() -> None:
+    """Each group costs launches and copies in every layer."""
+    inputs = batch_inputs.build(
+        [Row(key=i, token_ids=[1], num_computed=100 + 180 * i, block_table=range(200)) for i in range(32)],
+        32,
+        torch.device("cpu"),
+    )
+    spans = spans_of(inputs, None, 32)
+    assert len(grouped(spans, 10**6, "cpu")) > 10
+    assert len(grouped(spans, 10**6, "cuda")) <= 4
 
 
 def test_a_padded_encoder_step_waits_for_nothing_but_its_scores() -> None:

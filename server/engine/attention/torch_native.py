@@ -199,7 +199,10 @@ class TorchNativeAttention(AttentionBackend):
         spans = spans_of(self._inputs, spec.window, self._block_size)
         most_blocks = max(1, MAX_GATHER_BYTES // spec.block_bytes(self._block_size, self._dtype))
         single = [span for span in spans if span.num_new == 1]
-        decode_groups = [[span] for span in single] if self._deterministic else grouped(single, most_blocks)
+        if self._deterministic:
+            decode_groups = [[span] for span in single]
+        else:
+            decode_groups = grouped(single, most_blocks, self._device.type)
         groups = [self._decode_group(spec, chosen, len(spans)) for chosen in decode_groups]
         groups += [self._prefill_group(spec, span) for span in spans if span.num_new > 1]
         return _Plan(write_rows=self._cache.write_rows(self._inputs.slots_T, spec.num_kv_heads), groups=groups)
