@@ -1,12 +1,12 @@
 // Paged attention on the CPU: writes a step's new keys and values and attends over all that the cache holds.
 //
-// Work is cut into tiles, up to ROWS queries of one sequence and one key/value head, and each tile goes over fixed
-// partitions of the keys. Where there are few tiles, their partitions are dealt out one by one, and their results
-// wait in a buffer for the same merge in the same order. While a thread is at one block, those that it
-// needs soon come from memory.
+// Work is cut into tiles, queries of one sequence and one key/value head that are multiplied together, and each tile goes
+// over fixed partitions of the keys. Where there are few tiles, their partitions are dealt out one by one, and their
+// results wait in a buffer for the same merge in the same order. While a thread is at one block, those that it needs soon
+// come from memory.
 #pragma once
 
-#include "attention_tile.h"
+#include "attention_matrix.h"
 #include "python.h"
 #include "shares.h"
 
@@ -59,11 +59,12 @@ inline void cut_pieces(const Step &step, Plan &plan) {
   }
 }
 
-inline void cut_tiles(const Layer &layer, const Step &step, Plan &plan) {
+// Tiles have up to `most` queries.
+inline void cut_tiles(const Layer &layer, const Step &step, int64_t most, Plan &plan) {
   const int64_t group = layer.num_heads / layer.num_kv_heads;
   plan.tiles.clear();
   for (const Row *row = step.rows; row < step.rows + step.num_rows; ++row) {
-    const int64_t queries = row->count * group, cuts = (queries + ROWS - 1) / ROWS, size = (queries + cuts - 1) / cuts;
+    const int64_t queries = row->count * group, cuts = (queries + most - 1) / most, size = (queries + cuts - 1) / cuts;
     for (int64_t head = 0; head < layer.num_kv_heads; ++head) {
       for (int64_t first = 0; first < queries; first += size) {
         const int64_t count = std::min(size, queries - first);
@@ -103,7 +104,8 @@ inline void deal_out(const Layer &layer, Plan &plan) {
 template <class T> class Worker {
 public:
   Worker(const Layer &layer, const Step &step, const Call &call)
-      : layer(layer), step(step), call(call), group(layer.num_heads / layer.num_kv_heads) {}
+      : layer(layer), step(step), call(call), group(layer.num_heads / layer.num_kv_heads),
+        num_words(layer.key_dim / T::PACK) {}
 
   // The works after it, up to `end`, are likely to be next.
   void run(const Work *work, const Work *end) {
@@ -129,6 +131,8 @@ public:
 
 private:
   using Value = typename T::Value;
+  static constexpr int ROWS = Products<T>::ROWS;
+  static constexpr int64_t STEP = Products<T>::STEP;
 
   int64_t token_of(const Tile &tile, int r) const { return (tile.first + r) / group; }
   int64_t head_of(const Tile &tile, int r) const { return tile.head * group + (tile.first + r) % group; }
@@ -145,7 +149,9 @@ private:
       const Value *from =
           static_cast<const Value *>(call.query) + token * call.query_token + head_of(tile, r) * call.query_head;
       prepare<T>(call, from, layer.key_dim, call.query_norm, token, wide);
-      round_all<T>(wide, layer.key_dim, reinterpret_cast<Value *>(queries + r * QUERY_STRIDE));
+      uint32_t *words = queries + r * QUERY_STRIDE;
+      round_all<T>(wide, layer.key_dim, reinterpret_cast<Value *>(words));
+      std::fill(words + num_words, words + (num_words + STEP - 1) / STEP * STEP, 0);
     }
   }
 
@@ -182,17 +188,16 @@ private:
   }
 
   void attend(const Tile &tile, int64_t part, int64_t num_blocks, const Results &results) {
-    with_constant<ROWS>(static_cast<int>(tile.count), [&](auto rows) {
-      score<T, rows>(queries, places, num_blocks, layer.key_dim / T::PACK, scores);
-    });
+    const int rows = static_cast<int>(tile.count);
+    products.score(rows, queries, places, num_blocks, num_words, scores);
     const int64_t start = std::max(tile.first_key / BLOCK * BLOCK, part * PARTITION);
-    for (int r = 0; r < tile.count; ++r) {
+    for (int r = 0; r < rows; ++r) {
       const int64_t position = tile.row->computed + token_of(tile, r) - start;
       const int64_t first = layer.window ? position - layer.window + 1 : 0;
       weigh<T>(layer, scores + r * SCORE_STRIDE, num_blocks * BLOCK, first, position + 1, results.tops + r,
                results.totals + r);
     }
-    combine_all<T>(static_cast<int>(tile.count), scores, places, num_blocks, layer.value_dim, results.sums);
+    products.combine(rows, scores, places, num_blocks, layer.value_dim, results.sums);
   }
 
   Value *out_of(const Tile &tile, int r) const {
@@ -216,7 +221,8 @@ private:
   const Layer &layer;
   const Step &step;
   const Call &call;
-  const int64_t group;
+  const int64_t group, num_words; // of a query
+  Products<T> products;
   alignas(64) uint32_t queries[ROWS * QUERY_STRIDE];
   alignas(64) float scores[ROWS * SCORE_STRIDE];
   Place<T> places[PARTITION_BLOCKS + AHEAD];
@@ -233,7 +239,7 @@ template <class T> void attend_layer(const Layer &layer, const Step &step, const
   static thread_local Plan own;
   Plan &plan = own; // the other threads are to see this one
   cut_pieces(step, plan);
-  cut_tiles(layer, step, plan);
+  cut_tiles(layer, step, Products<T>::ROWS, plan);
   deal_out(layer, plan);
   int64_t num_tokens = 0;
   for (const Piece &piece : plan.pieces) num_tokens += piece.count;

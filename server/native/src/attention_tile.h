@@ -153,6 +153,20 @@ void combine_all(int rows, const float *scores, const Place<T> *places, int64_t 
   if (column < width) combine_rows<T, 1>(rows, scores, places, count, width, column, sums);
 }
 
+// The products of attention with vectors. What `score` and `combine` take is written there and at `combine_all`.
+template <class T> struct VectorProducts {
+  static constexpr int ROWS = attention::ROWS;
+  static constexpr int64_t STEP = 1; // words of a query that are multiplied at once
+
+  void score(int rows, const uint32_t *queries, const Place<T> *places, int64_t count, int64_t words, float *scores) {
+    with_constant<ROWS>(rows, [&](auto some) { attention::score<T, some>(queries, places, count, words, scores); });
+  }
+
+  void combine(int rows, const float *scores, const Place<T> *places, int64_t count, int64_t width, float *sums) {
+    combine_all<T>(rows, scores, places, count, width, sums);
+  }
+};
+
 // Adds a partition's results of one row to those of the partitions before it. One that the row does not see leaves
 // them as they are.
 inline void merge(Results into, const Results &part, int row, int64_t width) {

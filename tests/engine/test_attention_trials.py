@@ -1,0 +1,86 @@
+"""Random shapes, chunks and mates: what the native kernel gives a token depends on that token alone, bit by bit."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from server.engine.attention.native import NativeAttention
+from server.engine.kv_cache import LayerSpec
+from server.native import kernels
+from tests.engine.attention_driving import CPU, Scene, layer_spec
+from tests.fuzz.scale import SCALE
+
+torch.set_num_threads(1)
+
+NUM_BLOCKS = 60
+BLOCK_SIZE = 32
+NUM_TRIALS = 25 * SCALE
+
+
+@pytest.fixture(params=[*kernels.VARIANTS, "_tiles"], autouse=True)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    features = kernels.VARIANTS.get(request.param, kernels.VARIANTS["_avx512"])
+    if not all(torch.cpu.get_capabilities().get(feature, False) for feature in features):
+        pytest.skip("this processor lacks the instructions")
+    module = pytest.importorskip(f"server.native.{request.param}")
+    monkeypatch.setattr(kernels._State, "module", module)
+    module.set_num_threads(2)
+    return str(request.param)
+
+
+def any_spec(chance: random.Random) -> LayerSpec:
+    num_kv_heads, group = chance.choice([1, 2, 3]), chance.choice([1, 2, 3, 5, 7, 17])
+    return layer_spec(
+        (num_kv_heads * group, num_kv_heads),
+        (16 * chance.randrange(1, 17), 16 * chance.randrange(1, 17)),
+        window=chance.choice([None, None, 1, 20, 150]),
+        softcap=chance.choice([None, None, 4.0]),
+        has_sinks=chance.random() < 0.3,
+    )
+
+
+def cuts(chance: random.Random, length: int) -> list[int]:
+    """Chunks of any size, often of one token as in decoding and of a few as with drafts."""
+    chunks = []
+    while length:
+        chunks.append(min(length, chance.choice([1, 1, 2, 5, 11, 32, 33, 100, chance.randrange(1, 300)])))
+        length -= chunks[-1]
+    return chunks
+
+
+def scene(spec: LayerSpec, dtype: torch.dtype) -> Scene:
+    return Scene(NativeAttention([spec], NUM_BLOCKS, BLOCK_SIZE, dtype, CPU), NUM_BLOCKS, BLOCK_SIZE, dtype)
+
+
+def alone(spec: LayerSpec, dtype: torch.dtype, length: int, seed: int) -> torch.Tensor:
+    place = scene(spec, dtype)
+    return place.run(place.sequence(length, seed), [length])
+
+
+def together(
+    spec: LayerSpec, dtype: torch.dtype, lengths: list[int], seed: int, chance: random.Random
+) -> list[torch.Tensor]:
+    """Every sequence in chunks of its own, and those that are not done in one step, in any order."""
+    place = scene(spec, dtype)
+    sequences = [place.sequence(length, seed + i) for i, length in enumerate(lengths)]
+    left = [cuts(chance, length) for length in lengths]
+    outs: list[list[torch.Tensor]] = [[] for _ in lengths]
+    while running := [i for i, chunks in enumerate(left) if chunks]:
+        chosen = chance.sample(running, chance.randrange(1, len(running) + 1))
+        for i, out in zip(chosen, place.step([(sequences[i], left[i].pop()) for i in chosen]), strict=True):
+            outs[i].append(out)
+    return [torch.cat(each) for each in outs]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_token_has_the_same_bits_alone_and_in_any_chunk_and_batch(dtype: torch.dtype) -> None:
+    for trial in range(NUM_TRIALS):
+        chance = random.Random(trial)
+        spec = any_spec(chance)
+        lengths = [chance.randrange(1, 400) for _ in range(chance.randrange(1, 5))]
+        ours = together(spec, dtype, lengths, trial, chance)
+        for i, length in enumerate(lengths):
+            assert torch.equal(ours[i], alone(spec, dtype, length, trial + i)), (trial, spec, lengths)
