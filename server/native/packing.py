@@ -15,7 +15,7 @@ from server.native import kernels
 PANEL = 48
 
 ACTIVATIONS = {None: 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4}
-"""As `Activation` in simd.h numbers them."""
+"""As `Activation` in lanes_math.h numbers them."""
 
 FLOAT32, BFLOAT16, INT8, INT4 = range(4)
 """As `WeightKind` in linear.h numbers them."""

@@ -94,8 +94,8 @@ void weigh(const Layer &layer, float *scores, int64_t count, int64_t first, int6
   const Lanes factors = all(factor), less = all(-*top);
   Lanes totals = all(0.0f);
   for (int64_t key = 0; key < count; key += 2 * LANES) {
-    const Lanes low = exp(multiply_add(load(scores + key), factors, less));
-    const Lanes high = exp(multiply_add(load(scores + key + LANES), factors, less));
+    const Lanes low = exp_of_negative(multiply_add(load(scores + key), factors, less));
+    const Lanes high = exp_of_negative(multiply_add(load(scores + key + LANES), factors, less));
     totals = add(add(totals, low), high);
     T::store_two(weights + key, low, high);
   }
@@ -172,7 +172,7 @@ template <class T> struct VectorProducts {
 inline void merge(Results into, const Results &part, int row, int64_t width) {
   if (part.tops[row] == -INFINITE) return;
   const float top = part.tops[row] > into.tops[row] ? part.tops[row] : into.tops[row];
-  const float before = exp(into.tops[row] - top), now = exp(part.tops[row] - top);
+  const float before = exp_of_negative(into.tops[row] - top), now = exp_of_negative(part.tops[row] - top);
   into.tops[row] = top;
   into.totals[row] = std::fma(into.totals[row], before, part.totals[row] * now);
   float *sums = into.sums + row * width;

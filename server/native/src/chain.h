@@ -63,7 +63,7 @@ template <class T> void product(const Link &link, const Buffers &buffers) {
   job.offset = link.offset;
   job.bias = link.bias;
   job.num_outputs = link.num_outputs;
-  job.activation = static_cast<Activation>(link.activation);
+  job.activation = static_cast<lanes::Activation>(link.activation);
   job.is_gated = link.is_gated;
   job.residual = at<void>(buffers, link.residual);
   job.out = buffers.places[link.to];

@@ -3,10 +3,12 @@
 // [panels, K / 32, 48] bfloat16.
 #pragma once
 
-#include "simd.h"
+#include "lanes.h"
 
 #ifdef __AVX512BF16__
 namespace int4 {
+
+using namespace lanes;
 
 constexpr int64_t PANEL = 48, GROUP = 32;
 

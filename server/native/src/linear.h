@@ -8,10 +8,10 @@
 // does not depend on its batch.
 #pragma once
 
-#include "python.h"
 #include "int4.h"
+#include "linear_epilogue.h"
+#include "python.h"
 #include "shares.h"
-#include "simd.h"
 
 #ifdef __AVX512BF16__
 #include <algorithm>
@@ -20,113 +20,61 @@
 
 namespace linear_kernels {
 
-constexpr int64_t VECTORS = 3, PANEL = 16 * VECTORS, TILE = 8, FEW = 4;
+constexpr int64_t TILE = 8, FEW = 4;
 
 struct Float32 {
-  using Sum = __m512;
-  static Sum zero() { return _mm512_setzero_ps(); }
-  static Sum dot(Sum sum, __m512i x, __m512i w) {
-    return _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(w), sum);
-  }
+  using Sum = Lanes;
+  static Sum zero() { return all(0.0f); }
+  static Sum dot(Sum sum, Words x, Words w) { return add_product(sum, x, w); }
 };
 
 struct BFloat16 {
-  using Sum = __m512;
-  static Sum zero() { return _mm512_setzero_ps(); }
-  static Sum dot(Sum sum, __m512i x, __m512i w) {
-    asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w)); // the intrinsic makes GCC copy every sum
-    return sum;
-  }
+  using Sum = Lanes;
+  static Sum zero() { return all(0.0f); }
+  static Sum dot(Sum sum, Words x, Words w) { return add_pairs(sum, x, w); }
 };
 
 // x is unsigned with an offset of 128, which `Job::offset` takes back.
 struct Int8 {
-  using Sum = __m512i;
-  static Sum zero() { return _mm512_setzero_si512(); }
-  static Sum dot(Sum sum, __m512i x, __m512i w) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(w));
-    return sum;
-  }
-};
-
-// One call. Addresses may be null where the part is absent.
-struct Job {
-  const uint32_t *x;       // [M, words]
-  int64_t num_rows, words; // M, 32-bit words along K
-  const uint32_t *weight;  // [panels, words, 48]; of int4 what `int4.h` says
-  const void *scale;       // [panels * 48] floats, int8; of int4 what `int4.h` says
-  const int32_t *offset;   // [panels * 48], int8: 128 times the sum of a row's weights
-  const float *row_scale;  // [M], int8
-  const float *bias;       // [panels * 48]
-  int64_t num_outputs;     // places of an output row
-  Activation activation;
-  bool is_gated;           // panels alternate: gate, up, gate, up
-  const void *residual;    // [M, num_outputs], in the type of x
-  void *out;               // [M, num_outputs]
-  bool out_is_float;       // else in the type of x
+  using Sum = Words;
+  static Sum zero() { return all_words(0); }
+  static Sum dot(Sum sum, Words x, Words w) { return add_fours(sum, x, w); }
 };
 
 // While this panel is used, `A` cache lines a word of the next one are on their way.
 template <class Kind, int R, int A>
-inline void multiply(const Job &job, int64_t row, const uint32_t *panel, const char *next,
-                     typename Kind::Sum (&sums)[R][VECTORS]) {
+inline void add_up(const Job &job, int64_t row, const uint32_t *panel, const char *next,
+                   typename Kind::Sum (&sums)[R][VECTORS]) {
   for (auto &of_row : sums)
     for (auto &sum : of_row) sum = Kind::zero();
   const uint32_t *x = job.x + row * job.words;
   for (int64_t k = 0; k < job.words; ++k) {
-    __m512i w[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) w[v] = _mm512_loadu_si512(panel + k * PANEL + 16 * v);
+    Words w[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) w[v] = load_words(panel + k * PANEL + LANES * v);
     for (int line = 0; line < A; ++line) _mm_prefetch(next + (k * A + line) * 64, _MM_HINT_T1);
     for (int r = 0; r < R; ++r) {
-      const __m512i word = _mm512_set1_epi32(static_cast<int>(x[r * job.words + k]));
+      const Words word = all_words(x[r * job.words + k]);
       for (int v = 0; v < VECTORS; ++v) sums[r][v] = Kind::dot(sums[r][v], word, w[v]);
     }
   }
-}
-
-inline __m512 as_float(const Job &, int64_t, int64_t, __m512 sum) { return sum; }
-inline __m512 as_float(const Job &job, int64_t row, int64_t column, __m512i sum) {
-  const __m512i whole = _mm512_sub_epi32(sum, _mm512_loadu_si512(job.offset + column));
-  const __m512 scale = _mm512_mul_ps(_mm512_loadu_ps(static_cast<const float *>(job.scale) + column), _mm512_set1_ps(job.row_scale[row]));
-  return _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale);
 }
 
 // `R` rows of one panel, or of a gate's and its partner's.
 template <class Kind, class In, int R, int A>
 void tile(const Job &job, const uint32_t *weight, int64_t row, int64_t index, const char *next) {
   typename Kind::Sum sums[R][VECTORS];
-  __m512 gate[R][VECTORS];
+  Lanes gate[R][VECTORS];
   const int64_t size = job.words * PANEL;
-  int64_t panel = job.is_gated ? 2 * index : index;
   if (job.is_gated) {
-    multiply<Kind, R, A>(job, row, weight, next, sums);
+    add_up<Kind, R, A>(job, row, weight, next, sums);
     for (int r = 0; r < R; ++r)
-      for (int v = 0; v < VECTORS; ++v) {
-        const int64_t column = panel * PANEL + 16 * v;
-        __m512 y = as_float(job, row + r, column, sums[r][v]);
-        if (job.bias) y = _mm512_add_ps(y, _mm512_loadu_ps(job.bias + column));
-        gate[r][v] = activate(job.activation, y);
-      }
-    ++panel;
+      for (int v = 0; v < VECTORS; ++v) gate[r][v] = gate_of(job, row + r, index, v, sums[r][v]);
     weight += size;
     next += size * 4;
   }
-  multiply<Kind, R, A>(job, row, weight, next, sums);
+  add_up<Kind, R, A>(job, row, weight, next, sums);
   for (int r = 0; r < R; ++r)
-    for (int v = 0; v < VECTORS; ++v) {
-      const int64_t column = panel * PANEL + 16 * v, place = index * PANEL + 16 * v;
-      if (place >= job.num_outputs) break;
-      const __mmask16 mask = first(job.num_outputs - place);
-      const int64_t at = (row + r) * job.num_outputs + place;
-      __m512 y = as_float(job, row + r, column, sums[r][v]);
-      if (job.bias) y = _mm512_add_ps(y, _mm512_loadu_ps(job.bias + column));
-      y = job.is_gated ? _mm512_mul_ps(gate[r][v], y) : activate(job.activation, y);
-      if (job.residual) y = _mm512_add_ps(y, load(static_cast<const In *>(job.residual) + at, mask));
-      if (job.out_is_float)
-        store(static_cast<float *>(job.out) + at, mask, y);
-      else
-        store(static_cast<In *>(job.out) + at, mask, y);
-    }
+    for (int v = 0; v < VECTORS; ++v) finish<In>(job, row + r, index, v, sums[r][v], gate[r][v]);
 }
 
 template <class Kind, class In, int A>
@@ -198,19 +146,18 @@ template <class Kind, class In> void share_int4(const Job &job, int64_t width, c
 // Each row of x by its largest value to 1..255, 128 is zero. The scale of a row that is not finite is NaN.
 template <class In> void quantize(const In *x, int64_t row, int64_t width, uint8_t *to, float *scale) {
   const In *from = x + row * width;
-  __m512 top = _mm512_setzero_ps(), zero = _mm512_setzero_ps();
-  for (int64_t i = 0; i < width; i += 16) {
-    const __m512 part = load(from + i, first(width - i));
-    top = _mm512_max_ps(top, _mm512_abs_ps(part));
-    zero = _mm512_fmadd_ps(part, _mm512_setzero_ps(), zero);
+  Lanes top = all(0.0f), zero = all(0.0f);
+  for (int64_t i = 0; i < width; i += LANES) {
+    const Lanes part = load(from + i, first(width - i));
+    top = larger(top, absolute(part));
+    zero = multiply_add(part, all(0.0f), zero);
   }
-  const float largest = _mm512_reduce_max_ps(top);
-  const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-  scale[row] = largest / 127.0f + _mm512_reduce_add_ps(zero);
-  for (int64_t i = 0; i < width; i += 16) {
-    const __mmask16 mask = first(width - i);
-    const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(load(from + i, mask), _mm512_set1_ps(inverse)));
-    _mm_mask_storeu_epi8(to + row * width + i, mask, _mm512_cvtepi32_epi8(_mm512_add_epi32(q, _mm512_set1_epi32(128))));
+  const float most = largest(top);
+  const float inverse = most > 0 ? 127.0f / most : 0.0f;
+  scale[row] = most / 127.0f + sum(zero);
+  for (int64_t i = 0; i < width; i += LANES) {
+    const Mask mask = first(width - i);
+    store_bytes(to + row * width + i, mask, multiply(load(from + i, mask), all(inverse)), 128);
   }
 }
 
