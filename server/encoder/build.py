@@ -25,6 +25,7 @@ from server.encoder.trial import FAILURES, Frame, Trial, end_tokens, run_alone
 from server.errors import ConfigurationError
 from server.module_state import ModuleState
 from server.native.linear import Quantize
+from server.out_of_memory import raise_if_memory
 from server.protocol import Encode
 
 log = logging.getLogger("sluice.encoder")
@@ -111,6 +112,7 @@ def _problem(forward: Forward, trial: Trial) -> str | None:
     except Unsupported as error:
         return str(error)
     except FAILURES as error:
+        raise_if_memory(error)
         return f"it fails with a {type(error).__name__}"
 
 

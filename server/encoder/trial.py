@@ -13,6 +13,7 @@ from torch import Tensor
 from server.encoder.forward import Forward, PaddedForward
 from server.encoder.grouping import ONE_BY_ONE
 from server.errors import EXIT_MODEL, ConfigurationError
+from server.out_of_memory import raise_if_memory
 from server.protocol import Encode
 
 LENGTHS = (3, 40, 41, 41, 41, 150)
@@ -109,6 +110,7 @@ def _alone(forward: Forward, command: Encode) -> Tensor:
     try:
         logits: Tensor = forward.logits([command])[0]
     except FAILURES as error:
+        raise_if_memory(error)
         line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         kind, length = forward.module.config.model_type, len(command.token_ids)
         raise ConfigurationError(

@@ -26,10 +26,11 @@ from server.engine.model_runner import ModelRunner
 from server.engine.pacing import Pacing
 from server.engine.processors.grammar import GrammarMask
 from server.engine.prompt_lookup import Drafter
-from server.engine.relief import Relief, is_memory_error
+from server.engine.relief import Relief
 from server.engine.scheduler import Scheduler
 from server.engine.sequence_group import SequenceGroup
 from server.errors import DeadlineExceeded, InsufficientMemory, SluiceError
+from server.out_of_memory import is_memory_error
 from server.protocol import Encode, Failed, Generate, Reply, Stats, Tokens
 from server.vocabulary import Vocabulary
 

@@ -20,19 +20,9 @@ from server.protocol import Failed
 
 log = logging.getLogger("sluice.engine")
 
-TEXTS = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad_alloc")
-"""What RuntimeErrors of torch say that are about memory."""
-
-
 PATIENCE = 16
 """Steps before a wider one is tried, which may fail and lose what it computed; twice as many after each failure."""
 MOST_PATIENCE = 4096
-
-
-def is_memory_error(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in TEXTS)
 
 
 class Relief:

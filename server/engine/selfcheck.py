@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from server.engine.batch_inputs import Row
 from server.engine.lengths import LengthRule
 from server.engine.model_runner import ModelRunner
+from server.out_of_memory import raise_if_memory
 
 log = logging.getLogger("sluice.engine")
 
@@ -125,6 +126,7 @@ def reference(
         try:
             far = [sample(FAR_LENGTH, first) for first in far_positions(switches(config, rule), max_model_len)]
         except FORWARD_FAILURES as error:
+            raise_if_memory(error)
             log.info("far positions are not checked: the model does not run there (%s)", error)
     return Reference(samples=samples, far=far, rule=rule)
 

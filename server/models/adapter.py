@@ -15,6 +15,7 @@ from server.models.adapter_check import check_adapter, check_fields
 from server.models.describe import read_json, refuse
 from server.models.lora import merge_plain
 from server.models.weights import tensors
+from server.out_of_memory import raise_if_memory
 from server.protocol import Task
 
 WEIGHTS = "adapter_model.safetensors"
@@ -91,6 +92,7 @@ def merge(module: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
             _untie(module)
             merged: PreTrainedModel = peft_model.merge_and_unload(safe_merge=True)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        raise_if_memory(error)
         line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise refuse(
             f"The adapter in {adapter.folder} does not fit its base {adapter.base} ({line}). "
@@ -114,7 +116,8 @@ def _merged_plainly(module: PreTrainedModel, adapter: Adapter) -> bool:
     config = read_json(adapter.folder, "adapter_config.json")
     try:
         return merge_plain(module, config, adapter.folder / WEIGHTS, adapter.modules_to_save)
-    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError):
+    except (OSError, RuntimeError, ValueError, TypeError, SafetensorError) as error:
+        raise_if_memory(error)
         # PEFT says what is wrong with it.
         return False
 

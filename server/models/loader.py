@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 from server.config import ModelConfig
 from server.models import describe
 from server.models.adapter import Adapter, embedding_rows, merge
-from server.models.describe import ProblemType, refuse
+from server.models.describe import ProblemType
 from server.models.device import choose_device, use_device
 from server.models.embedder import Embedder, Recipe
 from server.models.folder import look
@@ -61,7 +61,7 @@ def load(model: ModelConfig) -> LoadedModel:
     if adapter is not None:
         _make_room(module, adapter)
         module = merge(module, adapter)
-    module = _place(module, model, device, dtype)
+    module = _place(module, device, dtype)
     architecture = type(module).__name__
     max_model_len = longest_input(model, module, tokenizer, task, recipe)
     if recipe is not None:
@@ -137,16 +137,11 @@ def _make_room(module: PreTrainedModel, adapter: Adapter) -> None:
         module.resize_token_embeddings(rows, mean_resizing=False)
 
 
-def _place(module: PreTrainedModel, model: ModelConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    try:
-        for parameter in module.parameters():
-            # Parameters alone: buffers such as rotary frequencies are float32 in every dtype.
-            parameter.data = parameter.data.to(dtype)
-        placed: PreTrainedModel = nn.Module.to(module, device)
-    except torch.OutOfMemoryError as error:
-        raise refuse(
-            f"Model {model.name} does not fit the memory of {device}. Set another device, or dtype to bfloat16."
-        ) from error
+def _place(module: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    for parameter in module.parameters():
+        # Parameters alone: buffers such as rotary frequencies are float32 in every dtype.
+        parameter.data = parameter.data.to(dtype)
+    placed: PreTrainedModel = nn.Module.to(module, device)
     return placed.requires_grad_(False).eval()
 
 

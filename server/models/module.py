@@ -24,6 +24,7 @@ from server.models.adapter import Adapter
 from server.models.configs import first_line, read_config
 from server.models.describe import refuse
 from server.models.weights import shapes
+from server.out_of_memory import raise_if_memory
 from server.protocol import Task
 
 CLASSES: dict[Task, Any] = {
@@ -59,6 +60,7 @@ def read_module(
         read = _weights if with_weights else _shapes
         module, info = read(folder, task, config, options)
     except LOAD_FAILURES as error:
+        raise_if_memory(error)
         line = first_line(error)
         raise refuse(
             f"The model in {folder} cannot be loaded ({line}). Check that its files are complete, or fetch it again."

@@ -28,6 +28,7 @@ def build(model: ModelConfig, num_loading: int = 1) -> tuple[loop.Engine, Ready]
     import torch
 
     from server.models import loader
+    from server.models.device import choose_device, raise_if_does_not_fit
     from server.native import kernels
 
     num_threads = torch.get_num_threads()
@@ -35,8 +36,12 @@ def build(model: ModelConfig, num_loading: int = 1) -> tuple[loop.Engine, Ready]
     # number into what it compiles.
     torch.set_num_threads(num_threads if model.compile else max(1, num_threads // num_loading))
     _choose_kernels(model)
-    loaded = loader.load(model)
-    engine, ready = _decoder(model, loaded) if loaded.task == "generate" else _encoder(model, loaded)
+    try:
+        loaded = loader.load(model)
+        engine, ready = _decoder(model, loaded) if loaded.task == "generate" else _encoder(model, loaded)
+    except (MemoryError, RuntimeError) as error:
+        raise_if_does_not_fit(error, model, choose_device(model))
+        raise
     torch.set_num_threads(num_threads)
     kernels.set_num_threads(num_threads)
     # What lives as long as the process is not looked through again by every garbage collection between steps.

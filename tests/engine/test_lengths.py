@@ -95,6 +95,8 @@ def expected(kind: str, size: int, count: int, num_beams: int = 1) -> list[int]:
             num_beams=num_beams,
             do_sample=False,
             eos_token_id=None,
+            # Below 5.20 transformers loses the prompt where it computes the cache again with other factors.
+            use_cache=kind != "longrope",
         )
     new: list[int] = output[0, size:].tolist()
     return new
@@ -197,9 +199,8 @@ def test_the_native_kernel_reads_the_factors_of_each_row(monkeypatch: pytest.Mon
     for size, count in LENGTHS:
         ids = torch.tensor([prompt(size)])
         module = lengthwise_decoder("longrope", hidden_size=64)
-        output = module.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=None
-        )
+        options = {"attention_mask": torch.ones_like(ids), "eos_token_id": None, "use_cache": False}
+        output = module.generate(ids, max_new_tokens=count, do_sample=False, **options)
         assert outcomes[str(size)].token_ids == output[0, size:].tolist()
 
 

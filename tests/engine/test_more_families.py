@@ -66,6 +66,8 @@ def test_a_batch_gives_each_sequence_the_tokens_of_generate_alone(name: str) -> 
     expected = []
     for ids in prompts:
         options: dict[str, Any] = {"attention_mask": torch.ones_like(ids[None]), "eos_token_id": None}
+        # Below 5.20 transformers loses the prompt where it computes the cache again with other factors.
+        options["use_cache"] = name != "phimoe"
         with torch.inference_mode():
             output = decoder(name).generate(ids[None], max_new_tokens=NUM_NEW, do_sample=False, **options)
         expected.append(output[0, len(ids) :].tolist())

@@ -16,7 +16,7 @@ from server.engine.batch_inputs import Row
 from server.engine.engine import DecoderEngine
 from server.engine.executors import build_runner, compat
 from server.engine.executors.compat import CompatRunner
-from server.engine.relief import is_memory_error
+from server.out_of_memory import is_memory_error
 from server.protocol import Generate
 from tests.engine.driving import Outcome, generate, make_engine, run
 from tests.engine.fake_runner import POISON, FakeRunner

@@ -21,6 +21,7 @@ from server.engine.attention.cuda_varlen import VarlenAttention
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import Row
 from server.engine.kv_cache import LayerSpec
+from server.out_of_memory import raise_if_memory
 
 log = logging.getLogger("sluice.engine")
 
@@ -89,6 +90,7 @@ def trial_problem(
                 if not worst <= TOLERANCE:
                     return f"its results are {worst:.2g} of their length from torch's"
     except FAILURES as error:
+        raise_if_memory(error)
         return f"it fails ({type(error).__name__}: {error})"
     return None
 

@@ -29,6 +29,7 @@ from server.engine.model_runner import ModelRunner
 from server.engine.selfcheck import FORWARD_FAILURES, Reference
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.module_state import ModuleState
+from server.out_of_memory import raise_if_memory
 
 log = logging.getLogger("sluice.engine")
 
@@ -71,6 +72,7 @@ def build_runner(
         rule = None if lengthwise is None else lengthwise.rule
         expected = selfcheck.reference(module, max_model_len, rule, state.restore)
     except FORWARD_FAILURES as error:
+        raise_if_memory(error)
         raise ConfigurationError(
             f"Model {config.name} cannot be served: its forward pass fails ({type(error).__name__}: {error}). "
             "Check that its config and weights belong together.",
@@ -131,6 +133,7 @@ def _fused(subject: _Subject) -> ModelRunner:
             block_size=config.block_size,
         )
     except FORWARD_FAILURES as error:
+        raise_if_memory(error)
         raise Unsupported(f"its layout fails there ({type(error).__name__}: {error})") from error
     if config.deterministic and (problem := prepared.unsteady()):
         prepared.restore()
@@ -172,6 +175,7 @@ def _generic(subject: _Subject) -> ModelRunner:
         checked = _generic_runner(subject, specs, expected.num_blocks(config.block_size))
         problem = selfcheck.difference(checked, expected)
     except FORWARD_FAILURES as error:
+        raise_if_memory(error)
         raise Unsupported(f"its forward pass fails there ({type(error).__name__}: {error})") from error
     finally:
         changed = state.restore()
@@ -255,6 +259,7 @@ def _check_compat(runner: CompatRunner, expected: Reference) -> tuple[str | None
     try:
         return selfcheck.difference(runner, expected), _cache_bytes_per_block(runner, runner.block_size)
     except FORWARD_FAILURES as error:
+        raise_if_memory(error)
         return f"its forward pass fails: {type(error).__name__}: {error}", 0
 
 

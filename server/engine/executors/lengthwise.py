@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from server.engine.lengths import LengthRule
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.module_state import ModuleState
+from server.out_of_memory import raise_if_memory
 
 NUM_PROBED = 4
 """Positions whose factors are compared."""
@@ -147,7 +148,8 @@ def _rule_of(part: nn.Module, layer_types: Sequence[str], max_model_len: int) ->
         state = ModuleState(part)
         try:
             rules.add(_probe(part, state, options, max_model_len))
-        except PROBE_FAILURES:
+        except PROBE_FAILURES as error:
+            raise_if_memory(error)
             # A type of layer that this part does not serve.
             continue
         finally:
