@@ -123,6 +123,12 @@ BATCH_SIZE = Histogram(
 BATCH_TOKENS = Histogram(
     "sluice_batch_tokens", "New tokens computed in one step.", ["model"], buckets=TOKEN_BUCKETS, registry=REGISTRY
 )
+TOKEN_BUDGET = Gauge(
+    "sluice_budget_tokens",
+    "Most tokens of prompts or texts in one step, as learned from measured speed.",
+    ["model"],
+    registry=REGISTRY,
+)
 PROMPT_TOKENS = Counter("sluice_prompt_tokens_total", "Prompt tokens that were computed.", ["model"], registry=REGISTRY)
 COMPUTED_TOKENS = Counter(
     "sluice_computed_tokens_total", "Tokens that were computed, prompt and new.", ["model"], registry=REGISTRY
@@ -216,6 +222,8 @@ def record_step(model: str, stats: Stats) -> None:
     FORWARD_TIME.labels(model).inc(stats.forward_s)
     BATCH_SIZE.labels(model).observe(stats.batch_size)
     BATCH_TOKENS.labels(model).observe(stats.batch_tokens)
+    if stats.token_budget:
+        TOKEN_BUDGET.labels(model).set(stats.token_budget)
     COMPUTED_TOKENS.labels(model).inc(stats.batch_tokens)
     for counter, amount in (
         (PROMPT_TOKENS, stats.prompt_tokens),

@@ -292,6 +292,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     block_size: int = 0
     max_running: int = 0
     max_batch_tokens: int = 0
+    token_budget: int = 0
+    """Most tokens of prompts or texts in the first step, as in `Stats`."""
     load_s: float = 0.0
     generation_config: dict[str, GenerationValue] = {}
     """The model's own defaults, only the fields that `SamplingParams` knows, under transformers' names; its end
@@ -405,6 +407,8 @@ class Stats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Of ``batch_tokens``, guesses at next tokens."""
     num_accepted: int = 0
     """Guesses that came true."""
+    token_budget: int = 0
+    """Most tokens of prompts or texts that a step computes by now, as learned; 0 where it is ``max_batch_tokens``."""
     step_s: float = 0.0
     forward_s: float = 0.0
     """Of ``step_s``, the model's forward pass."""

@@ -20,6 +20,7 @@ from server.encoder.build import Wishes, build_forward
 from server.encoder.engine import EncoderEngine
 from server.errors import FAILURES
 from server.protocol import Encode, Failed, Ready, Scores, Task
+from server.token_budget import TokenBudget
 from tests.tiny_encoders import FAMILIES, MAX_MODEL_LEN, tiny_encoder, tiny_tokenizer, tokenizer_files
 
 # Tiny models: a second thread only waits for the first.
@@ -28,7 +29,14 @@ torch.set_num_threads(1)
 AS_LOADED = Wishes()
 
 
-def engine_of(module: PreTrainedModel, task: Task, *, wishes: Wishes = AS_LOADED, **limits: int) -> EncoderEngine:
+def engine_of(
+    module: PreTrainedModel,
+    task: Task,
+    *,
+    wishes: Wishes = AS_LOADED,
+    token_budget: TokenBudget | None = None,
+    **limits: int,
+) -> EncoderEngine:
     """An engine over a copy: building one changes the module."""
     limits = {"max_batch_tokens": 512, "max_model_len": MAX_MODEL_LEN, **limits}
     forward = build_forward(
@@ -38,7 +46,7 @@ def engine_of(module: PreTrainedModel, task: Task, *, wishes: Wishes = AS_LOADED
         wishes=wishes,
         pack=lambda module: None,
     )
-    return EncoderEngine(forward, task=task, **limits)
+    return EncoderEngine(forward, task=task, token_budget=token_budget, **limits)
 
 
 class EngineWorker:
@@ -48,6 +56,7 @@ class EngineWorker:
         self.model = ModelConfig(name=name, path="nowhere")
         self.state = "ready"
         self.num_running = 0
+        self.token_budget: int | None = None
         self.engine = engine_of(module, task)
         forward = self.engine._forward
         self.ready = msgspec.structs.replace(ready_of(task, module, tokenizer), batching=forward.batching)

@@ -104,7 +104,9 @@ def _describe(name: str, registry: Registry) -> dict[str, Any]:
     state = registry.states()[name]
     if ready is None:
         return {"name": name, "state": state}
-    return {"name": name, "state": state, **_facts(ready), **registry.describe(name)}
+    learned = registry.clients[name].token_budget
+    budget = {} if learned is None else {"token_budget": learned}
+    return {"name": name, "state": state, **_facts(ready), **budget, **registry.describe(name)}
 
 
 def _facts(ready: Ready) -> dict[str, Any]:

@@ -58,6 +58,8 @@ class WorkerClient:
         """Frames read from this worker and all before it."""
         self.num_finished = 0
         """Requests answered in full."""
+        self.token_budget: int | None = None
+        """Most tokens of prompts or texts in one step, as the worker has learned; None where it learns none."""
         self._journal = Journal()
         self._connection: Connection | None = None
         self._pinged = False
@@ -231,6 +233,7 @@ class WorkerClient:
             self._send_what_may_go()
 
     def _on_step(self, stats: Stats) -> None:
+        self.token_budget = stats.token_budget or self.token_budget
         metrics.record_step(self.model.name, stats)
         for wire_id in stats.started:
             if (entry := self._journal.get(wire_id)) is not None:
@@ -240,6 +243,7 @@ class WorkerClient:
         if self.state == "stopped":
             return
         self.ready = ready
+        self.token_budget = ready.token_budget or None
         self.state = "ready"
         metrics.set_model_info(self.model.name, ready)
         fields = {"model": self.model.name, "load_s": round(ready.load_s, 2), "kernels": ready.kernels}

@@ -104,7 +104,7 @@ def plan_model(model: ModelConfig) -> PlannedModel:
         load_bytes=load_bytes,
         max_model_len=min(max_model_len, cache.num_tokens) if cache else max_model_len,
         max_running=model.max_running,
-        max_batch_tokens=(model.max_batch_tokens or default_max_batch_tokens(device, model.max_running))
+        max_batch_tokens=(model.max_batch_tokens or default_max_batch_tokens(model.max_running))
         if is_decoder
         else model.max_batch_tokens or None,
         cache=cache,

@@ -21,7 +21,8 @@ class WaitingRequests(ABC):
     """
 
     def __init__(self, max_batch_tokens: int) -> None:
-        self._max_batch_tokens = max_batch_tokens
+        self.max_batch_tokens = max_batch_tokens
+        """Of the next step; the engine changes it as it learns what steps cost."""
         # In order of arrival: a dict keeps it.
         self._commands: dict[str, Encode] = {}
         self._num_added = 0
@@ -92,8 +93,8 @@ class FlatRequests(WaitingRequests):
 
     def take(self) -> list[Encode]:
         batch: list[Encode] = []
-        num_tokens = self._move(batch, self._first, 0, self._max_batch_tokens // 2)
-        self._move(batch, self._shortest, num_tokens, self._max_batch_tokens)
+        num_tokens = self._move(batch, self._first, 0, self.max_batch_tokens // 2)
+        self._move(batch, self._shortest, num_tokens, self.max_batch_tokens)
         self._tidy()
         return batch
 
@@ -140,7 +141,7 @@ class PaddedRequests(WaitingRequests):
         anchor = first if self._is_oldest_first else min(commands, key=_length)
         self._is_oldest_first = not self._is_oldest_first
         key = self._key(anchor)
-        batch = _around(anchor, [c for c in commands if self._key(c) == key], self._max_batch_tokens)
+        batch = _around(anchor, [c for c in commands if self._key(c) == key], self.max_batch_tokens)
         for command in batch:
             del self._commands[command.request_id]
         return batch

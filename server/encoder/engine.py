@@ -11,6 +11,28 @@ from server.encoder.batching import FlatRequests, PaddedRequests, WaitingRequest
 from server.encoder.forward import Forward, PaddedForward
 from server.encoder.heads import HEADS
 from server.protocol import Encode, Failed, Generate, Reply, Scores, Stats, Task
+from server.token_budget import TokenBudget
+
+MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 16_384}
+"""Token places of one step where the settings name no limit. On a CPU a budget below it is learned."""
+
+STEP_S = 0.25
+"""About the longest step: a short text that comes meanwhile waits for it."""
+
+NUM_ALONE = 3
+"""Of the sample's texts, those that show what a small step costs."""
+
+
+def default_max_batch_tokens(device: torch.device) -> int:
+    """The most token places of a step where the settings name no limit."""
+    return MAX_BATCH_TOKENS[device.type]
+
+
+def default_token_budget(device: torch.device) -> TokenBudget | None:
+    """How many of them are worth it on a CPU, where the settings name no limit; None elsewhere: all of them."""
+    if device.type != "cpu":
+        return None
+    return TokenBudget(first=256, usual=1024, most=default_max_batch_tokens(device), step_s=STEP_S)
 
 
 class EncoderEngine:
@@ -27,13 +49,16 @@ class EncoderEngine:
         task: Task,
         max_batch_tokens: int,
         max_model_len: int,
+        token_budget: TokenBudget | None = None,
     ) -> None:
+        """``token_budget`` learns from the engine's steps how many tokens within ``max_batch_tokens`` are worth it."""
         self._forward = forward
         self._task = task
         self._head = HEADS[task]()
         self._max_model_len = max_model_len
         self._vocab_size = int(forward.module.get_input_embeddings().weight.shape[0])
-        self._waiting = _requests_for(forward, max_batch_tokens)
+        self._waiting = _requests_for(forward, max_batch_tokens if token_budget is None else token_budget.num_tokens)
+        self._token_budget = token_budget
         self._refused: dict[str, Failed] = {}
 
     @property
@@ -48,6 +73,16 @@ class EncoderEngine:
             self._refused[command.request_id] = Failed(command.request_id, "internal_error", problem)
         elif isinstance(command, Encode):
             self._waiting.add(command)
+
+    def learn(self, sample: Sequence[Encode]) -> None:
+        """Run a few texts alone and then all together: the first requests find a token budget for this machine."""
+        for command in sample[:NUM_ALONE]:
+            self.add(command)
+            self.step()
+        for command in sample:
+            self.add(command)
+        while self.has_work:
+            self.step()
 
     def abort(self, request_id: str, index: int | None = None) -> None:  # noqa: ARG002
         """Forget a request; an unknown one is no error."""
@@ -64,7 +99,11 @@ class EncoderEngine:
         if batch:
             answers, forward_s = self._encode(batch)
             replies.extend(answers)
-        replies.append(self._stats(batch, forward_s, time.perf_counter() - start))
+        stats = self._stats(batch, forward_s, time.perf_counter() - start)
+        if batch and self._token_budget is not None:
+            self._token_budget.observe(stats.batch_tokens + stats.padded_tokens, stats.step_s)
+            self._waiting.max_batch_tokens = self._token_budget.num_tokens
+        replies.append(stats)
         return replies
 
     def _encode(self, batch: Sequence[Encode]) -> tuple[list[Scores | Failed], float]:
@@ -83,6 +122,7 @@ class EncoderEngine:
             batch_tokens=num_tokens,
             padded_tokens=num_places - num_tokens,
             prompt_tokens=num_tokens,
+            token_budget=0 if self._token_budget is None else self._token_budget.num_tokens,
             step_s=step_s,
             forward_s=forward_s,
             started=[command.request_id for command in batch],

@@ -32,15 +32,33 @@ from server.engine.sequence_group import SequenceGroup
 from server.errors import DeadlineExceeded, InsufficientMemory, SluiceError
 from server.out_of_memory import is_memory_error
 from server.protocol import Encode, Failed, Generate, Reply, Stats, Tokens
+from server.token_budget import TokenBudget
 from server.vocabulary import Vocabulary
 
 FIXED_CHUNK_TOKENS = 128
 """Prompts are cut about here where cuts may not depend on the batch."""
 
 
-def default_max_batch_tokens(device: torch.device, max_running: int) -> int:
-    """A token budget that keeps a step with nothing but prompts short on the device; `Pacing` bounds the others."""
-    return max(512 if device.type == "cpu" else 2048, max_running)
+DEFAULT_MAX_BATCH_TOKENS = 2048
+"""Where the settings name no limit. On a CPU a budget below it is learned."""
+
+PROMPT_STEP_S = 0.5
+"""About the longest step with nothing but prompts: a short request that comes meanwhile waits for it."""
+
+
+def default_max_batch_tokens(max_running: int) -> int:
+    """The most new tokens of a step where the settings name no limit."""
+    return max(DEFAULT_MAX_BATCH_TOKENS, max_running)
+
+
+def default_token_budget(device: torch.device, max_running: int) -> TokenBudget | None:
+    """What a step may compute of prompts where the settings name no limit; None is all that `max_batch_tokens` allows.
+
+    On a GPU the fixed part of a step is so large a share that the limit itself is what would be learned.
+    """
+    if device.type != "cpu":
+        return None
+    return TokenBudget(first=128, usual=512, most=default_max_batch_tokens(max_running), step_s=PROMPT_STEP_S)
 
 
 class DecoderEngine:
@@ -59,16 +77,19 @@ class DecoderEngine:
         pacing: Pacing | None = None,
         drafter: Drafter | None = None,
         deadlines: Deadlines | None = None,
+        token_budget: TokenBudget | None = None,
     ) -> None:
         """``deterministic`` cuts prompts at fixed places, unless the runner's rows are the same however they are cut.
 
         ``pacing`` learns from the engine's steps, and bounds what they compute of prompts where cuts may be free.
+        ``token_budget`` learns from them too, and bounds what a step computes of prompts wherever they are cut.
         ``drafter`` lets rows guess their next tokens where the runner can go back from wrong ones.
         """
         self._runner = runner
         self._max_model_len = max_model_len
         self._vocabulary = vocabulary
         self._pacing = pacing
+        self._token_budget = token_budget
         has_fixed_cuts = deterministic and not runner.is_row_invariant
         # A runner that shares no blocks cannot go back; where cuts count, a draft changes log-probabilities.
         self._drafter = drafter if runner.can_reuse_blocks and not has_fixed_cuts else None
@@ -88,6 +109,7 @@ class DecoderEngine:
             pacing=None if has_fixed_cuts else pacing,
             drafter=self._drafter,
             rule=runner.length_rule,
+            token_budget=token_budget,
         )
         self._relief = Relief(self.scheduler, runner)
         self._max_rows = min(max_running, max_batch_tokens)
@@ -162,6 +184,7 @@ class DecoderEngine:
                 num_preemptions=batch.num_preemptions,
                 num_drafted=batch.num_drafted,
                 num_accepted=batch.num_accepted,
+                token_budget=0 if self._token_budget is None else self._token_budget.num_tokens,
                 step_s=step_s,
                 forward_s=forward_s or 0.0,
                 started=[group.request_id for group in batch.started],
@@ -213,10 +236,15 @@ class DecoderEngine:
         return forward_s
 
     def _learn(self, batch: Batch, step_s: float) -> None:
-        if self._pacing is None or not batch.shares:
+        if not batch.shares:
             return
         num_drafted = batch.num_drafted
         num_prompt_tokens = batch.num_tokens - num_drafted - batch.num_growing
+        is_mixed = batch.num_growing and num_prompt_tokens
+        if self._token_budget is not None and not num_drafted and not is_mixed:
+            self._token_budget.observe(batch.num_tokens, step_s)
+        if self._pacing is None:
+            return
         self._pacing.observe(batch.num_growing, num_prompt_tokens, step_s, has_drafts=num_drafted > 0)
         if self._drafter is not None and num_drafted:
             self._drafter.observe(batch.num_growing, num_drafted, step_s)

@@ -11,8 +11,8 @@ step which was interrupted says nothing.
 from __future__ import annotations
 
 import math
-from collections import deque
-from statistics import median
+
+from server.token_budget import Recent
 
 STRETCH = 2.2
 """A step with prompt tokens takes so many times as long as one without."""
@@ -26,22 +26,6 @@ LEAST_TOKENS = 16
 
 MOST_STEPS_UNSEEN = 64
 """After so many steps in a row with prompts, one without shows the pace again; sooner while little is known."""
-
-
-class Recent:
-    """The median of the last few values."""
-
-    def __init__(self, num_values: int) -> None:
-        self._values: deque[float] = deque(maxlen=num_values)
-        self.num_seen = 0
-
-    def add(self, value: float) -> None:
-        self._values.append(value)
-        self.num_seen += 1
-
-    @property
-    def median(self) -> float:
-        return median(self._values)
 
 
 class Pace:

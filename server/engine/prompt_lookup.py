@@ -16,8 +16,9 @@ import numpy as np
 
 from server.engine.batch import Share
 from server.engine.batch_inputs import IntArray
-from server.engine.pacing import Pacing, Recent
+from server.engine.pacing import Pacing
 from server.engine.sequence import Sequence
+from server.token_budget import Recent
 
 MAX_ROWS = 8
 """With more rows nothing is even looked up."""

@@ -30,6 +30,7 @@ from server.engine.prompt_lookup import Drafter
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
 from server.engine.waiting import Waiting, newest_of_the_largest
+from server.token_budget import TokenBudget
 
 
 class Scheduler:
@@ -46,8 +47,9 @@ class Scheduler:
         pacing: Pacing | None = None,
         drafter: Drafter | None = None,
         rule: LengthRule | None = None,
+        token_budget: TokenBudget | None = None,
     ) -> None:
-        """Without ``pacing`` a step computes as much of prompts as ``max_batch_tokens`` allows.
+        """Without ``pacing`` and ``token_budget`` a step computes as much of prompts as ``max_batch_tokens`` allows.
 
         With ``rule``, a row that grows to a length with other rotary factors is computed again from its beginning.
         """
@@ -61,6 +63,7 @@ class Scheduler:
         self._pacing = pacing
         self._drafter = drafter
         self._rule = rule
+        self._token_budget = token_budget
         self._waiting = Waiting()
         self._running: OrderedDict[str, SequenceGroup] = OrderedDict()
 
@@ -149,6 +152,8 @@ class Scheduler:
         num_waiting = len(rest) + min(len(self._waiting), self.max_running - len(self._running))
         if self._pacing is not None and batch.shares and num_waiting:
             budget = min(budget, self._pacing.num_prompt_tokens(batch.num_growing, num_waiting))
+        if self._token_budget is not None:
+            budget = min(budget, self._token_budget.num_tokens)
         # One that was preempted meanwhile has no rows.
         rest = [group for group in rest if group.rows]
         may_admit = batch.num_preemptions == num_made_way

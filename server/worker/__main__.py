@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 
     from server.models.loader import LoadedModel
 
-ENCODER_BATCH_TOKENS = {"cpu": 1024, "cuda": 16_384}
-"""Token places of one encoder step where the settings name none. On a CPU more of them are a few per cent faster, and
-a short text waits for the step before it."""
-
 
 def build(model: ModelConfig, num_loading: int = 1) -> tuple[loop.Engine, Ready]:
     """The engine for the model's task, and what the front must know of it. ``num_loading`` workers load meanwhile."""
@@ -65,7 +61,7 @@ def _choose_kernels(model: ModelConfig) -> None:
 
 def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Ready]:
     from server.engine import reproducibility
-    from server.engine.engine import DecoderEngine, default_max_batch_tokens
+    from server.engine.engine import DecoderEngine, default_max_batch_tokens, default_token_budget
     from server.engine.executors.build import build_runner
     from server.engine.pacing import Pacing
     from server.engine.phrase_index import prepare_index
@@ -75,12 +71,13 @@ def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
     runner = build_runner(
         loaded.module, model, loaded.max_model_len, pack=pack_linears, quality_ids=_quality_ids(model, loaded)
     )
-    max_batch_tokens = model.max_batch_tokens or default_max_batch_tokens(runner.device, model.max_running)
+    max_batch_tokens = model.max_batch_tokens or default_max_batch_tokens(model.max_running)
     # A model with positions for more tokens than the whole cache has is served up to what the cache holds.
     loaded = dataclasses.replace(loaded, max_model_len=min(loaded.max_model_len, runner.num_blocks * runner.block_size))
     vocabulary = TokenBytes(loaded.tokenizer, runner.vocab_size)
     prepare_index(vocabulary)
     pacing = Pacing()
+    budget = None if model.max_batch_tokens else default_token_budget(runner.device, model.max_running)
     engine = DecoderEngine(
         runner,
         max_model_len=loaded.max_model_len,
@@ -91,6 +88,7 @@ def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         deterministic=model.deterministic,
         pacing=pacing,
         drafter=Drafter(pacing) if model.prompt_lookup == "auto" else None,
+        token_budget=budget,
     )
     problem = reproducibility.problem(runner, deterministic=model.deterministic)
     ready = _ready(
@@ -109,6 +107,7 @@ def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         block_size=runner.block_size,
         max_running=model.max_running,
         max_batch_tokens=max_batch_tokens,
+        token_budget=0 if budget is None else budget.num_tokens,
     )
     return engine, ready
 
@@ -128,7 +127,7 @@ def _quality_ids(model: ModelConfig, loaded: LoadedModel) -> list[list[int]]:
 def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Ready]:
     from server.encoder import quality
     from server.encoder.build import Wishes, build_forward
-    from server.encoder.engine import EncoderEngine
+    from server.encoder.engine import EncoderEngine, default_max_batch_tokens, default_token_budget
     from server.encoder.trial import Frame
     from server.models.loader import product_dtype
     from server.models.packed_linear import pack_linears
@@ -136,9 +135,10 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
 
     module, files = loaded.module, loaded.tokenizer
     device = module.device
-    max_batch_tokens = model.max_batch_tokens or ENCODER_BATCH_TOKENS[device.type]
+    max_batch_tokens = model.max_batch_tokens or default_max_batch_tokens(device)
     dtype = product_dtype(model, device)
-    is_compared = dtype is not None or model.quantize != "none"
+    sample = quality.sample(files, loaded.task, loaded.max_model_len)
+    budget = None if model.max_batch_tokens else default_token_budget(device)
     forward = build_forward(
         module,
         pad_token_id=getattr(module.config.get_text_config(), "pad_token_id", None),
@@ -150,12 +150,18 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         ),
         pack=pack_linears,
         frame=Frame(files.prefix_ids, files.suffix_ids, files.gives_token_types),
-        sample=quality.sample(files, loaded.task, loaded.max_model_len) if is_compared else (),
+        sample=sample,
         measure=quality.OF_VECTORS if loaded.task == "embed" else quality.OF_SCORES,
     )
     engine = EncoderEngine(
-        forward, task=loaded.task, max_batch_tokens=max_batch_tokens, max_model_len=loaded.max_model_len
+        forward,
+        task=loaded.task,
+        max_batch_tokens=max_batch_tokens,
+        max_model_len=loaded.max_model_len,
+        token_budget=budget,
     )
+    if budget is not None:
+        engine.learn(sample)
     ready = _ready(
         loaded,
         vocab_size=module.get_input_embeddings().weight.shape[0],
@@ -166,6 +172,7 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         batching=forward.batching,
         weight_bytes=held_bytes(module),
         max_batch_tokens=max_batch_tokens,
+        token_budget=0 if budget is None else budget.num_tokens,
     )
     return engine, ready
 

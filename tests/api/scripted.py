@@ -54,6 +54,7 @@ class ScriptedWorker:
         self.model = MODEL
         self.ready = ready
         self.state = "ready"
+        self.token_budget: int | None = None
         self.script = script
         self.commands: list[Generate] = []
         self.running: set[str] = set()

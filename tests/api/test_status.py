@@ -108,6 +108,14 @@ def test_info_says_which_cpu_kernels_are_used():
     assert client_of(app).get("/info").json()["models"][0]["kernels"] == "avx512"
 
 
+@pytest.mark.parametrize("learned", [None, 640])
+def test_info_has_the_token_budget_that_the_worker_has_learned(learned: int | None) -> None:
+    app = front(says("mill"))
+    app.state.worker.token_budget = learned
+    [model] = client_of(app).get("/info").json()["models"]
+    assert model.get("token_budget") == learned
+
+
 def test_metrics_are_served_while_every_thread_is_busy_with_a_long_text():
     app = shell()
     is_over = threading.Event()

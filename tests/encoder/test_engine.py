@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from server.encoder import engine as engine_module
 from server.encoder.batching import CHEAP_PADDING, FlatRequests, PaddedRequests, WaitingRequests
 from server.encoder.build import Wishes
 from server.encoder.engine import EncoderEngine
 from server.protocol import Encode, Failed, Generate, MaskQuery, SamplingParams, Scores, Stats
+from server.token_budget import TokenBudget
 from tests.encoder_app import engine_of
 from tests.tiny_encoders import FAMILIES, MASK_ID, tiny_encoder
 
@@ -298,3 +301,42 @@ def test_a_pooled_decoder_without_a_pad_token_runs_one_text_a_step() -> None:
         engine.add(command)
     answers, steps = drain(engine)
     assert [stats.batch_size for stats in steps] == [1, 1] and values(answers["0"]).shape == (3,)
+
+
+def test_a_learned_budget_cuts_steps_by_measured_speed_and_scores_stay_the_same(monkeypatch) -> None:
+    commands = random_commands("classify", [16] * 3 + [40] * 60)
+    fixed = engine_of(module_of("bert", "classify"), "classify", max_batch_tokens=100_000)
+    for command in commands:
+        fixed.add(command)
+    expected, _ = drain(fixed)
+    for token_s, most, least in ((1e-5, 4096, 1024), (1e-3, 256, 128), (1e-2, 64, 1)):
+        budget = TokenBudget(first=256, usual=1024, most=4096, step_s=0.25)
+        engine = engine_of(module_of("bert", "classify"), "classify", token_budget=budget, max_batch_tokens=4096)
+        monkeypatch.setattr(engine_module, "time", SimpleNamespace(perf_counter=Clock(engine, 0.01, token_s)))
+        engine.learn(commands)
+        for command in commands:
+            engine.add(command)
+        answers, steps = drain(engine)
+        sizes = [stats.batch_tokens for stats in steps]
+        assert least <= max(sizes) <= most
+        assert steps[-1].token_budget == budget.num_tokens
+        for request_id, answer in expected.items():
+            np.testing.assert_allclose(values(answers[request_id]), values(answer), atol=2e-5)
+
+
+class Clock:
+    """Time passes for what a step has taken, and for nothing else."""
+
+    def __init__(self, engine: EncoderEngine, fixed_s: float, token_s: float) -> None:
+        self._now = 0.0
+        forward = engine._forward
+        logits = forward.logits
+
+        def timed(batch: list[Encode]) -> Any:
+            self._now += fixed_s + token_s * sum(len(command.token_ids) for command in batch)
+            return logits(batch)
+
+        forward.logits = timed  # type: ignore[method-assign]
+
+    def __call__(self) -> float:
+        return self._now

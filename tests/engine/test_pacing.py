@@ -13,6 +13,7 @@ from server.engine import engine as engine_module
 from server.engine.batch_inputs import Row
 from server.engine.pacing import FEW_WAITING, LEAST_TOKENS, MOST_STEPS_UNSEEN, STRETCH, Pacing
 from server.protocol import Generate
+from server.token_budget import TokenBudget
 from tests.engine.driving import Outcome, generate, make_engine, run, run_alone, step
 from tests.engine.fake_runner import FakeRunner
 
@@ -176,3 +177,36 @@ def test_fixed_cuts_know_no_pace() -> None:
     outcomes = run(engine, [command, generate("b", [1, 2], max_new_tokens=30)])
     assert outcomes["a"].token_ids == run_alone(command).token_ids
     assert max(len(row.token_ids) for rows in runner.batches for row in rows) == 49
+
+
+def learning_budget() -> TokenBudget:
+    return TokenBudget(first=32, usual=64, most=256, step_s=0.05)
+
+
+@pytest.mark.parametrize(("token_s", "largest"), [(0.0001, 256), (0.001, 64), (0.004, 32)])
+def test_prompts_are_cut_by_measured_speed_and_tokens_stay_the_same(
+    monkeypatch: pytest.MonkeyPatch, token_s: float, largest: int
+) -> None:
+    runner = Clocked(lambda rows, tokens: 0.002 * (rows > 0 or tokens > 0) + token_s * (rows + tokens))
+    monkeypatch.setattr(engine_module, "perf_counter", lambda: runner.now)
+    limits = {"max_model_len": 512, "max_batch_tokens": 256, "max_running": 16}
+    engine = make_engine(runner, token_budget=learning_budget(), **limits)
+    prompts = [long_prompt(f"prompt {i}") for i in range(24)]
+    outcomes: dict[str, Outcome] = {}
+    for some in (prompts[i : i + 4] for i in range(0, len(prompts), 4)):
+        outcomes |= run(engine, some)
+    sizes = [sum(len(row.token_ids) for row in rows) for rows in runner.batches]
+    assert sizes[0] == 32
+    assert max(sizes) <= largest
+    assert max(sizes) > largest / 2
+    for command in prompts[:4]:
+        alone = run(make_engine(Clocked(runner.cost), **limits), [command])[command.request_id]
+        assert outcomes[command.request_id].token_ids == alone.token_ids
+
+
+def test_fixed_cuts_stay_where_they_are_under_a_learned_budget() -> None:
+    command = long_prompt("a")
+    runner = FakeRunner(256)
+    engine = make_engine(runner, token_budget=learning_budget(), deterministic=True, max_model_len=512)
+    run(engine, [command])
+    assert [len(rows[0].token_ids) for rows in runner.batches][:2] == [128, 72]

@@ -15,7 +15,8 @@ from server.client.supervisor import Supervisor
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
 from server.errors import EXIT_MODEL, ConfigurationError
-from server.protocol import Encode, Generate, SamplingParams
+from server.protocol import Encode, Generate, SamplingParams, Stats
+from server.worker.__main__ import build
 from tests.supervised import collect, run, until
 
 LIMIT_S = 280.0
@@ -111,3 +112,19 @@ def test_a_folder_without_a_model_is_refused_in_one_sentence(tmp_path: Path, cap
 
     run(main(), LIMIT_S)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("limit", [0, 96])
+def test_a_worker_learns_its_token_budget_unless_max_batch_tokens_is_set(
+    tiny_llama: Path, tiny_classifier: Path, limit: int
+) -> None:
+    for folder in (tiny_llama, tiny_classifier):
+        engine, ready = build(
+            ModelConfig(name="any", path=str(folder), max_batch_tokens=limit, dtype="float32", kv_cache_gib=0.02)
+        )
+        assert (ready.token_budget > 0) == (limit == 0)
+        assert ready.max_batch_tokens >= max(limit, ready.token_budget)
+        assert not limit or ready.max_batch_tokens == limit
+        *_, stats = engine.step()
+        assert isinstance(stats, Stats)
+        assert stats.token_budget == ready.token_budget
