@@ -142,6 +142,8 @@ class Overhead:
         self._times_ms: list[float] = []
         self._cpu_times_ms: list[float] = []
         gc.collect()
+        while self._engine.scheduler.num_running < num_running:
+            self._engine.step()
         self.run(10)
         self._times_ms, self._cpu_times_ms = [], []
 
@@ -190,7 +192,7 @@ def main() -> None:
     )
     for name in options.case or CASES:
         params = CASES[name]
-        for num_running in (1, 8, 32):
+        for num_running in (1, 8, 32, 128):
             case = Overhead(num_running, 0, params, options.vocab_size)
             case.run(options.steps)
             print(f"{name:32} {num_running:4} running {0:6} waiting {_shown(case.summary())}", flush=True)

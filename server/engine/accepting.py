@@ -29,7 +29,7 @@ class Acceptor:
         while row < len(choices.sequences):
             group, sequence = choices.groups[row], choices.sequences[row]
             finish_reason: FinishReason | None = None
-            if (share := choices.drafts.get(row)) is not None:
+            if choices.drafts and (share := choices.drafts.get(row)) is not None:
                 num_accepted, finish_reason = self._take_draft(share, sampled, row)
                 batch.num_accepted += num_accepted
                 row += 1 + share.num_drafted
@@ -48,13 +48,13 @@ class Acceptor:
         """The sequence goes on with choice ``i``. Why it ends, if it does."""
         if not sampled.is_finite[i]:
             return "banned_phrase"  # the only cause that does not fail the request
-        params = sequence.params
-        sequence.append(sampled.token_ids[i])
-        if params.tells_logprobs:
+        token_id = sampled.token_ids[i]
+        sequence.append(token_id)
+        if sequence.tells_logprobs:
             sequence.logprobs.append(sampled.logprobs[i])
-        if params.tells_others:
+        if sequence.tells_others:
             sequence.top_logprobs.append(sampled.top_logprobs[i])
-        return self._watch(sequence) if sequence.watch is not None else sequence.finish_reason
+        return self._watch(sequence) if sequence.watch is not None else sequence.finish_reason_after(token_id)
 
     def _take_draft(self, share: Share, sampled: Sampled, first: int) -> tuple[int, FinishReason | None]:
         """The sequence goes on with the choices at its draft's places, up to the first that differs from the draft.

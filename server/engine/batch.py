@@ -53,13 +53,18 @@ class Batch:
     num_growing: int = 0
     """Of the shares, the first so many are rows that lacked one token: those of running streams."""
     num_preemptions: int = 0
+    num_drafted: int = 0
+    """Tokens of all drafts."""
     num_accepted: int = 0
     """Drafted tokens that came true."""
 
-    @property
-    def num_tokens(self) -> int:
-        return sum(share.num_new_tokens for share in self.shares) + self.num_drafted
+    # Lists, here and below, for a generator costs more than what it sums up.
 
     @property
-    def num_drafted(self) -> int:
-        return sum(share.num_drafted for share in self.shares)
+    def num_tokens(self) -> int:
+        return sum([share.num_new_tokens for share in self.shares]) + self.num_drafted
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of the new tokens, those of prompts. Asked before they are computed."""
+        return sum([share.num_prompt_tokens for share in self.shares if share.sequence.is_in_prompt])

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -20,8 +21,7 @@ from torch import Tensor
 IntArray = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one sequence computes in a step: tokens ``num_computed`` to ``num_computed + len(token_ids) - 1``."""
 
     key: int
@@ -96,21 +96,21 @@ def build(rows: Sequence[Row], block_size: int, device: torch.device) -> BatchIn
             slots[start:stop] = slot_mapping(row.block_table, first, first + length, block_size)
         start += length
     rotary_ids[:] = positions
-    if any(row.deciding_length for row in rows):
+    if {row.deciding_length for row in rows} != {0}:
         rotary_ids += np.repeat([max(0, row.deciding_length - 1) for row in rows], lengths)
-    token_ids_T, position_ids_T, rotary_ids_T, slots_T = on_device(packed, device)
+    token_ids_T, position_ids_T, rotary_ids_T, slots_T = on_device(packed, device).unbind()
     return BatchInputs(
         rows=rows,
         token_ids_T=token_ids_T,
         position_ids_T=position_ids_T,
         rotary_ids_T=rotary_ids_T,
         slots_T=slots_T,
-        wanted_R=on_device(_wanted(rows, np.cumsum(lengths, dtype=np.int64)), device),
+        wanted_R=on_device(_wanted(rows, np.array(lengths, dtype=np.int64).cumsum()), device),
     )
 
 
 def _wanted(rows: Sequence[Row], stops: IntArray) -> IntArray:
     """Indices of the last ``num_logits`` tokens of each row; ``stops`` are the rows' ends."""
-    if all(row.num_logits == 1 for row in rows):
+    if {row.num_logits for row in rows} == {1}:
         return stops - 1
     return np.concatenate([np.arange(stop - row.num_logits, stop) for row, stop in zip(rows, stops, strict=True)])

@@ -86,10 +86,13 @@ class BlockManager:
 
         False, and nothing changed, if there are not enough blocks.
         """
-        num_more = max(0, self.blocks_for(num_tokens) - sequence.num_blocks)
         # Only the block of the next token can be one that is shared: forks and rewinds leave none after it.
         place = sequence.num_computed_tokens // self.block_size
         block = int(sequence.block_table[place]) if place < sequence.num_blocks else None
+        num_more = self.blocks_for(num_tokens) - sequence.num_blocks
+        if num_more <= 0 and block is not None and self._ref_counts[block] == 1 and self._hashes[block] is None:
+            return True  # nearly always, for a row that grows by a token
+        num_more = max(0, num_more)
         is_shared = block is not None and self._ref_counts[block] > 1
         if num_more + is_shared > self.num_available:
             return False
@@ -133,6 +136,12 @@ class BlockManager:
         sequence.num_blocks = min(num_blocks, sequence.num_blocks)
         sequence.num_computed_tokens = min(num_tokens, sequence.num_computed_tokens)
         sequence.num_published_blocks = min(sequence.num_published_blocks, num_tokens // self.block_size)
+
+    def publish_all(self, sequences: Iterable[Sequence]) -> None:
+        """`publish` those with a full block that it has not seen: of rows that grow by a token, few."""
+        for sequence in sequences:
+            if sequence.num_computed_tokens >= (sequence.num_published_blocks + 1) * self.block_size:
+                self.publish(sequence)
 
     def publish(self, sequence: Sequence) -> None:
         """Let full blocks whose tokens are computed by now serve other sequences."""

@@ -89,8 +89,8 @@ class Chooser:
         shares = [share for share in batch.shares if share.num_logits]
         if not shares:
             return choices
-        if all(share.group.is_simple for share in shares):
-            _lay_out(shares, choices)
+        if {share.group.is_simple for share in shares} == {True}:
+            _lay_out(shares, choices, has_drafts=batch.num_drafted > 0)
             self._sample(logits_RV, choices)
             return choices
         logits_BV = _last_logits(logits_RV, shares)
@@ -108,6 +108,8 @@ class Chooser:
         # Also where a scored prompt goes on, and the token means nothing: what is not finite must be known before
         # others can find it in the cache.
         sampled = choices.sampled = self._sampler.sample(logits_SV, choices.sequences)
+        if all(sampled.is_finite):
+            return
         for row, is_finite in enumerate(sampled.is_finite):
             # A place of a draft may never be reached; who reaches one goes there again without a draft.
             if not is_finite and not choices.is_drafted(row):
@@ -134,13 +136,12 @@ class Chooser:
         return rows
 
 
-def _lay_out(shares: list[Share], choices: Choices) -> None:
+def _lay_out(shares: list[Share], choices: Choices, *, has_drafts: bool) -> None:
     """Each row once, and once more for each place of its draft."""
-    choices.groups = [share.group for share in shares]
-    choices.sequences = [share.sequence for share in shares]
-    if all(share.draft_ids is None for share in shares):
+    if not has_drafts:
+        choices.groups = [share.group for share in shares]
+        choices.sequences = [share.sequence for share in shares]
         return
-    choices.groups, choices.sequences = [], []
     for share in shares:
         places = [share.sequence]
         if share.draft_ids is not None:

@@ -163,7 +163,7 @@ class DecoderEngine:
             self._end_in_time(request_id)
         answers, self._replies = self._replies, []
         batch = self.scheduler.schedule()
-        num_prompt_tokens = sum(share.num_prompt_tokens for share in batch.shares)
+        num_prompt_tokens = batch.num_prompt_tokens
         forward_s = self._compute(batch, answers) if batch.shares else None
         step_s = perf_counter() - start
         if forward_s is not None:
@@ -228,8 +228,7 @@ class DecoderEngine:
                 self._runner.clear_blocks(blocks)
             answers.append(Failed(group.request_id, code, message))
         # Only now: what a failed sequence computed must not become a prefix of others.
-        for share in batch.shares:
-            self.blocks.publish(share.sequence)
+        self.blocks.publish_all([share.sequence for share in batch.shares])
         answers += self._acceptor.accept(choices, batch)
         for group, step in choices.beams:
             answers += self._go_on(group, step)

@@ -152,6 +152,7 @@ class Holdings:
                 draft_ids = draft_ids[: self._rule.num_more_alike(row.num_tokens, len(draft_ids))]
             if len(draft_ids) and self._blocks.grow(row, row.num_tokens + len(draft_ids)):
                 batch.shares[i] = share._replace(draft_ids=draft_ids, num_logits=1 + len(draft_ids))
+                batch.num_drafted += len(draft_ids)
 
     def most_blocks(self, group: SequenceGroup) -> int:
         """Blocks of the group's longest outputs, whose last tokens are never computed."""

@@ -19,16 +19,15 @@ def of_sequence(group: SequenceGroup, sequence: Sequence, finish_reason: FinishR
         # A place that is not sent is chosen again by whoever resumes, rewinds and all.
         num_rewinds = sequence.rewinds_before[stop - 1]
     sequence.num_sent = stop
-    params = sequence.params
     first = sequence.num_prompt_tokens
     return Tokens(
         request_id=group.request_id,
         token_ids=sequence.token_ids[first + start : first + stop].tolist(),
         finish_reason=finish_reason,
-        logprobs=sequence.logprobs[start:stop] if params.tells_logprobs else None,
-        num_cached_tokens=_num_cached_tokens(group),
+        logprobs=sequence.logprobs[start:stop] if sequence.tells_logprobs else None,
+        num_cached_tokens=None if group.has_replied else _num_cached_tokens(group),
         index=sequence.sample_index,
-        top_logprobs=sequence.top_logprobs[start:stop] if params.tells_others else None,
+        top_logprobs=sequence.top_logprobs[start:stop] if sequence.tells_others else None,
         prompt_logprobs=_prompt_logprobs(group, sequence.sample_index) if group.prompt_logprobs is not None else None,
         num_rewinds=num_rewinds,
     )

@@ -208,7 +208,16 @@ class Scheduler:
             # A victim of this very loop holds nothing any more.
             if budget == 0 or not group.rows:
                 continue
-            if group.trunk is not None and not self._holdings.spread(group):
+            if len(group.rows) == 1 and group.trunk is None and not group.is_joint:
+                # The plain case of what comes below.
+                row = group.rows[0]
+                if self._make_room(group, batch):
+                    if row.num_tokens - row.num_computed_tokens == 1:
+                        batch.shares.append(Share(row, 1, group))
+                        budget -= 1
+                    else:
+                        rest.append(group)
+            elif group.trunk is not None and not self._holdings.spread(group):
                 if self._make_room(group, batch):
                     rest.append(group)
             elif self._make_room(group, batch):

@@ -57,6 +57,8 @@ class Sequence:
         "sample_index",
         "shadow",
         "stopping",
+        "tells_logprobs",
+        "tells_others",
         "template_spans",
         "tenant",
         "token_ids",
@@ -80,6 +82,7 @@ class Sequence:
         output = command.outputs[sample_index] if command.outputs else Output()
         self.request_id = command.request_id
         self.params = command.params
+        self.tells_logprobs, self.tells_others = self.params.tells_logprobs, self.params.tells_others
         self.sample_index = sample_index
         """Which of the request's samples this is; part of the random number's key."""
         self.template_spans = command.template_spans
@@ -152,6 +155,11 @@ class Sequence:
         return self.num_tokens - self.num_computed_tokens
 
     @property
+    def is_in_prompt(self) -> bool:
+        """Whether tokens of the prompt are not computed yet."""
+        return self.num_computed_tokens < self.num_prompt_tokens
+
+    @property
     def output_ids(self) -> list[int]:
         ids: list[int] = self.token_ids[self.num_prompt_tokens : self.num_tokens].tolist()
         return ids
@@ -167,9 +175,11 @@ class Sequence:
         """Why no token follows the last one, if so."""
         if self.num_tokens == self.num_prompt_tokens:
             return None
-        if self.is_ended:
-            return "stop"
-        return self.stopping.finish_reason(int(self.token_ids[self.num_tokens - 1]), self.num_tokens)
+        return self.finish_reason_after(int(self.token_ids[self.num_tokens - 1]))
+
+    def finish_reason_after(self, last_id: int) -> FinishReason | None:
+        """`finish_reason`, where the last token is at hand."""
+        return "stop" if self.is_ended else self.stopping.finish_reason(last_id, self.num_tokens)
 
     def append(self, token_id: int) -> None:
         """Take a chosen token into the output."""
