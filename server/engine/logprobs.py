@@ -98,7 +98,10 @@ def logprobs_of(logits_RV: Tensor, ids_R: Sequence[int], top_n: int) -> Told:
 
 
 class ToldRows:
-    """The rows of one step whose log-probabilities are asked for, and the distributions that these are of."""
+    """The rows whose log-probabilities are asked for in each step, and the distributions that these are of.
+
+    A step begins with `take_raw` and ends with `tell`.
+    """
 
     def __init__(self, params: Sequence[SamplingParams], scratch: Scratch) -> None:
         self._scratch = scratch
@@ -106,20 +109,18 @@ class ToldRows:
         self._ids = [p.logprob_token_ids for p in params]
         told = [i for i, p in enumerate(params) if p.tells_logprobs]
         self._raw_rows = [i for i in told if params[i].logprobs_mode == "raw"]
-        self._processed_rows = frozenset(told) - frozenset(self._raw_rows)
+        self.processed_rows = [i for i in told if params[i].logprobs_mode != "raw"]
+        """Those whose log-probabilities are of what the token was drawn from."""
+        self._processed_rows = frozenset(self.processed_rows)
         self._raw: Distribution | None = None
         self._drawn_from: list[tuple[list[int], Tensor, Tensor, Tensor | None]] = []
-
-    @property
-    def processed_rows(self) -> list[int]:
-        """Those whose log-probabilities are of what the token was drawn from."""
-        return sorted(self._processed_rows)
 
     def wants_processed(self, rows: list[int]) -> bool:
         return not self._processed_rows.isdisjoint(rows)
 
     def take_raw(self, logits_SV: Tensor, *, will_change: bool) -> None:
         """Remember the model's own distribution, before any rule."""
+        self._raw, self._drawn_from = None, []
         if not self._raw_rows:
             return
         if len(self._raw_rows) < len(logits_SV):
@@ -146,6 +147,8 @@ class ToldRows:
             drawn_from = Distribution(scores_RW, self._scratch)
             self._write(logprobs, tops, rows, drawn_from.tell(chosen_R, self._most(rows), columns_RW))
             self._write_given(tops, rows, drawn_from, columns_RW)
+        # They hold on to the step's logits.
+        self._raw, self._drawn_from = None, []
         return logprobs, tops
 
     def _most(self, rows: list[int]) -> int:

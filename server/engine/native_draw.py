@@ -30,21 +30,19 @@ LEAST, GREATEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).m
 
 
 class NativeDraws:
-    """What the rows need for every draw, made anew only when the rows change: a batch stays for many steps."""
+    """What the rows need for every draw; they stay the same."""
 
     def __init__(self, sequences: Rows[Sequence], vocab_size: int) -> None:
         self._sequences = list(sequences)
-        self._sample_indices = [sequence.sample_index for sequence in sequences]
         self._controls_SC = np.array([_controls(s.params, vocab_size) for s in sequences], dtype=np.float64)
         self._token_ids_S = np.zeros(len(sequences), dtype=np.int64)
+        self._told_S = np.zeros(len(sequences), dtype=np.int64)
+        self._addresses = [array.ctypes.data for array in (self._controls_SC, self._token_ids_S, self._told_S)]
         self._drawn = [i for i, s in enumerate(sequences) if s.params.do_sample]
         self._keys = self._keys_of(self._drawn)
         self._excluding = [i for i in self._drawn if sequences[i].params.xtc_probability > 0.0]
         self._side_keys = side_keys(self._keys_of(self._excluding), XTC_STREAM)
         self._probabilities = np.array([sequences[i].params.xtc_probability for i in self._excluding])
-
-    def are_of(self, sequences: Rows[Sequence]) -> bool:
-        return self._sequences == sequences and self._sample_indices == [s.sample_index for s in sequences]
 
     def draw(self, module: ModuleType, logits_SV: Tensor, told: dict[int, Tensor]) -> npt.NDArray[np.int64]:
         """Each row's token, -1 where its logits are not finite or forbid all. The logits may be changed.
@@ -56,19 +54,17 @@ class NativeDraws:
         if self._excluding:
             numbers = uniforms_at(self._side_keys, self._positions(self._excluding))
             self._controls_SC[self._excluding, EXCLUDES_TOP] = numbers < self._probabilities
-        told_S = np.zeros(len(logits_SV), dtype=np.int64)
         for row, scores_V in told.items():
-            told_S[row] = scores_V.data_ptr()
-        addresses = (self._controls_SC.ctypes.data, self._token_ids_S.ctypes.data, told_S.ctypes.data)
-        module.draw(logits_SV.data_ptr(), *logits_SV.shape, *addresses)
+            self._told_S[row] = scores_V.data_ptr()
+        module.draw(logits_SV.data_ptr(), *logits_SV.shape, *self._addresses)
         return self._token_ids_S
 
     def _keys_of(self, rows: list[int]) -> npt.NDArray[np.uint64]:
-        seeds = [self._sequences[i].params.seed for i in rows]
-        return stream_keys(seeds, [self._sample_indices[i] for i in rows])
+        sequences = [self._sequences[i] for i in rows]
+        return stream_keys([s.params.seed for s in sequences], [s.sample_index for s in sequences])
 
     def _positions(self, rows: list[int]) -> list[int]:
-        return [self._sequences[i].num_output_tokens for i in rows]
+        return [sequence.num_output_tokens for sequence in map(self._sequences.__getitem__, rows)]
 
 
 def can_draw(logits_SV: Tensor) -> bool:

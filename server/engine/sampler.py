@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from types import ModuleType
 
 import numpy as np
@@ -39,6 +40,8 @@ from server.engine.reductions import Scratch
 from server.engine.sequence import Sequence
 from server.native import kernels
 from server.protocol import TokenLogprob
+
+PROCESSORS = attrgetter("processors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,28 +68,44 @@ class Choice:
         return self.candidates.token_ids(self.columns_R[:, None])[:, 0]
 
 
+class Asked:
+    """What rows ask for, made anew only when the rows change: a batch stays for many steps."""
+
+    def __init__(self, sequences: Rows[Sequence], scratch: Scratch, vocab_size: int) -> None:
+        params = [sequence.params for sequence in sequences]
+        self.has_sigmas = any(p.top_n_sigma > 0.0 and p.do_sample for p in params)
+        self.told = ToldRows(params, scratch)
+        self.native_draws = NativeDraws(sequences, vocab_size)
+        self._sequences = list(sequences)
+        self._sample_indices = [sequence.sample_index for sequence in sequences]
+
+    def is_of(self, sequences: Rows[Sequence]) -> bool:
+        return self._sequences == sequences and self._sample_indices == [s.sample_index for s in sequences]
+
+
 class Sampler:
     """Holds scratch memory and the last step's controls, nothing that a token depends on."""
 
     def __init__(self) -> None:
         self._scratch = Scratch()
         self._draws: dict[Method, Draws] = {}
-        self._native_draws: NativeDraws | None = None
+        self._asked: Asked | None = None
 
     def sample(self, logits_SV: Tensor, sequences: Rows[Sequence]) -> Sampled:
         """Choose each row's next token. The logits are float32 and are changed in place."""
-        params = [sequence.params for sequence in sequences]
-        told = ToldRows(params, self._scratch)
-        has_processors = any(sequence.processors for sequence in sequences)
-        has_sigmas = any(p.top_n_sigma > 0.0 and p.do_sample for p in params)
-        told.take_raw(logits_SV, will_change=has_processors or has_sigmas)
+        asked = self._asked
+        if asked is None or not asked.is_of(sequences):
+            asked = self._asked = Asked(sequences, self._scratch, logits_SV.shape[1])
+        told = asked.told
+        has_processors = any(map(PROCESSORS, sequences))
+        told.take_raw(logits_SV, will_change=has_processors or asked.has_sigmas)
         is_finite_S = None
         if has_processors:
             is_finite_S = logits_SV.amax(-1).isfinite()  # NaN and infinity survive a maximum
             processors_order.apply(logits_SV, [sequence.processors for sequence in sequences])
         module = kernels.module()
         if module is not None and native_draw.can_draw(logits_SV):
-            token_ids, is_finite = self._draw_natively(module, logits_SV, sequences, told)
+            token_ids, is_finite = _draw_natively(module, logits_SV, asked)
         else:
             token_ids, is_finite = self._draw_by_torch(logits_SV, sequences, told)
         if is_finite_S is not None:
@@ -94,21 +113,6 @@ class Sampler:
                 was_finite and still for was_finite, still in zip(is_finite_S.tolist(), is_finite, strict=True)
             ]
         return Sampled(token_ids, is_finite, *told.tell(token_ids))
-
-    def _draw_natively(
-        self, module: ModuleType, logits_SV: Tensor, sequences: Rows[Sequence], told: ToldRows
-    ) -> tuple[list[int], list[bool]]:
-        """Each row's token and whether it means anything."""
-        draws = self._native_draws
-        if draws is None or not draws.are_of(sequences):
-            draws = self._native_draws = NativeDraws(sequences, logits_SV.shape[1])
-        rows = told.processed_rows
-        scores_KV = torch.empty((len(rows), logits_SV.shape[1])) if rows else logits_SV
-        token_ids_S = draws.draw(module, logits_SV, dict(zip(rows, scores_KV, strict=False)))
-        token_ids: list[int] = token_ids_S.clip(0).tolist()
-        if rows:
-            told.take_drawn(rows, scores_KV, torch.tensor([token_ids[i] for i in rows]), None)
-        return token_ids, (token_ids_S >= 0).tolist()
 
     def _draw_by_torch(
         self, logits_SV: Tensor, sequences: Rows[Sequence], told: ToldRows
@@ -172,6 +176,18 @@ class Sampler:
         if known is None or not known.are_of(sequences):
             known = self._draws[method] = Draws(sequences, logits_RV)
         return known
+
+
+def _draw_natively(module: ModuleType, logits_SV: Tensor, asked: Asked) -> tuple[list[int], list[bool]]:
+    """Each row's token and whether it means anything."""
+    rows = asked.told.processed_rows
+    scores_KV = torch.empty((len(rows), logits_SV.shape[1])) if rows else logits_SV
+    told = dict(zip(rows, scores_KV, strict=True)) if rows else {}
+    token_ids_S = asked.native_draws.draw(module, logits_SV, told)
+    token_ids: list[int] = np.maximum(token_ids_S, 0).tolist()
+    if rows:
+        asked.told.take_drawn(rows, scores_KV, torch.tensor([token_ids[i] for i in rows]), None)
+    return token_ids, (token_ids_S >= 0).tolist()
 
 
 class Draws:
