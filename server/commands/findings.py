@@ -90,15 +90,16 @@ def of_processor(config: ServeConfig | None) -> Iterator[Finding]:
 
 def _kernels(config: ServeConfig | None) -> Iterator[Finding]:
     from server.native import kernels
+    from server.worker import kernel_trial
 
     for model in config.models if config else []:
         if model.kernels in kernels.NAMES:
             try:
-                kernels.use(model.kernels, 1)
+                kernels.use(model.kernels, 1, kernel_trial.problem)
             except ImportError as error:
                 text = f"kernels: {model.name} asks for {model.kernels} ones: {error}. Set kernels to auto."
                 yield Finding("fail", text, EXIT_MODEL)
-    name = kernels.use("auto", 1)
+    name = kernels.use("auto", 1, kernel_trial.problem)
     if name != "torch":
         yield Finding("ok", f"kernels: {name}")
         return

@@ -10,6 +10,9 @@ from types import ModuleType
 import torch  # first: its OpenMP runtime is the one that the kernels share
 from torch import Tensor
 
+from server.native import trial_process
+from server.native.trial_process import Trial
+
 log = logging.getLogger("sluice.native")
 
 _AVX512 = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni", "avx512_bf16")
@@ -31,19 +34,27 @@ NAMES = tuple(variant[1:] for variant in VARIANTS | FOR_TESTS)
 """Choices that name one set."""
 
 
+IN_A_CHILD = ("_amx",)
+"""Tried in a process of their own: a system may report instructions that it does not let run."""
+
+
+class Miscomputes(ImportError):
+    """Kernels that this processor should run, and that failed their trial."""
+
+
 class _State:
     """The one module in use, None where torch's own operations do the work."""
 
     module: ModuleType | None = None
 
 
-def use(choice: str, num_threads: int) -> str:
+def use(choice: str, num_threads: int, trial: Trial | None = None) -> str:
     """Choose the kernels of this process, once, before any weight is packed. Returns the name of what is used.
 
     ``choice`` is ``auto``, ``torch`` for none, ``native`` for any, or the name of one set. Raises ImportError, which
-    says why, where ``native`` finds none or the named set cannot run.
+    says why, where ``native`` finds none or the named set cannot run. Kernels that fail ``trial`` cannot run.
     """
-    found = _chosen(choice)
+    found = _chosen(choice, trial)
     if found is None and choice == "native":
         raise ImportError("the CPU kernels were not built, or this processor lacks AVX2")
     _State.module = found
@@ -84,10 +95,10 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _chosen(choice: str) -> ModuleType | None:
+def _chosen(choice: str, trial: Trial | None) -> ModuleType | None:
     if choice == "torch":
         return None
-    return _best() if choice in ("auto", "native") else load(f"_{choice}")
+    return _best(trial) if choice in ("auto", "native") else _tried(f"_{choice}", trial)
 
 
 def load(variant: str) -> ModuleType:
@@ -102,10 +113,30 @@ def load(variant: str) -> ModuleType:
         raise ImportError("they were not built when Sluice was installed") from None
 
 
-def _best() -> ModuleType | None:
+def _best(trial: Trial | None) -> ModuleType | None:
     for variant in AUTOMATIC:
         try:
-            return load(variant)
+            return _tried(variant, trial)
+        except Miscomputes as error:
+            log.warning("the %s kernels are not used: %s", variant[1:], error)
         except ImportError as error:
             log.info("no %s kernels: %s", variant[1:], error)
     return None
+
+
+def _tried(variant: str, trial: Trial | None) -> ModuleType:
+    """Raises `Miscomputes` where they fail the trial."""
+    module = load(variant)
+    if trial is None:
+        return module
+    before = _State.module
+    # With one thread: a fork has no others, and a short trial need not wake them.
+    _State.module = module
+    module.set_num_threads(1)
+    try:
+        problem = trial_process.problem(trial) if variant in IN_A_CHILD else trial()
+    finally:
+        _State.module = before
+    if problem is not None:
+        raise Miscomputes(problem)
+    return module

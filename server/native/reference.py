@@ -41,6 +41,14 @@ def rotate(x_THD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1).to(x_THD.dtype)
 
 
+def quantized_rows(x_MK: Tensor) -> tuple[Tensor, Tensor]:
+    """What an int8 product makes of its input: whole numbers to 127 in float32, and a scale for each row."""
+    largest_M1 = x_MK.float().abs().amax(1, keepdim=True)
+    # `127 / tensor` would be rounded twice.
+    inverse_M1 = torch.full_like(largest_M1, 127) / largest_M1
+    return (x_MK.float() * inverse_M1).round(), largest_M1 / 127
+
+
 def finish(
     product: Tensor, bias_N: Tensor | None, activation: str | None, *, is_gated: bool, residual: Tensor | None
 ) -> Tensor:

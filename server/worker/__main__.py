@@ -50,9 +50,10 @@ def _choose_kernels(model: ModelConfig) -> None:
     import torch
 
     from server.native import kernels
+    from server.worker import kernel_trial
 
     try:
-        kernels.use(model.kernels, torch.get_num_threads())
+        kernels.use(model.kernels, torch.get_num_threads(), kernel_trial.problem)
     except ImportError as error:
         raise ConfigurationError(
             f"Model {model.name} asks for {model.kernels} kernels: {error}. Set kernels to auto.", exit_code=EXIT_MODEL

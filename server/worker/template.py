@@ -119,6 +119,7 @@ def _preload() -> None:
         "server.encoder.build",
         "server.encoder.engine",
         "server.encoder.quality",
+        "server.worker.kernel_trial",
     ):
         importlib.import_module(name)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import psutil
 import pytest
 import torch
 
 from server.native import kernels, reference
 from server.native.linear import Linear
+from tests.native import variants
 
 torch.set_num_threads(1)
 
@@ -19,12 +18,12 @@ TOLERANCE = {(torch.float32, "none"): 1e-5, (torch.bfloat16, "none"): 1e-2,
 """As a part of the largest output. In int8 the inputs are rounded too; int4 is beside its own rounded weight."""
 
 
-@pytest.fixture(autouse=True)
-def native() -> Iterator[None]:
-    if kernels.use("auto", 2) != "avx512":
-        pytest.skip("this machine has no kernels for products")
-    yield
-    kernels.use("torch", 1)
+@pytest.fixture(params=variants.HERE, autouse=True)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    variants.use(request.param, monkeypatch)
+    if not kernels.has("linear"):
+        pytest.skip("it has no products")
+    return kernels.name()
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -79,7 +78,7 @@ def test_a_row_does_not_depend_on_other_rows_or_threads(
     residual = numbers(300, linear.out_features, seed=3).to(dtype) if has_more else None
     together = linear(x, residual)
     for num_threads in (1, 2, 3):
-        kernels.use("native", num_threads)
+        kernels.set_num_threads(num_threads)
         for start, stop in ((0, 1), (5, 7), (0, 8), (3, 12), (290, 300), (10, 290)):
             part = linear(x[start:stop], None if residual is None else residual[start:stop])
             assert torch.equal(part, together[start:stop])

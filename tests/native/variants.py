@@ -27,3 +27,7 @@ def lacking(variant: str) -> str:
     """Features that the set needs and this processor does not have."""
     found = torch.cpu.get_capabilities()
     return ", ".join(name for name in (kernels.VARIANTS | kernels.FOR_TESTS)[variant] if not found.get(name, False))
+
+
+HERE = [variant for variant in kernels.VARIANTS | kernels.FOR_TESTS if not lacking(variant)]
+"""Every set that this processor runs, that of plain loops too."""

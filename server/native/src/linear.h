@@ -10,6 +10,7 @@
 
 #include "int4.h"
 #include "linear_epilogue.h"
+#include "linear_tiles.h"
 #include "python.h"
 #include "shares.h"
 
@@ -107,14 +108,28 @@ void rows(const Job &job, const uint32_t *weight, int64_t from, int64_t to, int6
   }
 }
 
-// How the work is cut: some rows of some panels each.
+// What one thread multiplies with.
+template <class Kind, class In> struct RowsInLanes {
+  void operator()(const Job &job, const uint32_t *weight, int64_t from, int64_t to, int64_t index, bool looks_ahead) {
+    rows<Kind, In>(job, weight, from, to, index, looks_ahead);
+  }
+};
+
+#ifdef HAS_TILES
+template <class Kind, class In>
+using Rows = std::conditional_t<std::is_same_v<Kind, Float32>, RowsInLanes<Kind, In>, RowsOnTiles<Kind, In>>;
+#else
+template <class Kind, class In> using Rows = RowsInLanes<Kind, In>;
+#endif
+
+// How the work is cut: some rows of some panels each, so many at a time.
 struct Cut {
   int64_t blocks, block, pieces;
 
-  explicit Cut(const Job &job) : blocks(1) {
+  Cut(const Job &job, int64_t at_a_time) : blocks(1) {
     const int64_t panels = (job.num_outputs + PANEL - 1) / PANEL;
-    while (panels * blocks < 4 * num_threads && job.num_rows / (blocks + 1) >= TILE) ++blocks;
-    block = ((job.num_rows + blocks - 1) / blocks + TILE - 1) / TILE * TILE;
+    while (panels * blocks < 4 * num_threads && job.num_rows / (blocks + 1) >= at_a_time) ++blocks;
+    block = ((job.num_rows + blocks - 1) / blocks + at_a_time - 1) / at_a_time * at_a_time;
     blocks = (job.num_rows + block - 1) / block;
     pieces = panels * blocks;
   }
@@ -123,10 +138,11 @@ struct Cut {
 // Inside of a parallel region.
 template <class Kind, class In> void share(const Job &job, const Cut &cut, Shares &shares) {
   const int64_t panels = job.is_gated ? 2 : 1;
+  Rows<Kind, In> multiply_rows;
   shares.each([&](int64_t piece) {
     const int64_t from = piece % cut.blocks * cut.block, index = piece / cut.blocks;
     const uint32_t *weight = job.weight + index * panels * job.words * PANEL;
-    rows<Kind, In>(job, weight, from, std::min(from + cut.block, job.num_rows), index, true);
+    multiply_rows(job, weight, from, std::min(from + cut.block, job.num_rows), index, true);
   });
 }
 
@@ -135,11 +151,12 @@ template <class Kind, class In> void share_int4(const Job &job, int64_t width, c
   static thread_local std::vector<uint32_t> unpacked;
   const int64_t panels = job.is_gated ? 2 : 1, size = job.words * PANEL;
   unpacked.resize(panels * size);
+  Rows<Kind, In> multiply_rows;
   shares.each([&](int64_t piece) {
     const int64_t from = piece % cut.blocks * cut.block, index = piece / cut.blocks;
     for (int64_t i = 0; i < panels; ++i)
       int4::unpack<In>(job.weight, job.scale, index * panels + i, width, unpacked.data() + i * size);
-    rows<Kind, In>(job, unpacked.data(), from, std::min(from + cut.block, job.num_rows), index, false);
+    multiply_rows(job, unpacked.data(), from, std::min(from + cut.block, job.num_rows), index, false);
   });
 }
 
@@ -190,6 +207,14 @@ enum class WeightKind : int64_t { float32, bfloat16, int8, int4 };
 // Products of floats are summed as floats, of bfloat16 by pairs.
 template <class In> using Plain = std::conditional_t<sizeof(In) == 4, Float32, BFloat16>;
 
+// Rows of x that a thread multiplies at a time.
+template <class In> int64_t at_a_time([[maybe_unused]] WeightKind kind) {
+#ifdef HAS_TILES
+  if (kind == WeightKind::int8 || sizeof(In) == 2) return BLOCK;
+#endif
+  return TILE;
+}
+
 template <class In> void run(WeightKind kind, Job job, int64_t width) {
   static thread_local Shares own_shares;
   // The caller's, also inside of the parallel region.
@@ -198,7 +223,7 @@ template <class In> void run(WeightKind kind, Job job, int64_t width) {
   // Of few rows every thread makes its own, which is quicker than to wait for others.
   const bool quantizes_together = kind == WeightKind::int8 && job.num_rows > FEW;
   if (quantizes_together) rows.make_room(job.num_rows, width);
-  const Cut cut(job);
+  const Cut cut(job, at_a_time<In>(kind));
   shares.reset(cut.pieces, num_threads);
   const In *x = reinterpret_cast<const In *>(job.x);
 #pragma omp parallel num_threads(num_threads) firstprivate(job)

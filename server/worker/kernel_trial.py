@@ -1,0 +1,110 @@
+"""Small products, norms and attention by the CPU kernels in use beside torch's, before a weight is packed for them.
+
+Dimension key: M rows of an input, K its width, N outputs; C tokens, H heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from server.engine import batch_inputs
+from server.engine.attention.native import BLOCK_SIZE, NativeAttention
+from server.engine.batch_inputs import Row
+from server.engine.kv_cache import LayerSpec
+from server.native import kernels, ops, packing, reference
+from server.native.linear import Linear, Quantize
+
+DTYPES = (torch.float32, torch.bfloat16)
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+"""Largest error, as a part of the largest result."""
+
+NUM_ROWS, WIDTH, NUM_OUTPUTS = 21, 160, 70
+"""More rows than a tile has and no whole number of tiles, panels or steps."""
+
+NUM_TOKENS, HEADS, HEAD_WIDTH = 45, (4, 2), 32
+
+
+def problem() -> str | None:
+    """What is wrong with the kernels in use, as the end of a sentence."""
+    numbers = torch.Generator().manual_seed(0)
+    for dtype in DTYPES:
+        for is_gated, quantize in itertools.product((False, True), get_args(Quantize)):
+            if not _product_is_right(dtype, quantize, is_gated, numbers):
+                return f"its {quantize if quantize != 'none' else dtype} products are wrong"
+        if not _norm_is_right(dtype, numbers):
+            return "its norms are wrong"
+        if not _attention_is_right(dtype, numbers):
+            return f"its {dtype} attention is wrong"
+    return None
+
+
+def _product_is_right(dtype: torch.dtype, quantize: Quantize, is_gated: bool, numbers: torch.Generator) -> bool:
+    weight_NK = (torch.randn(2 * NUM_OUTPUTS, WIDTH, generator=numbers) / WIDTH**0.5).to(dtype)
+    bias_N = torch.randn(2 * NUM_OUTPUTS, generator=numbers)
+    if packing.problem(weight_NK, quantize) is not None:
+        return True
+    x_MK = torch.randn(NUM_ROWS, WIDTH, generator=numbers).to(dtype)
+    linear = Linear(weight_NK, bias_N, activation="silu", is_gated=is_gated, quantize=quantize)
+    product = _rounded_input(x_MK, quantize).double() @ _weight(linear, weight_NK, quantize).double().T
+    expected = reference.finish(product, bias_N, "silu", is_gated=is_gated, residual=None)
+    found = linear(x_MK, out_float=True)
+    # A row that is computed alone shows another way through the kernel.
+    alone = linear(x_MK[-1:], out_float=True)
+    return _is_close(found, expected, torch.float32) and torch.equal(alone, found[-1:])
+
+
+def _rounded_input(x_MK: Tensor, quantize: Quantize) -> Tensor:
+    if quantize != "int8":
+        return x_MK
+    whole_MK, scale_M1 = reference.quantized_rows(x_MK)
+    return whole_MK * scale_M1
+
+
+def _weight(linear: Linear, weight_NK: Tensor, quantize: Quantize) -> Tensor:
+    if quantize == "none":
+        return weight_NK
+    if quantize == "int4":
+        return linear.dense_weight()
+    whole_NK, scale_N = packing.quantized(weight_NK)
+    return whole_NK * scale_N[:, None]
+
+
+def _norm_is_right(dtype: torch.dtype, numbers: torch.Generator) -> bool:
+    x_MK = torch.randn(NUM_ROWS, WIDTH, generator=numbers).to(dtype)
+    weight_K = torch.randn(WIDTH, generator=numbers)
+    return _is_close(ops.rms_norm(x_MK, weight_K, 1e-5), reference.rms_norm(x_MK, weight_K, 1e-5), dtype)
+
+
+def _attention_is_right(dtype: torch.dtype, numbers: torch.Generator) -> bool:
+    num_heads, num_kv_heads = HEADS
+    spec = LayerSpec(
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        key_dim=HEAD_WIDTH,
+        value_dim=HEAD_WIDTH,
+        scaling=HEAD_WIDTH**-0.5,
+    )
+    device = torch.device("cpu")
+    num_blocks = -(-NUM_TOKENS // BLOCK_SIZE)
+    if not kernels.has("attend"):
+        return True
+    backend = NativeAttention([spec], num_blocks, BLOCK_SIZE, dtype, device)
+    row = Row(key=0, token_ids=[0] * NUM_TOKENS, num_computed=0, block_table=list(range(num_blocks)), num_logits=1)
+    backend.begin(batch_inputs.build([row], BLOCK_SIZE, device))
+    query, key, value = (
+        torch.randn(1, heads, NUM_TOKENS, HEAD_WIDTH, generator=numbers).to(dtype)
+        for heads in (num_heads, num_kv_heads, num_kv_heads)
+    )
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query.float(), key.float(), value.float(), is_causal=True, enable_gqa=True
+    )
+    return _is_close(backend.attend(0, query, key, value, None), expected.transpose(1, 2), dtype)
+
+
+def _is_close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:
+    error = (found.float() - expected).abs().max() / expected.abs().max()
+    return bool(error <= TOLERANCE[dtype])  # false where it is NaN

@@ -1,0 +1,82 @@
+"""Kernels that miscompute are refused before a weight is packed for them."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from server.config import ModelConfig
+from server.errors import ConfigurationError
+from server.native import kernels
+from server.worker import __main__ as worker
+from server.worker import kernel_trial
+from tests.native import variants
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("variant", variants.HERE)
+def test_every_set_that_runs_here_passes(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants.use(variant, monkeypatch)
+    assert kernel_trial.problem() is None
+
+
+def broken(method: str) -> Any:
+    """The best kernels with one of them spoilt."""
+    kernels.use("auto", 1)
+    module = kernels.module()
+    if module is None or not hasattr(module, method):
+        pytest.skip("this processor has no such kernel")
+    right = getattr(module, method)
+    wrong = {
+        # As if for another activation.
+        "linear": lambda *given: right(*given[:11], 4, *given[12:]),
+        "rms_norm": lambda *given: right(*given[:6], 1.0, given[7]),
+        "attend": lambda *given: None,
+    }
+    methods = {name: getattr(module, name) for name in dir(module) if not name.startswith("_")} | {
+        method: wrong[method]
+    }
+    return SimpleNamespace(**methods, __name__="server.native._broken")
+
+
+@pytest.mark.parametrize(
+    ("method", "words"), [("linear", "products are wrong"), ("rms_norm", "norms"), ("attend", "attention is wrong")]
+)
+def test_a_wrong_kernel_is_found(method: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels._State, "module", broken(method))
+    assert words in str(kernel_trial.problem())
+
+
+def test_auto_takes_the_next_set_and_logs_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if variants.lacking("_avx2"):
+        pytest.skip("this processor has none of them")
+    spoilt = broken("rms_norm")
+    monkeypatch.setattr(kernels, "AUTOMATIC", ("_tiles", "_avx2"))
+    load = kernels.load
+    monkeypatch.setattr(kernels, "load", lambda variant: spoilt if variant == "_tiles" else load(variant))
+    with caplog.at_level(logging.WARNING):
+        assert kernels.use("auto", 1, kernel_trial.problem) == "avx2"
+    assert "the tiles kernels are not used: its norms are wrong" in caplog.text
+
+
+def test_a_named_set_that_miscomputes_ends_the_worker_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    spoilt = broken("rms_norm")
+    monkeypatch.setattr(kernels, "load", lambda variant: spoilt)
+    with pytest.raises(ConfigurationError, match="asks for avx512 kernels: its norms are wrong"):
+        worker._choose_kernels(ModelConfig(name="m", path="m", kernels="avx512"))
+
+
+def test_amx_is_tried_in_a_child_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(kernels, "load", lambda variant: SimpleNamespace(set_num_threads=lambda number: None))
+    monkeypatch.setattr(kernels.trial_process, "problem", lambda trial: tried.append(trial) or "it ended with SIGILL")
+    with pytest.raises(ImportError, match="SIGILL"):
+        kernels.use("amx", 1, kernel_trial.problem)
+    assert tried == [kernel_trial.problem]
