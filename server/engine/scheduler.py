@@ -8,7 +8,7 @@ streams lose to the others. `Waiting` says whose turn it is.
 A group's first row gets the blocks of all its known tokens when it is admitted, so that only growth by a chosen
 token, and forks, can find the cache full; then the newest running group gives its blocks back and waits, with its
 tokens kept, before its caller's others. The oldest always runs on, and each fits alone, so there is no livelock.
-A caller of whom nothing runs gets room in the same way from the caller with the most rows.
+A caller with far fewer rows than another gets room from it in the same way, and `GivingWay` lets its prompts go first.
 
 A group is admitted, preempted and finished as one entry of these queues.
 """
@@ -23,13 +23,14 @@ from server.engine import invariants
 from server.engine.batch import Batch, Share, share_of
 from server.engine.block_manager import BlockManager
 from server.engine.chunking import Chunking, FreeChunks
+from server.engine.giving_way import NOTHING, GivingWay, Held, displaced
 from server.engine.holdings import Holdings, RowStates
 from server.engine.lengths import LengthRule
 from server.engine.pacing import Pacing
 from server.engine.prompt_lookup import Drafter
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
-from server.engine.waiting import Waiting, newest_of_the_largest
+from server.engine.waiting import Waiting
 from server.token_budget import TokenBudget
 
 
@@ -65,6 +66,7 @@ class Scheduler:
         self._rule = rule
         self._token_budget = token_budget
         self._waiting = Waiting()
+        self._giving_way = GivingWay()
         self._running: OrderedDict[str, SequenceGroup] = OrderedDict()
 
     @property
@@ -142,11 +144,26 @@ class Scheduler:
     def schedule(self) -> Batch:
         """Choose the next step's work and give it blocks."""
         batch = Batch()
-        self._make_way(batch)
-        num_made_way = batch.num_preemptions
+        has_callers = self._waiting.num_callers > 1
+        if has_callers:
+            self._make_way(batch)
         for group in list(self._running.values()) if self._rule is not None else ():
             self._holdings.follow_lengths(group, self._chunking.shared)
-        budget, rest = self._schedule_growth(batch)
+        held = self._giving_way.choose(self._running.values(), self._waiting.next()) if has_callers else NOTHING
+        self._fill(batch, held)
+        if not batch.shares and held.callers:
+            self._fill(batch, NOTHING)
+        for share in batch.shares:
+            self._waiting.charge(share.group.caller, share.num_new_tokens)
+        if self._drafter is not None and 0 < len(batch.shares) == batch.num_growing:
+            drafts = self._drafter.drafts(batch.shares, self.max_batch_tokens - len(batch.shares))
+            self._holdings.add_drafts(batch, drafts)
+        return batch
+
+    def _fill(self, batch: Batch, held: Held) -> None:
+        """Spend the step's budget, or as much as the rows that it leaves out would have taken."""
+        num_made_way = batch.num_preemptions
+        budget, rest = self._schedule_growth(batch, held)
         batch.num_growing = len(batch.shares)
         # Of those that wait, only they count whom the running ones leave a place.
         num_waiting = len(rest) + min(len(self._waiting), self.max_running - len(self._running))
@@ -157,19 +174,13 @@ class Scheduler:
         # One that was preempted meanwhile has no rows.
         rest = [group for group in rest if group.rows]
         may_admit = batch.num_preemptions == num_made_way
-        budget -= self._share_with_shorter(batch, rest, budget, may_admit=may_admit)
+        budget -= self._share_with_shorter(batch, rest, budget, held, may_admit=may_admit)
         for group in rest:
             if budget <= 0:
                 break
             budget -= self._share(batch, group, budget, least=2)
         if may_admit:
-            self._admit(batch, budget)
-        for share in batch.shares:
-            self._waiting.charge(share.group.caller, share.num_new_tokens)
-        if self._drafter is not None and 0 < len(batch.shares) == batch.num_growing:
-            drafts = self._drafter.drafts(batch.shares, self.max_batch_tokens - len(batch.shares))
-            self._holdings.add_drafts(batch, drafts)
-        return batch
+            self._admit(batch, budget, held)
 
     def computed(self, batch: Batch) -> None:
         """The batch's tokens are in the cache. Of rows with drafts, `keep` counts them."""
@@ -200,13 +211,13 @@ class Scheduler:
             self._preempt(victim)
         return len(victims)
 
-    def _schedule_growth(self, batch: Batch) -> tuple[int, list[SequenceGroup]]:
+    def _schedule_growth(self, batch: Batch, held: Held) -> tuple[int, list[SequenceGroup]]:
         """Rows that lack one token. Returns the budget left, and the groups that may lack more."""
-        budget = self.max_batch_tokens
+        budget = min(held.num_rows or self.max_batch_tokens, self.max_batch_tokens)
         rest: list[SequenceGroup] = []
         for group in list(self._running.values()):
             # A victim of this very loop holds nothing any more.
-            if budget == 0 or not group.rows:
+            if budget == 0 or not group.rows or group.caller in held.callers:
                 continue
             if len(group.rows) == 1 and group.trunk is None and not group.is_joint:
                 # The plain case of what comes below.
@@ -259,7 +270,9 @@ class Scheduler:
                 left -= num_new_tokens
         return budget - left
 
-    def _share_with_shorter(self, batch: Batch, rest: list[SequenceGroup], budget: int, *, may_admit: bool) -> int:
+    def _share_with_shorter(
+        self, batch: Batch, rest: list[SequenceGroup], budget: int, held: Held, *, may_admit: bool
+    ) -> int:
         """Half of the budget for those that lack less than the first, which is taken out. Returns what they took."""
         if not rest or budget < 2:
             return 0
@@ -269,14 +282,14 @@ class Scheduler:
                 left -= self._share(batch, group, left, least=2)
                 rest.remove(group)
         if may_admit:
-            left = self._admit(batch, left, below=first.num_due)
+            left = self._admit(batch, left, held, below=first.num_due)
         return budget // 2 - left
 
-    def _admit(self, batch: Batch, budget: int, below: float = inf) -> int:
+    def _admit(self, batch: Batch, budget: int, held: Held, below: float = inf) -> int:
         """Let groups begin that lack fewer tokens than ``below``. Returns the budget left."""
         while budget > 0 and len(self._running) < self.max_running:
             group = self._waiting.next()
-            if group is None or group.num_prompt_tokens >= below:
+            if group is None or group.num_prompt_tokens >= below or group.caller in held.callers:
                 break
             if self._num_rows + group.num_rows > self.max_running or not self._place(group):
                 break
@@ -289,17 +302,21 @@ class Scheduler:
         return budget
 
     def _make_way(self, batch: Batch) -> None:
-        """Preempt groups of the caller with the most rows for a caller of whom nothing runs."""
-        group = self._waiting.next()
-        if group is None or self._waiting.has_running(group.caller):
-            return
-        while not self._has_room(group) and (victim := newest_of_the_largest(self._running.values())) is not None:
-            self._preempt(victim)
-            batch.num_preemptions += 1
+        """Preempt groups of the caller with the most rows for the one whose turn it is."""
+        next_ = self._waiting.next()
+        coming: list[SequenceGroup] = []
+        for group in [] if next_ is None else self._waiting.of(next_.caller):
+            coming.append(group)
+            while not self._has_room(coming):
+                if (victim := displaced(self._running.values(), coming)) is None:
+                    return
+                self._preempt(victim)
+                batch.num_preemptions += 1
 
-    def _has_room(self, group: SequenceGroup) -> bool:
-        num_rows = self._num_rows + group.num_rows
-        num_blocks = num_rows + sum(self.blocks.blocks_for(row.num_tokens) for row in group.leaders)
+    def _has_room(self, coming: list[SequenceGroup]) -> bool:
+        num_rows = self._num_rows + sum(group.num_rows for group in coming)
+        leaders = (row for group in coming for row in group.leaders)
+        num_blocks = num_rows + sum(self.blocks.blocks_for(row.num_tokens) for row in leaders)
         return num_rows <= self.max_running and num_blocks <= self.blocks.num_available
 
     def _place(self, group: SequenceGroup) -> bool:

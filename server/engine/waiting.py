@@ -1,20 +1,22 @@
 """Groups that wait for their first or next step. Knows no blocks.
 
-The next group is one of a caller of whom nothing runs, and among those and then the others, of the caller that has had
-the least work done. Waiting counts too, so that newcomers keep nobody out for ever. Each caller's own groups keep the
-order of arrival, and one that was preempted comes first.
+The next group is one of a caller of whom nothing runs, or far less than of another, and among those and then the
+others, of the caller that has had the least work done. Waiting counts too, so that newcomers keep nobody out for ever.
+Each caller's own groups keep the order of arrival, and one that was preempted comes first.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from server.engine.sequence_group import SequenceGroup
 
 AGEING_TOKENS = 1
 """Each later arrival makes up for this much work."""
+FAR_MORE = 2
+"""A caller with this many times as many groups as another has far more."""
 
 
 @dataclass(slots=True)
@@ -43,6 +45,11 @@ class Waiting:
         for share in self._shares.values():
             yield from share.waiting.values()
 
+    @property
+    def num_callers(self) -> int:
+        """With groups that wait or run."""
+        return len(self._shares)
+
     def get(self, request_id: str) -> SequenceGroup | None:
         return self._groups.get(request_id)
 
@@ -69,7 +76,8 @@ class Waiting:
         able = [share for share in self._shares.values() if share.waiting]
         if not able:
             return None
-        return min(map(_head, able), key=self._turn)
+        most = max(share.num_running for share in self._shares.values())
+        return min(map(_head, able), key=lambda group: self._turn(group, most))
 
     def begin(self, group: SequenceGroup) -> None:
         """The group runs."""
@@ -81,31 +89,23 @@ class Waiting:
         self._shares[group.caller].num_running -= 1
         self._tidy(group.caller)
 
-    def has_running(self, caller: str) -> bool:
-        return self._shares[caller].num_running > 0
+    def of(self, caller: str) -> list[SequenceGroup]:
+        """One caller's in order."""
+        return list(self._shares[caller].waiting.values())
 
     def charge(self, caller: str, num_tokens: int) -> None:
         """Tokens are computed for a caller whose group runs."""
         self._shares[caller].work += num_tokens
 
-    def _turn(self, group: SequenceGroup) -> tuple[bool, float, int]:
+    def _turn(self, group: SequenceGroup, most: int) -> tuple[bool, float, int]:
+        """``most`` groups run of one caller."""
         share = self._shares[group.caller]
-        return share.num_running > 0, share.work + AGEING_TOKENS * group.order, group.order
+        return FAR_MORE * share.num_running > most, share.work + AGEING_TOKENS * group.order, group.order
 
     def _tidy(self, caller: str) -> None:
         share = self._shares[caller]
         if not share.waiting and not share.num_running:
             del self._shares[caller]
-
-
-def newest_of_the_largest(running: Iterable[SequenceGroup]) -> SequenceGroup | None:
-    """Of running groups, oldest first: the newest of the caller with the most rows that keeps another group."""
-    groups: dict[str, list[SequenceGroup]] = {}
-    for group in running:
-        groups.setdefault(group.caller, []).append(group)
-    several = [own for own in groups.values() if len(own) > 1]
-    largest = max(several, key=lambda own: sum(group.num_rows for group in own), default=None)
-    return None if largest is None else largest[-1]
 
 
 def _head(share: _Share) -> SequenceGroup:
