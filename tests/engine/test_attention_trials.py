@@ -12,6 +12,7 @@ from server.engine.kv_cache import LayerSpec
 from server.native import kernels
 from tests.engine.attention_driving import CPU, Scene, layer_spec
 from tests.fuzz.scale import SCALE
+from tests.native import variants
 
 torch.set_num_threads(1)
 
@@ -20,14 +21,9 @@ BLOCK_SIZE = 32
 NUM_TRIALS = 25 * SCALE
 
 
-@pytest.fixture(params=[*kernels.VARIANTS, "_tiles"], autouse=True)
+@pytest.fixture(params=[*kernels.VARIANTS, *kernels.FOR_TESTS], autouse=True)
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    features = kernels.VARIANTS.get(request.param, kernels.VARIANTS["_avx512"])
-    if not all(torch.cpu.get_capabilities().get(feature, False) for feature in features):
-        pytest.skip("this processor lacks the instructions")
-    module = pytest.importorskip(f"server.native.{request.param}")
-    monkeypatch.setattr(kernels._State, "module", module)
-    module.set_num_threads(2)
+    variants.use(request.param, monkeypatch)
     return str(request.param)
 
 

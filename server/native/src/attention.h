@@ -44,10 +44,6 @@ struct Plan {
   Shares shares;
 };
 
-inline Results results_at(float *place, int64_t rows, int64_t width) {
-  return {place, place + rows * width, place + rows * (width + 1)};
-}
-
 inline void cut_pieces(const Step &step, Plan &plan) {
   plan.pieces.clear();
   for (const Row *row = step.rows; row < step.rows + step.num_rows; ++row) {

@@ -24,6 +24,10 @@ struct Results {
   float *tops, *totals;
 };
 
+inline Results results_at(float *place, int64_t rows, int64_t width) {
+  return {place, place + rows * width, place + rows * (width + 1)};
+}
+
 // Calls body with `count`, from 1 to MOST, as a constant.
 template <int MOST, class Body> inline void with_constant(int count, Body body) {
   if constexpr (MOST > 1)

@@ -6,6 +6,7 @@
 #include "chain.h"
 #include "elementwise.h"
 #include "encoder_attention.h"
+#include "encoder_norm.h"
 #include "linear.h"
 #include "sampling.h"
 #include "tile.h"

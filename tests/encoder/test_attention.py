@@ -1,0 +1,108 @@
+"""Attention of texts end to end: as in float64, and for each text what it gets alone."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from server.encoder.attention import attend
+from server.encoder.texts import Texts
+from server.native import kernels
+from tests.fuzz.scale import SCALE
+from tests.native import variants
+
+torch.set_num_threads(1)
+
+# Of the largest value: float32's sums, and what bfloat16 loses in the weights and in the result.
+MARGINS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+LENGTHS = (3, 200, 1, 33, 64, 150, 31)
+NUM_TRIALS = 25 * SCALE
+
+# Heads of queries, of keys, and their width.
+SHAPES = {
+    "one head": (1, 1, 16),
+    "each its own": (4, 4, 32),
+    "odd sixteens": (3, 3, 48),
+    "groups of three": (6, 2, 80),
+    "one for twenty": (20, 1, 64),
+    "wide": (2, 2, 256),
+}
+
+
+@pytest.fixture(params=[*kernels.VARIANTS, *kernels.FOR_TESTS], autouse=True)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants.use(request.param, monkeypatch)
+
+
+def states(shape: tuple[int, int, int], num_tokens: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    num_heads, num_kv_heads, width = shape
+    return tuple(
+        (spread * torch.randn(num_tokens, heads, width, generator=generator)).to(dtype)
+        for heads, spread in ((num_heads, 2.0), (num_kv_heads, 1.0), (num_kv_heads, 1.0))
+    )
+
+
+def dense(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, window: int | None) -> Tensor:
+    group = q_THD.shape[1] // k_THD.shape[1]
+    k_THD, v_THD = (x.double().repeat_interleave(group, dim=1) for x in (k_THD, v_THD))
+    scores = torch.einsum("qhd,khd->hqk", q_THD.double(), k_THD) * q_THD.shape[-1] ** -0.5
+    if window is not None:
+        places = torch.arange(len(k_THD))
+        scores = scores.masked_fill((places[:, None] - places).abs() >= window, -math.inf)
+    return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v_THD)
+
+
+@pytest.mark.parametrize("dtype", MARGINS, ids=str)
+@pytest.mark.parametrize("window", [None, 1, 9, 100])
+@pytest.mark.parametrize("name", SHAPES)
+def test_each_text_attends_to_itself(name: str, window: int | None, dtype: torch.dtype) -> None:
+    texts = Texts(LENGTHS)
+    q, k, v = states(SHAPES[name], sum(LENGTHS), dtype, seed=1)
+    ours = attend(q, k, v, texts, scaling=q.shape[-1] ** -0.5, window=window)
+    for begin, end in zip(texts.starts, texts.starts[1:], strict=False):
+        expected = dense(q[begin:end], k[begin:end], v[begin:end], window)
+        difference = (ours[begin:end].double() - expected).abs().max()
+        assert float(difference) < MARGINS[dtype] * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("dtype", MARGINS, ids=str)
+def test_a_text_has_the_same_bits_alone_and_in_any_batch(dtype: torch.dtype) -> None:
+    for trial in range(NUM_TRIALS):
+        chance = random.Random(trial)
+        kv_heads, group, window = chance.choice([1, 2, 3]), chance.choice([1, 1, 2, 5]), chance.choice([None, 5, 90])
+        shape = (kv_heads * group, kv_heads, 16 * chance.randrange(1, 17))
+        texts = Texts([chance.randrange(1, 300) for _ in range(chance.randrange(1, 6))])
+        q, k, v = states(shape, texts.starts[-1], dtype, seed=trial)
+        ours = attend(q, k, v, texts, scaling=0.3, window=window)
+        for begin, end in zip(texts.starts, texts.starts[1:], strict=False):
+            alone = attend(q[begin:end], k[begin:end], v[begin:end], Texts([end - begin]), scaling=0.3, window=window)
+            assert torch.equal(ours[begin:end], alone), (trial, shape, window, texts.lengths)
+
+
+@pytest.mark.parametrize("dtype", MARGINS, ids=str)
+@pytest.mark.parametrize("window", [None, 40])
+def test_first_tokens_alone_get_the_same_bits_as_among_all(window: int | None, dtype: torch.dtype) -> None:
+    texts = Texts(LENGTHS)
+    q, k, v = states((4, 2, 48), sum(LENGTHS), dtype, seed=2)
+    every = attend(q, k, v, texts, scaling=0.2, window=window)[texts.first_places]
+    first = attend(q[texts.first_places], k, v, texts, scaling=0.2, window=window, is_first_only=True)
+    assert torch.equal(first, every)
+
+
+@pytest.mark.parametrize("dtype", MARGINS, ids=str)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_numbers_that_are_not_finite_stay_in_their_text(place: int, dtype: torch.dtype) -> None:
+    texts = Texts(LENGTHS)
+    given = states((2, 2, 48), sum(LENGTHS), dtype, seed=3)
+    expected = attend(*given, texts, scaling=0.2)
+    given[place][210:230] = math.nan  # in the fourth text
+    ours = attend(*given, texts, scaling=0.2)
+    begin, end = texts.starts[3:5]
+    assert not ours[begin:end].isfinite().all()
+    assert torch.equal(ours[:begin], expected[:begin])
+    assert torch.equal(ours[end:], expected[end:])
