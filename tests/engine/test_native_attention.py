@@ -42,7 +42,7 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=list(kernels.VARIANTS), autouse=True)
+@pytest.fixture(params=[*kernels.VARIANTS, *kernels.FOR_TESTS], autouse=True)
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The kernels of each instruction set that this processor has."""
     name = str(request.param)
