@@ -20,6 +20,7 @@ from server.api.client_address import TrustedProxies
 from server.api.error_replies import error_reply
 from server.api.http_errors import BodyTooLarge, UnsupportedEncoding, UnsupportedMediaType
 from server.api.json_body import check_json
+from server.api.turns import Turns
 from server.caller import Caller
 from server.errors import SluiceError
 from server.protocol import Task
@@ -58,6 +59,7 @@ class RequestContext:
         self.task_routes = task_routes
         self.quiet_routes = quiet_routes
         """Probes and pages: neither logged nor counted."""
+        self._turns = Turns()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,6 +80,7 @@ class RequestContext:
             return
         with self.lifecycle.active():
             try:
+                await self._turns.take()
                 await self._answer(scope, exchange)
             finally:
                 record.client_gone = exchange.client_gone
