@@ -35,12 +35,13 @@ MAX_GROWTH_MIB = 50
 SETTLE_S = 90.0
 ATTACKERS_NICE = 10
 """They would have machines of their own."""
+FULL = Scale(seconds=120.0)
 QUICK = Scale(seconds=2.0, never_reading=16, idle=100, cancels=100, grammars=4, long_texts=2)
 
 
 def main() -> int:
     args = _arguments()
-    scale = QUICK if args.quick else Scale(seconds=args.seconds)
+    scale = QUICK if args.quick else _scaled(args.seconds)
     with server(["--model", f"chat={args.model}", *args.serve_flags]) as served:
         result = _measure(served, scale, args)
     broken = _broken(result, judges_time=not args.quick)
@@ -49,10 +50,15 @@ def main() -> int:
     return 1 if broken else 0
 
 
+def _scaled(seconds: float) -> Scale:
+    """The full attack for longer or shorter: as many cancelled requests a second."""
+    return replace(FULL, seconds=seconds, cancels=round(FULL.cancels * seconds / FULL.seconds))
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--seconds", type=float, default=120.0, help="of calm, and of attack (%(default)g)")
+    parser.add_argument("--seconds", type=float, default=FULL.seconds, help="of calm, and of attack (%(default)g)")
     parser.add_argument("--rate", type=float, default=5.0, help="requests a second of the client (%(default)g)")
     parser.add_argument("--new-tokens", type=int, default=400, help="of each attacker's stream (%(default)d)")
     parser.add_argument("--quick", action="store_true", help="a few seconds of a small attack; times are not judged")
