@@ -6,11 +6,15 @@ Dimension key: M rows of an input, K its width, N outputs; C tokens, H heads, D 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import get_args
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from server.encoder import attention as encoder_attention
+from server.encoder.texts import Texts
 from server.engine import batch_inputs
 from server.engine.attention.native import BLOCK_SIZE, NativeAttention
 from server.engine.batch_inputs import Row
@@ -18,6 +22,7 @@ from server.engine.kv_cache import LayerSpec
 from server.native import kernels, ops, packing, reference
 from server.native.linear import Linear, Quantize
 
+CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest error, as a part of the largest result."""
@@ -81,28 +86,39 @@ def _norm_is_right(dtype: torch.dtype, numbers: torch.Generator) -> bool:
 
 def _attention_is_right(dtype: torch.dtype, numbers: torch.Generator) -> bool:
     num_heads, num_kv_heads = HEADS
+    query_CHD, key_CHD, value_CHD = states = tuple(
+        torch.randn(NUM_TOKENS, heads, HEAD_WIDTH, generator=numbers).to(dtype)
+        for heads in (num_heads, num_kv_heads, num_kv_heads)
+    )
+    if kernels.has("attend"):
+        found = _of_a_decoder(query_CHD, key_CHD, value_CHD)
+        if not _is_close(found, _expected_attention(states, is_causal=True), dtype):
+            return False
+    found = encoder_attention.attend(query_CHD, key_CHD, value_CHD, Texts([NUM_TOKENS]), scaling=HEAD_WIDTH**-0.5)
+    return _is_close(found, _expected_attention(states, is_causal=False), dtype)
+
+
+def _of_a_decoder(query_CHD: Tensor, key_CHD: Tensor, value_CHD: Tensor) -> Tensor:
+    """Of one sequence's tokens, all of them new."""
     spec = LayerSpec(
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
+        num_heads=query_CHD.shape[1],
+        num_kv_heads=key_CHD.shape[1],
         key_dim=HEAD_WIDTH,
         value_dim=HEAD_WIDTH,
         scaling=HEAD_WIDTH**-0.5,
     )
-    device = torch.device("cpu")
     num_blocks = -(-NUM_TOKENS // BLOCK_SIZE)
-    if not kernels.has("attend"):
-        return True
-    backend = NativeAttention([spec], num_blocks, BLOCK_SIZE, dtype, device)
+    backend = NativeAttention([spec], num_blocks, BLOCK_SIZE, query_CHD.dtype, CPU)
     row = Row(key=0, token_ids=[0] * NUM_TOKENS, num_computed=0, block_table=list(range(num_blocks)), num_logits=1)
-    backend.begin(batch_inputs.build([row], BLOCK_SIZE, device))
-    query, key, value = (
-        torch.randn(1, heads, NUM_TOKENS, HEAD_WIDTH, generator=numbers).to(dtype)
-        for heads in (num_heads, num_kv_heads, num_kv_heads)
-    )
-    expected = torch.nn.functional.scaled_dot_product_attention(
-        query.float(), key.float(), value.float(), is_causal=True, enable_gqa=True
-    )
-    return _is_close(backend.attend(0, query, key, value, None), expected.transpose(1, 2), dtype)
+    backend.begin(batch_inputs.build([row], BLOCK_SIZE, CPU))
+    query, key, value = (x.transpose(0, 1)[None] for x in (query_CHD, key_CHD, value_CHD))
+    return backend.attend(0, query, key, value, None)[0]
+
+
+def _expected_attention(states: Sequence[Tensor], *, is_causal: bool) -> Tensor:
+    query, key, value = (x.float().transpose(0, 1)[None] for x in states)
+    out = functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal, enable_gqa=True)
+    return out[0].transpose(0, 1)
 
 
 def _is_close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> bool:

@@ -1,4 +1,4 @@
-"""`python -m tests.native.amx_trials products|attention|trial N`: compares both kinds of tiles in N random trials.
+"""`python -m tests.native.amx_trials products|attention|encoder|trial N`: both kinds of tiles in N random trials.
 
 ``trial`` is the one that a worker makes before it uses them.
 
@@ -16,8 +16,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from server.encoder.attention import attend
+from server.encoder.texts import Texts
 from server.native import kernels
 from server.worker import kernel_trial
+from tests.encoder import test_attention
 from tests.engine import test_attention_trials
 from tests.native import random_products
 
@@ -30,6 +33,14 @@ def attention(trial: int) -> Tensor:
     chance = random.Random(trial)
     spec = test_attention_trials.any_spec(chance)
     return test_attention_trials.alone(spec, torch.bfloat16, chance.randrange(1, 200), trial)
+
+
+def encoder(trial: int) -> Tensor:
+    chance = random.Random(trial)
+    texts = Texts([chance.randrange(1, 100) for _ in range(chance.randrange(1, 4))])
+    shape = (chance.choice([2, 4]), 2, 16 * chance.randrange(1, 9))
+    given = test_attention.states(shape, texts.starts[-1], torch.bfloat16, trial)
+    return attend(*given, texts, scaling=0.3, window=chance.choice([None, 20]))
 
 
 def compare(run: Callable[[int], Tensor], num_trials: int) -> None:
@@ -56,7 +67,7 @@ def main(what: str, num_trials: int) -> None:
     if what == "trial":
         choose(num_trials)
     else:
-        compare({"products": product, "attention": attention}[what], num_trials)
+        compare({"products": product, "attention": attention, "encoder": encoder}[what], num_trials)
     # Those of the worker's trial are its child's.
     if is_emulated and what != "trial" and ctypes.CDLL(None).emulated_products() == 0:
         sys.exit("no instruction was emulated")

@@ -44,7 +44,7 @@ def run(what: str, num_trials: int, environment: dict[str, str]) -> None:
     assert done.stdout == f"{num_trials} equal\n"
 
 
-@pytest.mark.parametrize("what", ["products", "attention"])
+@pytest.mark.parametrize("what", ["products", "attention", "encoder"])
 def test_the_instructions_give_the_bits_of_the_plain_loops(what: str, environment: dict[str, str]) -> None:
     run(what, NUM_TRIALS, environment)
 

@@ -37,6 +37,7 @@ def broken(method: str) -> Any:
         "linear": lambda *given: right(*given[:11], 4, *given[12:]),
         "rms_norm": lambda *given: right(*given[:6], 1.0, given[7]),
         "attend": lambda *given: None,
+        "encoder_attention": lambda *given: right(*given[:-3], 2.0, *given[-2:]),
     }
     methods = {name: getattr(module, name) for name in dir(module) if not name.startswith("_")} | {
         method: wrong[method]
@@ -45,7 +46,13 @@ def broken(method: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("method", "words"), [("linear", "products are wrong"), ("rms_norm", "norms"), ("attend", "attention is wrong")]
+    ("method", "words"),
+    [
+        ("linear", "products are wrong"),
+        ("rms_norm", "norms"),
+        ("attend", "attention is wrong"),
+        ("encoder_attention", "attention is wrong"),
+    ],
 )
 def test_a_wrong_kernel_is_found(method: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels._State, "module", broken(method))

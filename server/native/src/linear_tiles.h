@@ -70,7 +70,9 @@ template <int FIRST> inline void store_three(uint32_t *sums) {
 template <class Kind, class In> class RowsOnTiles {
 public:
   // Rows `from` to `to - 1` of one panel, or of a gate's and its partner's.
-  void operator()(const Job &job, const uint32_t *weight, int64_t from, int64_t to, int64_t index, bool looks_ahead) {
+  void operator()(const Job &given, const uint32_t *weight, int64_t from, int64_t to, int64_t index, bool looks_ahead) {
+    // A copy that no store can change: else its fields are read again for every 16 places.
+    const Job job = given;
     for (int64_t row = from; row < to; row += BLOCK) {
       const int64_t count = std::min(BLOCK, to - row);
       if (job.is_gated) add_up(job, row, count, weight, looks_ahead, gates);
