@@ -85,10 +85,13 @@ class TokenBudget:
             self._small.add(num_tokens, seconds)
         else:
             return
-        if self._full.typical is not None:
-            self.num_tokens = self._choose(*self._full.typical)
+        self.num_tokens = self.num_tokens_within(self._step_s)
 
-    def _choose(self, full_tokens: float, full_s: float) -> int:
+    def num_tokens_within(self, step_s: float) -> int:
+        """What ``num_tokens`` would be with another time limit for a step."""
+        return self.num_tokens if self._full.typical is None else self._choose(*self._full.typical, step_s)
+
+    def _choose(self, full_tokens: float, full_s: float, step_s: float) -> int:
         wanted, least = float(self._usual), 0.0
         fixed_s, token_s = 0.0, max(full_s / full_tokens, LEAST_TOKEN_S)
         if self._small.typical is not None:
@@ -98,6 +101,6 @@ class TokenBudget:
                 token_s = max((full_s - small_s) / (full_tokens - small_tokens), token_s / 2)
             fixed_s = max(0.0, small_s - small_tokens * token_s)
             wanted, least = (fixed_s * (1 / share - 1) / token_s for share in (SMALL_SHARE, LARGEST_SHARE))
-        in_time = (self._step_s - fixed_s) / token_s
+        in_time = (step_s - fixed_s) / token_s
         num_tokens = max(min(wanted, in_time), least)
         return min(self._most, max(MULTIPLE, int(num_tokens) // MULTIPLE * MULTIPLE))

@@ -4,7 +4,7 @@ A caller that has far fewer rows than another gets room from it, by preemption.
 
 A step with the next tokens of many rows takes several times as long as a short prompt alone. Where one caller has those
 rows and another one's prompt is short, the prompt goes first and the rows follow in the next step. What they compute is
-the same, a step later.
+the same, a step later. While there are several callers, steps compute few tokens of prompts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ from server.engine.waiting import FAR_MORE
 
 MANY_TIMES = 4
 """A caller with more than this many times as many rows as another is left out of a step."""
+
+LATELY = 32
+"""Steps."""
+SHARED_STEP_S = 0.1
+"""For prompts, in each step while there are several callers: a request waits for the end of the step before its own."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,17 @@ class GivingWay:
 
     def __init__(self) -> None:
         self._last = NOTHING
+        self._num_alone = LATELY
+        """Steps since there were several callers."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there are several callers, or were lately: one who came back soon may come back again."""
+        return self._num_alone < LATELY
+
+    def note(self, num_callers: int) -> None:
+        """Told before each step."""
+        self._num_alone = 0 if num_callers > 1 else self._num_alone + 1
 
     def choose(self, running: Iterable[SequenceGroup], next_: SequenceGroup | None) -> Held:
         """What this step leaves out; ``next_`` is the group that is admitted next."""

@@ -23,7 +23,7 @@ from server.engine import invariants
 from server.engine.batch import Batch, Share, share_of
 from server.engine.block_manager import BlockManager
 from server.engine.chunking import Chunking, FreeChunks
-from server.engine.giving_way import NOTHING, GivingWay, Held, displaced
+from server.engine.giving_way import NOTHING, SHARED_STEP_S, GivingWay, Held, displaced
 from server.engine.holdings import Holdings, RowStates
 from server.engine.lengths import LengthRule
 from server.engine.pacing import Pacing
@@ -145,6 +145,7 @@ class Scheduler:
         """Choose the next step's work and give it blocks."""
         batch = Batch()
         has_callers = self._waiting.num_callers > 1
+        self._giving_way.note(self._waiting.num_callers)
         if has_callers:
             self._make_way(batch)
         for group in list(self._running.values()) if self._rule is not None else ():
@@ -170,7 +171,9 @@ class Scheduler:
         if self._pacing is not None and batch.shares and num_waiting:
             budget = min(budget, self._pacing.num_prompt_tokens(batch.num_growing, num_waiting))
         if self._token_budget is not None:
-            budget = min(budget, self._token_budget.num_tokens)
+            is_shared = self._giving_way.is_shared
+            limit = self._token_budget.num_tokens_within(SHARED_STEP_S) if is_shared else self._token_budget.num_tokens
+            budget = min(budget, limit)
         # One that was preempted meanwhile has no rows.
         rest = [group for group in rest if group.rows]
         may_admit = batch.num_preemptions == num_made_way

@@ -8,7 +8,8 @@ import msgspec
 
 from server.engine.engine import DecoderEngine
 from server.protocol import Generate
-from tests.engine.driving import Outcome, generate, make_engine, run_alone, step
+from server.token_budget import TokenBudget
+from tests.engine.driving import Outcome, generate, make_engine, run, run_alone, step
 from tests.engine.fake_runner import FakeRunner
 
 NUM_ROWS = 12
@@ -134,3 +135,34 @@ def test_rows_that_end_beside_two_floods_displace_no_others() -> None:
     while engine.has_work:
         num_preemptions += step(engine, outcomes).num_preemptions
     assert num_preemptions <= NUM_ROWS // 2
+
+
+class KnownSteps(TokenBudget):
+    """Of a machine on which each token takes 5 ms."""
+
+    def __init__(self) -> None:
+        super().__init__(first=512, usual=512, most=512, step_s=10.0)
+        super().observe(512, 2.56)
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        pass
+
+
+def largest_step(callers: list[str]) -> int:
+    """Tokens of the largest step of a flood of prompts that comes after a short request of each caller."""
+    engine = make_engine(FakeRunner(256), max_running=NUM_ROWS, max_batch_tokens=512, token_budget=KnownSteps())
+    outcomes = run(engine, [of(who, f"short {who}", max_new_tokens=2) for who in callers])
+    for i in range(NUM_ROWS):
+        engine.add(of("flood", f"flood {i}", [i] * 20, max_new_tokens=1))
+    largest = 0
+    while engine.has_work:
+        largest = max(largest, step(engine, outcomes).batch_tokens)
+    return largest
+
+
+def test_steps_with_prompts_are_short_as_long_as_another_caller_may_come() -> None:
+    assert largest_step(["flood", "other"]) == 16
+
+
+def test_steps_with_one_callers_prompts_are_as_large_as_ever() -> None:
+    assert largest_step(["flood"]) == NUM_ROWS * 20
