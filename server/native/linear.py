@@ -104,6 +104,11 @@ class Linear(nn.Module):
         assert self.native is not None
         return self.native.rows(indices_T)
 
+    @property
+    def plain_weight(self) -> Tensor | None:
+        """``[N, K]`` where it is kept as it was given, on a GPU for example; else None."""
+        return None if self._plain is None else self._plain.plain_weight
+
     def dense_weight(self) -> Tensor:
         """``[N, K]`` in the dtype it was given, made from the packed form."""
         if self.native is not None:

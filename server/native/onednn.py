@@ -53,6 +53,11 @@ class Product(nn.Module):
         assert self._packed is not None
         return packed_product(x, self._packed, bias_N)
 
+    @property
+    def plain_weight(self) -> Tensor | None:
+        """``[N, K]`` where it is kept as it was given."""
+        return self._plain_NK
+
     def dense(self) -> Tensor:
         if self._plain_NK is not None:
             return self._plain_NK

@@ -62,3 +62,9 @@ def test_a_table_that_is_also_the_head_is_held_once(tmp_path: Path, dtype: torch
     assert runner.name == "fused" and not table.numel()
     ids = torch.tensor([5, 0, 399, 47, 48, 5])
     assert torch.equal(runner._decoder.embedding.table_VD.rows(ids), expected[ids])  # type: ignore[attr-defined]
+
+
+def test_a_plain_table_that_is_also_the_head_is_counted_once(tmp_path: Path) -> None:
+    """As on a GPU: no kernel packs float16."""
+    size, num_parameters = told(write_tiny_decoder(tmp_path, "gpt2"), dtype="float16", executor="fused")
+    assert 0.98 * 2 * num_parameters < size < 1.02 * 2 * num_parameters

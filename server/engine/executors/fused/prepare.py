@@ -123,11 +123,15 @@ def _pack(layout: Decoder[Product], weights: packing.Weights, check: LayerCheck)
         layers.append(packed)
     head = packing.pack(layout.head)
     embedding = layout.embedding
-    if head.has_rows and packing.is_tied(layout.head, embedding.table_VD):
+    is_tied = packing.is_tied(layout.head, embedding.table_VD)
+    if is_tied and head.has_rows:
         embedding = dataclasses.replace(embedding, table_VD=head)
         check.embedding(embedding)
         weights.release_shared(layout.head, head)
     else:
+        if is_tied and head.plain_weight is not None:
+            # The same object, by which `held_bytes` knows that there is one table.
+            embedding = dataclasses.replace(embedding, table_VD=head.plain_weight)
         weights.release(layout.head, head)
     parts: dict[str, Any] = {"embedding": embedding, "layers": tuple(layers), "head": head}
     return dataclasses.replace(layout, **parts)  # type: ignore[return-value]

@@ -74,7 +74,9 @@ def held_bytes(part: Any) -> int:
 
 
 def _weights(part: Any) -> Iterator[Tensor | Linear]:
-    if isinstance(part, Tensor | Linear):
+    if isinstance(part, Linear):
+        yield part if part.plain_weight is None else part.plain_weight
+    elif isinstance(part, Tensor):
         yield part
     elif isinstance(part, tuple):
         for each in part:
