@@ -35,7 +35,8 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """``auto``: bfloat16 where the device computes in it, else float32."""
     quantize: Literal["none", "int8", "int4"] = "none"
-    """Weights in fewer bits: ``int8`` is fastest on a CPU, ``int4`` is smallest. The loss is reported at load."""
+    """Weights in fewer bits: ``int8`` is fastest on a CPU, ``int4`` is smallest. Not on a GPU.
+    The loss is reported at load."""
     executor: Literal["auto", "fused", "generic", "compat"] = "auto"
     """``auto``: the first one that passes the numerical self-check at load."""
     kernels: Literal["auto", "native", "torch", "amx", "avx512", "avx2", "tiles"] = "auto"
@@ -55,11 +56,12 @@ class ModelConfig:
     max_running: int = 64
     """Maximum sequences in one step."""
     kv_cache_gib: float = 0.0
-    """Size of the KV cache in GiB; 0 uses a part of the free memory."""
+    """Size of the KV cache in GiB; 0 uses a part of the free memory, or the rest of the model's share of a GPU."""
     prefix_cache: bool = True
     """Reuse cached blocks for prompts that begin alike."""
     deterministic: bool = False
-    """Bitwise reproducible log-probabilities, independent of batch, restart and prefix cache. Slower."""
+    """Bitwise reproducible log-probabilities, independent of batch, restart and prefix cache. Slower.
+    Most models are refused with it on a GPU."""
     cuda_graphs: bool = True
     """On CUDA, replay decoding steps as recorded graphs."""
     compile: bool = False
@@ -211,6 +213,10 @@ class ServeConfig:
         """What `cors_origins` names, one by one."""
         return _split(self.cors_origins)
 
+    def num_on_gpu(self, model: ModelConfig) -> int:
+        """Models that go to the same GPU as ``model`` on a machine with GPUs; 1 for a model that stays on the CPU."""
+        return 1 if model.device == "cpu" else sum(_gpu(other) == _gpu(model) for other in self.models)
+
     @property
     def host_names(self) -> list[str]:
         """What `allowed_hosts` names, one by one."""
@@ -223,6 +229,10 @@ class ServeConfig:
             return [ipaddress.ip_network(each) for each in _split(self.trusted_proxies)]
         except ValueError:
             return None
+
+
+def _gpu(model: ModelConfig) -> str:
+    return "cuda:0" if model.device in ("auto", "cuda") else model.device
 
 
 def _split(text: str | None) -> list[str]:

@@ -156,6 +156,8 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     model: ModelConfig
     num_loading: int = 1
     """Workers that load at the same time, this one among them."""
+    num_on_gpu: int = 1
+    """Models that share this one's GPU if it goes to one, this one among them."""
 
 
 class Output(msgspec.Struct, frozen=True):

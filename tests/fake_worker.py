@@ -235,13 +235,14 @@ def socket_fd() -> int:
     return int(sys.argv[sys.argv.index("--fd") + 1])
 
 
-def build(model: ModelConfig, num_loading: int) -> tuple[FakeEngine, Ready]:
+def build(model: ModelConfig, num_loading: int, num_on_gpu: int) -> tuple[FakeEngine, Ready]:
     folder = Path(model.path)
     if not folder.is_dir():
         raise ConfigurationError(f"Model {model.name}: {folder} is no folder.\nGive one.", exit_code=EXIT_MODEL)
     engine = FakeEngine(folder, model.max_running)
     (folder / f"pid-{os.getpid()}").touch()
     (folder / "num-loading").write_text(str(num_loading))
+    (folder / "num-on-gpu").write_text(str(num_on_gpu))
     time.sleep(engine.fault.get("load_s", 0.0))
     if engine.fault.get("when") == "load":
         engine.fail_if("load")

@@ -72,7 +72,7 @@ class Supervisor:
         self, config: ServeConfig, *, command: Sequence[str] = WORKER_COMMAND, template: Template | None = None
     ) -> None:
         self.config = config
-        self.clients = {model.name: WorkerClient(model) for model in config.models}
+        self.clients = {model.name: WorkerClient(model, config.num_on_gpu(model)) for model in config.models}
         self._origin = Origin(command=command, template=template, limit_s=config.start_timeout_s)
         self._workers: set[WorkerProcess] = set()
         self._keepers: list[asyncio.Task[None]] = []

@@ -45,8 +45,10 @@ class WorkerClient:
     with the tokens that were delivered as part of it, and the consumer sees only a pause.
     """
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, model: ModelConfig, num_on_gpu: int = 1) -> None:
+        """``num_on_gpu`` models of the server share a GPU with this one, which counts too."""
         self.model = model
+        self._num_on_gpu = num_on_gpu
         self.ready: Ready | None = None
         """Set once loaded, and kept during restarts."""
         self.refused: Refused | None = None
@@ -72,9 +74,10 @@ class WorkerClient:
         the same limits, whatever is free when they start.
         """
         if self.ready is None:
-            return Load(self.model)
+            return Load(self.model, num_on_gpu=self._num_on_gpu)
         kv_cache_gib = self.ready.kv_cache_bytes / GIB
-        return Load(dataclasses.replace(self.model, max_model_len=self.ready.max_model_len, kv_cache_gib=kv_cache_gib))
+        model = dataclasses.replace(self.model, max_model_len=self.ready.max_model_len, kv_cache_gib=kv_cache_gib)
+        return Load(model, num_on_gpu=self._num_on_gpu)
 
     @property
     def num_running(self) -> int:

@@ -129,7 +129,7 @@ def of_models(config: ServeConfig) -> Iterator[Finding]:
 
     plans = []
     for model in config.models:
-        plan = planned.plan_or_problem(model)
+        plan = planned.plan_or_problem(model, config.num_on_gpu(model))
         if isinstance(plan, str):
             yield Finding("fail", plan, EXIT_MODEL)
         else:

@@ -31,7 +31,7 @@ def run(options: Namespace) -> int:
     config = settings.load(options)
     from server.commands import planned
 
-    results = {model.name: planned.plan_or_problem(model) for model in config.models}
+    results = {model.name: planned.plan_or_problem(model, config.num_on_gpu(model)) for model in config.models}
     plans = [plan for plan in results.values() if not isinstance(plan, str)]
     problems = {name: problem for name, problem in results.items() if isinstance(problem, str)}
     needed, free = needed_on_cpu(plans), machine.free_bytes()

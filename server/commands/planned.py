@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from server.config import ModelConfig
 from server.engine import memory
 from server.engine.engine import default_max_batch_tokens
 from server.engine.executors.generic import ATTENTION, Unsupported, probe, set_attention
+from server.engine.memory import CudaShare
 from server.engine.selfcheck import FORWARD_FAILURES
 from server.errors import ConfigurationError
 from server.models import loader
@@ -69,8 +72,11 @@ class PlannedModel:
         return max(self.load_bytes, self.weight_bytes + (self.cache.num_bytes if self.cache else 0))
 
 
-def plan_model(model: ModelConfig) -> PlannedModel:
-    """Raises `ConfigurationError` for whatever loading would refuse and can be seen without weights."""
+def plan_model(model: ModelConfig, num_on_gpu: int = 1) -> PlannedModel:
+    """``num_on_gpu`` models share a GPU if this one goes there.
+
+    Raises `ConfigurationError` for whatever loading would refuse and can be seen without weights.
+    """
     folder = look(model)
     folder.check_files()
     device = choose_device(model)
@@ -88,7 +94,10 @@ def plan_model(model: ModelConfig) -> PlannedModel:
     is_decoder = folder.task == "generate"
     if is_decoder:
         loader.generation_defaults(folder.path, module, tokenizer)
-    cache = _cache(model, module, max_model_len, device, dtype) if is_decoder else None
+    weight_bytes = _weight_bytes(module, dtype, QUANTISED_BYTES.get(model.quantize, products.itemsize))
+    # Without weights nothing can be computed: what a step takes of a GPU is not known.
+    room = None if device.type == "cpu" else partial(CudaShare(num_models=num_on_gpu).room, device, weight_bytes, 0)
+    cache = _cache(model, module, max_model_len, dtype, room) if is_decoder else None
     return PlannedModel(
         name=model.name,
         path=model.path,
@@ -100,7 +109,7 @@ def plan_model(model: ModelConfig) -> PlannedModel:
         quantize=model.quantize,
         num_parameters=sum(parameter.numel() for parameter in module.parameters()),
         disk_bytes=weights.num_bytes,
-        weight_bytes=_weight_bytes(module, dtype, QUANTISED_BYTES.get(model.quantize, products.itemsize)),
+        weight_bytes=weight_bytes,
         load_bytes=load_bytes,
         max_model_len=min(max_model_len, cache.num_tokens) if cache else max_model_len,
         max_running=model.max_running,
@@ -134,7 +143,11 @@ def _weight_bytes(module: PreTrainedModel, dtype: torch.dtype, per_weight: float
 
 
 def _cache(
-    model: ModelConfig, module: PreTrainedModel, max_model_len: int, device: torch.device, dtype: torch.dtype
+    model: ModelConfig,
+    module: PreTrainedModel,
+    max_model_len: int,
+    dtype: torch.dtype,
+    cuda_room: Callable[[], int] | None,
 ) -> PlannedCache | None:
     """As large as the engine would make it now. Raises `ConfigurationError` where one sequence does not fit."""
     set_attention(module, ATTENTION)
@@ -144,15 +157,15 @@ def _cache(
         logging.getLogger("sluice.plan").debug("the cache is not known: %s", error)
         return None
     token_bytes = sum(spec.block_bytes(1, dtype) for spec in specs)
-    num_blocks = memory.num_blocks(model, token_bytes * model.block_size, max_model_len, device)
+    num_blocks = memory.num_blocks(model, token_bytes * model.block_size, max_model_len, cuda_room)
     num_tokens = num_blocks * model.block_size
     return PlannedCache(token_bytes=token_bytes, num_bytes=num_tokens * token_bytes, num_tokens=num_tokens)
 
 
-def plan_or_problem(model: ModelConfig) -> PlannedModel | str:
+def plan_or_problem(model: ModelConfig, num_on_gpu: int) -> PlannedModel | str:
     """The plan, or why there is none, in a sentence that says what to do."""
     try:
-        return plan_model(model)
+        return plan_model(model, num_on_gpu)
     except ConfigurationError as error:
         return str(error)
 

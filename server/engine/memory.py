@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from server import machine
 from server.config import ModelConfig
+from server.engine.batch_inputs import Row
+from server.engine.model_runner import ModelRunner
 from server.errors import EXIT_MODEL, ConfigurationError
 
 log = logging.getLogger("sluice.engine")
@@ -21,19 +25,80 @@ LEAST_TOKENS = 2048
 # on a large machine no more than keeps some hundred thousand tokens of a small model.
 CPU_PART = 0.3
 CPU_MOST_BYTES = 4 * GIB
-# A GPU holds little beside models; what is left is for activations and for other workers' caches.
-CUDA_PART = 0.6
+# The rest of a GPU is for what the driver and libraries take.
+CUDA_PART = 0.9
+CUDA_CONTEXT_BYTES = GIB // 2
+"""What a process takes of a GPU before it has a tensor there."""
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that this process may still take on ``device``."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return machine.free_bytes()
+@dataclass(frozen=True, kw_only=True)
+class CudaShare:
+    """Which part of a GPU is one model's, for all that its process holds there."""
+
+    num_models: int = 1
+    """Models of this server that share the GPU, each of which has the same part."""
+    step_tokens: int = 2048
+    """Most new tokens in a step."""
+
+    def measure(self, make_runner: Callable[[int], ModelRunner], max_model_len: int, block_size: int) -> int:
+        """Bytes for the cache of a model that is loaded; ``make_runner`` takes a number of blocks."""
+        runner = make_runner(sum(len(row.block_table) for row in _largest_step(self, max_model_len, block_size)))
+        # What was packed and checked before is free again, and torch keeps it until it is told not to.
+        torch.cuda.empty_cache()
+        peak_bytes = _peak_bytes(runner, _largest_step(self, max_model_len, block_size))
+        device = runner.device
+        del runner
+        torch.cuda.empty_cache()
+        return self.room(device, torch.cuda.memory_reserved(device), peak_bytes)
+
+    def room(self, device: torch.device, held_bytes: int, peak_bytes: int) -> int:
+        """Bytes for the cache of a model that holds ``held_bytes`` and whose largest step takes ``peak_bytes`` more.
+
+        Not what happens to be free: the other models may not have allocated theirs yet.
+        """
+        free, total = torch.cuda.mem_get_info(device)
+        share = int(CUDA_PART * total) // self.num_models
+        room = max(0, min(share - CUDA_CONTEXT_BYTES - held_bytes, free) - peak_bytes)
+        log.info(
+            "%s has %.2f GiB and %.2f of them are free; of this model's 1/%d, %.2f GiB are for its weights, "
+            "%.2f for its largest step and %.2f for its KV cache",
+            device,
+            *(num_bytes / GIB for num_bytes in (total, free)),
+            self.num_models,
+            *(num_bytes / GIB for num_bytes in (held_bytes, peak_bytes, room)),
+        )
+        return room
 
 
-def num_blocks(config: ModelConfig, block_bytes: int, max_model_len: int, device: torch.device) -> int:
+@torch.inference_mode()
+def _peak_bytes(runner: ModelRunner, rows: Sequence[Row]) -> int:
+    """What a step takes on a GPU beside weights and cache."""
+    before = torch.cuda.memory_allocated(runner.device)
+    torch.cuda.reset_peak_memory_stats(runner.device)
+    runner.forward(rows)
+    for row in rows:
+        runner.release(row.key)
+    return torch.cuda.max_memory_allocated(runner.device) - before
+
+
+def _largest_step(share: CudaShare, max_model_len: int, block_size: int) -> list[Row]:
+    """Prompts as long as the model allows, scored at every token."""
+    rows = []
+    first_block = 0
+    for key, start in enumerate(range(0, share.step_tokens, max_model_len)):
+        length = min(max_model_len, share.step_tokens - start)
+        table = range(first_block, first_block + -(-length // block_size))
+        rows.append(Row(key=key, token_ids=[0] * length, num_computed=0, block_table=table, num_logits=length))
+        first_block = table.stop
+    return rows
+
+
+def num_blocks(
+    config: ModelConfig, block_bytes: int, max_model_len: int, cuda_room: Callable[[], int] | None = None
+) -> int:
     """Blocks that fit the configured or the free memory: at least one longest sequence, at most what can be used.
+
+    ``cuda_room`` measures the bytes on a GPU, where the cache is to be on one.
 
     Where ``max_model_len`` is the model's own limit and nobody's wish, fewer blocks will do: the longest sequence is
     then what the cache holds.
@@ -42,10 +107,10 @@ def num_blocks(config: ModelConfig, block_bytes: int, max_model_len: int, device
     least = per_sequence if config.max_model_len else min(per_sequence, -(-LEAST_TOKENS // config.block_size))
     if config.kv_cache_gib:
         budget = int(config.kv_cache_gib * GIB)
-    elif device.type == "cuda":
-        budget = int(CUDA_PART * free_bytes(device))
+    elif cuda_room is not None:
+        budget = cuda_room()
     else:
-        budget = min(int(CPU_PART * free_bytes(device)), CPU_MOST_BYTES)
+        budget = min(int(CPU_PART * machine.free_bytes()), CPU_MOST_BYTES)
     blocks = min(budget // block_bytes, config.max_running * per_sequence)
     if blocks < least:
         raise ConfigurationError(

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from server.models.loader import LoadedModel
 
 
-def build(model: ModelConfig, num_loading: int = 1) -> tuple[loop.Engine, Ready]:
-    """The engine for the model's task, and what the front must know of it. ``num_loading`` workers load meanwhile."""
+def build(model: ModelConfig, num_loading: int = 1, num_on_gpu: int = 1) -> tuple[loop.Engine, Ready]:
+    """The engine for the model's task, and what the front must know of it.
+
+    ``num_loading`` workers load meanwhile, and ``num_on_gpu`` models share a GPU if this one goes there.
+    """
     # Imported here: these take seconds, and the process must notice meanwhile that the front is gone.
     import torch
 
@@ -34,7 +37,8 @@ def build(model: ModelConfig, num_loading: int = 1) -> tuple[loop.Engine, Ready]
     _choose_kernels(model)
     try:
         loaded = loader.load(model)
-        engine, ready = _decoder(model, loaded) if loaded.task == "generate" else _encoder(model, loaded)
+        is_decoder = loaded.task == "generate"
+        engine, ready = _decoder(model, loaded, num_on_gpu) if is_decoder else _encoder(model, loaded)
     except (MemoryError, RuntimeError) as error:
         raise_if_does_not_fit(error, model, choose_device(model))
         raise
@@ -60,19 +64,25 @@ def _choose_kernels(model: ModelConfig) -> None:
         ) from error
 
 
-def _decoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Ready]:
+def _decoder(model: ModelConfig, loaded: LoadedModel, num_on_gpu: int) -> tuple[loop.Engine, Ready]:
     from server.engine import reproducibility
     from server.engine.engine import DecoderEngine, default_max_batch_tokens, default_token_budget
     from server.engine.executors.build import build_runner
+    from server.engine.memory import CudaShare
     from server.engine.pacing import Pacing
     from server.engine.phrase_index import prepare_index
     from server.engine.prompt_lookup import Drafter
     from server.models.packed_linear import pack_linears
 
-    runner = build_runner(
-        loaded.module, model, loaded.max_model_len, pack=pack_linears, quality_ids=_quality_ids(model, loaded)
-    )
     max_batch_tokens = model.max_batch_tokens or default_max_batch_tokens(model.max_running)
+    runner = build_runner(
+        loaded.module,
+        model,
+        loaded.max_model_len,
+        pack=pack_linears,
+        quality_ids=_quality_ids(model, loaded),
+        share=CudaShare(num_models=num_on_gpu, step_tokens=max_batch_tokens),
+    )
     # A model with positions for more tokens than the whole cache has is served up to what the cache holds.
     loaded = dataclasses.replace(loaded, max_model_len=min(loaded.max_model_len, runner.num_blocks * runner.block_size))
     vocabulary = TokenBytes(loaded.tokenizer, runner.vocab_size)

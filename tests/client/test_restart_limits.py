@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig
@@ -19,12 +18,12 @@ def test_a_restarted_worker_keeps_the_limits_that_the_first_one_measured(
     monkeypatch: pytest.MonkeyPatch, free_bytes: int
 ) -> None:
     client = WorkerClient(ModelConfig(name="tiny", path="nowhere", max_running=2))
-    monkeypatch.setattr(memory, "free_bytes", lambda _: free_bytes)
-    blocks = memory.num_blocks(client.load.model, BLOCK_BYTES, MODEL_LEN, torch.device("cpu"))
+    monkeypatch.setattr(memory.machine, "free_bytes", lambda: free_bytes)
+    blocks = memory.num_blocks(client.load.model, BLOCK_BYTES, MODEL_LEN)
     max_model_len = min(MODEL_LEN, blocks * client.model.block_size)
     client.on_replies([ready(max_model_len=max_model_len, kv_cache_bytes=blocks * BLOCK_BYTES)])
-    monkeypatch.setattr(memory, "free_bytes", lambda _: free_bytes // 2)
+    monkeypatch.setattr(memory.machine, "free_bytes", lambda: free_bytes // 2)
     again = client.load.model
     assert again.max_model_len == max_model_len
-    assert memory.num_blocks(again, BLOCK_BYTES, max_model_len, torch.device("cpu")) == blocks
+    assert memory.num_blocks(again, BLOCK_BYTES, max_model_len) == blocks
     assert client.model.max_model_len == 0

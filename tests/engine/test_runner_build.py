@@ -148,10 +148,10 @@ def cuda_in_name() -> Iterator[None]:
 
 def test_the_cache_never_exceeds_what_can_run_and_holds_at_least_one_sequence() -> None:
     block_bytes = 1024 * 1024
-    blocks = memory.num_blocks(config(kv_cache_gib=4, max_running=2), block_bytes, 100, torch.device("cpu"))
+    blocks = memory.num_blocks(config(kv_cache_gib=4, max_running=2), block_bytes, 100)
     assert blocks == 2 * 4
     with pytest.raises(ConfigurationError, match=r"one sequence of 4096 tokens.*0\.12 GiB and 0\.06 GiB are given"):
-        memory.num_blocks(config(kv_cache_gib=1 / 16, max_model_len=4096), block_bytes, 4096, torch.device("cpu"))
+        memory.num_blocks(config(kv_cache_gib=1 / 16, max_model_len=4096), block_bytes, 4096)
 
 
 def test_a_control_groups_limit_counts_as_the_machines_memory(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from server.engine.executors.generic import ATTENTION, GenericRunner, Unsupporte
 from server.engine.executors.lengthwise import Lengthwise, install
 from server.engine.executors.quantising import quantise_linears, quantised
 from server.engine.kv_cache import LayerSpec
+from server.engine.memory import CudaShare
 from server.engine.model_runner import ModelRunner
 from server.engine.selfcheck import FORWARD_FAILURES, Reference
 from server.errors import EXIT_MODEL, ConfigurationError
@@ -47,6 +48,14 @@ class _Subject:
     quality_ids: TokenIds
     lengthwise: Lengthwise | None
     """The module's rotary parts, where they follow from sequences' lengths."""
+    share: CudaShare
+
+    def num_blocks(self, block_bytes: int, make_runner: Callable[[int], ModelRunner]) -> int:
+        """Of the cache that serves. ``make_runner`` makes a runner with few blocks, to measure a step on a GPU."""
+        block_size, room = self.config.block_size, None
+        if _on_gpu(self.module):
+            room = partial(self.share.measure, make_runner, self.max_model_len, block_size)
+        return memory.num_blocks(self.config, block_bytes, self.max_model_len, room)
 
 
 def build_runner(
@@ -56,12 +65,13 @@ def build_runner(
     *,
     pack: Callable[[PreTrainedModel], Any] | None = None,
     quality_ids: TokenIds = (),
+    share: CudaShare = CudaShare(),  # noqa: B008  # it cannot be changed
 ) -> ModelRunner:
     """Choose the executor that the numbers allow and size its cache. The module's weights are the runner's from here.
 
     ``pack`` may replace the module's linears by faster ones; it is called once the plain module has shown what its
     logits are, so that the check covers the replacement too. ``quality_ids`` are texts on which quantised weights are
-    compared with those they are made of.
+    compared with those they are made of. ``share`` is the model's part of a GPU.
     """
     module.requires_grad_(False)
     plain = module.config._attn_implementation
@@ -85,6 +95,7 @@ def build_runner(
         expected=expected,
         quality_ids=quality_ids or expected.sequences,
         lengthwise=lengthwise,
+        share=share,
     )
     if config.executor in ("auto", "fused") and not config.compile:
         try:
@@ -140,7 +151,7 @@ def _fused(subject: _Subject) -> ModelRunner:
         raise Unsupported(problem)
     kl = quantised(config, prepared.small_runner, prepared.quantise, subject.quality_ids)
     specs = prepared.decoder.specs
-    num_blocks = _num_blocks(subject, specs)
+    num_blocks = subject.num_blocks(_block_bytes(subject, specs), prepared.small_runner)
     runner = prepared.runner(make_backend(specs, num_blocks), num_blocks)
     runner.quantization_kl = kl
     return with_graphs(runner, config)
@@ -187,7 +198,7 @@ def _generic(subject: _Subject) -> ModelRunner:
         compile_layers(module, config.name, lambda: selfcheck.difference(checked, expected))
     make_runner = partial(_generic_runner, subject, specs)
     kl = quantised(config, make_runner, partial(quantise_linears, module), subject.quality_ids)
-    runner = make_runner(_num_blocks(subject, specs))
+    runner = make_runner(subject.num_blocks(_block_bytes(subject, specs), make_runner))
     runner.quantization_kl = kl
     return with_graphs(runner, config)
 
@@ -213,10 +224,14 @@ def _backend(
     )
 
 
-def _num_blocks(subject: _Subject, specs: Sequence[LayerSpec]) -> int:
-    module, config = subject.module, subject.config
-    size = bytes_per_block(specs, config.block_size, module.dtype, module.device)
-    return memory.num_blocks(config, size, subject.max_model_len, module.device)
+def _on_gpu(module: PreTrainedModel) -> bool:
+    device: torch.device = module.device
+    return device.type == "cuda"
+
+
+def _block_bytes(subject: _Subject, specs: Sequence[LayerSpec]) -> int:
+    module = subject.module
+    return bytes_per_block(specs, subject.config.block_size, module.dtype, module.device)
 
 
 def _compat(subject: _Subject, plain: str) -> CompatRunner:
@@ -246,10 +261,12 @@ def _compat(subject: _Subject, plain: str) -> CompatRunner:
             exit_code=EXIT_MODEL,
         )
     make = partial(make, block_bytes=block_bytes, resumes_token_by_token=token_by_token, restores=bool(changed))
-    kl = quantised(
-        config, lambda blocks: make(num_blocks=blocks), partial(quantise_linears, module), subject.quality_ids
-    )
-    runner = make(num_blocks=memory.num_blocks(config, block_bytes, subject.max_model_len, module.device))
+
+    def make_runner(num_blocks: int) -> CompatRunner:
+        return make(num_blocks=num_blocks)
+
+    kl = quantised(config, make_runner, partial(quantise_linears, module), subject.quality_ids)
+    runner = make_runner(subject.num_blocks(block_bytes, make_runner))
     runner.quantization_kl = kl
     return runner
 
