@@ -109,6 +109,8 @@ public:
     if (step.failed[tile.row - step.rows]) return spoil(tile);
     load_queries(tile);
     if (!tile.results) start(tile);
+    // A prompt's other tiles use the same blocks.
+    if constexpr (requires { products.is_near; }) products.is_near = tile.row->count * group > 2 * ROWS;
     for (int64_t index = work->first_part; index <= work->last_part(); ++index) {
       const int64_t num_blocks = look_ahead(work, end, index);
       attend(tile, index, num_blocks, tile.results ? split_results(tile, index) : part);
@@ -161,7 +163,7 @@ private:
   }
 
   void add(const Tile &tile, const Results &results) const {
-    for (int r = 0; r < tile.count; ++r) merge(total, results, r, layer.value_dim);
+    merge(total, results, static_cast<int>(tile.count), layer.value_dim);
   }
 
   // Sets `places` to the blocks of a partition and those asked for AHEAD of their use; returns how many are its own.

@@ -10,15 +10,8 @@
 namespace attention {
 
 using namespace lanes;
-// By name, since this namespace has more functions of these names.
-using lanes::exp_of_negative;
+// By name, since this namespace has more functions of this name.
 using lanes::load;
-
-inline float exp_of_negative(float x) {
-  alignas(64) float values[LANES];
-  store(values, exp_of_negative(all(x)));
-  return values[0];
-}
 
 // What the cache holds: a word of 32 bits is one float, or two bfloat16 that are multiplied and added together.
 struct Float32 {

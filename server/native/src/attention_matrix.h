@@ -17,6 +17,8 @@ public:
   static constexpr int ROWS = 32;
   static constexpr int64_t STEP = 16; // words of a query that are multiplied at once
 
+  bool is_near = false; // the cache's blocks were used a moment ago and need not come from memory
+
   // Products of queries with the keys of `count` blocks, of `words` each. Queries are zero from there up to a whole
   // step. What lies behind the keys is finite: the block's values. Meanwhile the keys of those AHEAD of them come.
   void score(int rows, const uint32_t *queries, const Place<Bfloat16> *places, int64_t count, int64_t words,
@@ -84,11 +86,11 @@ private:
   }
 
   template <bool IS_TALL>
-  static void score_block(const uint32_t *queries, const uint32_t *keys, const uint32_t *ahead, int64_t words,
-                          float *scores) {
+  void score_block(const uint32_t *queries, const uint32_t *keys, const uint32_t *ahead, int64_t words,
+                   float *scores) {
     clear<IS_TALL, true>();
     for (int64_t word = 0; word < words; word += STEP) {
-      for (int64_t next = word; next < std::min(word + STEP, words); ++next) {
+      for (int64_t next = word; !is_near && next < std::min(word + STEP, words); ++next) {
         fetch(ahead + next * BLOCK);
         fetch(ahead + next * BLOCK + LANES);
       }
@@ -98,12 +100,12 @@ private:
   }
 
   template <bool IS_TALL, bool IS_WIDE>
-  static void combine_columns(const uint32_t *weights, const Place<Bfloat16> *places, int64_t count, int64_t width,
-                              int64_t column, float *sums) {
+  void combine_columns(const uint32_t *weights, const Place<Bfloat16> *places, int64_t count, int64_t width,
+                       int64_t column, float *sums) {
     clear<IS_TALL, IS_WIDE>();
     for (int64_t block = 0; block < count; ++block) {
       const uint32_t *ahead = places[block + AHEAD].values + column;
-      for (int64_t word = 0; word < BLOCK / 2; ++word) {
+      for (int64_t word = 0; !is_near && word < BLOCK / 2; ++word) {
         fetch(ahead + word * width);
         if constexpr (IS_WIDE) fetch(ahead + word * width + LANES);
       }

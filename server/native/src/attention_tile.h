@@ -94,12 +94,13 @@ void weigh(const Layer &layer, float *scores, int64_t count, int64_t first, int6
     tops = larger(tops, x);
   }
   const float factor = softcap > 0.0f ? 1.0f : scaling;
-  *top = largest(tops) * factor;
-  const Lanes factors = all(factor), less = all(-*top);
+  const float most = largest(tops), steps = factor * LOG2_E;
+  *top = most * factor;
+  const Lanes factors = all(steps), less = all(-most * steps);
   Lanes totals = all(0.0f);
   for (int64_t key = 0; key < count; key += 2 * LANES) {
-    const Lanes low = exp_of_negative(multiply_add(load(scores + key), factors, less));
-    const Lanes high = exp_of_negative(multiply_add(load(scores + key + LANES), factors, less));
+    const Lanes low = exp2_of_negative(multiply_add(load(scores + key), factors, less));
+    const Lanes high = exp2_of_negative(multiply_add(load(scores + key + LANES), factors, less));
     totals = add(add(totals, low), high);
     T::store_two(weights + key, low, high);
   }
@@ -171,18 +172,39 @@ template <class T> struct VectorProducts {
   }
 };
 
-// Adds a partition's results of one row to those of the partitions before it. One that the row does not see leaves
-// them as they are.
-inline void merge(Results into, const Results &part, int row, int64_t width) {
-  if (part.tops[row] == -INFINITE) return;
-  const float top = part.tops[row] > into.tops[row] ? part.tops[row] : into.tops[row];
-  const float before = exp_of_negative(into.tops[row] - top), now = exp_of_negative(part.tops[row] - top);
-  into.tops[row] = top;
-  into.totals[row] = std::fma(into.totals[row], before, part.totals[row] * now);
-  float *sums = into.sums + row * width;
-  const float *more = part.sums + row * width;
-  for (int64_t i = 0; i < width; i += LANES)
-    store(sums + i, multiply_add(load(sums + i), all(before), multiply(load(more + i), all(now))));
+// The first `count` floats, up to sixteen, and zeros.
+inline Lanes load_some(const float *from, int count) {
+  alignas(64) float values[LANES] = {};
+  std::copy_n(from, count, values);
+  return load(values);
+}
+
+// Adds a partition's results of up to sixteen rows from `first` on to those of the partitions before it. A row that does
+// not see it stays as it is.
+inline void merge_some(Results into, const Results &part, int first, int count, int64_t width) {
+  const Lanes old_tops = load_some(into.tops + first, count), more_tops = load_some(part.tops + first, count);
+  const Lanes tops = larger(more_tops, old_tops);
+  const auto factor = [&](Lanes x) { return exp2_of_negative(multiply(subtract(x, tops), all(LOG2_E))); };
+  alignas(64) float top[LANES], before[LANES], now[LANES];
+  store(top, tops);
+  store(before, factor(old_tops));
+  store(now, factor(more_tops));
+  for (int i = 0; i < count; ++i) {
+    const int row = first + i;
+    if (part.tops[row] == -INFINITE) continue;
+    into.tops[row] = top[i];
+    into.totals[row] = std::fma(into.totals[row], before[i], part.totals[row] * now[i]);
+    float *sums = into.sums + row * width;
+    const float *more = part.sums + row * width;
+    for (int64_t column = 0; column < width; column += LANES) {
+      const Lanes added = multiply(load(more + column), all(now[i]));
+      store(sums + column, multiply_add(load(sums + column), all(before[i]), added));
+    }
+  }
+}
+
+inline void merge(const Results &into, const Results &part, int rows, int64_t width) {
+  for (int first = 0; first < rows; first += LANES) merge_some(into, part, first, std::min(LANES, rows - first), width);
 }
 
 } // namespace attention

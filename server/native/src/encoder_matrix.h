@@ -61,6 +61,7 @@ public:
       : problem(problem), blocks(blocks), group(problem.num_heads / problem.num_kv_heads),
         num_words(problem.head_dim / Cache::PACK), reach(problem.window) {
     layer.scaling = problem.scaling;
+    products.is_near = true;
   }
 
   void run(int64_t text, int64_t kv_head, const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t *out) {
@@ -117,7 +118,7 @@ private:
                               part.tops + r, part.totals + r);
     }
     products.combine(rows, scores, blocks.from(block), count, problem.head_dim, part.sums);
-    for (int r = 0; r < rows; ++r) attention::merge(total, part, r, problem.head_dim);
+    attention::merge(total, part, rows, problem.head_dim);
   }
 
   void store(uint16_t *out) const {

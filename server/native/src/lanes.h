@@ -9,6 +9,7 @@
 //   larger(a, b), smaller(a, b)   b where either is NaN
 //   nearest(x)                    to integers, of two the even one
 //   scaled(x, n)                  x * 2^n
+//   low_half(x), high_half(x)     eight floats each
 //   inverse(x)                    1 / x, within a bit, for 1 <= x < 2^126
 //   one_beyond(limit, x, other)   1 with the sign of x where |x| > limit, else other
 //   between(x, first, last)       lanes first to last - 1 of x, -inf elsewhere
@@ -37,21 +38,22 @@ constexpr float INFINITE = std::numeric_limits<float>::infinity();
 
 namespace lanes {
 
-// In one order for all callers.
+// The first half is combined with the second until one lane is left: one order for all callers.
+template <class Eight, class Four> inline float folded(Lanes x, Eight combine_eight, Four combine_four) {
+  const __m256 eight = combine_eight(low_half(x), high_half(x));
+  const __m128 four = combine_four(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = combine_four(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(combine_four(two, _mm_movehdup_ps(two)));
+}
+
 inline float sum(Lanes x) {
-  alignas(64) float values[LANES];
-  store(values, x);
-  for (int half = LANES / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) values[i] += values[i + half];
-  return values[0];
+  return folded(x, [](__m256 a, __m256 b) { return _mm256_add_ps(a, b); },
+                [](__m128 a, __m128 b) { return _mm_add_ps(a, b); });
 }
 
 inline float largest(Lanes x) {
-  alignas(64) float values[LANES];
-  store(values, x);
-  for (int half = LANES / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) values[i] = values[i] > values[i + half] ? values[i] : values[i + half];
-  return values[0];
+  return folded(x, [](__m256 a, __m256 b) { return _mm256_max_ps(a, b); },
+                [](__m128 a, __m128 b) { return _mm_max_ps(a, b); });
 }
 
 } // namespace lanes

@@ -92,6 +92,9 @@ inline Lanes one_beyond(Lanes limit, Lanes x, Lanes otherwise) {
   return {one_beyond(limit.low, x.low, otherwise.low), one_beyond(limit.high, x.high, otherwise.high)};
 }
 
+inline __m256 low_half(Lanes x) { return x.low; }
+inline __m256 high_half(Lanes x) { return x.high; }
+
 inline __m256 between(__m256 x, int first, int last) {
   const __m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
   const __m256i kept = _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(first), lane),

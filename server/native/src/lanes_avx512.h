@@ -50,6 +50,9 @@ inline Lanes one_beyond(Lanes limit, Lanes x, Lanes otherwise) {
   return _mm512_mask_mov_ps(otherwise, is_beyond, _mm512_castsi512_ps(one));
 }
 
+inline __m256 low_half(Lanes x) { return _mm512_castps512_ps256(x); }
+inline __m256 high_half(Lanes x) { return _mm512_extractf32x8_ps(x, 1); }
+
 inline Lanes between(Lanes x, int first, int last) {
   const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
   const Mask kept = _mm512_cmpge_epi32_mask(lane, _mm512_set1_epi32(first)) &
