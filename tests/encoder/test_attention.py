@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from server.encoder.attention import attend
 from server.encoder.texts import Texts
-from server.native import kernels
+from tests.encoder.random_texts import random_texts, states
 from tests.fuzz.scale import SCALE
 from tests.native import variants
 
@@ -20,7 +19,7 @@ torch.set_num_threads(1)
 # Of the largest value: float32's sums, and what bfloat16 loses in the weights and in the result.
 MARGINS = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 LENGTHS = (3, 200, 1, 33, 64, 150, 31)
-NUM_TRIALS = 25 * SCALE
+NUM_TRIALS = 15 * SCALE
 
 # Heads of queries, of keys, and their width.
 SHAPES = {
@@ -33,18 +32,9 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=[*kernels.VARIANTS, *kernels.FOR_TESTS], autouse=True)
+@pytest.fixture(params=variants.HERE, autouse=True)
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     variants.use(request.param, monkeypatch)
-
-
-def states(shape: tuple[int, int, int], num_tokens: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    num_heads, num_kv_heads, width = shape
-    return tuple(
-        (spread * torch.randn(num_tokens, heads, width, generator=generator)).to(dtype)
-        for heads, spread in ((num_heads, 2.0), (num_kv_heads, 1.0), (num_kv_heads, 1.0))
-    )
 
 
 def dense(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, window: int | None) -> Tensor:
@@ -73,15 +63,9 @@ def test_each_text_attends_to_itself(name: str, window: int | None, dtype: torch
 @pytest.mark.parametrize("dtype", MARGINS, ids=str)
 def test_a_text_has_the_same_bits_alone_and_in_any_batch(dtype: torch.dtype) -> None:
     for trial in range(NUM_TRIALS):
-        chance = random.Random(trial)
-        kv_heads, group, window = chance.choice([1, 2, 3]), chance.choice([1, 1, 2, 5]), chance.choice([None, 5, 90])
-        shape = (kv_heads * group, kv_heads, 16 * chance.randrange(1, 17))
-        texts = Texts([chance.randrange(1, 300) for _ in range(chance.randrange(1, 6))])
-        q, k, v = states(shape, texts.starts[-1], dtype, seed=trial)
-        ours = attend(q, k, v, texts, scaling=0.3, window=window)
-        for begin, end in zip(texts.starts, texts.starts[1:], strict=False):
-            alone = attend(q[begin:end], k[begin:end], v[begin:end], Texts([end - begin]), scaling=0.3, window=window)
-            assert torch.equal(ours[begin:end], alone), (trial, shape, window, texts.lengths)
+        drawn = random_texts(trial, dtype, 300)
+        for together, alone in zip(drawn.together(), drawn.alone(), strict=True):
+            assert torch.equal(together, alone), (trial, drawn.texts.lengths)
 
 
 @pytest.mark.parametrize("dtype", MARGINS, ids=str)

@@ -9,7 +9,6 @@ import torch
 
 from server.engine.attention.native import NativeAttention
 from server.engine.kv_cache import LayerSpec
-from server.native import kernels
 from tests.engine.attention_driving import CPU, Scene, layer_spec
 from tests.fuzz.scale import SCALE
 from tests.native import variants
@@ -18,10 +17,10 @@ torch.set_num_threads(1)
 
 NUM_BLOCKS = 60
 BLOCK_SIZE = 32
-NUM_TRIALS = 25 * SCALE
+NUM_TRIALS = 15 * SCALE
 
 
-@pytest.fixture(params=[*kernels.VARIANTS, *kernels.FOR_TESTS], autouse=True)
+@pytest.fixture(params=variants.HERE, autouse=True)
 def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     variants.use(request.param, monkeypatch)
     return str(request.param)

@@ -16,11 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from server.encoder.attention import attend
-from server.encoder.texts import Texts
 from server.native import kernels
 from server.worker import kernel_trial
-from tests.encoder import test_attention
+from tests.encoder.random_texts import random_texts
 from tests.engine import test_attention_trials
 from tests.native import random_products
 
@@ -32,15 +30,12 @@ def product(trial: int) -> Tensor:
 def attention(trial: int) -> Tensor:
     chance = random.Random(trial)
     spec = test_attention_trials.any_spec(chance)
-    return test_attention_trials.alone(spec, torch.bfloat16, chance.randrange(1, 200), trial)
+    lengths = [chance.randrange(1, 150)]
+    return torch.cat(test_attention_trials.together(spec, torch.bfloat16, lengths, trial, chance))
 
 
 def encoder(trial: int) -> Tensor:
-    chance = random.Random(trial)
-    texts = Texts([chance.randrange(1, 100) for _ in range(chance.randrange(1, 4))])
-    shape = (chance.choice([2, 4]), 2, 16 * chance.randrange(1, 9))
-    given = test_attention.states(shape, texts.starts[-1], torch.bfloat16, trial)
-    return attend(*given, texts, scaling=0.3, window=chance.choice([None, 20]))
+    return torch.cat(random_texts(trial, torch.bfloat16, 70).together())
 
 
 def compare(run: Callable[[int], Tensor], num_trials: int) -> None:
