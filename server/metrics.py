@@ -6,6 +6,7 @@ All functions are cheap and are called on the front's event loop; nothing here k
 
 from __future__ import annotations
 
+import functools
 import platform
 import time
 from collections.abc import Iterable
@@ -205,11 +206,42 @@ def set_model_info(model: str, ready: Ready) -> None:
         counter.labels(model)
 
 
+class _Steps:
+    """The metrics of one model's steps, looked up once: that takes longer than what a step does with them."""
+
+    def __init__(self, model: str) -> None:
+        self._running = RUNNING.labels(model)
+        self._waiting = WAITING.labels(model)
+        self._blocks_used = KV_BLOCKS_USED.labels(model)
+        self._usage = KV_USAGE.labels(model)
+        self._step_time = STEP_TIME.labels(model)
+        self._forward_time = FORWARD_TIME.labels(model)
+        self._batch_size = BATCH_SIZE.labels(model)
+        self._batch_tokens = BATCH_TOKENS.labels(model)
+        self._computed_tokens = COMPUTED_TOKENS.labels(model)
+        self._model = model
+
+    def set_state(self, stats: Stats, num_blocks: int) -> None:
+        self._running.set(stats.num_running)
+        self._waiting.set(stats.num_waiting)
+        self._blocks_used.set(stats.num_blocks_used)
+        self._usage.set(stats.num_blocks_used / num_blocks)
+
+    def observe(self, stats: Stats) -> None:
+        self._step_time.observe(stats.step_s)
+        self._forward_time.inc(stats.forward_s)
+        self._batch_size.observe(stats.batch_size)
+        self._batch_tokens.observe(stats.batch_tokens)
+        self._computed_tokens.inc(stats.batch_tokens)
+        if stats.token_budget:
+            TOKEN_BUDGET.labels(self._model).set(stats.token_budget)
+
+
+_steps = functools.cache(_Steps)
+
+
 def _set_state(model: str, stats: Stats) -> None:
-    RUNNING.labels(model).set(stats.num_running)
-    WAITING.labels(model).set(stats.num_waiting)
-    KV_BLOCKS_USED.labels(model).set(stats.num_blocks_used)
-    KV_USAGE.labels(model).set(stats.num_blocks_used / (_num_blocks.get(model) or 1))
+    _steps(model).set_state(stats, _num_blocks.get(model) or 1)
 
 
 def record_step(model: str, stats: Stats) -> None:
@@ -218,13 +250,7 @@ def record_step(model: str, stats: Stats) -> None:
     _set_state(model, stats)
     if stats.batch_size == 0:
         return
-    STEP_TIME.labels(model).observe(stats.step_s)
-    FORWARD_TIME.labels(model).inc(stats.forward_s)
-    BATCH_SIZE.labels(model).observe(stats.batch_size)
-    BATCH_TOKENS.labels(model).observe(stats.batch_tokens)
-    if stats.token_budget:
-        TOKEN_BUDGET.labels(model).set(stats.token_budget)
-    COMPUTED_TOKENS.labels(model).inc(stats.batch_tokens)
+    _steps(model).observe(stats)
     for counter, amount in (
         (PROMPT_TOKENS, stats.prompt_tokens),
         (PADDED_TOKENS, stats.padded_tokens),

@@ -21,6 +21,32 @@ SUSPICIOUS_DEATHS = 2
 """From so many deaths of the worker on, without a sign of life from the request in between, it is sent in trials."""
 
 
+class News:
+    """An event with one task that waits for it, at a third of the cost of asyncio's."""
+
+    __slots__ = ("_is_set", "_waiting")
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._waiting: asyncio.Future[None] | None = None
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        self._is_set = True
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def clear(self) -> None:
+        self._is_set = False
+
+    async def wait(self) -> None:
+        if not self._is_set:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+
+
 @dataclass(eq=False, slots=True)
 class Entry:
     """One request until it is finished or forgotten."""
@@ -34,7 +60,7 @@ class Entry:
     error: SluiceError | None = None
     unread_since_s: float | None = None
     """Monotonic time of the oldest token that the consumer does not have."""
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    news: News = field(default_factory=News)
     sent: bool = False
     """The worker that runs now has it."""
     was_sent: bool = False
@@ -79,7 +105,8 @@ class Entry:
         """Deliver what the worker computed. Raises `OutputDiverged`."""
         output = self.outputs[tokens.index]
         output.append(tokens)
-        if output.has_news:
+        # Where something is unread, the consumer has been told.
+        if self.unread_since_s is None and output.has_news:
             self._tell()
 
     def end(self, finish_reason: FinishReason) -> None:
@@ -115,6 +142,7 @@ class Entry:
                 return False
         return True
 
+    @property
     def unread_s(self) -> float:
         """For how long the consumer has taken nothing of what is there."""
         return 0.0 if self.unread_since_s is None else time.monotonic() - self.unread_since_s
@@ -124,7 +152,8 @@ class Entry:
         self.unread_since_s = None
         if self.error is None:
             self.news.clear()
-        return [output.take(self.command.request_id) for output in self.outputs if output.has_news]
+        request_id = self.command.request_id
+        return [output.take(request_id) for output in self.outputs if output.has_news]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -226,8 +226,10 @@ class WorkerClient:
         something_ended = False
         for reply in replies:
             match reply:
-                case Tokens() | Scores() | Failed():
+                case Tokens():
                     something_ended |= self._deliver(reply)
+                case Scores() | Failed():
+                    something_ended |= self._answer(reply)
                 case Ready():
                     self._on_ready(reply)
                 case Refused():
@@ -254,24 +256,11 @@ class WorkerClient:
         self.loaded.set()
         self._send_what_may_go()
 
-    def _deliver(self, reply: Tokens | Scores | Failed) -> bool:
+    def _deliver(self, tokens: Tokens) -> bool:
         """Whether more may be sent now. Replies to a request that has been forgotten are dropped."""
-        entry = self._journal.get(reply.request_id)
+        entry = self._journal.get(tokens.request_id)
         if entry is None:
             return False
-        match reply:
-            case Tokens():
-                return self._deliver_tokens(entry, reply)
-            case Scores():
-                entry.scores = reply
-                entry.news.set()
-                self._finish(entry)
-            case Failed():
-                self._journal.remove(entry)
-                self._fail(entry, FAILURES.get(reply.code, SluiceError)(reply.message))
-        return True
-
-    def _deliver_tokens(self, entry: Entry, tokens: Tokens) -> bool:
         try:
             entry.append(tokens)
         except OutputDiverged as error:
@@ -280,10 +269,24 @@ class WorkerClient:
         if tokens.finish_reason is not None and entry.is_finished:
             self._finish(entry)
             return True
-        if entry.unread_s() > MAX_UNREAD_S:
+        if entry.unread_s > MAX_UNREAD_S:
             entry.end("abort")
             self._forget(entry)
         return self._journal.mark_alive(entry)
+
+    def _answer(self, reply: Scores | Failed) -> bool:
+        """As `_deliver`."""
+        entry = self._journal.get(reply.request_id)
+        if entry is None:
+            return False
+        if isinstance(reply, Scores):
+            entry.scores = reply
+            entry.news.set()
+            self._finish(entry)
+        else:
+            self._journal.remove(entry)
+            self._fail(entry, FAILURES.get(reply.code, SluiceError)(reply.message))
+        return True
 
     def _finish(self, entry: Entry) -> None:
         self._journal.remove(entry)
