@@ -160,10 +160,11 @@ class OutputText:
         self._last_id = token_id
         has_text = finish_reason != "stop" or token_id not in self._ending_ids
         text = self._safe.push(token_id) if has_text else ""
-        if self._safe.has_banned:
-            return text + self._end("banned_phrase")
-        if self._safe.stop_string is not None:
-            return text + self._end("stop")
+        if self._safe.may_end:
+            if self._safe.has_banned:
+                return text + self._end("banned_phrase")
+            if self._safe.stop_string is not None:
+                return text + self._end("stop")
         if self._is_over is not None and self._is_over(text):
             return text + self._end("stop")
         return text if finish_reason is None else text + self._end(finish_reason)
@@ -214,8 +215,10 @@ class OutputText:
 
     def _output_token(self, token_id: int, text: str, reply: Tokens, i: int) -> OutputToken:
         self._texts.append(text)
-        logprob = reply.logprobs[i] if reply.logprobs is not None else None
-        self.sum_logprobs += logprob or 0.0
+        logprob = None
+        if reply.logprobs is not None:
+            logprob = reply.logprobs[i]
+            self.sum_logprobs += logprob or 0.0
         top = [self._told(pair) for pair in reply.top_logprobs[i]] if reply.top_logprobs is not None else None
         # Clients leave out the text of special tokens; what was held back until now must reach them.
         is_special = not text and token_id in self._special_ids

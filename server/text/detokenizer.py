@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from server.text.stop_strings import StopStrings
 from server.text.tokenizer import Tokenizer
@@ -33,15 +33,16 @@ class Detokenizer:
         self._texts = _text_source(tokenizer, prompt_ids)
         self._written = {id_: tokenizer.backend.id_to_token(id_) or "" for id_ in written}
         self._stops = StopStrings(stop)
+        self.push: Callable[[int], str] = self._push if self._written or stop else self._texts.push
+        """The delta that a token makes safe; often empty."""
 
     @property
     def stop_string(self) -> str | None:
         """The stop string that ended the text, once it did: there will be no more deltas."""
         return self._stops.found
 
-    def push(self, token_id: int) -> str:
-        """The delta that this token makes safe; often empty."""
-        mark = self._written.get(token_id) if self._written else None
+    def _push(self, token_id: int) -> str:
+        mark = self._written.get(token_id)
         return self._stops.push(self._texts.push(token_id) if mark is None else self._texts.write(mark))
 
     def finish(self) -> str:
@@ -76,14 +77,22 @@ class _ByteLevelSource(_TextSource):
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._is_inside = False
+        """Whether a character has begun whose other bytes have yet to come."""
 
     def push(self, token_id: int) -> str:
-        return self._utf8.decode(self._tokenizer.token_bytes(token_id))
+        if not self._is_inside and (text := self._tokenizer.whole_text(token_id)) is not None:
+            return text
+        text = self._utf8.decode(self._tokenizer.token_bytes(token_id))
+        self._is_inside = bool(self._utf8.getstate()[0])
+        return text
 
     def write(self, text: str) -> str:
+        self._is_inside = False
         return self._utf8.decode(text.encode())
 
     def finish(self) -> str:
+        self._is_inside = False
         return self._utf8.decode(b"", final=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from server.phrases import PhraseMatcher
 from server.text.banned_text import BannedText
@@ -27,6 +27,10 @@ class SafeText:
         """``written``: ids of special tokens that stand in the text."""
         self._detokenizer = Detokenizer(tokenizer, prompt_ids, stop, written)
         self._guard = None if banned is None else BannedText(banned)
+        self.may_end = bool(stop) or banned is not None
+        """Whether the text itself may end the output."""
+        self.push: Callable[[int], str] = self._detokenizer.push if self._guard is None else self._push
+        """The delta that a token makes safe; often empty."""
 
     @property
     def stop_string(self) -> str | None:
@@ -38,8 +42,7 @@ class SafeText:
         """Whether the text was ended before a banned phrase."""
         return self._guard is not None and self._guard.found
 
-    def push(self, token_id: int) -> str:
-        """The delta that this token makes safe; often empty."""
+    def _push(self, token_id: int) -> str:
         return self._guarded(self._detokenizer.push(token_id))
 
     def finish(self) -> str:

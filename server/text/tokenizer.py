@@ -31,6 +31,7 @@ class Tokenizer:
         self.fallback_bytes = fallback_bytes(self.backend)
         """Id and byte of each token that stands for a byte, where the tokenizer falls back to bytes."""
         self._bytes: dict[int, bytes] = {}
+        self._whole_texts: dict[int, str | None] = {}
 
     def encode(self, text: str, pair: str | None = None, add_special_tokens: bool = True) -> tokenizers.Encoding:
         """Whole text, never cut. Offsets count characters of the text as given.
@@ -86,3 +87,15 @@ class Tokenizer:
             token = (self.backend.id_to_token(token_id) or "") if token_id not in self.special_ids else ""
             known = self._bytes[token_id] = byte_level_bytes(token)
         return known
+
+    def whole_text(self, token_id: int) -> str | None:
+        """A token's `token_bytes` as text, or None where they are not whole characters."""
+        try:
+            return self._whole_texts[token_id]
+        except KeyError:
+            try:
+                text = self.token_bytes(token_id).decode()
+            except UnicodeDecodeError:
+                text = None
+            self._whole_texts[token_id] = text
+            return text
