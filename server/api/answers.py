@@ -115,6 +115,8 @@ def answer(generation: Generation, tokens: Sequence[OutputToken]) -> Answer:
 
 def events(generation: Generation, tokens: Sequence[OutputToken]) -> list[StreamEvent]:
     """One for each token; the last token of an output that has ended is among them."""
+    if len(tokens) == 1:
+        return [_event(generation, tokens[0], is_last=True)]
     last = {token.sequence: token for token in tokens}
     return [_event(generation, token, last[token.sequence] is token) for token in tokens]
 

@@ -99,4 +99,5 @@ async def _events(
     """One event per token. All tokens of one step leave together."""
     async with aclosing(generator.stream(generation, record)) as steps:
         async for tokens in steps:
-            yield b"".join([data_event(answers.encode(event)) for event in answers.events(generation, tokens)])
+            events = [data_event(answers.encode(event)) for event in answers.events(generation, tokens)]
+            yield events[0] if len(events) == 1 else b"".join(events)

@@ -90,6 +90,10 @@ def _sign_of_life(config: ServeConfig, empty_chunk: bytes | None) -> bytes | Non
     return empty_chunk if config.keep_alive == "chunk" and empty_chunk is not None else KEEP_ALIVE
 
 
+def _part(body: bytes) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
 async def _close(first: asyncio.Future[bytes], events: Events) -> None:
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
@@ -114,7 +118,7 @@ class EventStream(EventSourceResponse):
         send_timeout_s: float = SEND_TIMEOUT_S,
     ) -> None:
         # The library's own ping comes at fixed times, also while events flow.
-        super().__init__(self._body(), ping=0, sep="\n")
+        super().__init__(events, ping=0)
         self._first = first
         self._events = events
         self._record = record
@@ -123,6 +127,7 @@ class EventStream(EventSourceResponse):
         self._keep_alive_s = keep_alive_s
         self._error_event = error_event
         self._send_timeout_s = send_timeout_s
+        self._clock = asyncio.get_running_loop().time
         self._is_open = False
         self._is_stalled = False
         self._last_sent_s = 0.0
@@ -133,26 +138,10 @@ class EventStream(EventSourceResponse):
         """Whether it waits for a send to be taken."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        clock = asyncio.get_running_loop().time
-        self._last_sent_s = clock()
-
-        async def watched_send(message: Message) -> None:
-            self._is_open = message.get("more_body", True)
-            # Asked for once: it takes as long as much else that is done for a token, and one task sends everything.
-            self._sender = self._sender or asyncio.current_task()
-            self._last_sent_s, self._is_sending = clock(), True
-            try:
-                await send(message)
-            except asyncio.CancelledError:
-                if self._is_stalled:
-                    raise SendTimeoutError() from None
-                raise
-            finally:
-                self._is_sending = False
-
+        self._last_sent_s = self._clock()
         watch = asyncio.ensure_future(self._watch(send))
         try:
-            await super().__call__(scope, receive, watched_send)
+            await super().__call__(scope, receive, send)
         except SendTimeoutError:
             self._record.error_code = "slow_client"
         finally:
@@ -160,21 +149,35 @@ class EventStream(EventSourceResponse):
             await asyncio.gather(watch, return_exceptions=True)
             await _close(self._first, self._events)
 
-    async def _send_with_timeout(self, send: Send, message: Message) -> None:
-        # The library's takes a third of the front's time per token; `_watch` keeps time for all sends.
-        await send(message)
-
-    async def _body(self) -> AsyncGenerator[bytes, None]:
+    async def _stream_response(self, send: Send) -> None:
+        """As the library's, with little to do for each event: there is one writer, and events come as bytes."""
+        self._sender = asyncio.current_task()
+        self._is_open = True
         try:
-            yield await self._first
-            async for event in self._events:
-                yield event
-        except SluiceError as error:
-            yield self._error(error)
-        except Exception:
-            # The API's last handler cannot answer any more: the head has been sent.
-            log.exception("stream failed", extra={"fields": {"request_id": self._record.request_id}})
-            yield self._error(SluiceError("The server made a mistake. It has been logged."))
+            await self._put(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            try:
+                await self._put(send, _part(await self._first))
+                async for event in self._events:
+                    await self._put(send, _part(event))
+            except SluiceError as error:
+                await self._put(send, _part(self._error(error)))
+            except Exception:
+                # The API's last handler cannot answer any more: the head has been sent.
+                log.exception("stream failed", extra={"fields": {"request_id": self._record.request_id}})
+                mistake = SluiceError("The server made a mistake. It has been logged.")
+                await self._put(send, _part(self._error(mistake)))
+            self._is_open = self.active = False
+            await self._put(send, {"type": "http.response.body", "body": b"", "more_body": False})
+        except asyncio.CancelledError:
+            if self._is_stalled:
+                raise SendTimeoutError() from None
+            raise
+
+    async def _put(self, send: Send, message: Message) -> None:
+        """Send while `_watch` keeps time: a limit for each send would take as long as the send."""
+        self._last_sent_s, self._is_sending = self._clock(), True
+        await send(message)
+        self._is_sending = False
 
     def _error(self, error: SluiceError) -> bytes:
         self._record.error_code = error.code
@@ -182,7 +185,7 @@ class EventStream(EventSourceResponse):
 
     async def _watch(self, send: Send) -> None:
         """Send a sign of life after each ``keep_alive_s`` of silence, and end a send that is not taken in time."""
-        clock = asyncio.get_running_loop().time
+        clock = self._clock
         while True:
             limit_s = self._send_timeout_s if self._is_sending else self._keep_alive_s
             left_s = self._last_sent_s + limit_s - clock()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any
 
 from server import caller, metrics
@@ -73,20 +73,19 @@ class ServedGenerator:
     def start(self, prompt: Prompt) -> Generation:
         return Generation(self.tokenizer, prompt)
 
-    async def stream(self, generation: Generation, record: RequestRecord) -> AsyncGenerator[list[OutputToken], None]:
+    def stream(self, generation: Generation, record: RequestRecord) -> AsyncGenerator[list[OutputToken], None]:
         """New tokens as they come. Closing the generator gives back blocks and permit."""
-        with self.admission.admit(generation.prompt.cost):
-            async with aclosing(self._steps(generation, record.request_id, record)) as steps:
-                async for tokens in steps:
-                    yield tokens
+        permit = self.admission.admit(generation.prompt.cost)
+        return self._steps(generation, record.request_id, record, permit=permit)
 
     async def stream_all(
         self, generations: Sequence[Generation], record: RequestRecord
     ) -> AsyncGenerator[tuple[int, list[OutputToken]], None]:
-        """New tokens of all as they come, with the number of their generation; one failure ends them all."""
+        """New tokens of several as they come, with the number of their generation; one failure ends them all."""
         with self.admission.admit(sum(g.prompt.cost for g in generations), len(generations)):
-            is_alone = len(generations) == 1
-            streams = [self._steps(g, f"{record.request_id}-{i}", record, is_alone) for i, g in enumerate(generations)]
+            streams = [
+                self._steps(g, f"{record.request_id}-{i}", record, is_alone=False) for i, g in enumerate(generations)
+            ]
             async with aclosing(side_by_side(streams)) as steps:
                 async for step in steps:
                     yield step
@@ -98,7 +97,7 @@ class ServedGenerator:
                 async with asyncio.TaskGroup() as group:
                     tasks = [
                         group.create_task(
-                            self._run(generation, f"{record.request_id}-{i}", record, len(generations) == 1)
+                            self._run(generation, f"{record.request_id}-{i}", record, is_alone=len(generations) == 1)
                         )
                         for i, generation in enumerate(generations)
                     ]
@@ -118,49 +117,57 @@ class ServedGenerator:
             await rank(generation, scorer, record)
 
     async def _run(
-        self, generation: Generation, request_id: str, record: RequestRecord, is_alone: bool
+        self, generation: Generation, request_id: str, record: RequestRecord, *, is_alone: bool
     ) -> list[OutputToken]:
-        async with aclosing(self._steps(generation, request_id, record, is_alone)) as steps:
+        async with aclosing(self._steps(generation, request_id, record, is_alone=is_alone)) as steps:
             return [token async for tokens in steps for token in tokens]
 
     async def _steps(
-        self, generation: Generation, request_id: str, record: RequestRecord, is_alone: bool = True
+        self,
+        generation: Generation,
+        request_id: str,
+        record: RequestRecord,
+        *,
+        is_alone: bool = True,
+        permit: AbstractContextManager[None] | None = None,
     ) -> AsyncGenerator[list[OutputToken], None]:
         """What each step yields, as tokens with texts, until every output is finished; times and counts are noted.
 
-        Where a request has several prompts, one that had no token in time is answered empty.
+        Where a request has several prompts, one that had no token in time is answered empty. ``permit`` is held
+        meanwhile.
         """
-        record.prompt_tokens += len(generation.prompt.ids)
-        clock = _Clock(self.name, generation, record)
-        try:
-            command = self._command(generation.prompt, request_id, record)
-            replies = self.worker.stream(command, clock.note_start, lambda: generation.samples_at_end)
-            async with aclosing(replies):
-                async for messages in replies:
-                    clock.note_tokens(messages)
-                    tokens = generation.add(messages)
-                    if generation.is_finished:
-                        break
-                    if tokens:
-                        yield tokens
-                else:
-                    raise unfinished("error")
-            # The worker's stream is closed first: a stop string frees the blocks before the last text leaves.
-            yield tokens
-        except DeadlineExceeded:
-            if is_alone:
+        with permit or nullcontext():
+            record.prompt_tokens += len(generation.prompt.ids)
+            clock = _Clock(self.name, generation, record)
+            try:
+                command = self._command(generation.prompt, request_id, record)
+                unwanted = None if len(generation.outputs) == 1 else lambda: generation.samples_at_end
+                async with aclosing(self.worker.stream(command, clock.note_start, unwanted)) as replies:
+                    async for messages in replies:
+                        clock.note_tokens(messages)
+                        tokens = generation.add(messages)
+                        if generation.is_finished:
+                            break
+                        if tokens:
+                            yield tokens
+                    else:
+                        raise unfinished("error")
+                # The worker's stream is closed first: a stop string frees the blocks before the last text leaves.
+                yield tokens
+            except DeadlineExceeded:
+                if is_alone:
+                    generation.has_failed = True
+                    raise
+                yield generation.end_in_time()
+            except SluiceError as error:
                 generation.has_failed = True
+                if isinstance(error, NoTokenLeft):
+                    error.name_fields([name for name in FORBIDDING if name in generation.prompt.parameters])
                 raise
-            yield generation.end_in_time()
-        except SluiceError as error:
-            generation.has_failed = True
-            if isinstance(error, NoTokenLeft):
-                error.name_fields([name for name in FORBIDDING if name in generation.prompt.parameters])
-            raise
-        finally:
-            record.output_tokens += generation.num_tokens
-            record.cached_tokens += generation.cached_tokens
-            record.finish_reason = generation.finish_reason
+            finally:
+                record.output_tokens += generation.num_tokens
+                record.cached_tokens += generation.cached_tokens
+                record.finish_reason = generation.finish_reason
 
     def _command(self, prompt: Prompt, request_id: str, record: RequestRecord) -> Generate:
         who = caller.current()
@@ -205,7 +212,10 @@ class _Clock:
 
     def note_tokens(self, messages: Sequence[Tokens]) -> None:
         """Outputs that grow side by side have one gap."""
-        num_tokens = max([len(tokens.token_ids) for tokens in messages], default=0)
+        # One, nearly always.
+        num_tokens = (
+            len(messages[0].token_ids) if len(messages) == 1 else max([len(m.token_ids) for m in messages], default=0)
+        )
         if not num_tokens:
             return
         now_s = time.perf_counter()

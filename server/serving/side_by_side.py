@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,12 +14,6 @@ async def side_by_side(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGener
 
     However it ends, all streams have been closed then.
     """
-    if len(streams) == 1:
-        # Waiting for one of one would cost as much as the rest of what is done for a token.
-        async with aclosing(streams[0]):
-            async for item in streams[0]:
-                yield 0, item
-        return
     reading = {asyncio.ensure_future(anext(stream, None)): number for number, stream in enumerate(streams)}
     try:
         while reading:

@@ -29,8 +29,9 @@ class Scribe:
         pieces = self._read(tokens)
         if self._output.finish_reason is not None:
             pieces += self._reader.finish()
-        shown = pieces if self._plan.shows_reasoning else [p for p in pieces if not isinstance(p, Reasoning)]
-        return list(_joined(shown))
+        if not self._plan.shows_reasoning:
+            pieces = [piece for piece in pieces if not isinstance(piece, Reasoning)]
+        return list(_joined(pieces)) if len(pieces) > 1 else pieces
 
     def _read(self, tokens: Sequence[OutputToken]) -> list[Piece]:
         if self._work.reasoning_tokens is None:

@@ -94,9 +94,14 @@ class TextWork:
 
     async def _events(self, writer: StreamWriter) -> AsyncGenerator[bytes, None]:
         with field_names(self._names):
-            async with aclosing(self.generator.stream_all(self.generations, self.record)) as steps:
-                async for number, tokens in steps:
-                    yield writer.step(number, by_output(tokens))
+            if len(self.generations) == 1:
+                async with aclosing(self.generator.stream(self.generations[0], self.record)) as steps:
+                    async for tokens in steps:
+                        yield writer.step(0, by_output(tokens))
+            else:
+                async with aclosing(self.generator.stream_all(self.generations, self.record)) as numbered:
+                    async for number, tokens in numbered:
+                        yield writer.step(number, by_output(tokens))
         yield writer.end()
 
 
@@ -127,7 +132,7 @@ class Chunks(StreamWriter):
         self.work = work
         self.nothing = nothing
         """A choice that says nothing."""
-        self._head = head
+        self._head_json = encode(head)[:-1] + b","
         self.once: Mapping[str, Any] = NOTHING
         """What the first chunk alone tells."""
         options = getattr(work.body, "stream_options", None)
@@ -149,7 +154,8 @@ class Chunks(StreamWriter):
         self, choices: Sequence[Mapping[str, Any]], so_far: Usage | None = None, more: Mapping[str, Any] = NOTHING
     ) -> bytes:
         told = {"usage": so_far} if self._has_usage else {}
-        return data_event(encode({**self._head, "choices": choices, **told, **more}))
+        # What all chunks have in common is written once: the brace that ends it makes room for the rest.
+        return data_event(self._head_json + encode({"choices": choices, **told, **more})[1:])
 
     def end(self) -> bytes:
         return (self._chunk([], self.work.usage()) if self._has_usage else b"") + DONE
@@ -163,6 +169,8 @@ class Chunks(StreamWriter):
 
 def by_output(tokens: Sequence[OutputToken]) -> dict[int, list[OutputToken]]:
     """Each output's tokens, by its number."""
+    if len(tokens) == 1:
+        return {tokens[0].sequence: [*tokens]}
     found: dict[int, list[OutputToken]] = {}
     for token in tokens:
         found.setdefault(token.sequence, []).append(token)
