@@ -12,6 +12,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE
 
 from server.api.error_replies import error_body, error_headers
+from server.api.outbox import Outbox
 from server.errors import SluiceError
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -51,6 +52,7 @@ class Exchange:
         keep_alive: bool,
         expects_continue: bool,
         default_headers: Headers,
+        outbox: Outbox,
         on_complete: Callable[[], None],
     ) -> None:
         self.scope = scope
@@ -66,6 +68,7 @@ class Exchange:
         self._flow = flow
         self._expects_continue = expects_continue
         self._default_headers = default_headers
+        self._outbox = outbox
         self._on_complete = on_complete
         self._news = asyncio.Event()
         self._body = bytearray()
@@ -189,7 +192,11 @@ class Exchange:
     def _write(self, body: bytes, *, is_last: bool) -> None:
         if self._is_chunked:
             data = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-            self._transport.write(data + b"0\r\n\r\n" if is_last else data)
+            if is_last:
+                self._outbox.flush()
+                self._transport.write(data + b"0\r\n\r\n")
+            elif data:
+                self._outbox.put(self._transport, data)
         elif self.scope["method"] != "HEAD" and body:
             self._count(len(body))
             self._transport.write(body)
@@ -209,4 +216,5 @@ class Exchange:
     def _give_up(self) -> None:
         if not self.is_started:
             self._transport.write(refusal(SluiceError("The server made a mistake. It has been logged.")))
+        self._outbox.flush()
         self._transport.close()

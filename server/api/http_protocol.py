@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from uvicorn.config import Config
@@ -22,6 +22,7 @@ from server.api.http_errors import MalformedRequest, RequestTimeout, TooManyConn
 from server.api.http_exchange import Exchange, refusal
 from server.api.http_framing import Body, body_of
 from server.api.http_head import Head, take_head
+from server.api.outbox import Outbox
 from server.errors import SluiceError
 
 MAX_WAITING_BYTES = 64 * 1024
@@ -45,6 +46,7 @@ class Rules:
     hosts: AllowedHosts
     connections: Connections
     max_body_bytes: int
+    outbox: Outbox = field(default_factory=Outbox)
 
 
 class HttpProtocol(asyncio.BufferedProtocol):
@@ -195,6 +197,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             keep_alive=head.keep_alive,
             expects_continue=expects_continue and self._body is not None,
             default_headers=self._server_state.default_headers,
+            outbox=self._rules.outbox,
             on_complete=self._on_complete,
         )
         if self._body is None:
