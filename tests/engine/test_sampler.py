@@ -185,6 +185,25 @@ def test_a_row_does_not_depend_on_its_batch_mates():
         assert alone.logprobs == [together.logprobs[i]]
 
 
+def test_a_sampler_that_has_seen_other_rows_chooses_and_tells_as_a_new_one():
+    drawn: dict[str, Any] = {"do_sample": True, "temperature": 0.9}
+    rows = [
+        sequence(),
+        sequence(**drawn, seed=1, logprobs=True),
+        sequence(**drawn, seed=2, top_k=20, top_n_tokens=3, logprobs_mode="processed"),
+        sequence(**drawn, seed=3, xtc_probability=0.5, xtc_threshold=0.01, repetition_penalty=1.3),
+    ]
+    sampler = Sampler()
+    for step, some in enumerate([rows, rows, rows[:3], rows[::-1], rows, rows]):
+        if step == 5:
+            rows[1].sample_index = 4
+        logits = logits_of(len(some), 300, seed=step)
+        found = sampler.sample(logits.clone(), some)
+        assert found == Sampler().sample(logits.clone(), some)
+        for row, token_id in zip(some, found.token_ids, strict=True):
+            row.append(token_id)
+
+
 def test_penalties_that_are_kept_step_by_step_equal_those_of_the_whole_output():
     params: dict[str, Any] = {"repetition_penalty": 1.4, "presence_penalty": 0.6, "frequency_penalty": 0.3}
     growing = sequence([], **params)
