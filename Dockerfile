@@ -3,6 +3,9 @@
 #   docker build -t sluice --build-arg TORCH_CPU_INDEX=URL .   CPU; URL is a package index with torch's CPU builds
 #   docker build -t sluice:cuda --build-arg VARIANT=cuda .     NVIDIA GPUs; the host needs its driver and container toolkit
 #   docker run --read-only --tmpfs /tmp -p 8000:8000 -v ./my-model:/models/mine:ro sluice serve --model mine=/models/mine
+#   docker run --gpus all --read-only --tmpfs /tmp:exec,size=1g -p 8000:8000 -v ./my-model:/models/mine:ro sluice:cuda serve --model mine=/models/mine
+#
+# On GPUs, libraries compile kernels at run time and load them from /tmp, which has to be executable then.
 #
 # Release builds pin the base image by digest: --build-arg BASE=python:3.11-slim@sha256:...
 ARG BASE=python:3.11-slim
@@ -50,12 +53,20 @@ LABEL org.opencontainers.image.title="Sluice" \
       org.opencontainers.image.description="One HTTP server for fine-tuned language models" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}-${VARIANT}"
+# Triton compiles a launcher for each of its kernels at run time; Python's headers are in the base image.
+# hadolint ignore=DL3008
+RUN if [ "${VARIANT}" = cuda ]; then \
+      apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*; \
+    fi
 COPY --from=builder /opt/sluice /opt/sluice
 # Nothing is downloaded at run time, and nothing but /tmp is written.
 ENV PATH=/opt/sluice/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     HF_HUB_OFFLINE=1 \
+    HOME=/tmp \
+    TRITON_CACHE_DIR=/tmp/triton \
+    TORCHINDUCTOR_CACHE_DIR=/tmp/inductor \
     SLUICE_HOST=0.0.0.0
 # A number, since Kubernetes' runAsNonRoot cannot check a name.
 USER 10001:10001

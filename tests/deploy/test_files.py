@@ -70,6 +70,39 @@ def test_every_variable_of_the_replicas_is_a_setting_of_the_server():
         assert set(replica["environment"]) <= known
 
 
+def test_on_gpus_every_replica_builds_the_cuda_image_and_has_a_gpu_of_its_own():
+    gpus = yaml.safe_load((ROOT / "deploy/compose.gpu.yaml").read_text())["services"]
+    assert set(gpus) == {name for name in COMPOSE["services"] if name.startswith("replica")}
+    asked = []
+    for replica in gpus.values():
+        assert replica["build"]["args"] == {"VARIANT": "cuda"}
+        assert replica["image"] != REPLICAS[0]["image"], "one tag for two images"
+        [device] = replica["deploy"]["resources"]["reservations"]["devices"]
+        assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
+        asked += device["device_ids"]
+    assert len(set(asked)) == len(gpus)
+    assert all(replica["build"]["args"]["VARIANT"] == "cpu" for replica in REPLICAS), "no GPU is asked for there"
+
+
+def test_caches_of_compiled_kernels_lie_where_a_replica_may_write_and_execute():
+    environment = instructions("ENV")[-1]
+    defaults = dict(entry.split("=", 1) for entry in environment.split() if "=" in entry)
+    caches = {name for name in defaults if name.endswith("CACHE_DIR")}
+    assert caches == {"TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"}
+    assert all(defaults[name].startswith("/tmp/") for name in caches) and defaults["HOME"] == "/tmp"
+    assert "--gpus all --read-only --tmpfs /tmp:exec,size=1g" in (ROOT / "Dockerfile").read_text()
+    for replica in yaml.safe_load((ROOT / "deploy/compose.gpu.yaml").read_text())["services"].values():
+        [(place, options)] = [entry.split(":") for entry in replica["tmpfs"]]
+        assert "exec" in options.split(",")
+        assert all(replica["environment"][name].startswith(f"{place}/") for name in caches)
+
+
+def test_the_cuda_image_has_a_compiler_for_triton_and_the_cpu_image_has_none():
+    [final] = [step for step in instructions("RUN") if "gcc" in step]
+    assert final.startswith('if [ "${VARIANT}" = cuda ]; then')
+    assert {"gcc", "libc6-dev"} <= set(final.replace(";", " ").split())
+
+
 def test_every_variable_of_the_balancer_is_given_and_names_a_replica():
     text = (ROOT / "deploy/haproxy.cfg").read_text()
     known, optional = (set(re.findall(name, text)) for name in (r"\$\{(\w+)\}", r"\.if defined\((\w+)\)"))
