@@ -6,6 +6,12 @@ import json
 import socket
 from pathlib import Path
 
+import pytest
+import torch
+
+from server.commands import findings
+from server.config import ModelConfig, ServeConfig
+from server.errors import EXIT_MODEL
 from tests.commands.processes import run
 from tests.tiny_models import tiny_tokenizer, write_tiny_decoder
 
@@ -47,3 +53,12 @@ def test_with_wrong_settings_the_machine_is_looked_at():
         "--dtype is 'int4': it must be one of auto, float32, bfloat16, float16."
     ]
     assert any(finding["text"].startswith("kernels: ") for finding in findings)
+
+
+def test_kernels_that_this_processor_does_not_run_are_a_failure(monkeypatch: pytest.MonkeyPatch):
+    without = torch.cpu.get_capabilities() | {"amx_tile": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: without)
+    config = ServeConfig(models=(ModelConfig(name="chat", path="models/chat", kernels="amx"),))
+    [failure] = [finding for finding in findings._kernels(config) if finding.kind == "fail"]
+    assert failure.text.startswith("kernels: chat asks for amx ones: this processor lacks ")
+    assert "amx_tile" in failure.text and failure.exit_code == EXIT_MODEL
