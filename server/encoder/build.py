@@ -42,6 +42,8 @@ class Wishes:
     dtype: torch.dtype | None = None
     """Of the products in the layers; None for the module's own."""
     quantize: Quantize = "none"
+    has_tf32: bool = False
+    """On a GPU, compute float32 products with ten bits of each factor's fraction."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def build_forward(
     """The module as ``wishes`` want it; ``pack`` does whatever linears are left. The module is changed."""
     yardstick = PaddedForward(module, pad_token_id, ONE_BY_ONE)
     dtype = wishes.dtype or module.dtype
-    is_reduced = wishes.quantize != "none" or dtype != module.dtype
+    is_reduced = wishes.quantize != "none" or dtype != module.dtype or wishes.has_tf32
     exact = measure.read(yardstick, sample) if sample and is_reduced else None
     trial = run_alone(yardstick, frame, max_model_len)
     plan = _find_plan(module, trial, wishes.executor)
@@ -83,13 +85,22 @@ def build_forward(
     except ValueError as error:
         raise ConfigurationError(f"{error} Set quantize to none.") from error
     forward.dtype = dtype
+    if wishes.has_tf32:
+        # From here on: the trials before compare results that must agree to the last bits of float32.
+        torch.set_float32_matmul_precision("high")
     if exact is not None:
-        width = str(dtype).removeprefix("torch.") if wishes.quantize == "none" else wishes.quantize
+        width = _width(wishes, dtype)
         log.info("products in %s: %s", width, measure.compare(measure.read(forward, sample), exact))
     pack(module)
     if isinstance(forward, PaddedForward):
         forward.remember()
     return forward
+
+
+def _width(wishes: Wishes, dtype: torch.dtype) -> str:
+    if wishes.quantize != "none":
+        return wishes.quantize
+    return "tf32" if wishes.has_tf32 and dtype == torch.float32 else str(dtype).removeprefix("torch.")
 
 
 def find_grouping(module: Any, pad_token_id: int | None, trial: Trial) -> Grouping:

@@ -95,10 +95,10 @@ def _embedding(recipe: Recipe, config: PreTrainedConfig) -> Embedding:
 def choose_dtype(model: ModelConfig, task: Task, device: torch.device) -> torch.dtype:
     """``auto``: 16 bits for decoders where the device computes in them, float32 for all else.
 
-    An encoder's one pass is cheap and its scores are compared with thresholds that were set in float32. On the CPU
-    bfloat16 is for its products alone (`product_dtype`).
+    An encoder's one pass is cheap and its scores are compared with thresholds that were set in float32. Its bfloat16
+    is for its products alone (`product_dtype`).
     """
-    if task != "generate" and device.type == "cpu" and model.dtype == "bfloat16":
+    if task != "generate" and model.dtype == "bfloat16":
         return torch.float32
     if model.dtype != "auto":
         dtype: torch.dtype = getattr(torch, model.dtype)
@@ -115,10 +115,10 @@ def product_dtype(model: ModelConfig, device: torch.device) -> torch.dtype | Non
 
     Embeddings, norms and heads are a small part of the work and a large part of the accuracy.
     """
-    if device.type != "cpu" or model.dtype not in ("auto", "bfloat16"):
-        return None
-    is_wanted = model.dtype == "bfloat16" or (model.quantize != "none" and _cpu_has_bfloat16())
-    return torch.bfloat16 if is_wanted else None
+    if model.dtype == "bfloat16":
+        return torch.bfloat16
+    is_quantised = device.type == "cpu" and model.dtype == "auto" and model.quantize != "none"
+    return torch.bfloat16 if is_quantised and _cpu_has_bfloat16() else None
 
 
 def _cpu_has_bfloat16() -> bool:

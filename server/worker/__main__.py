@@ -158,6 +158,7 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
             executor=model.executor,
             dtype=dtype,
             quantize=model.quantize,
+            has_tf32=device.type == "cuda" and model.dtype == "auto",
         ),
         pack=pack_linears,
         frame=Frame(files.prefix_ids, files.suffix_ids, files.gives_token_types),

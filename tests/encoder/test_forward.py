@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from server.encoder import quality
+from server.encoder import build, quality
 from server.encoder.build import Wishes, build_forward
 from server.encoder.forward import Forward, PaddedForward
 from server.errors import ConfigurationError
@@ -187,6 +187,22 @@ def test_what_fewer_bits_cost_is_told_at_load(family: str, caplog: pytest.LogCap
     found = quality.compare(quality.scores(forward, sample), exact)
     assert f"products in int8: {found}" in caplog.text
     assert 0 < found.largest_difference < 0.5 and found.share_equal > 0.7
+
+
+def test_tf32_begins_after_the_trials_and_its_cost_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The trials compare results to the last bits of float32."""
+    order: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", order.append)
+    for name in ("run_alone", "find_grouping"):
+        right = getattr(build, name)
+        monkeypatch.setattr(build, name, lambda *args, name=name, right=right: (order.append(name), right(*args))[1])
+    caplog.set_level("INFO")
+    module = model_of("bert", AutoModelForTokenClassification)
+    built(module, Wishes(executor="compat", has_tf32=True), sample=commands_of((20, 40)))
+    assert order == ["run_alone", "find_grouping", "high"]
+    assert "products in tf32: scores differ by" in caplog.text
 
 
 def test_a_padding_token_inside_of_a_text_counts_as_the_model_counts_it() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from server.encoder.forward import PaddedForward
+from server.encoder.products import reduce_linears
 from server.engine import batch_inputs
 from server.engine.attention import cuda_flashinfer
 from server.engine.attention.backend import AttentionBackend
@@ -154,6 +155,17 @@ def test_a_padded_encoder_step_waits_for_nothing_but_its_scores() -> None:
         logits = PaddedForward(module, 0).logits(batch)
         assert logits.device == DEVICE
         assert logits.shape[0] == 2
+
+
+def test_an_encoders_products_in_bfloat16_have_float32_around_them_on_a_gpu() -> None:
+    module = tiny_encoder("bert", "classify")
+    with fake_cuda() as fake:
+        move_to_fake(module, fake)
+        reduce_linears(module.base_model, torch.bfloat16, "none")
+        logits = PaddedForward(module, 0).logits([Encode(request_id="r", token_ids=[5, 6, 7])])
+        assert (logits.device, logits.dtype) == (DEVICE, torch.float32)
+        product = module.base_model.encoder.layer[0].intermediate.dense
+        assert (product.plain_weight.device, product.plain_weight.dtype) == (DEVICE, torch.bfloat16)
 
 
 @pytest.mark.parametrize(

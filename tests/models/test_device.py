@@ -68,3 +68,17 @@ def test_a_model_on_the_cpu_leaves_gpus_alone(calls: list[str]) -> None:
     use_device(choose_device(config("cpu")))
     assert calls == []
     assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.usefixtures("calls")
+@pytest.mark.parametrize(
+    ("asked", "module_dtype", "products"),
+    [("auto", torch.float32, None), ("float32", torch.float32, None), ("bfloat16", torch.float32, torch.bfloat16),
+     ("float16", torch.float16, None)],
+)  # fmt: skip
+def test_an_encoder_on_a_gpu_is_float32_and_only_its_products_become_bfloat16(
+    asked: Any, module_dtype: torch.dtype, products: torch.dtype | None
+) -> None:
+    model, device = ModelConfig(name="m", path="unused", dtype=asked), torch.device("cuda", 0)
+    assert loader.choose_dtype(model, "classify", device) == module_dtype
+    assert loader.product_dtype(model, device) == products
