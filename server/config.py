@@ -12,6 +12,8 @@ from typing import Literal
 
 from server.errors import ConfigurationError
 
+KvDtype = Literal["auto", "int8"]
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -37,6 +39,9 @@ class ModelConfig:
     quantize: Literal["none", "int8", "int4"] = "none"
     """Weights in fewer bits: ``int8`` is fastest on a CPU, ``int4`` is smallest. Not on a GPU.
     The loss is reported at load."""
+    kv_dtype: KvDtype = "auto"
+    """Type of the KV cache: ``auto`` is the model's own; ``int8`` holds about twice as many tokens and requires the CPU
+    kernels. The loss is reported at load."""
     executor: Literal["auto", "fused", "generic", "compat"] = "auto"
     """``auto``: the first one that passes the numerical self-check at load."""
     kernels: Literal["auto", "native", "torch", "amx", "avx512", "avx2", "tiles"] = "auto"
@@ -85,6 +90,16 @@ class ModelConfig:
             not self.compile or (self.executor in ("auto", "generic") and not self.deterministic),
             "compile is for the generic executor, whose rows may feel one another: leave executor on auto or generic, "
             "and deterministic off.",
+        )
+        for field, value in (("kernels", "torch"), ("executor", "compat")):
+            _require(
+                self.kv_dtype == "auto" or getattr(self, field) != value,
+                f"kv_dtype is {self.kv_dtype}, which requires the CPU kernels, and {field} is {value}: set one of them "
+                "to auto.",
+            )
+        _require(
+            self.kv_dtype == "auto" or not self.device.startswith("cuda"),
+            f"kv_dtype is {self.kv_dtype}, which requires a CPU, and device is {self.device}: set kv_dtype to auto.",
         )
         for field in ("threads", "max_model_len", "kv_cache_gib"):
             _require(getattr(self, field) >= 0, f"{field} is {getattr(self, field)}: it must be at least 0.")

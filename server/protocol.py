@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from server.config import ModelConfig
+from server.config import KvDtype, ModelConfig
 
 FinishReason = Literal["stop", "length", "max_time", "banned_phrase", "abort", "error"]
 Task = Literal["generate", "classify", "ner", "fill-mask", "embed"]
@@ -308,6 +308,10 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Licence line that must be shown with the model, from ``ATTRIBUTION`` in its folder."""
     quantization_kl: float | None = None
     """What a decoder's quantised weights lose: mean divergence of the next token's distribution, in nats."""
+    kv_dtype: KvDtype | None = None
+    """Of a decoder's cache; ``auto`` is ``dtype``."""
+    kv_cache_kl: float | None = None
+    """What a decoder's quantised cache loses, in the same measure."""
     reproducible: bool | None = None
     """Of a decoder: whether one seed gives one text, whatever else is in the batch."""
     reproducible_reason: str | None = None

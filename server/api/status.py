@@ -128,6 +128,8 @@ def _facts(ready: Ready) -> dict[str, Any]:
         "labels": ready.labels,
         "attribution": ready.attribution,
         "quantization_kl": ready.quantization_kl,
+        "kv_dtype": ready.dtype if ready.kv_dtype == "auto" else ready.kv_dtype,
+        "kv_cache_kl": ready.kv_cache_kl,
         "reproducible": ready.reproducible,
         "reproducible_reason": ready.reproducible_reason,
     }

@@ -74,8 +74,9 @@ def lines(plan: PlannedModel) -> list[str]:
         f"{size(plan.weight_bytes)}, {size(plan.load_bytes)} while loading, {size(plan.disk_bytes)} on disk",
     ]
     if plan.cache is not None:
+        quantised = "" if plan.cache.kv_dtype == "auto" else f" in {plan.cache.kv_dtype}"
         found.append(
-            f"  KV cache  {size(plan.cache.token_bytes)} a token: {size(plan.cache.num_bytes)} for "
+            f"  KV cache  {size(plan.cache.token_bytes)} a token{quantised}: {size(plan.cache.num_bytes)} for "
             f"{plan.cache.num_tokens:,} tokens"
         )
     elif plan.task == "generate":

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from server.config import ModelConfig
+from server.config import KvDtype, ModelConfig
 from server.engine import memory
+from server.engine.attention.choose import bytes_per_block, no_int8_cache, require_int8
 from server.engine.engine import default_max_batch_tokens
 from server.engine.executors.generic import ATTENTION, Unsupported, probe, set_attention
 from server.engine.memory import CudaShare
@@ -27,6 +28,7 @@ from server.models.lengths import longest_input
 from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer
 from server.models.weights import read_weights
+from server.native import kernels
 from server.protocol import Task
 
 QUANTISED_BYTES = {"int8": 1.0, "int4": 0.5625}
@@ -37,6 +39,7 @@ QUANTISED_BYTES = {"int8": 1.0, "int4": 0.5625}
 class PlannedCache:
     """The KV cache of a decoder."""
 
+    kv_dtype: KvDtype
     token_bytes: int
     num_bytes: int
     num_tokens: int
@@ -97,7 +100,7 @@ def plan_model(model: ModelConfig, num_on_gpu: int = 1) -> PlannedModel:
     weight_bytes = _weight_bytes(module, dtype, QUANTISED_BYTES.get(model.quantize, products.itemsize))
     # Without weights nothing can be computed: what a step takes of a GPU is not known.
     room = None if device.type == "cpu" else partial(CudaShare(num_models=num_on_gpu).room, device, weight_bytes, 0)
-    cache = _cache(model, module, max_model_len, dtype, room) if is_decoder else None
+    cache = _cache(model, module, max_model_len, device, dtype, room) if is_decoder else None
     return PlannedModel(
         name=model.name,
         path=model.path,
@@ -146,6 +149,7 @@ def _cache(
     model: ModelConfig,
     module: PreTrainedModel,
     max_model_len: int,
+    device: torch.device,
     dtype: torch.dtype,
     cuda_room: Callable[[], int] | None,
 ) -> PlannedCache | None:
@@ -154,12 +158,20 @@ def _cache(
     try:
         specs = probe(module)
     except (Unsupported, *FORWARD_FAILURES) as error:
+        if model.kv_dtype == "int8":
+            raise no_int8_cache(model, str(error)) from error
         logging.getLogger("sluice.plan").debug("the cache is not known: %s", error)
         return None
     token_bytes = sum(spec.block_bytes(1, dtype) for spec in specs)
+    if model.kv_dtype == "int8":
+        kernels.use("auto", 1)
+        require_int8(model, specs, dtype, device)
+        token_bytes = bytes_per_block(specs, model.block_size, dtype, device, kv_dtype="int8") // model.block_size
     num_blocks = memory.num_blocks(model, token_bytes * model.block_size, max_model_len, cuda_room)
     num_tokens = num_blocks * model.block_size
-    return PlannedCache(token_bytes=token_bytes, num_bytes=num_tokens * token_bytes, num_tokens=num_tokens)
+    return PlannedCache(
+        kv_dtype=model.kv_dtype, token_bytes=token_bytes, num_bytes=num_tokens * token_bytes, num_tokens=num_tokens
+    )
 
 
 def plan_or_problem(model: ModelConfig, num_on_gpu: int) -> PlannedModel | str:

@@ -47,6 +47,9 @@ class ModelRunner(ABC):
     quantization_kl: float | None = None
     """What quantised weights lose, in nats; None where they are not quantised."""
 
+    kv_cache_kl: float | None = None
+    """What a quantised cache loses, in nats; None where it is not quantised."""
+
     @abstractmethod
     def forward(self, rows: Sequence[Row]) -> Tensor:
         """Compute the rows' tokens, write their keys and values, return float32 logits ``[R, V]``.

@@ -62,3 +62,14 @@ def finish(
     elif activation is not None:
         wide = ACTIVATIONS[activation](wide)
     return wide if residual is None else wide + residual
+
+
+def int8_bytes(x_TD: Tensor) -> tuple[Tensor, Tensor]:
+    """A vector's numbers from -127 to 127, and its scale, which is rounded up to a bfloat16: a KV cache in int8."""
+    most_T = x_TD.float().abs().amax(-1)
+    scale_T = (((most_T / 127).view(torch.int32) + 0xFFFF) & ~0xFFFF).view(torch.float32)
+    # The smallest are zero: the inverse of their scale may be infinite.
+    is_some_T = most_T >= 2.0**-100
+    scale_T = torch.where(is_some_T, scale_T, 0.0)
+    inverse_T = torch.where(is_some_T, 1 / scale_T, 0.0)
+    return (x_TD.float() * inverse_T[..., None]).round(), scale_T

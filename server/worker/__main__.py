@@ -110,6 +110,8 @@ def _decoder(model: ModelConfig, loaded: LoadedModel, num_on_gpu: int) -> tuple[
         executor=runner.name,
         attention=runner.attention,
         quantization_kl=runner.quantization_kl,
+        kv_dtype=model.kv_dtype,
+        kv_cache_kl=runner.kv_cache_kl,
         reproducible=problem is None,
         reproducible_reason=problem,
         weight_bytes=runner.weight_bytes,
@@ -124,12 +126,12 @@ def _decoder(model: ModelConfig, loaded: LoadedModel, num_on_gpu: int) -> tuple[
 
 
 def _quality_ids(model: ModelConfig, loaded: LoadedModel) -> list[list[int]]:
-    """Prompts on which quantised weights are compared with those they are made of."""
+    """Prompts on which quantised weights, and a quantised cache, are compared with those they are made of."""
     from tokenizers import Tokenizer
 
     from server.engine import quality
 
-    if model.quantize == "none":
+    if model.quantize == "none" and model.kv_dtype == "auto":
         return []
     tokenizer = Tokenizer.from_str(loaded.tokenizer.tokenizer_json)
     return quality.token_ids(lambda text: tokenizer.encode(text).ids, loaded.max_model_len)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from server.config import KvDtype
 from server.encoder import attention as encoder_attention
 from server.encoder.texts import Texts
 from server.engine import batch_inputs
@@ -90,15 +91,24 @@ def _attention_is_right(dtype: torch.dtype, numbers: torch.Generator) -> bool:
         torch.randn(NUM_TOKENS, heads, HEAD_WIDTH, generator=numbers).to(dtype)
         for heads in (num_heads, num_kv_heads, num_kv_heads)
     )
-    if kernels.has("attend"):
-        found = _of_a_decoder(query_CHD, key_CHD, value_CHD)
-        if not _is_close(found, _expected_attention(states, is_causal=True), dtype):
+    for kv_dtype in get_args(KvDtype) if kernels.has("attend") else ():
+        found = _of_a_decoder(query_CHD, key_CHD, value_CHD, kv_dtype)
+        cached = (query_CHD, _cached(key_CHD, kv_dtype), _cached(value_CHD, kv_dtype))
+        if not _is_close(found, _expected_attention(cached, is_causal=True), dtype):
             return False
     found = encoder_attention.attend(query_CHD, key_CHD, value_CHD, Texts([NUM_TOKENS]), scaling=HEAD_WIDTH**-0.5)
     return _is_close(found, _expected_attention(states, is_causal=False), dtype)
 
 
-def _of_a_decoder(query_CHD: Tensor, key_CHD: Tensor, value_CHD: Tensor) -> Tensor:
+def _cached(x_CHD: Tensor, kv_dtype: KvDtype) -> Tensor:
+    """As a cache of this type holds it."""
+    if kv_dtype == "auto":
+        return x_CHD
+    whole_CHD, scale_CH = reference.int8_bytes(x_CHD)
+    return whole_CHD * scale_CH[..., None]
+
+
+def _of_a_decoder(query_CHD: Tensor, key_CHD: Tensor, value_CHD: Tensor, kv_dtype: KvDtype) -> Tensor:
     """Of one sequence's tokens, all of them new."""
     spec = LayerSpec(
         num_heads=query_CHD.shape[1],
@@ -108,7 +118,7 @@ def _of_a_decoder(query_CHD: Tensor, key_CHD: Tensor, value_CHD: Tensor) -> Tens
         scaling=HEAD_WIDTH**-0.5,
     )
     num_blocks = -(-NUM_TOKENS // BLOCK_SIZE)
-    backend = NativeAttention([spec], num_blocks, BLOCK_SIZE, query_CHD.dtype, CPU)
+    backend = NativeAttention([spec], num_blocks, BLOCK_SIZE, query_CHD.dtype, CPU, kv_dtype=kv_dtype)
     row = Row(key=0, token_ids=[0] * NUM_TOKENS, num_computed=0, block_table=list(range(num_blocks)), num_logits=1)
     backend.begin(batch_inputs.build([row], BLOCK_SIZE, CPU))
     query, key, value = (x.transpose(0, 1)[None] for x in (query_CHD, key_CHD, value_CHD))

@@ -108,6 +108,16 @@ def test_info_says_which_cpu_kernels_are_used():
     assert client_of(app).get("/info").json()["models"][0]["kernels"] == "avx512"
 
 
+def test_info_reports_the_type_of_the_kv_cache_and_what_it_loses():
+    app = front(says("mill"))
+    app.state.worker.ready = ready(kv_dtype="auto", dtype="bfloat16")
+    [model] = client_of(app).get("/info").json()["models"]
+    assert (model["kv_dtype"], model.get("kv_cache_kl")) == ("bfloat16", None)
+    app.state.worker.ready = ready(kv_dtype="int8", kv_cache_kl=0.0012)
+    [model] = client_of(app).get("/info").json()["models"]
+    assert (model["kv_dtype"], model["kv_cache_kl"]) == ("int8", 0.0012)
+
+
 @pytest.mark.parametrize("learned", [None, 640])
 def test_info_has_the_token_budget_that_the_worker_has_learned(learned: int | None) -> None:
     app = front(says("mill"))

@@ -82,6 +82,59 @@ def test_int8_weights_move_the_logits_a_little_and_the_loss_is_told(native: None
     assert 0 < lost.kl < 0.05
 
 
+@pytest.mark.parametrize(("family", "executor"), [("qwen3", "fused"), ("gemma", "generic")])
+def test_reports_what_an_int8_cache_loses(native: None, family: str, executor: str) -> None:
+    texts = [[5, 6, 7, 8, 9, 10, 11], [90, 80, 70, 60]]
+    plain = build_runner(tiny_decoder(family), config(executor=executor), 64, pack=pack_linears)
+    assert plain.kv_cache_kl is None
+    settings = config(executor=executor, kv_dtype="int8")
+    runner = build_runner(tiny_decoder(family), settings, 64, pack=pack_linears, quality_ids=texts)
+    assert runner.name == executor
+    lost = quality.loss(quality.logprobs(plain, texts), quality.logprobs(runner, texts))
+    assert runner.kv_cache_kl == pytest.approx(lost.kl, rel=1e-3)
+    assert 0 < lost.kl < 0.01
+    assert runner.quantization_kl is None
+
+
+def test_an_int8_cache_has_twice_the_blocks(native: None) -> None:
+    sizes = {"dtype": "bfloat16", "kv_cache_gib": 0.002, "max_running": 200}
+    whole, half = (
+        build_runner(tiny_decoder("qwen3").bfloat16(), config(kv_dtype=kv_dtype, **sizes), 96)
+        for kv_dtype in ("auto", "int8")
+    )
+    assert half.num_blocks > 1.75 * whole.num_blocks
+    assert half.kv_cache_bytes <= 0.002 * 2**30
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_with_an_int8_cache_a_rows_logits_are_the_same_alone_together_and_in_chunks(
+    native: None, dtype: torch.dtype
+) -> None:
+    runner = build_runner(tiny_decoder("qwen3").to(dtype), config(deterministic=True, kv_dtype="int8"), 96)
+    assert runner.is_row_invariant
+    together = last_logits(runner, [40, 7, 90])
+    assert torch.equal(together[0], last_logits(runner, [40, 0, 0])[0])
+    assert torch.equal(together[1], last_logits(runner, [0, 7, 0])[0])
+    assert all(map(torch.equal, together, last_logits(runner, [40, 7, 90], chunk=13)))
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "reason"),
+    [
+        ("bloom", {}, "its forward takes no position_ids"),
+        ("llama", {}, "heads of width 12 are no multiple of 16"),
+        ("qwen3", {"block_size": 16}, "block_size is 16 and not 32"),
+    ],
+)
+def test_refuses_an_int8_cache_without_native_attention(
+    native: None, family: str, settings: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(
+        ConfigurationError, match=rf"cannot have its KV cache in int8: .*{reason}.* Set kv_dtype to auto"
+    ):
+        build_runner(tiny_decoder(family), config(kv_dtype="int8", **settings), 64, pack=pack_linears)
+
+
 def test_weights_that_cannot_be_quantised_are_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match=r"cannot be quantised to int8: .* Set quantize to none"):
         build_runner(tiny_decoder("llama"), config(quantize="int8"), 64, pack=pack_linears)

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import torch
 
+from server.config import KvDtype, ModelConfig
 from server.engine.attention import native
 from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.cuda import choose_cuda
 from server.engine.attention.native import NativeAttention
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.kv_cache import LayerSpec
+from server.errors import EXIT_MODEL, ConfigurationError
 
 log = logging.getLogger("sluice.engine")
 
@@ -25,8 +27,11 @@ def choose_attention(
     device: torch.device,
     *,
     deterministic: bool = False,
+    kv_dtype: KvDtype = "auto",
 ) -> AttentionBackend:
-    """The fastest back end that can attend in all of these layers."""
+    """The fastest back end that can attend in all of these layers. Int8 requires `require_int8`."""
+    if kv_dtype == "int8":
+        return NativeAttention(specs, num_blocks, block_size, dtype, device, kv_dtype=kv_dtype)
     if device.type == "cuda":
         return choose_cuda(specs, num_blocks, block_size, dtype, device, deterministic=deterministic)
     obstacle = NativeAttention.obstacle(specs, block_size, dtype, device)
@@ -36,11 +41,33 @@ def choose_attention(
     return TorchNativeAttention(specs, num_blocks, block_size, dtype, device, deterministic=deterministic)
 
 
-def bytes_per_block(specs: Sequence[LayerSpec], block_size: int, dtype: torch.dtype, device: torch.device) -> int:
+def require_int8(config: ModelConfig, specs: Sequence[LayerSpec], dtype: torch.dtype, device: torch.device) -> None:
+    """Raise `ConfigurationError` where the cache of these layers cannot be in int8."""
+    if device.type != "cpu":
+        raise no_int8_cache(config, f"its device is {device}, and int8 requires the CPU kernels")
+    if problem := NativeAttention.obstacle(specs, config.block_size, dtype, device):
+        raise no_int8_cache(config, problem)
+
+
+def no_int8_cache(config: ModelConfig, problem: str) -> ConfigurationError:
+    """``problem`` is the end of a sentence."""
+    return ConfigurationError(
+        f"Model {config.name} cannot have its KV cache in int8: {problem}. Set kv_dtype to auto.", exit_code=EXIT_MODEL
+    )
+
+
+def bytes_per_block(
+    specs: Sequence[LayerSpec],
+    block_size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    kv_dtype: KvDtype = "auto",
+) -> int:
     """Bytes that a block takes in all of these layers, in the back end that `choose_attention` takes for them.
 
     A worker that replaces another is given the bytes of its cache, and must make as many blocks of them.
     """
-    if NativeAttention.obstacle(specs, block_size, dtype, device) is None:
-        return sum(native.block_bytes(spec, dtype) for spec in specs)
+    if kv_dtype == "int8" or NativeAttention.obstacle(specs, block_size, dtype, device) is None:
+        return sum(native.block_bytes(spec, dtype, kv_dtype) for spec in specs)
     return sum(spec.block_bytes(block_size, dtype) for spec in specs)

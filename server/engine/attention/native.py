@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from server.config import KvDtype
 from server.engine.attention.backend import AttentionBackend, HeadNorm, Rotary
 from server.engine.batch_inputs import BatchInputs
 from server.engine.kv_cache import LayerSpec
@@ -35,6 +36,8 @@ BLOCK_SIZE = 32
 DIM_STEP = 16
 MAX_DIM = 256
 """Widths of keys and values are multiples of the one, up to the other."""
+SCALE_BYTES = 2
+"""Of a key or a value in int8: a bfloat16 for each token and head."""
 
 
 class _Layer(ctypes.Structure):
@@ -48,6 +51,7 @@ class _Layer(ctypes.Structure):
         ("scaling", ctypes.c_double),
         ("softcap", ctypes.c_double),
         ("is_bfloat16", ctypes.c_int64),
+        ("has_bytes", ctypes.c_int64),
     ]
 
 
@@ -84,12 +88,24 @@ class _Call(ctypes.Structure):
 
 
 class NativeAttention(AttentionBackend):
-    """Keys and values lie in the order in which the kernel multiplies them; see `Place` in attention_heads.h."""
+    """Keys and values lie in the order in which the kernel multiplies them; see `Place` in attention_heads.h.
+
+    With ``kv_dtype`` int8, each token has one scale for its key and one for its value, in each head. One scale for a
+    block would take less memory, but a later token could then change what earlier ones have stored, and results would
+    depend on the chunks in which the block was filled.
+    """
 
     name = "native"
 
     def __init__(
-        self, specs: Sequence[LayerSpec], num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        specs: Sequence[LayerSpec],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        kv_dtype: KvDtype = "auto",
     ) -> None:
         problem = self.obstacle(specs, block_size, dtype, device)
         module = kernels.module()
@@ -97,10 +113,12 @@ class NativeAttention(AttentionBackend):
         self.specs = tuple(specs)
         self._attend = module.attend
         self.dtype = dtype
-        self._pools_NW = [zeroed((num_blocks, block_bytes(spec, dtype)), torch.uint8, device) for spec in self.specs]
+        self._pools_NW = [
+            zeroed((num_blocks, block_bytes(spec, dtype, kv_dtype)), torch.uint8, device) for spec in self.specs
+        ]
         self._last_step_s = 0.0
         take_pages(self._pools_NW, lambda: self._last_step_s)
-        self._layers = [_layer(*each, dtype) for each in zip(self.specs, self._pools_NW, strict=True)]
+        self._layers = [_layer(*each, dtype, kv_dtype) for each in zip(self.specs, self._pools_NW, strict=True)]
         self._step = _Step()
         self._layer_addresses = [ctypes.addressof(layer) for layer in self._layers]
         self.step_address = ctypes.addressof(self._step)
@@ -226,12 +244,14 @@ class NativeAttention(AttentionBackend):
         return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def block_bytes(spec: LayerSpec, dtype: torch.dtype) -> int:
+def block_bytes(spec: LayerSpec, dtype: torch.dtype, kv_dtype: KvDtype = "auto") -> int:
     """Of one layer. Keys and values take no more than their own widths."""
+    if kv_dtype == "int8":
+        return spec.num_kv_heads * BLOCK_SIZE * (spec.key_dim + spec.value_dim + 2 * SCALE_BYTES)
     return spec.num_kv_heads * BLOCK_SIZE * (spec.key_dim + spec.value_dim) * dtype.itemsize
 
 
-def _layer(spec: LayerSpec, pool_NW: Tensor, dtype: torch.dtype) -> _Layer:
+def _layer(spec: LayerSpec, pool_NW: Tensor, dtype: torch.dtype, kv_dtype: KvDtype) -> _Layer:
     return _Layer(
         address(pool_NW),
         spec.num_heads,
@@ -242,4 +262,5 @@ def _layer(spec: LayerSpec, pool_NW: Tensor, dtype: torch.dtype) -> _Layer:
         spec.scaling,
         spec.softcap or 0.0,
         dtype == torch.bfloat16,
+        kv_dtype == "int8",
     )

@@ -11,19 +11,20 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from server.config import ModelConfig
+from server.config import KvDtype, ModelConfig
 from server.engine import memory, selfcheck
 from server.engine.attention.backend import AttentionBackend
-from server.engine.attention.choose import bytes_per_block, choose_attention
+from server.engine.attention.choose import bytes_per_block, choose_attention, no_int8_cache, require_int8
 from server.engine.batch_inputs import Row
 from server.engine.executors.compat import CompatRunner
 from server.engine.executors.compiled import compile_layers
 from server.engine.executors.cuda_graphs import with_graphs
 from server.engine.executors.deterministic import DeterministicRunner, steady, unsteady
 from server.engine.executors.fused import prepare
+from server.engine.executors.fused.runner import FusedRunner
 from server.engine.executors.generic import ATTENTION, GenericRunner, Unsupported, probe, set_attention
 from server.engine.executors.lengthwise import Lengthwise, install
-from server.engine.executors.quantising import quantise_linears, quantised
+from server.engine.executors.quantising import cache_loss, quantise_linears, quantised
 from server.engine.kv_cache import LayerSpec
 from server.engine.memory import CudaShare
 from server.engine.model_runner import ModelRunner
@@ -97,6 +98,9 @@ def build_runner(
         lengthwise=lengthwise,
         share=share,
     )
+    if config.kv_dtype == "int8":
+        _require_int8(subject)
+        state.restore()
     if config.executor in ("auto", "fused") and not config.compile:
         try:
             return _fused(subject)
@@ -117,6 +121,17 @@ def build_runner(
     if config.compile:
         log.warning("model %s is not compiled: only the generic executor has layers to compile", config.name)
     return _compat(subject, plain)
+
+
+def _require_int8(subject: _Subject) -> None:
+    """Raises `ConfigurationError` where the cache cannot be in int8."""
+    module, config = subject.module, subject.config
+    set_attention(module, ATTENTION)
+    try:
+        specs = probe(module)
+    except (Unsupported, *FORWARD_FAILURES) as error:
+        raise no_int8_cache(config, str(error)) from error
+    require_int8(config, specs, module.dtype, module.device)
 
 
 def _refused(config: ModelConfig, executor: str, error: Unsupported) -> None:
@@ -151,9 +166,14 @@ def _fused(subject: _Subject) -> ModelRunner:
         raise Unsupported(problem)
     kl = quantised(config, prepared.small_runner, prepared.quantise, subject.quality_ids)
     specs = prepared.decoder.specs
+
+    def make_runner(num_blocks: int, kv_dtype: KvDtype) -> FusedRunner:
+        return prepared.runner(make_backend(specs, num_blocks, kv_dtype), num_blocks)
+
+    cache_kl = cache_loss(config, make_runner, subject.quality_ids)
     num_blocks = subject.num_blocks(_block_bytes(subject, specs), prepared.small_runner)
-    runner = prepared.runner(make_backend(specs, num_blocks), num_blocks)
-    runner.quantization_kl = kl
+    runner = make_runner(num_blocks, config.kv_dtype)
+    runner.quantization_kl, runner.kv_cache_kl = kl, cache_kl
     return with_graphs(runner, config)
 
 
@@ -198,17 +218,20 @@ def _generic(subject: _Subject) -> ModelRunner:
         compile_layers(module, config.name, lambda: selfcheck.difference(checked, expected))
     make_runner = partial(_generic_runner, subject, specs)
     kl = quantised(config, make_runner, partial(quantise_linears, module), subject.quality_ids)
-    runner = make_runner(subject.num_blocks(_block_bytes(subject, specs), make_runner))
-    runner.quantization_kl = kl
+    cache_kl = cache_loss(config, make_runner, subject.quality_ids)
+    runner = make_runner(subject.num_blocks(_block_bytes(subject, specs), make_runner), config.kv_dtype)
+    runner.quantization_kl, runner.kv_cache_kl = kl, cache_kl
     return with_graphs(runner, config)
 
 
-def _generic_runner(subject: _Subject, specs: list[LayerSpec], num_blocks: int) -> GenericRunner:
+def _generic_runner(
+    subject: _Subject, specs: list[LayerSpec], num_blocks: int, kv_dtype: KvDtype = "auto"
+) -> GenericRunner:
     module, config = subject.module, subject.config
     return GenericRunner(
         module,
         specs,
-        _backend(module, config, specs, num_blocks),
+        _backend(module, config, specs, num_blocks, kv_dtype),
         num_blocks=num_blocks,
         block_size=config.block_size,
         vocab_size=subject.expected.vocab_size,
@@ -217,10 +240,21 @@ def _generic_runner(subject: _Subject, specs: list[LayerSpec], num_blocks: int) 
 
 
 def _backend(
-    module: PreTrainedModel, config: ModelConfig, specs: Sequence[LayerSpec], num_blocks: int
+    module: PreTrainedModel,
+    config: ModelConfig,
+    specs: Sequence[LayerSpec],
+    num_blocks: int,
+    kv_dtype: KvDtype = "auto",
 ) -> AttentionBackend:
+    """Checks compare numbers with the module's, so their caches are in its own type."""
     return choose_attention(
-        specs, num_blocks, config.block_size, module.dtype, module.device, deterministic=config.deterministic
+        specs,
+        num_blocks,
+        config.block_size,
+        module.dtype,
+        module.device,
+        deterministic=config.deterministic,
+        kv_dtype=kv_dtype,
     )
 
 
@@ -230,13 +264,15 @@ def _on_gpu(module: PreTrainedModel) -> bool:
 
 
 def _block_bytes(subject: _Subject, specs: Sequence[LayerSpec]) -> int:
-    module = subject.module
-    return bytes_per_block(specs, subject.config.block_size, module.dtype, module.device)
+    module, config = subject.module, subject.config
+    return bytes_per_block(specs, config.block_size, module.dtype, module.device, kv_dtype=config.kv_dtype)
 
 
 def _compat(subject: _Subject, plain: str) -> CompatRunner:
     """``plain`` is the attention that the module came with."""
     module, config, expected = subject.module, subject.config, subject.expected
+    if config.kv_dtype == "int8":
+        raise no_int8_cache(config, "it runs in the compat executor, where the model holds its cache itself")
     make = partial(
         CompatRunner,
         module,

@@ -1,4 +1,4 @@
-"""Quantised weights in a module that another executor runs, and what they cost in numbers."""
+"""Quantised weights in a module that another executor runs, and what they and a quantised cache cost in numbers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from server.config import ModelConfig
+from server.config import KvDtype, ModelConfig
 from server.engine import quality
 from server.engine.model_runner import ModelRunner
 from server.errors import EXIT_MODEL, ConfigurationError
@@ -50,12 +50,32 @@ def quantised(
             exit_code=EXIT_MODEL,
         ) from error
     lost = quality.loss(before, quality.logprobs(make_runner(num_blocks), sequences))
+    _log(config, f"in {config.quantize}", lost)
+    return lost.kl
+
+
+def cache_loss(
+    config: ModelConfig, make_runner: Callable[[int, KvDtype], ModelRunner], sequences: Sequence[Sequence[int]]
+) -> float | None:
+    """What a cache in ``config.kv_dtype`` costs beside the model's own type, whatever the weights are in.
+
+    ``make_runner`` takes a number of blocks. Returns the mean divergence of `quality.Loss`; None for the own type.
+    """
+    if config.kv_dtype == "auto":
+        return None
+    num_blocks = quality.num_blocks(sequences, config.block_size)
+    before, after = (quality.logprobs(make_runner(num_blocks, kind), sequences) for kind in ("auto", config.kv_dtype))
+    lost = quality.loss(before, after)
+    _log(config, f"with a KV cache in {config.kv_dtype}", lost)
+    return lost.kl
+
+
+def _log(config: ModelConfig, what: str, lost: quality.Loss) -> None:
     log.info(
-        "model %s in %s: the next token's distribution moves by %.4f nats on average, and its most likely token is "
-        "the same at %.1f %% of all places",
+        "model %s %s: the next token's distribution moves by %.4f nats on average, and its most likely token is the "
+        "same at %.1f %% of all places",
         config.name,
-        config.quantize,
+        what,
         lost.kl,
         100 * lost.same_top,
     )
-    return lost.kl

@@ -25,6 +25,7 @@ class WrappingRunner(ModelRunner):
         self.is_row_invariant = runner.is_row_invariant
         self.length_rule = runner.length_rule
         self.quantization_kl = runner.quantization_kl
+        self.kv_cache_kl = runner.kv_cache_kl
 
     def release(self, key: int) -> None:
         self._runner.release(key)

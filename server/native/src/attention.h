@@ -148,8 +148,9 @@ private:
           static_cast<const Value *>(call.query) + token * call.query_token + head_of(tile, r) * call.query_head;
       prepare<T>(call, from, layer.key_dim, call.query_norm, token, wide);
       uint32_t *words = queries + r * QUERY_STRIDE;
-      round_all<T>(wide, layer.key_dim, reinterpret_cast<Value *>(words));
-      std::fill(words + num_words, words + (num_words + STEP - 1) / STEP * STEP, 0);
+      if constexpr (T::HAS_SCALES) fix_query(wide, layer.key_dim, words);
+      else round_all<T>(wide, layer.key_dim, reinterpret_cast<Value *>(words));
+      if constexpr (STEP > 1) std::fill(words + num_words, words + (num_words + STEP - 1) / STEP * STEP, 0);
     }
   }
 
@@ -263,8 +264,13 @@ template <class T> void attend_layer(const Layer &layer, const Step &step, const
   }
 }
 
+// T is what the model computes in.
+template <class T> void attend_cache(const Layer &layer, const Step &step, const Call &call) {
+  layer.has_bytes ? attend_layer<Int8<T>>(layer, step, call) : attend_layer<T>(layer, step, call);
+}
+
 inline void attend_layer(const Layer &layer, const Step &step, const Call &call) {
-  layer.is_bfloat16 ? attend_layer<Bfloat16>(layer, step, call) : attend_layer<Float32>(layer, step, call);
+  layer.is_bfloat16 ? attend_cache<Bfloat16>(layer, step, call) : attend_cache<Float32>(layer, step, call);
 }
 
 // attend(layer, step, call): addresses of the three structs

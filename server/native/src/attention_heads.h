@@ -1,7 +1,7 @@
 // One head's vector on its way into the cache or into a tile of queries: norm, rotation, places.
 #pragma once
 
-#include "attention_lanes.h"
+#include "attention_bytes.h"
 
 namespace attention {
 
@@ -16,6 +16,7 @@ struct Layer {
   double scaling;
   double softcap; // 0 for none
   int64_t is_bfloat16;
+  int64_t has_bytes; // the cache is in int8
 };
 
 // A sequence's new tokens: `count` from `start` on in the step, after `computed` in the cache.
@@ -45,18 +46,25 @@ struct Call {
 };
 
 // A block holds for each head its keys as [dim / PACK][token] words, then its values as [token / PACK][dim] words, so
-// that a product with sixteen tokens' keys, or with sixteen places of a value, is one load away.
+// that a product with sixteen tokens' keys, or with sixteen places of a value, is one load away. In int8 the scales of
+// all tokens follow: those of the keys, then those of the values.
 template <class T> struct Place {
   uint32_t *keys, *values;
+  uint16_t *scales;
 
   Place() = default;
 
   Place(const Layer &layer, int64_t block, int64_t head) {
     const int64_t key_words = BLOCK * layer.key_dim / T::PACK, value_words = BLOCK * layer.value_dim / T::PACK;
-    keys = layer.pool + (block * layer.num_kv_heads + head) * (key_words + value_words);
+    const int64_t scale_words = T::HAS_SCALES ? BLOCK : 0;
+    keys = layer.pool + (block * layer.num_kv_heads + head) * (key_words + value_words + scale_words);
     values = keys + key_words;
+    scales = reinterpret_cast<uint16_t *>(values + value_words);
   }
 };
+
+template <class T> uint16_t *key_scales(const Place<T> &place) { return place.scales; }
+template <class T> uint16_t *value_scales(const Place<T> &place) { return place.scales + BLOCK; }
 
 // Widened to float32, then normed and rotated where the call says so, rounded where the model rounds.
 template <class T>
@@ -95,6 +103,13 @@ template <class T> void round_all(const float *from, int64_t width, typename T::
   for (int64_t i = 0; i < width; ++i) to[i] = T::rounded(from[i]);
 }
 
+// What is finite, as the cache holds it. Writes the scale only where the cache has any.
+template <class T>
+void store_all(const float *from, int64_t width, int offset, typename T::Stored *to, uint16_t *scale) {
+  if constexpr (T::HAS_SCALES) *scale = to_bytes(from, width, offset, to);
+  else round_all<T>(from, width, to);
+}
+
 // A sequence's new tokens that lie in one block.
 struct Piece {
   const Row *row;
@@ -104,11 +119,11 @@ struct Piece {
 template <class T> bool write_key(const Layer &layer, const Call &call, const Place<T> &place, int64_t head, int64_t token, int64_t offset) {
   using Value = typename T::Value;
   alignas(64) float wide[MOST_DIM];
-  alignas(64) Value key[MOST_DIM];
+  alignas(64) typename T::Stored key[MOST_DIM];
   const Value *from = static_cast<const Value *>(call.key) + token * call.key_token + head * call.key_head;
   prepare<T>(call, from, layer.key_dim, call.key_norm, token, wide);
   const bool is_finite = make_finite<T>(wide, layer.key_dim);
-  round_all<T>(wide, layer.key_dim, key);
+  store_all<T>(wide, layer.key_dim, KEY_OFFSET, key, key_scales(place) + offset);
   for (int64_t i = 0; i < layer.key_dim / T::PACK; ++i)
     std::memcpy(place.keys + i * BLOCK + offset, key + i * T::PACK, sizeof(uint32_t));
   return is_finite;
@@ -117,14 +132,15 @@ template <class T> bool write_key(const Layer &layer, const Call &call, const Pl
 template <class T> bool write_value(const Layer &layer, const Call &call, const Place<T> &place, int64_t head, int64_t token, int64_t offset) {
   using Value = typename T::Value;
   alignas(64) float wide[MOST_DIM];
-  alignas(64) Value value[MOST_DIM];
+  alignas(64) typename T::Stored value[MOST_DIM];
   const Value *from = static_cast<const Value *>(call.value) + token * call.value_token + head * call.value_head;
   for (int64_t i = 0; i < layer.value_dim; ++i) wide[i] = T::wide(from[i]);
   const bool is_finite = make_finite<T>(wide, layer.value_dim);
-  round_all<T>(wide, layer.value_dim, value);
-  // Whole words with the other token's half left as it is: no other thread writes to this block.
-  const int shift = 16 * (offset % T::PACK);
-  const uint32_t kept = T::PACK == 1 ? 0 : 0xffff0000u >> shift;
+  store_all<T>(wide, layer.value_dim, VALUE_OFFSET, value, value_scales(place) + offset);
+  // Whole words with the other tokens' parts left as they are: no other thread writes to this block.
+  constexpr int bits = 32 / T::PACK;
+  const int shift = bits * (offset % T::PACK);
+  const uint32_t kept = ~(0xffffffffu >> (32 - bits) << shift);
   uint32_t *words = place.values + offset / T::PACK * layer.value_dim;
   for (int64_t i = 0; i < layer.value_dim; ++i) words[i] = (words[i] & kept) | T::bits(value[i]) << shift;
   return is_finite;

@@ -16,7 +16,10 @@ using lanes::load;
 // What the cache holds: a word of 32 bits is one float, or two bfloat16 that are multiplied and added together.
 struct Float32 {
   using Value = float;
+  using Stored = float;
+  using Weight = float;
   static constexpr int PACK = 1;
+  static constexpr bool HAS_SCALES = false;
   static constexpr float TOO_LARGE = INFINITE; // and all above it is not finite in the cache
   static uint32_t bits(float value) { return std::bit_cast<uint32_t>(value); }
   static Lanes add_product(Lanes sum, Lanes a, Lanes b) { return multiply_add(a, b, sum); }
@@ -30,7 +33,10 @@ struct Float32 {
 
 struct Bfloat16 {
   using Value = uint16_t;
+  using Stored = uint16_t;
+  using Weight = uint16_t;
   static constexpr int PACK = 2;
+  static constexpr bool HAS_SCALES = false;
   static constexpr float TOO_LARGE = 0x1.ffp127f;
   static uint32_t bits(uint16_t value) { return value; }
   static Lanes add_product(Lanes sum, Lanes a, Lanes b) { return add_pairs(sum, a, b); }

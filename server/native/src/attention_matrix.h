@@ -3,7 +3,7 @@
 // the number of rows.
 #pragma once
 
-#include "attention_tile.h"
+#include "attention_byte_products.h"
 #include "tile.h"
 
 namespace attention {
@@ -119,11 +119,11 @@ private:
 
 // What multiplies with a cache of this type.
 template <class T>
-using Products = std::conditional_t<std::is_same_v<T, Bfloat16>, MatrixProducts, VectorProducts<T>>;
+using Products = std::conditional_t<std::is_same_v<T, Bfloat16>, MatrixProducts, LanesProducts<T>>;
 
 #else
 
-template <class T> using Products = VectorProducts<T>;
+template <class T> using Products = LanesProducts<T>;
 
 #endif
 

@@ -43,8 +43,8 @@ inline Lanes everywhere(const uint32_t *word) {
 }
 inline Lanes load(const uint32_t *words) { return load(reinterpret_cast<const float *>(words)); }
 
-// Asks for a line of words that are needed soon.
-inline void fetch(const uint32_t *words) { _mm_prefetch(reinterpret_cast<const char *>(words), _MM_HINT_T1); }
+// Asks for a line that is needed soon.
+inline void fetch(const void *place) { _mm_prefetch(static_cast<const char *>(place), _MM_HINT_T1); }
 
 // Products of R queries with the keys of `count` blocks, of `words` each. Meanwhile the keys of those AHEAD of them come.
 template <class T, int R>
@@ -71,14 +71,14 @@ void score(const uint32_t *query, const Place<T> *places, int64_t count, int64_t
   }
 }
 
-// Turns a row's scores of `count` keys into weights, in place, as wide as the cache's values. The row sees `first` to
+// Turns a row's scores of `count` keys into weights, in place, as wide as the values are multiplied with. The row sees `first` to
 // `last - 1` of them.
 template <class T>
 void weigh(const Layer &layer, float *scores, int64_t count, int64_t first, int64_t last, float *top, float *total) {
-  using Value = typename T::Value;
-  Value *weights = reinterpret_cast<Value *>(scores);
+  using Weight = typename T::Weight;
+  Weight *weights = reinterpret_cast<Weight *>(scores);
   if (std::max<int64_t>(first, 0) >= std::min(last, count)) {
-    std::fill_n(weights, count, Value{});
+    std::fill_n(weights, count, Weight{});
     *top = -INFINITE;
     *total = 0.0f;
     return;
