@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 from server.config import KvDtype, ModelConfig
 from server.engine import memory
-from server.engine.attention.choose import bytes_per_block, no_int8_cache, require_int8
+from server.engine.attention.choose import bytes_per_block
 from server.engine.engine import default_max_batch_tokens
+from server.engine.executors import int8_cache
 from server.engine.executors.generic import ATTENTION, Unsupported, probe, set_attention
 from server.engine.memory import CudaShare
 from server.engine.selfcheck import FORWARD_FAILURES
@@ -154,18 +155,17 @@ def _cache(
     cuda_room: Callable[[], int] | None,
 ) -> PlannedCache | None:
     """As large as the engine would make it now. Raises `ConfigurationError` where one sequence does not fit."""
+    if model.kv_dtype == "int8":
+        kernels.use("auto", 1)
+        int8_cache.require(module, model, dtype, device)
     set_attention(module, ATTENTION)
     try:
         specs = probe(module)
     except (Unsupported, *FORWARD_FAILURES) as error:
-        if model.kv_dtype == "int8":
-            raise no_int8_cache(model, str(error)) from error
         logging.getLogger("sluice.plan").debug("the cache is not known: %s", error)
         return None
     token_bytes = sum(spec.block_bytes(1, dtype) for spec in specs)
     if model.kv_dtype == "int8":
-        kernels.use("auto", 1)
-        require_int8(model, specs, dtype, device)
         token_bytes = bytes_per_block(specs, model.block_size, dtype, device, kv_dtype="int8") // model.block_size
     num_blocks = memory.num_blocks(model, token_bytes * model.block_size, max_model_len, cuda_room)
     num_tokens = num_blocks * model.block_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from server.config import ModelConfig
 from server.engine import quality
 from server.engine.batch_inputs import Row
-from server.engine.executors import build_runner
+from server.engine.executors import build_runner, int8_cache
 from server.engine.model_runner import ModelRunner
 from server.errors import ConfigurationError
 from server.models.packed_linear import pack_linears
@@ -122,17 +123,27 @@ def test_with_an_int8_cache_a_rows_logits_are_the_same_alone_together_and_in_chu
     ("family", "settings", "reason"),
     [
         ("bloom", {}, "its forward takes no position_ids"),
-        ("llama", {}, "heads of width 12 are no multiple of 16"),
+        ("llama", {}, "heads of width 12 are no multiple of 16 up to 256"),
         ("qwen3", {"block_size": 16}, "block_size is 16 and not 32"),
+        ("qwen3", {"dtype": torch.float16}, "its numbers are torch.float16"),
+        ("qwen3", {"kernels": None}, "there are no kernels for it"),
     ],
+    ids=str,
 )
 def test_refuses_an_int8_cache_without_native_attention(
-    native: None, family: str, settings: dict[str, object], reason: str
+    native: None, family: str, settings: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(
-        ConfigurationError, match=rf"cannot have its KV cache in int8: .*{reason}.* Set kv_dtype to auto"
-    ):
-        build_runner(tiny_decoder(family), config(kv_dtype="int8", **settings), 64, pack=pack_linears)
+    if "kernels" in settings:
+        monkeypatch.setattr(kernels._State, "module", None)
+    module = tiny_decoder(family).to(settings.get("dtype", torch.float32))
+    with pytest.raises(ConfigurationError) as error:
+        build_runner(module, config(kv_dtype="int8", block_size=settings.get("block_size", 32)), 64, pack=pack_linears)
+    assert str(error.value) == f"Model m cannot have its KV cache in int8: {reason}. Set kv_dtype to auto."
+
+
+def test_refuses_an_int8_cache_on_a_gpu() -> None:
+    with pytest.raises(ConfigurationError, match="its device is cuda:0, and int8 requires the CPU kernels"):
+        int8_cache.require(tiny_decoder("qwen3"), config(kv_dtype="int8"), torch.bfloat16, torch.device("cuda:0"))
 
 
 def test_weights_that_cannot_be_quantised_are_a_configuration_error() -> None:

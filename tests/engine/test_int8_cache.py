@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
-from server.config import ModelConfig
-from server.engine.attention.choose import bytes_per_block, require_int8
+from server.engine.attention.choose import bytes_per_block
 from server.engine.attention.native import NativeAttention
 from server.engine.kv_cache import LayerSpec
-from server.errors import ConfigurationError
 from server.native import kernels, reference
 from tests.engine.attention_driving import CPU, Scene, Told, dense_attention, layer_spec
 from tests.engine.test_native_attention import BLOCK_SIZE, NUM_BLOCKS, SHAPES, variant
@@ -177,26 +173,3 @@ def test_blocks_take_half_the_memory(dims: tuple[int, int], most: float) -> None
     assert 0.5 < half / whole < most
     cache = NativeAttention(specs, 9, BLOCK_SIZE, torch.bfloat16, CPU, kv_dtype="int8")
     assert cache.kv_cache_bytes == 9 * half
-
-
-@pytest.mark.parametrize(
-    ("reason", "spec", "settings"),
-    [
-        ("heads of width 24 are no multiple of 16 up to 256", layer_spec((4, 2), (24, 32)), {}),
-        ("block_size is 16 and not 32", layer_spec(), {"block_size": 16}),
-        ("its device is cuda:0, and int8 requires the CPU kernels", layer_spec(), {"device": "cuda:0"}),
-        ("its numbers are torch.float16", layer_spec(), {"dtype": torch.float16}),
-        ("there are no kernels for it", layer_spec(), {"kernels": "torch"}),
-    ],
-    ids=str,
-)
-def test_refuses_what_the_kernels_cannot_attend_to(
-    reason: str, spec: LayerSpec, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if settings.get("kernels") == "torch":
-        monkeypatch.setattr(kernels._State, "module", None)
-    config = ModelConfig(name="m", path="unused", kv_dtype="int8", block_size=settings.get("block_size", 32))
-    device = torch.device(settings.get("device", "cpu"))
-    with pytest.raises(ConfigurationError) as error:
-        require_int8(config, [layer_spec(), spec], settings.get("dtype", torch.float32), device)
-    assert str(error.value) == f"Model m cannot have its KV cache in int8: {reason}. Set kv_dtype to auto."

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 
 import torch
 
-from server.config import KvDtype, ModelConfig
+from server.config import KvDtype
 from server.engine.attention import native
 from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.cuda import choose_cuda
 from server.engine.attention.native import NativeAttention
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.kv_cache import LayerSpec
-from server.errors import EXIT_MODEL, ConfigurationError
 
 log = logging.getLogger("sluice.engine")
 
@@ -29,7 +28,7 @@ def choose_attention(
     deterministic: bool = False,
     kv_dtype: KvDtype = "auto",
 ) -> AttentionBackend:
-    """The fastest back end that can attend in all of these layers. Int8 requires `require_int8`."""
+    """The fastest back end that can attend in all of these layers. Only native attention has int8."""
     if kv_dtype == "int8":
         return NativeAttention(specs, num_blocks, block_size, dtype, device, kv_dtype=kv_dtype)
     if device.type == "cuda":
@@ -39,21 +38,6 @@ def choose_attention(
         return NativeAttention(specs, num_blocks, block_size, dtype, device)
     log.debug("attention by torch's own operations: %s", obstacle)
     return TorchNativeAttention(specs, num_blocks, block_size, dtype, device, deterministic=deterministic)
-
-
-def require_int8(config: ModelConfig, specs: Sequence[LayerSpec], dtype: torch.dtype, device: torch.device) -> None:
-    """Raise `ConfigurationError` where the cache of these layers cannot be in int8."""
-    if device.type != "cpu":
-        raise no_int8_cache(config, f"its device is {device}, and int8 requires the CPU kernels")
-    if problem := NativeAttention.obstacle(specs, config.block_size, dtype, device):
-        raise no_int8_cache(config, problem)
-
-
-def no_int8_cache(config: ModelConfig, problem: str) -> ConfigurationError:
-    """``problem`` is the end of a sentence."""
-    return ConfigurationError(
-        f"Model {config.name} cannot have its KV cache in int8: {problem}. Set kv_dtype to auto.", exit_code=EXIT_MODEL
-    )
 
 
 def bytes_per_block(

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from server.config import KvDtype, ModelConfig
 from server.engine import memory, selfcheck
 from server.engine.attention.backend import AttentionBackend
-from server.engine.attention.choose import bytes_per_block, choose_attention, no_int8_cache, require_int8
-from server.engine.batch_inputs import Row
+from server.engine.attention.choose import bytes_per_block, choose_attention
+from server.engine.executors import compat, int8_cache
 from server.engine.executors.compat import CompatRunner
 from server.engine.executors.compiled import compile_layers
 from server.engine.executors.cuda_graphs import with_graphs
@@ -99,7 +99,7 @@ def build_runner(
         share=share,
     )
     if config.kv_dtype == "int8":
-        _require_int8(subject)
+        int8_cache.require(module, config, module.dtype, module.device)
         state.restore()
     if config.executor in ("auto", "fused") and not config.compile:
         try:
@@ -121,17 +121,6 @@ def build_runner(
     if config.compile:
         log.warning("model %s is not compiled: only the generic executor has layers to compile", config.name)
     return _compat(subject, plain)
-
-
-def _require_int8(subject: _Subject) -> None:
-    """Raises `ConfigurationError` where the cache cannot be in int8."""
-    module, config = subject.module, subject.config
-    set_attention(module, ATTENTION)
-    try:
-        specs = probe(module)
-    except (Unsupported, *FORWARD_FAILURES) as error:
-        raise no_int8_cache(config, str(error)) from error
-    require_int8(config, specs, module.dtype, module.device)
 
 
 def _refused(config: ModelConfig, executor: str, error: Unsupported) -> None:
@@ -272,7 +261,7 @@ def _compat(subject: _Subject, plain: str) -> CompatRunner:
     """``plain`` is the attention that the module came with."""
     module, config, expected = subject.module, subject.config, subject.expected
     if config.kv_dtype == "int8":
-        raise no_int8_cache(config, "it runs in the compat executor, where the model holds its cache itself")
+        raise int8_cache.refusal(config, "it runs in the compat executor, where the model holds its cache itself")
     make = partial(
         CompatRunner,
         module,
@@ -310,17 +299,7 @@ def _compat(subject: _Subject, plain: str) -> CompatRunner:
 def _check_compat(runner: CompatRunner, expected: Reference) -> tuple[str | None, int]:
     """What is wrong, and the bytes that a block's worth of tokens holds."""
     try:
-        return selfcheck.difference(runner, expected), _cache_bytes_per_block(runner, runner.block_size)
+        return selfcheck.difference(runner, expected), compat.block_bytes(runner)
     except FORWARD_FAILURES as error:
         raise_if_memory(error)
         return f"its forward pass fails: {type(error).__name__}: {error}", 0
-
-
-@torch.inference_mode()
-def _cache_bytes_per_block(runner: CompatRunner, block_size: int) -> int:
-    """What a sequence of one block holds in the model's own cache."""
-    ids = [1] * block_size
-    runner.forward([Row(key=0, token_ids=ids, num_computed=0, block_table=[0])])
-    size = runner.cache_bytes()
-    runner.release(0)
-    return max(1, size)

@@ -165,3 +165,13 @@ class CompatRunner(ModelRunner):
 
 def _tensor_bytes(layer: Any) -> int:
     return sum(value.numel() * value.itemsize for value in vars(layer).values() if isinstance(value, Tensor))
+
+
+@torch.inference_mode()
+def block_bytes(runner: CompatRunner) -> int:
+    """What a sequence of one block holds in the model's own cache."""
+    ids = [1] * runner.block_size
+    runner.forward([Row(key=0, token_ids=ids, num_computed=0, block_table=[0])])
+    size = runner.cache_bytes()
+    runner.release(0)
+    return max(1, size)

@@ -1,0 +1,32 @@
+"""Whether a model's KV cache can be in int8."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from server.config import ModelConfig
+from server.engine.attention.native import NativeAttention
+from server.engine.executors.generic import ATTENTION, Unsupported, probe, set_attention
+from server.engine.selfcheck import FORWARD_FAILURES
+from server.errors import EXIT_MODEL, ConfigurationError
+
+
+def require(module: PreTrainedModel, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise `ConfigurationError` where it cannot. This calls the module, which needs no weights, on one short input."""
+    if device.type != "cpu":
+        raise refusal(config, f"its device is {device}, and int8 requires the CPU kernels")
+    set_attention(module, ATTENTION)
+    try:
+        specs = probe(module)
+    except (Unsupported, *FORWARD_FAILURES) as error:
+        raise refusal(config, str(error)) from error
+    if problem := NativeAttention.obstacle(specs, config.block_size, dtype, device):
+        raise refusal(config, problem)
+
+
+def refusal(config: ModelConfig, problem: str) -> ConfigurationError:
+    """``problem`` is the end of a sentence."""
+    return ConfigurationError(
+        f"Model {config.name} cannot have its KV cache in int8: {problem}. Set kv_dtype to auto.", exit_code=EXIT_MODEL
+    )
