@@ -153,7 +153,7 @@ def _made(kind: type[Any], values: dict[str, Any], where: str) -> Any:
     known = [each.name for each in fields(kind)]
     for name in values:
         if name not in known:
-            raise ScenarioError(f"{where}: there is no {name}. There are: {', '.join(known)}.")
+            raise ScenarioError(f"{where}: there is no {name}. Available: {', '.join(known)}.")
     try:
         made = kind(**values)
     except (TypeError, ValueError) as error:

@@ -17,14 +17,14 @@ from server.settings_file import did_you_mean
 
 COMMANDS = {
     "serve": "serve model folders over HTTP",
-    "chat": "talk with a model in the terminal",
-    "predict": "send texts through a model and write JSON lines",
-    "models": "list what a server serves, or what model folders there are",
-    "plan": "tell what serving would load, and how much memory it takes",
-    "check": "tell whether this machine can serve, and what to do where it cannot",
-    "config": "show every setting, its value and where it comes from",
-    "bench": "measure how fast a server generates",
-    "finetune": "train an adapter or a model that serve takes",
+    "chat": "chat with a model in the terminal",
+    "predict": "run texts through a model and write JSON lines",
+    "models": "list the models of a server or a folder",
+    "plan": "show what serve would load, and how much memory it needs",
+    "check": "check whether this machine can serve the models",
+    "config": "show every setting, its value and its source",
+    "bench": "measure the speed of generation",
+    "finetune": "train a model or an adapter that serve loads",
 }
 """Each is the module of that name in `server.commands`, with ``add_arguments`` and ``run``."""
 
@@ -33,7 +33,7 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the page of usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_CONFIG, f"{self.prog}: {message} (--help shows what there is)\n")
+        self.exit(EXIT_CONFIG, f"{self.prog}: {message} (see --help)\n")
 
     def _print_message(self, message: str, file: Any = None) -> None:
         """argparse drops help that cannot be written, and ends as if it had been."""
@@ -53,7 +53,7 @@ def _main(words: list[str]) -> int:
         return _run(words[0], words[1:])
     parser = _parser()
     if words and not words[0].startswith("-"):
-        parser.error(f"there is no command {words[0]}.{did_you_mean(words[0], COMMANDS)}")
+        parser.error(f"unknown command {words[0]}.{did_you_mean(words[0], COMMANDS)}")
     parser.parse_args(words)
     parser.print_help()
     return EXIT_CONFIG
@@ -63,7 +63,7 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="sluice",
         description="Serve and train fine-tuned language models.",
-        epilog="sluice COMMAND --help explains one.",
+        epilog="Run sluice COMMAND --help for details.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"sluice {__version__}")
@@ -96,7 +96,7 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Names
         options, unknown = parser.parse_known_args(words)
     if unknown:
         known = [flag for action in parser._actions for flag in action.option_strings]
-        parser.error(f"{unknown[0]} is not known here.{did_you_mean(unknown[0].split('=')[0], known)}")
+        parser.error(f"{unknown[0]} is not a known flag.{did_you_mean(unknown[0].split('=')[0], known)}")
     return options
 
 

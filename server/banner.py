@@ -47,7 +47,7 @@ def banner(config: ServeConfig, clients: Mapping[str, Served], *, has_keys: bool
         "",
         f"limits    {config.max_queued_requests:,} requests and {config.max_queued_tokens:,} tokens queued per model, "
         f"bodies up to {_size(config.max_body_bytes)}",
-        f"look at   {f'{url}/   ' if config.page else ''}{url}/docs   {url}/info   {url}/metrics",
+        f"open      {f'{url}/   ' if config.page else ''}{url}/docs   {url}/info   {url}/metrics",
         *(["", *_warning(config.host)] if not (has_keys or is_loopback(config.host)) else []),
         "",
         *_curl(url, ready, has_keys=has_keys),
@@ -101,8 +101,8 @@ def _size(num_bytes: int) -> str:
 
 def _warning(host: str) -> list[str]:
     return [
-        f"WARNING   Listening on {host}: whoever reaches this machine can use the server, which asks for no key.",
-        "          Give it keys with --api-keys-file, use --host 127.0.0.1, or let only a gateway reach it.",
+        f"WARNING   Listening on {host} without API keys: anyone who can reach this machine can use the server.",
+        "          Set --api-keys-file, use --host 127.0.0.1, or restrict access with a gateway.",
     ]
 
 

@@ -88,8 +88,8 @@ class ModelConfig:
         )
         _require(
             not self.compile or (self.executor in ("auto", "generic") and not self.deterministic),
-            "compile is for the generic executor, whose rows may feel one another: leave executor on auto or generic, "
-            "and deterministic off.",
+            "compile requires the generic executor and excludes deterministic: set executor to auto or generic, "
+            "and deterministic to off.",
         )
         for field, value in (("kernels", "torch"), ("executor", "compat")):
             _require(
@@ -183,9 +183,9 @@ class ServeConfig:
     """Add metrics under vLLM's names (``vllm:...``), for routers, autoscalers and dashboards made for vLLM."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.models), "No model to serve: give at least one --model NAME=PATH.")
+        _require(bool(self.models), "There is no model to serve. Give at least one --model NAME=PATH.")
         names = [model.name for model in self.models]
-        _require(len(set(names)) == len(names), f"Two models have one name: {', '.join(names)}.")
+        _require(len(set(names)) == len(names), f"Two models have the same name: {', '.join(names)}.")
         _require(0 <= self.port <= 65535, f"port is {self.port}: it must be 0 to 65535.")
         for field in (
             "max_queued_requests",
@@ -208,7 +208,7 @@ class ServeConfig:
         for origin in self.allowed_origins:
             _require(
                 re.fullmatch(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s]+", origin) is not None,
-                f"cors_origins has {origin}: an origin is * or scheme and host alone, such as https://chat.example.",
+                f"cors_origins has {origin}: an origin must be * or a scheme and a host, such as https://chat.example.",
             )
         for name in self.host_names:
             _require(

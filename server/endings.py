@@ -30,7 +30,7 @@ def exit_code(run: Callable[[], int]) -> int:
     except OSError as error:
         code = _say(_file_problem(error), EXIT_IO)
     except MemoryError:
-        code = _say("There is not enough memory. Free some, or use a smaller model.", EXIT_IO)
+        code = _say("Not enough memory. Free some, or use a smaller model.", EXIT_IO)
     except Exception as error:
         code = _say(_bug(error), EXIT_INTERNAL)
     _drop_unwritten()
@@ -68,7 +68,7 @@ def _file_problem(error: OSError) -> str:
 def _bug(error: Exception) -> str:
     """The sentence for a mistake of our own; its traceback is in a file that the sentence names."""
     trace = "".join(traceback.format_exception(error))
-    line = f"This is a bug: {type(error).__name__}: {' '.join(str(error).split())[:300]}."
+    line = f"Internal error: {type(error).__name__}: {' '.join(str(error).split())[:300]}."
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="sluice-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"

@@ -102,15 +102,15 @@ class UnknownParameter(InvalidRequest):
     def __init__(self, name: str, known: list[str]) -> None:
         near = difflib.get_close_matches(name.rpartition(".")[2][:64], known, n=5)
         fields = ", ".join([*near, *(field for field in known if field not in near)])
-        super().__init__(f"{echo(name)} is not a field here. The fields are: {fields}.", param=name)
+        super().__init__(f"{echo(name)} is not a field of this request. The fields are: {fields}.", param=name)
 
 
 class ConflictingParameters(InvalidRequest):
     """Two fields that cannot be honoured together."""
 
     code = "unsupported_value"
-    both = "{first} and {second} do not go together: {reason}."
-    alone = "{first} cannot be honoured: {reason}."
+    both = "{first} and {second} cannot be combined: {reason}."
+    alone = "{first} cannot be applied: {reason}."
 
     def __init__(self, first: str, second: str, reason: Words, *, is_second_sent: bool = True) -> None:
         """A second field that nobody sent is not named: its default is what the first conflicts with."""
@@ -146,7 +146,7 @@ class SandboxTimeout(SandboxFailure):
     """What the client sent would take longer than it may."""
 
     def __init__(self, limit_s: float) -> None:
-        super().__init__(f"It takes longer than the limit of {limit_s:g} s. Send something smaller or simpler.")
+        super().__init__(f"It exceeds the time limit of {limit_s:g} s. Send something smaller or simpler.")
 
 
 class UnsupportedGrammar(InvalidRequest):
@@ -166,7 +166,7 @@ class NoTokenLeft(InvalidRequest):
     def name_fields(self, names: Sequence[str]) -> None:
         """Tell whose rules they are."""
         if names:
-            template = "{said}. Rules that forbid tokens come from: {names}."
+            template = "{said}. These options forbid tokens: {names}."
             self.words = sentence(template, said=self.message.rstrip("."), names=listed(names))
 
 
@@ -193,7 +193,7 @@ class TemplateNotFound(SluiceError):
     type = "invalid_request_error"
 
     def __init__(self, reference: str, known: list[str]) -> None:
-        there_are = f"There are: {', '.join(known)}." if known else "This server has no templates."
+        there_are = f"Available: {', '.join(known)}." if known else "This server has no templates."
         super().__init__(f"There is no template {echo(reference)}. {there_are}", param="template")
 
 
@@ -227,7 +227,7 @@ class Starting(Unavailable):
 
 
 class Draining(Unavailable):
-    """The server is about to stop."""
+    """The server is stopping."""
 
     code = "draining"
 
@@ -239,13 +239,13 @@ class EngineRestarting(Unavailable):
 
 
 class DeadlineExceeded(SluiceError):
-    """The request's time was over before its first token."""
+    """The time limit passed before the first token."""
 
     status = 504
     code = "deadline_exceeded"
     type = "timeout_error"
 
-    def __init__(self, words: Words = "The request's time was over before its first token.") -> None:
+    def __init__(self, words: Words = "The time limit passed before the first token.") -> None:
         super().__init__(words)
 
 
@@ -278,8 +278,8 @@ class OutputDiverged(SluiceError):
 
     def __init__(self) -> None:
         super().__init__(
-            "The model's process ended during the beam search, and begun anew the search took another way than the "
-            "tokens that were sent. What was sent cannot be taken back: send the request again."
+            "The model's process crashed during the beam search, and the repeated search differs from what was already "
+            "sent. Send the request again."
         )
 
 

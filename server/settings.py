@@ -68,7 +68,7 @@ class Setting:
         return value
 
     def _wrong(self, value: Any, origin: str) -> ConfigurationError:
-        kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        kinds = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
         wanted = "one of " + ", ".join(self.choices) if self.choices else kinds[self.kind]
         return ConfigurationError(f"{origin} is {value!r}: it must be {wanted}.")
 
@@ -122,7 +122,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         # Else argparse counts it among what is required.
         default=[],
         metavar="PATH",
-        help="A model folder to serve, or NAME=PATH to name it; without a name it has the folder's.",
+        help="A model folder to serve. NAME=PATH gives it a name. (default: the folder's name)",
     )
     parser.add_argument(
         "--model",
@@ -132,13 +132,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         f"In {PREFIX}MODEL separated by commas.",
     )
     parser.add_argument(
-        "--config", metavar="FILE", help=f"A TOML file with any of these settings and [[models]]. Or {PREFIX}CONFIG."
+        "--config", metavar="FILE", help=f"A TOML file with settings and [[models]]; or {PREFIX}CONFIG."
     )
-    server = parser.add_argument_group("server", f"Each has a variable too: --port is {PREFIX}PORT.")
+    server = parser.add_argument_group("server", f"Each flag is also a variable: --port is {PREFIX}PORT.")
     for setting in settings().values():
         if not setting.per_model:
             _add_flag(server, setting)
-    add_model_flags(parser, "For every model whose [[models]] table in the file does not say otherwise.")
+    add_model_flags(parser, "Apply to all models; a [[models]] table in the file overrides them.")
 
 
 def add_model_flags(parser: argparse.ArgumentParser, description: str) -> None:
@@ -255,7 +255,7 @@ def _refuse_misspelt(environment: Mapping[str, str]) -> None:
         if variable.startswith(PREFIX) and variable not in known:
             near = difflib.get_close_matches(variable, known, n=1, cutoff=0.9)
             if near:
-                raise ConfigurationError(f"There is no variable {variable}. Did you mean {near[0]}?")
+                raise ConfigurationError(f"Unknown variable {variable}. Did you mean {near[0]}?")
 
 
 def _named(text: str) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def _checked(content: Mapping[str, Any], known: Mapping[str, Setting], where: st
     found = {}
     for key, value in content.items():
         if key not in known:
-            raise ConfigurationError(f"{where}: there is no setting {key}.{did_you_mean(key, known)}")
+            raise ConfigurationError(f"{where}: unknown setting {key}.{did_you_mean(key, known)}")
         found[key] = known[key].checked(value, f"{where}: {key}")
     return found
 

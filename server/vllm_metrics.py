@@ -106,7 +106,7 @@ def _lora_requests() -> Metric:
 
     The value is the time, as vLLM has it.
     """
-    info = Metric("vllm:lora_requests_info", "Adapters that are loaded on demand: none.", "gauge")
+    info = Metric("vllm:lora_requests_info", "Adapters loaded on demand: none.", "gauge")
     labels = {"max_lora": "0", "running_lora_adapters": "", "waiting_lora_adapters": ""}
     info.add_sample(info.name, labels, time.time())
     return info

@@ -137,8 +137,8 @@ def test_kubernetes_own_variable_for_a_service_named_sluice_is_not_taken_for_the
         ('[[models]]\nname = "a"', "[[models]] number 1 lacks path"),
         ('models = "tiny"', "models is a list of tables"),
         ("[models]\npath = 'tiny'", "models is a list of tables"),
-        ('port = "80"', "port is '80': it must be a whole number."),
-        ("port = true", "port is True: it must be a whole number."),
+        ('port = "80"', "port is '80': it must be an integer."),
+        ("port = true", "port is True: it must be an integer."),
         ("prefix_cache = 1", "prefix_cache is 1: it must be true or false."),
         ("keep_alive_s = nan", "keep_alive_s is nan: it must be a number."),
         ('log_level = "loud"', "log_level is 'loud': it must be one of debug, info, warning, error."),
@@ -157,13 +157,13 @@ def test_a_mistake_in_the_file_is_named_with_its_place(content: str, message: st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--port", "many"], "--port is 'many': it must be a whole number."),
+        (["--port", "many"], "--port is 'many': it must be an integer."),
         (["--port", "99999"], "port is 99999: it must be 0 to 65535."),
         (["--dtype", "int4"], "--dtype is 'int4': it must be one of auto, float32, bfloat16, float16."),
         (["--kv-cache-gib", "inf"], "--kv-cache-gib is inf: it must be a number."),
         (["--device", "tpu"], "device is tpu: it must be auto, cpu, cuda or cuda:N."),
         (["--max-queued-requests", "0"], "max_queued_requests is 0: it must be at least 1."),
-        (["--prot", "1"], "--prot is not known here. Did you mean --port?"),
+        (["--prot", "1"], "--prot is not a known flag. Did you mean --port?"),
         (["--stall-timeout-s", "0"], "stall_timeout_s is 0.0: it must be above 0."),
         (["--config", "nowhere.toml"], "nowhere.toml cannot be read: No such file or directory."),
         (["--cors-origins", "https://a.example, https://b.example/"], "cors_origins has https://b.example/: "),
@@ -203,7 +203,7 @@ def test_origins_as_browsers_send_them_are_taken(origins: str, folder: Path):
 
 
 def test_a_bad_variable_is_named_and_a_misspelt_one_is_not_ignored(folder: Path):
-    with pytest.raises(ConfigurationError, match="SLUICE_PORT is 'x': it must be a whole number"):
+    with pytest.raises(ConfigurationError, match="SLUICE_PORT is 'x': it must be an integer"):
         loaded("--model", str(folder), SLUICE_PORT="x")
     with pytest.raises(ConfigurationError, match=r"no variable SLUICE_MODELS. Did you mean SLUICE_MODEL\?"):
         loaded(SLUICE_MODELS=str(folder))

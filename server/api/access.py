@@ -52,7 +52,7 @@ class Access:
             await self.app(scope, receive, send)
             return
         if scope["type"] != "http":
-            raise RuntimeError("nothing but HTTP is served")
+            raise RuntimeError("only HTTP is supported")
         record: RequestRecord = scope["state"]["record"]
         if not is_open(scope["method"], scope["path"]):
             try:

@@ -33,7 +33,7 @@ async def classify(body: ClassifyRequest, request: Request) -> Response:
         return await _as_vllm(body, body.input, request)
     if body.use_activation is not None:
         raise InvalidRequest(
-            "use_activation goes with input; with inputs set function_to_apply.", param="use_activation"
+            "use_activation requires input; with inputs, set function_to_apply.", param="use_activation"
         )
     served: ServedClassifier = request.app.state.registry.get("classify", body.model)
     prompt = await encoder_route.rendered(request, body, "classify")
@@ -49,7 +49,7 @@ async def classify(body: ClassifyRequest, request: Request) -> Response:
 async def _as_vllm(body: ClassifyRequest, inputs: str | list[str], request: Request) -> Response:
     for name in ("inputs", "template", "variables", "examples", "parameters"):
         if getattr(body, name) is not None:
-            raise ConflictingParameters("input", name, "they are of two dialects; send inputs")
+            raise ConflictingParameters("input", name, "they belong to different APIs; send only inputs")
     with field_names({"inputs": "input"}):
         return await openai_classify.answer(request, body.model, inputs, body.use_activation is False)
 

@@ -29,7 +29,7 @@ async def rendered(request: Request, body: ClassifyRequest | NerRequest, task: T
         _check_no_template(body)
         return None
     if body.inputs is not None:
-        raise ConflictingParameters("template", "inputs", "a template makes the input; send one of them")
+        raise ConflictingParameters("template", "inputs", "a template creates the input; send only one of them")
     templates: Templates = request.app.state.registry.services.templates
     rendering = templates.render(body.template, task, body.variables or {}, body.examples or [])
     return await until_disconnect(request, rendering)
@@ -37,10 +37,10 @@ async def rendered(request: Request, body: ClassifyRequest | NerRequest, task: T
 
 def _check_no_template(body: ClassifyRequest | NerRequest) -> None:
     if body.inputs is None:
-        raise InvalidRequest("inputs is missing: it is required, unless there is a template.", param="inputs")
+        raise InvalidRequest("inputs is required unless there is a template.", param="inputs")
     for name in ("variables", "examples"):
         if getattr(body, name) is not None:
-            raise InvalidRequest(f"{name} are for a template, and the request names none.", param=name)
+            raise InvalidRequest(f"{name} requires a template.", param=name)
 
 
 async def run(

@@ -112,7 +112,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     """The router's own: no such path, no such method."""
     assert isinstance(error, HTTPException)
     make = OF_THE_ROUTER.get(error.status_code)
-    found = MalformedRequest("The request could not be answered.") if make is None else make()
+    found = MalformedRequest("The server could not answer the request.") if make is None else make()
     return error_reply(found, request.state.record, error.headers)
 
 

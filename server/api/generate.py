@@ -37,7 +37,7 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
 async def generate_stream(body: GenerateRequest, request: Request) -> Response:
     """As ``/generate`` with ``stream``, which must be true or left out: this path streams."""
     if body.stream is False:
-        raise InvalidParameter("stream", False, "must be true, or left out: this path streams")
+        raise InvalidParameter("stream", False, "must be true or omitted, because this path streams")
     return await _generated(body.model_copy(update={"stream": True}), request)
 
 
@@ -75,9 +75,11 @@ def _reply(generations: Sequence[Generation], tokens: Sequence[Sequence[OutputTo
 
 def _source(body: GenerateRequest) -> PromptSource:
     if body.inputs is None and body.template is None and body.messages is None:
-        raise InvalidRequest("inputs is missing: give inputs, a template or messages.", param="inputs")
+        raise InvalidRequest("inputs is required, or a template, or messages.", param="inputs")
     if body.chat_template is not None:
-        raise UnsupportedParameter("chat_template", "messages are rendered by the template in the model's own folder")
+        raise UnsupportedParameter(
+            "chat_template", "messages are rendered with the chat template of the model's folder"
+        )
     return prompt_source(
         body,
         body.fields(),

@@ -33,7 +33,7 @@ class AllowedHosts:
         """Raise `MalformedRequest` or `HostNotAllowed` for this value of Host."""
         match = _HOST.fullmatch(header.decode("latin-1").strip().lower())
         if match is None:
-            raise MalformedRequest("The header Host is not a name or an address with an optional port.")
+            raise MalformedRequest("The Host header is not a host name or address with an optional port.")
         host = match[1].rstrip(".")
         is_local = self._takes_local and host != "" and "." not in host
         if not (self._any or is_local or host in self._names or host.endswith(self._suffixes) or _is_address(host)):

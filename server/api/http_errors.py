@@ -33,7 +33,7 @@ class PathNotFound(SluiceError):
     type = "invalid_request_error"
 
     def __init__(self) -> None:
-        super().__init__("There is nothing at this path. The routes are listed at /docs.")
+        super().__init__("This path does not exist. See /docs for all routes.")
 
 
 class MethodNotAllowed(SluiceError):
@@ -44,7 +44,7 @@ class MethodNotAllowed(SluiceError):
     type = "invalid_request_error"
 
     def __init__(self) -> None:
-        super().__init__("This path does not support this method. The header Allow names those it supports.")
+        super().__init__("This path does not support this method. See the Allow header.")
 
 
 class InvalidJson(SluiceError):
@@ -122,8 +122,8 @@ class HostNotAllowed(SluiceError):
 
     def __init__(self, host: str) -> None:
         super().__init__(
-            f"The server does not accept the host name {host}. Use its address, or ask its operator to add the name to "
-            "the setting allowed_hosts."
+            f"The server does not accept the host name {host}. Use the server's address, or ask the operator "
+            "to add the name to allowed_hosts."
         )
 
 
@@ -145,8 +145,8 @@ class InvalidApiKey(SluiceError):
     should_retry = False
 
     def __init__(self, *, is_given: bool) -> None:
-        what = "The API key is not one of this server's" if is_given else "This server wants an API key"
-        super().__init__(f"{what}. Send a key of its operator's as Authorization: Bearer KEY.")
+        what = "The API key is not valid" if is_given else "This server requires an API key"
+        super().__init__(f"{what}. Send Authorization: Bearer KEY. Ask the operator for a key.")
 
 
 class ScopeMissing(SluiceError):
@@ -158,7 +158,7 @@ class ScopeMissing(SluiceError):
     should_retry = False
 
     def __init__(self, scope: str) -> None:
-        super().__init__(f"This API key lacks the scope {scope}. Use one that the server's operator gave it to.")
+        super().__init__(f"This API key does not have the scope {scope}.")
 
 
 class TooManyWrongKeys(SluiceError):
@@ -171,7 +171,7 @@ class TooManyWrongKeys(SluiceError):
 
     def __init__(self, wait_s: float) -> None:
         super().__init__(
-            "Too many wrong API keys came from this address. Wait, then send a right one.", retry_after_s=wait_s
+            "Too many invalid API keys came from this address. Wait before you try again.", retry_after_s=wait_s
         )
 
 
@@ -184,7 +184,7 @@ class IdempotencyMismatch(SluiceError):
     should_retry = False
 
     def __init__(self) -> None:
-        super().__init__("This Idempotency-Key came with another request before. Use a new key for each request.")
+        super().__init__("This Idempotency-Key was used for a different request. Use a new key for each request.")
 
 
 class AnswerNotKept(SluiceError):
@@ -196,4 +196,4 @@ class AnswerNotKept(SluiceError):
     should_retry = False
 
     def __init__(self) -> None:
-        super().__init__("The answer to this Idempotency-Key is too long to be sent again. Use a new key.")
+        super().__init__("The response for this Idempotency-Key was too long to keep. Use a new key.")

@@ -215,6 +215,6 @@ class Exchange:
 
     def _give_up(self) -> None:
         if not self.is_started:
-            self._transport.write(refusal(SluiceError("The server made a mistake. It has been logged.")))
+            self._transport.write(refusal(SluiceError("Internal server error. The server's log has the details.")))
         self._outbox.flush()
         self._transport.close()

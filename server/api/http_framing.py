@@ -36,7 +36,7 @@ def body_of(head: Head) -> Body | None:
     if not lengths:
         return None
     if len(lengths) > 1 or not _LENGTH.fullmatch(lengths[0].strip()):
-        raise MalformedRequest("Content-Length must be one number of bytes.")
+        raise MalformedRequest("Content-Length must be a single number of bytes.")
     length = int(lengths[0])
     return SizedBody(length) if length else None
 
@@ -125,7 +125,7 @@ class ChunkedBody:
         elif self._is_in_trailer:
             self.is_complete = not line
             if line and not _FIELD.fullmatch(line):
-                raise MalformedRequest("The trailer of the body is not made of headers.")
+                raise MalformedRequest("The trailer of the body does not consist of headers.")
         else:
             size = _CHUNK_SIZE.fullmatch(line)
             if size is None:

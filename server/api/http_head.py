@@ -67,7 +67,7 @@ def take_head(data: bytearray) -> Head | None:
     if size > MAX_HEAD_BYTES:
         raise HeadersTooLarge(f"The request's head is larger than {MAX_HEAD_BYTES} bytes.")
     if data and not data[:1].isupper() and data != b"\r":
-        raise MalformedRequest("The request does not begin with a method of HTTP. The server speaks HTTP, without TLS.")
+        raise MalformedRequest("The request does not begin with an HTTP method. The server does not support TLS.")
     head = bytes(data[:size])
     if head.count(b"\n") != head.count(b"\r\n"):
         raise MalformedRequest("The request's head has a line that does not end in CR LF.")
@@ -79,7 +79,7 @@ def take_head(data: bytearray) -> Head | None:
 
 def _parsed(head: bytes) -> Head:
     if head.count(b"\r") != head.count(b"\r\n"):
-        raise MalformedRequest("The request's head has a CR that ends no line.")
+        raise MalformedRequest("The request's head has a CR without LF.")
     if b"\r\n " in head or b"\r\n\t" in head:
         raise MalformedRequest("A header of the request is folded into several lines.")
     if not _REQUEST_LINE.match(head):

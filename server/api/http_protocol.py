@@ -185,7 +185,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._disarm()
         hosts = head.values(b"host")
         if len(hosts) > 1 or (not hosts and head.version != "1.0"):
-            raise MalformedRequest("A request of HTTP/1.1 has one Host header.")
+            raise MalformedRequest("An HTTP/1.1 request must have exactly one Host header.")
         for host in hosts:
             self._rules.hosts.check(host)
         self._body = body_of(head)

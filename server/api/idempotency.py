@@ -76,7 +76,9 @@ class Idempotency:
                 raise AnswerNotKept
             return work, True
         if place:
-            raise InvalidRequest(f"Nothing is kept under this {KEY_HEADER}. Send the request without {PLACE_HEADER}.")
+            raise InvalidRequest(
+                f"The server has no stream for this {KEY_HEADER}. Send the request without {PLACE_HEADER}."
+            )
         self._make_room()
         work = self._works[name] = SharedWork(digest)
         return work, False
@@ -109,7 +111,7 @@ def _place(headers: Headers) -> int:
     if value is None:
         return 0
     if not (value.isascii() and value.isdecimal() and len(value) < 10):
-        raise InvalidParameter(PLACE_HEADER, value, "must be the id of an event")
+        raise InvalidParameter(PLACE_HEADER, value, "must be an event id")
     return int(value)
 
 

@@ -107,4 +107,4 @@ def _check_surrogates(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise InvalidJson("A string in the body holds half of a surrogate pair, which is no character.") from None
+        raise InvalidJson("A string in the body has half of a surrogate pair, which is not a character.") from None

@@ -69,12 +69,12 @@ def load(file: str | None, environment: Mapping[str, str] = os.environ) -> Keys:
     said = environment.get(VARIABLE, "")
     keys = [_parse(text, VARIABLE) for text in said.split(",") if text.strip()]
     if said and not keys:
-        raise ConfigurationError(f"{VARIABLE} has no key. Write some between commas, or leave it unset.")
+        raise ConfigurationError(f"{VARIABLE} has no keys. Separate keys by commas, or unset it.")
     if file is not None:
         lines = [line.strip() for line in _read(file).splitlines()]
         found = [_parse(line, f"{file}: line {n}") for n, line in enumerate(lines, start=1) if line and line[0] != "#"]
         if not found:
-            raise ConfigurationError(f"{file} has no key. Write one a line, or leave api_keys_file out.")
+            raise ConfigurationError(f"{file} has no keys. Write one key per line, or unset api_keys_file.")
         keys += found
     return Keys(keys)
 

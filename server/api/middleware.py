@@ -108,7 +108,9 @@ class RequestContext:
             log.exception("request failed", extra={"fields": {"request_id": exchange.record.request_id}})
             if exchange.is_started:
                 raise
-            reply = error_reply(SluiceError("The server made a mistake. It has been logged."), exchange.record)
+            reply = error_reply(
+                SluiceError("Internal server error. The server's log has the details."), exchange.record
+            )
             await reply(scope, exchange.receive, exchange.send)
 
 
@@ -216,13 +218,13 @@ class BodyGate:
 def _check_type(headers: Headers) -> None:
     encoding = headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise UnsupportedEncoding("The body is compressed. Send it as it is, without Content-Encoding.")
+        raise UnsupportedEncoding("The body is compressed. Send it without Content-Encoding.")
     media_type, _, parameters = headers.get("content-type", "").partition(";")
     if media_type.strip().lower() != "application/json":
-        raise UnsupportedMediaType("The body must be JSON and say so: Content-Type: application/json.")
+        raise UnsupportedMediaType("The body must be JSON, with Content-Type: application/json.")
     charset = parameters.replace(" ", "").replace('"', "").lower()
     if charset not in ("", "charset=utf-8", "charset=utf8"):
-        raise UnsupportedMediaType("JSON is sent as UTF-8: leave the charset out of Content-Type.")
+        raise UnsupportedMediaType("JSON must be UTF-8: remove the charset from Content-Type.")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -22,10 +22,10 @@ from server.serving.record import RequestRecord
 router = APIRouter(tags=["rerank"])
 
 REFUSED = {
-    "max_tokens_per_doc": Refusal("set truncate_prompt_tokens, for query and document together"),
-    "max_chunks_per_doc": Refusal("a document is not cut into chunks"),
+    "max_tokens_per_doc": Refusal("set truncate_prompt_tokens for query and document together"),
+    "max_chunks_per_doc": Refusal("documents are not split into chunks"),
     "rank_fields": Refusal("documents are texts"),
-    "priority": Refusal("requests are taken in their order", (0,)),
+    "priority": Refusal("requests run in order of arrival", (0,)),
 }
 
 
@@ -87,15 +87,15 @@ async def rerank(body: RerankBody, request: Request) -> Response:
 def _texts(body: RerankBody) -> tuple[str, list[str]]:
     """The field that is given, and what is in it."""
     if body.texts is not None and body.documents is not None:
-        raise ConflictingParameters("texts", "documents", "they are of two dialects; send one of them")
+        raise ConflictingParameters("texts", "documents", "they belong to different APIs; send only one")
     for name in OF_DOCUMENTS if body.texts is not None else OF_TEXTS:
         if getattr(body, name) is not None:
             other = "documents" if body.texts is not None else "texts"
-            raise InvalidRequest(f"{name} goes with {other} alone.", param=name)
+            raise InvalidRequest(f"{name} requires {other}.", param=name)
     if body.texts is not None:
         return "texts", body.texts
     if body.documents is None:
-        raise InvalidRequest("documents is missing: it is required, unless there are texts.", param="documents")
+        raise InvalidRequest("documents is required, unless there are texts.", param="documents")
     return "documents", [item if isinstance(item, str) else item.text for item in body.documents]
 
 

@@ -76,7 +76,7 @@ def serve(config: ServeConfig, template: Template | None = None) -> int:
         code, message = error.exit_code, str(error)
     except Exception:
         log.exception("the server failed")
-        code, message = EXIT_INTERNAL, "The server failed by its own mistake. The log above says where."
+        code, message = EXIT_INTERNAL, "The server crashed with an unexpected error. See the traceback above."
     finally:
         if template is not None:
             template.close()
@@ -107,7 +107,7 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except (OSError, UnicodeError) as error:
         raise ConfigurationError(
-            f"{host} port {port} cannot be used: {_bind_problem(error)}. Choose another with --host or --port.",
+            f"{host} port {port} cannot be used: {_bind_problem(error)}. Choose another --host or --port.",
             exit_code=EXIT_PORT,
         ) from None
     return listener
@@ -141,11 +141,11 @@ def _drop_silent_peers(listener: socket.socket) -> None:
 
 def _bind_problem(error: OSError | UnicodeError) -> str:
     if isinstance(error, UnicodeError):
-        return "that is not the name of a host"
+        return "the host name is unknown"
     if error.errno == errno.EADDRINUSE:
-        return "another program listens there"
+        return "the port is in use"
     if error.errno == errno.EACCES:
-        return "this user may not listen there"
+        return "permission denied"
     return (error.strerror or str(error)).lower()
 
 
@@ -245,7 +245,7 @@ async def _run(
             if task.done():
                 task.result()
         if not first_signal.done():
-            raise RuntimeError("the server ended unasked")
+            raise RuntimeError("the server stopped unexpectedly")
     finally:
         is_ready = app.state.supervisor.is_ready()
         hurrying = first_signal

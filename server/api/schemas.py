@@ -193,7 +193,7 @@ class GenerateRequest(StrictModel):
     chat_template_kwargs: dict[str, Any] | None = None
     """Variables for the model's chat template; it goes with messages."""
     chat_template: NullOnly = None
-    """Not supported: messages are rendered by the template in the model's own folder."""
+    """Not supported: messages are rendered with the chat template of the model's folder."""
     parameters: GenerateParameters | None = None
     cache_salt: str | None = None
     """Prompts of different salts never share cached tokens."""

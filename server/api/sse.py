@@ -164,7 +164,7 @@ class EventStream(EventSourceResponse):
             except Exception:
                 # The API's last handler cannot answer any more: the head has been sent.
                 log.exception("stream failed", extra={"fields": {"request_id": self._record.request_id}})
-                mistake = SluiceError("The server made a mistake. It has been logged.")
+                mistake = SluiceError("Internal server error. The server's log has the details.")
                 await self._put(send, _part(self._error(mistake)))
             self._is_open = self.active = False
             await self._put(send, {"type": "http.response.body", "body": b"", "more_body": False})

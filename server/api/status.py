@@ -25,20 +25,20 @@ METRICS_THREAD = ThreadPoolExecutor(1, "metrics")
 def check_started(lifecycle: Lifecycle) -> None:
     """Raise unless every model has been ready once."""
     if not lifecycle.is_loaded:
-        raise Starting("The models are being loaded.", retry_after_s=RETRY_S)
+        raise Starting("The models are loading.", retry_after_s=RETRY_S)
 
 
 def check_engines(request: Request) -> None:
     """Raise unless every worker can take work now."""
     check_started(request.app.state.lifecycle)
     if not request.app.state.supervisor.is_ready():
-        raise EngineRestarting("A worker is being replaced.", retry_after_s=RETRY_S)
+        raise EngineRestarting("A worker is restarting.", retry_after_s=RETRY_S)
 
 
 def check_ready(request: Request) -> None:
     """Raise unless new work should be sent here."""
     if request.app.state.lifecycle.is_draining:
-        raise Draining("The server is about to stop.", retry_after_s=RETRY_S)
+        raise Draining("The server is stopping.", retry_after_s=RETRY_S)
     check_engines(request)
     mark = request.app.state.config.unready_queue_percent
     if mark and 100 * request.app.state.registry.fullness >= mark:

@@ -21,8 +21,8 @@ from server.serving.registry import Registry, Served
 router = APIRouter(tags=["tokenizer"])
 
 REFUSED = {
-    "chat_template": Refusal("messages are rendered by the template in the model's own folder"),
-    "continue_final_message": Refusal("a chat's answer always begins a turn", (False,)),
+    "chat_template": Refusal("messages are rendered with the chat template of the model's folder"),
+    "continue_final_message": Refusal("a chat always begins a new turn", (False,)),
 }
 OF_MESSAGES = ("add_generation_prompt", "chat_template_kwargs", "tools")
 

@@ -33,7 +33,7 @@ class VllmTruncation(BaseModel):
     """Fields of vLLM. Without ``truncate_prompt_tokens`` nothing is cut."""
 
     truncate_prompt_tokens: int | None = None
-    """How many tokens are kept: must be at least 1, or -1 for all that fits. Without it nothing is cut."""
+    """How many tokens are kept: must be at least 1, or -1 for the maximum. Without it nothing is cut."""
     truncation_side: Literal["left", "right"] | None = None
 
     def vllm_truncation(self) -> Truncation | None:
@@ -41,7 +41,7 @@ class VllmTruncation(BaseModel):
         if wanted is None:
             return None
         if wanted < 1 and wanted != ALL_THAT_FITS:
-            raise InvalidParameter("truncate_prompt_tokens", wanted, "must be at least 1, or -1 for all that fits")
+            raise InvalidParameter("truncate_prompt_tokens", wanted, "must be at least 1, or -1 for the maximum")
         return Truncation(None if wanted == ALL_THAT_FITS else wanted, self.truncation_side)
 
 

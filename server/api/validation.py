@@ -12,8 +12,8 @@ from server.errors import InvalidParameter, InvalidRequest, SluiceError, Unknown
 
 RULES = {
     "string_type": "must be a string",
-    "int_type": "must be a whole number",
-    "int_from_float": "must be a whole number",
+    "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
     "float_type": "must be a number",
     "bool_type": "must be true or false",
     "list_type": "must be a list",

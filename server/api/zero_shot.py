@@ -22,7 +22,7 @@ class ZeroShotParameters(StrictModel):
     """The labels, and how they are asked about."""
 
     candidate_labels: Annotated[
-        str | Annotated[list[str], NOT_EMPTY], one_error("a list of strings, or a string of labels with commas between")
+        str | Annotated[list[str], NOT_EMPTY], one_error("a list of strings, or a string of labels separated by commas")
     ]
     """Must hold at least one label, and none empty."""
     hypothesis_template: str | None = None

@@ -64,7 +64,9 @@ class FairPlaces:
 
     async def _wait(self, share: _Share) -> None:
         if len(share.waiting) >= self._max_waiting:
-            message = f"{len(share.waiting)} of your requests wait for {self._work}, which is the limit for one client."
+            message = (
+                f"{len(share.waiting)} of your requests are waiting for {self._work}, which is the limit per client."
+            )
             raise RateLimited(f"{message} Try again later.", retry_after_s=self._max_wait_s)
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         share.waiting.append(turn)

@@ -98,7 +98,7 @@ class Sandbox:
             else:
                 self._idle.append(process)
                 return reply
-        raise SandboxFailure("It takes more memory, or is nested deeper, than it may.")
+        raise SandboxFailure("It exceeds the memory or nesting limit.")
 
     async def _process(self) -> _Process:
         """One that takes a call now."""
@@ -109,7 +109,7 @@ class Sandbox:
                 return process
             self._end(process)
         if self._is_closed:
-            raise ServerShutdown("The server is about to stop.")
+            raise ServerShutdown("The server is stopping.")
         for _ in range(MAX_STARTS):
             process = await _Process.start(self._command, self._niceness)
             self._all.add(process)

@@ -190,7 +190,7 @@ class Supervisor:
                 return f"was not ready within {self.config.start_timeout_s:g} s"
             if num_silent_looks > STALL_LOOKS:
                 await worker.kill_with_stacks()
-                return f"gave no sign of life for {self.config.stall_timeout_s:g} s"
+                return f"did not respond for {self.config.stall_timeout_s:g} s"
             if not client.expects_frame:
                 client.ping()
         return None
@@ -199,7 +199,7 @@ class Supervisor:
 def _start_failure(client: WorkerClient, end: str) -> ConfigurationError:
     if client.refused is not None:
         return ConfigurationError(client.refused.message, exit_code=client.refused.exit_code)
-    message = f"Model {client.model.name} was not loaded: its worker {end}. See the worker's output above."
+    message = f"Model {client.model.name} was not loaded: its worker {end}. See the output above."
     return ConfigurationError(message, exit_code=EXIT_MODEL)
 
 
@@ -214,7 +214,7 @@ def _report_death(client: WorkerClient, end: str, death: Death) -> None:
 
 
 def _crash_loop(client: WorkerClient, num_deaths: int) -> ConfigurationError:
-    client.stop(ServerShutdown("The model's process keeps failing and the server ends."))
+    client.stop(ServerShutdown("The model's process keeps failing and the server exits."))
     return ConfigurationError(
         f"Model {client.model.name}: its worker died {num_deaths} times without finishing a request. "
         "See the log for the cause of each death.",

@@ -88,7 +88,9 @@ class Template:
                     env={**environment(), "OPENBLAS_NUM_THREADS": "1"},
                 )
             except OSError as error:
-                log.warning("the workers' template could not be started", extra={"fields": {"error": str(error)}})
+                log.warning(
+                    "the template process of the workers could not be started", extra={"fields": {"error": str(error)}}
+                )
                 ours.close()
                 return None
         return cls(process, ours)
@@ -103,13 +105,13 @@ class Template:
                     pid = await self._ask(worker_end)
             except (OSError, TimeoutError) as error:
                 pid = 0
-                log.debug("the workers' template does not answer: %s", error)
+                log.debug("the template process of the workers does not respond: %s", error)
             except asyncio.CancelledError:
                 # Its answer may still come, and would be taken for that to the next question.
                 self.close()
                 raise
             if not pid:
-                log.warning("workers are started without their template from now on")
+                log.warning("workers start without the template process from now on")
                 self.close()
                 return None
         return ForkedProcess(pid)

@@ -120,7 +120,7 @@ class WorkerClient:
             entry.on_start = on_start
             await entry.news.wait()
             if entry.scores is None:
-                raise entry.error or SluiceError("The model's answer to this request was lost.")
+                raise entry.error or SluiceError("The model's output for this request was lost.")
             return msgspec.structs.replace(entry.scores, request_id=command.request_id)
 
     @contextmanager
@@ -142,7 +142,7 @@ class WorkerClient:
 
     def _give_up(self, entry: Entry) -> None:
         if not entry.was_sent:
-            message = f"The model is being restarted and did not come back within {MAX_WAIT_S:g} s. Try again."
+            message = f"The model is restarting and was not back within {MAX_WAIT_S:g} s. Try again."
             self._fail(entry, EngineRestarting(message, retry_after_s=10))
 
     def _end_in_time(self, entry: Entry) -> None:
@@ -193,7 +193,7 @@ class WorkerClient:
             self.state = "restarting"
         death = self._journal.worker_died()
         if death.culprit is not None:
-            death.culprit.error = RequestQuarantined("The model's process ended each time it computed this request.")
+            death.culprit.error = RequestQuarantined("The model's process crashed each time it ran this request.")
             death.culprit.news.set()
         for entry in self._journal:
             if isinstance(entry.command, Generate) and (entry.command.deadline_s or math.inf) <= time.monotonic():

@@ -33,18 +33,18 @@ AT_LEAST_1 = ("streams", "requests", "prompt_tokens", "new_tokens")
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.usage = "%(prog)s [MODEL-FOLDER | --url URL] [--streams N | --rate N] [flags, all below]"
-    parser.add_argument("folder", nargs="?", metavar="MODEL-FOLDER", help="A model or adapter to measure.")
+    parser.add_argument("folder", nargs="?", metavar="MODEL-FOLDER", help="The model or adapter to measure.")
     load = parser.add_mutually_exclusive_group()
-    load.add_argument("--streams", type=int, default=1, metavar="N", help="Requests at once. (default: 1)")
-    load.add_argument(
-        "--rate", type=float, metavar="N", help="Requests that arrive in a second, in place of --streams."
+    load.add_argument("--streams", type=int, default=1, metavar="N", help="Concurrent requests. (default: 1)")
+    load.add_argument("--rate", type=float, metavar="N", help="Requests per second, instead of --streams.")
+    parser.add_argument(
+        "--requests", type=int, metavar="N", help="Total number of requests. (default: 8 for each stream; 32)"
     )
-    parser.add_argument("--requests", type=int, metavar="N", help="All in all. (default: 8 for each stream; 32)")
     parser.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="About. (default: 128)")
     parser.add_argument("--new-tokens", type=int, default=64, metavar="N", help="Exactly. (default: 64)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="Of words and arrivals. (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="Seed of words and arrivals. (default: 0)")
     parser.add_argument(
-        "--json", metavar="FILE", help="Write the numbers there too; - is stdout, in place of the table."
+        "--json", metavar="FILE", help="Also write the numbers to a file; - writes them to stdout instead of the table."
     )
     connections.add_arguments(parser)
 
@@ -127,7 +127,7 @@ def _write(report: dict[str, Any], path: str | None) -> None:
 
 def _lines(report: dict[str, Any]) -> list[str]:
     model, load, results = report["model"], report["load"], report["results"]
-    how = f"{load['streams']} at once" if "streams" in load else f"{load['rate']:g} a second, by chance"
+    how = f"{load['streams']} concurrent" if "streams" in load else f"{load['rate']:g} per second, at random"
     lines = [
         f"{model['name']}  {model.get('architecture', '')}, {model.get('dtype', '')} on {model.get('device', '')}",
         f"{results['num_requests']} requests, {how}; {results['num_failed']} failed",
@@ -135,7 +135,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
     if "duration_s" not in results:
         return lines
     lines += [
-        f"{results['prompt_tokens']:.0f} prompt tokens and {results['new_tokens']:.0f} new ones each, on average",
+        f"{results['prompt_tokens']:.0f} prompt tokens and {results['new_tokens']:.0f} new tokens each on average",
         "",
     ]
     rows = [["", "p50", "p95"]]

@@ -27,8 +27,8 @@ from server.settings_file import did_you_mean
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.usage = "%(prog)s [MODEL-FOLDER | --url URL] [--system TEXT] [--set NAME=VALUE] [flags, all below]"
-    parser.add_argument("folder", nargs="?", metavar="MODEL-FOLDER", help="A model or adapter to talk with.")
-    parser.add_argument("--system", metavar="TEXT", default="", help="How the model is to behave.")
+    parser.add_argument("folder", nargs="?", metavar="MODEL-FOLDER", help="The model or adapter to chat with.")
+    parser.add_argument("--system", metavar="TEXT", default="", help="The system prompt.")
     parser.add_argument(
         "--set", action="append", metavar="NAME=VALUE", help="An option of /generate, such as temperature=0.7."
     )
@@ -57,14 +57,17 @@ class Chat:
         self._style = Style.of(self._notes)
         self._num_failed = 0
         self._commands: dict[str, tuple[str, Callable[[str], bool | None]]] = {
-            "/system": ("TEXT: how the model is to behave; alone: no such words", self._set_system),
-            "/set": ("NAME VALUE: an option of /generate, such as temperature 0.7; alone: show them", self._set),
-            "/unset": ("NAME: back to the server's default", self._unset),
-            "/regenerate": ("another answer in place of the last one", self._regenerate),
+            "/system": ("TEXT: set the system prompt; without TEXT: remove it", self._set_system),
+            "/set": (
+                "NAME VALUE: set an option of /generate, such as temperature 0.7; without NAME: show all",
+                self._set,
+            ),
+            "/unset": ("NAME: restore the server's default", self._unset),
+            "/regenerate": ("replace the last answer", self._regenerate),
             "/reset": ("begin anew", self._reset),
-            "/save": ("FILE: write the conversation as JSON that /generate takes", self._save),
+            "/save": ("FILE: save the conversation as a JSON body for /generate", self._save),
             "/help": ("this list", self._help),
-            "/quit": ("leave; so does Ctrl-D", lambda _: True),
+            "/quit": ("quit (or Ctrl-D)", lambda _: True),
         }
 
     def run(self) -> int:
@@ -77,7 +80,7 @@ class Chat:
                 if message is None or self._turn(message):
                     break
             except KeyboardInterrupt:
-                self._note("\n/quit or Ctrl-D leaves.")
+                self._note("\nUse /quit or Ctrl-D to quit.")
         return 1 if self._num_failed and not self._reader.is_terminal else 0
 
     def _turn(self, message: str) -> bool:
@@ -93,7 +96,7 @@ class Chat:
         word, _, rest = message.partition(" ")
         if word not in self._commands:
             near = did_you_mean(word, self._commands)
-            self._problem(f"There is no command {word}.{near} To send it as a message, begin with a space.")
+            self._problem(f"Unknown command {word}.{near} To send it as a message, begin with a space.")
             return False
         return bool(self._commands[word][1](rest.strip()))
 
@@ -118,7 +121,7 @@ class Chat:
 
     def _set_system(self, text: str) -> None:
         self._conversation.system = text
-        self._note("The model is told so from now on." if text else "No system prompt from now on.")
+        self._note("The system prompt is set." if text else "The system prompt is removed.")
 
     def _set(self, words: str) -> None:
         name, _, text = words.partition(" ")
@@ -147,12 +150,12 @@ class Chat:
 
     def _save(self, name: str) -> None:
         if not name:
-            self._problem("Save it where? /save FILE")
+            self._problem("Usage: /save FILE")
             return
         try:
             self._conversation.save(Path(name).expanduser())
         except FileExistsError:
-            self._problem(f"{name} is there already and is left alone. Give another name.")
+            self._problem(f"{name} already exists. Choose another name.")
         except OSError as error:
             self._problem(f"{name} cannot be written: {error.strerror}.")
         else:
@@ -177,7 +180,7 @@ class Chat:
 
 def _advice(error: Refused) -> str:
     if error.code == "context_length_exceeded":
-        return f"{error} /reset begins anew."
+        return f"{error} Use /reset to start over."
     return str(error)
 
 

@@ -27,7 +27,7 @@ COLOURS = {"ok": "green", "note": "yellow", "fail": "red"}
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.usage = "%(prog)s [--json] [PATH ...] [any flag of sluice serve]"
-    parser.add_argument("--json", action="store_true", help="As a JSON list.")
+    parser.add_argument("--json", action="store_true", help="Print a JSON list.")
     settings.add_flags(parser)
 
 
@@ -53,14 +53,14 @@ def _findings(options: Namespace) -> Iterator[Finding]:
             text = "1 model, its folder is there" if number == 1 else f"{number} models, all folders are there"
             yield Finding("ok", f"settings: {text}")
         else:
-            yield Finding("note", "settings: no model is named, so this looks at the machine alone")
+            yield Finding("note", "settings: no model is named; only the machine is checked")
     except ConfigurationError as error:
         yield Finding("fail", str(error), error.exit_code)
     from server.commands import findings
 
     yield from findings.of_packages()
     if findings.are_missing():
-        yield Finding("fail", "packages are missing, so no more can be looked at", EXIT_CONFIG)
+        yield Finding("fail", "packages are missing; no further checks are possible", EXIT_CONFIG)
         return
     yield from findings.of_processor(config)
     if config is not None:

@@ -24,9 +24,9 @@ DEFAULT = "default"
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.usage = "%(prog)s show [--origin] [--json] [PATH ...] [any flag of sluice serve]"
-    parser.add_argument("action", choices=["show"], metavar="show", help="The one thing that there is to do.")
-    parser.add_argument("--origin", action="store_true", help="Tell where each value comes from.")
-    parser.add_argument("--json", action="store_true", help="As one JSON object.")
+    parser.add_argument("action", choices=["show"], metavar="show", help="The only action.")
+    parser.add_argument("--origin", action="store_true", help="Show where each value comes from.")
+    parser.add_argument("--json", action="store_true", help="Print a JSON object.")
     settings.add_flags(parser)
 
 

@@ -19,12 +19,12 @@ KEY_VARIABLE = "SLUICE_API_KEY"
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The flags that choose the server and the model."""
-    parser.add_argument("--url", metavar="URL", help=f"A running server. Without it and a folder: {DEFAULT_URL}.")
-    parser.add_argument("--name", metavar="NAME", help="The model to ask, where the server has several of a task.")
+    parser.add_argument("--url", metavar="URL", help=f"A running server. (default without a folder: {DEFAULT_URL})")
+    parser.add_argument("--name", metavar="NAME", help="The model to use, if the server has several for the task.")
     parser.add_argument(
         "--api-key",
         metavar="KEY",
-        help=f"What the server asks for. Better in the variable {KEY_VARIABLE}: others can read a command line.",
+        help=f"The API key. Prefer the variable {KEY_VARIABLE}: other users can see command lines.",
     )
     settings.add_model_flags(parser, "Of the server that the command starts for a model folder.")
 
@@ -37,13 +37,13 @@ def connected(options: Namespace, folder: str | None) -> Iterator[Client]:
     if folder is None:
         if flags:
             raise ConfigurationError(
-                f"{flags[0]} is for a server that this command starts. Give a model folder, or leave it out."
+                f"{flags[0]} applies only to a server that this command starts. Give a model folder, or remove it."
             )
         with contextlib.closing(Client(options.url or DEFAULT_URL, key)) as client:
             yield client
         return
     if options.url:
-        raise ConfigurationError(f"{folder} and --url are two servers. Give one of them.")
+        raise ConfigurationError(f"{folder} and --url name two servers. Give only one.")
     with own_server(folder, flags) as url, contextlib.closing(Client(url)) as client:
         yield client
 

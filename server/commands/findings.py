@@ -39,7 +39,7 @@ def of_packages() -> Iterator[Finding]:
         yield Finding("fail", text, EXIT_CONFIG)
     if not wrong:
         versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
-        yield Finding("ok", f"packages: {versions}, and all others that are needed")
+        yield Finding("ok", f"packages: {versions}, and all other required packages")
 
 
 def are_missing() -> bool:
@@ -85,7 +85,7 @@ def of_processor(config: ServeConfig | None) -> Iterator[Finding]:
         names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
         yield Finding("ok", f"GPU: {', '.join(names)}")
     else:
-        yield Finding("ok", "GPU: none that torch can use; models run on the processor")
+        yield Finding("ok", "GPU: torch finds none; models run on the CPU")
 
 
 def _kernels(config: ServeConfig | None) -> Iterator[Finding]:
@@ -103,8 +103,8 @@ def _kernels(config: ServeConfig | None) -> Iterator[Finding]:
     if name != "torch":
         yield Finding("ok", f"kernels: {name}")
         return
-    text = "kernels: none fit this processor or were built at install, and torch does the work, slower."
-    advice = "On a processor with AVX2: install a C++ compiler, then install Sluice again."
+    text = "kernels: none were built for this processor. torch is used instead, which is slower."
+    advice = "If the processor has AVX2, install a C++ compiler and reinstall Sluice."
     must = [model.name for model in config.models if model.kernels == "native"] if config else []
     if must:
         yield Finding("fail", f"{text} {must[0]} asks for native ones: set kernels to auto. {advice}", EXIT_MODEL)
@@ -142,10 +142,10 @@ def of_models(config: ServeConfig) -> Iterator[Finding]:
 
 
 def _model(model: ModelConfig, plan: PlannedModel) -> Finding:
-    facts = f"model {model.name}: /{plan.task}, {plan.architecture} in {plan.dtype}, tokenizer is there"
+    facts = f"model {model.name}: /{plan.task}, {plan.architecture} in {plan.dtype}, tokenizer found"
     if plan.task != "generate":
         return Finding("ok", facts)
     if plan.has_chat_template:
         return Finding("ok", f"{facts}, chat template too")
-    advice = "messages are refused: send inputs, or put chat_template.jinja into its folder"
+    advice = "messages are rejected: send inputs, or put chat_template.jinja into its folder"
     return Finding("note", f"{facts}, no chat template: {advice}")

@@ -42,14 +42,14 @@ def _address(url: str) -> SplitResult:
         is_whole = parts.hostname and parts.hostname.encode("idna") and parts.port != 0
         if parts.scheme in ("http", "https") and is_whole:
             return parts
-    raise ConfigurationError(f"{url} is not the address of a server. It looks like {DEFAULT_URL}.")
+    raise ConfigurationError(f"{url} is not a server address such as {DEFAULT_URL}.")
 
 
 def _sound_key(key: str | None) -> str | None:
     """The key without the end of the line that it was read from; no message ever shows one."""
     key = (key or "").strip()
     if not re.fullmatch(r"[!-~]*", key):
-        raise ConfigurationError("The API key is none of a server's: those are one word in ASCII. Give the key alone.")
+        raise ConfigurationError("Invalid API key: it must be a single ASCII word without spaces.")
     return key or None
 
 
@@ -84,7 +84,7 @@ class Client:
             yield from _events(response)
             is_complete = True
         except _BROKEN as error:
-            raise Refused(f"The connection to {self.url} broke: {_line(error)}. Try again.") from None
+            raise Refused(f"The connection to {self.url} failed: {_line(error)}. Try again.") from None
         finally:
             if not is_complete:
                 self.close()
@@ -149,11 +149,11 @@ class Client:
             return json.loads(response.read())
         except (*_BROKEN, ValueError) as error:
             self.close()
-            raise Refused(f"{self.url} does not answer as a Sluice server does: {_line(error)}.") from None
+            raise Refused(f"{self.url} is not a Sluice server: {_line(error)}.") from None
 
     def _unreachable(self, error: BaseException) -> Refused:
         return Refused(
-            f"No server answers at {self.url}: {_line(error)}. Start one (sluice serve MODEL-FOLDER), or give "
+            f"No server responds at {self.url}: {_line(error)}. Start one (sluice serve MODEL-FOLDER), or give "
             "another address."
         )
 

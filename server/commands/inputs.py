@@ -42,13 +42,13 @@ def _from_json(line: str, number: int) -> Input:
     try:
         value = json.loads(line)
     except ValueError as error:
-        return line.rstrip("\r\n"), f"Line {number} is not JSON ({error}). Write one JSON value a line."
+        return line.rstrip("\r\n"), f"Line {number} is not JSON ({error}). Write one JSON value per line."
     except RecursionError:
-        return line.rstrip("\r\n"), f"Line {number} is JSON that is nested too deeply."
+        return line.rstrip("\r\n"), f"Line {number} is nested too deeply."
     body = _body(value)
     if body is None:
         fields = ", ".join(BODY_FIELDS)
-        return value, f"Line {number} is neither a text nor an object with text or one of {fields}."
+        return value, f"Line {number} must be a string or an object with text or one of {fields}."
     return value, body
 
 

@@ -70,7 +70,7 @@ def ask(client: Client, model: str, prompt: str, num_new_tokens: int) -> Sample:
     except Refused as error:
         sample.error = str(error)
     if not sample.num_tokens and sample.error is None:
-        sample.error = "The stream ended before the answer did."
+        sample.error = "The stream ended before the response was complete."
     return sample
 
 

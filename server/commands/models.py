@@ -21,15 +21,15 @@ from server.errors import ConfigurationError
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="A folder with model folders, or one of those.")
-    parser.add_argument("--url", metavar="URL", help=f"A running server. Without it and a folder: {DEFAULT_URL}.")
-    parser.add_argument("--api-key", metavar="KEY", help=f"What the server asks for; or {connections.KEY_VARIABLE}.")
-    parser.add_argument("--json", action="store_true", help="As a JSON list.")
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help="A model folder, or a folder with model folders.")
+    parser.add_argument("--url", metavar="URL", help=f"A running server. (default without a folder: {DEFAULT_URL})")
+    parser.add_argument("--api-key", metavar="KEY", help=f"The API key; or {connections.KEY_VARIABLE}.")
+    parser.add_argument("--json", action="store_true", help="Print a JSON list.")
 
 
 def run(options: Namespace) -> int:
     if options.folder and options.url:
-        raise ConfigurationError(f"{options.folder} and --url are two places. Give one of them.")
+        raise ConfigurationError(f"{options.folder} and --url name two places. Give only one.")
     models = _in_folder(Path(options.folder)) if options.folder else _served(options)
     if options.json:
         print(json.dumps(models, indent=2))
@@ -67,12 +67,10 @@ def _served(options: Namespace) -> list[dict[str, Any]]:
 
 def _in_folder(folder: Path) -> list[dict[str, Any]]:
     if not folder.is_dir():
-        raise ConfigurationError(f"{folder} is not a folder. Give one that has model folders in it.")
+        raise ConfigurationError(f"{folder} is not a folder. Give a folder with model folders.")
     from server.commands.model_folders import describe, is_model_folder
 
     folders = [folder] if is_model_folder(folder) else sorted(filter(is_model_folder, folder.iterdir()))
     if not folders:
-        raise ConfigurationError(
-            f"{folder} has no model folders: none in it holds a config.json or an adapter_config.json. Give another."
-        )
+        raise ConfigurationError(f"{folder} contains no model folders (with config.json or adapter_config.json).")
     return [describe(path) for path in folders]

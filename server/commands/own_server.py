@@ -71,7 +71,7 @@ class _Log:
         """The line that says why it ended."""
         self._thread.join(1.0)
         said = [line.removeprefix("sluice: ") for line in self.lines if line.startswith("sluice: ")]
-        return said[-1] if said else "\n".join(self.lines) or "The server ended without a word."
+        return said[-1] if said else "\n".join(self.lines) or "The server stopped without a message."
 
     def _read(self) -> None:
         assert self._process.stderr is not None

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: ArgumentParser) -> None:
     parser.usage = "%(prog)s [--json] [PATH ...] [any flag of sluice serve]"
-    parser.add_argument("--json", action="store_true", help="As one JSON object.")
+    parser.add_argument("--json", action="store_true", help="Print a JSON object.")
     settings.add_flags(parser)
 
 
@@ -61,7 +61,7 @@ def memory_line(needed: int, free: int) -> str:
     'memory: about 2.0 GiB needed, 3.0 GiB free'
     """
     facts = f"memory: about {size(needed)} needed, {size(free)} free"
-    return facts if needed <= free else f"{facts}: too little. Serve smaller or fewer models, or set quantize."
+    return facts if needed <= free else f"{facts}: not enough. Serve smaller or fewer models, or set quantize."
 
 
 def lines(plan: PlannedModel) -> list[str]:
@@ -80,7 +80,7 @@ def lines(plan: PlannedModel) -> list[str]:
             f"{plan.cache.num_tokens:,} tokens"
         )
     elif plan.task == "generate":
-        found.append("  KV cache  known only when it is loaded")
+        found.append("  KV cache  unknown until it is loaded")
     limits = f"  limits    {plan.max_model_len:,} tokens a sequence"
     if plan.task == "generate":
         limits += f", {plan.max_running} sequences and {plan.max_batch_tokens:,} new tokens a step"

@@ -162,7 +162,7 @@ def _cache(
     try:
         specs = probe(module)
     except (Unsupported, *FORWARD_FAILURES) as error:
-        logging.getLogger("sluice.plan").debug("the cache is not known: %s", error)
+        logging.getLogger("sluice.plan").debug("the cache size is unknown: %s", error)
         return None
     token_bytes = sum(spec.block_bytes(1, dtype) for spec in specs)
     if model.kv_dtype == "int8":

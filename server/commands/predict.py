@@ -41,16 +41,16 @@ READ_AHEAD = 4
 def add_arguments(parser: ArgumentParser) -> None:
     parser.usage = "%(prog)s (MODEL-FOLDER | --url URL) [TEXT ...] [--input FILE] [--output FILE] [flags, all below]"
     parser.add_argument(
-        "words", nargs="*", metavar="MODEL-FOLDER TEXT", help="A model folder, unless there is --url; then texts."
+        "words", nargs="*", metavar="MODEL-FOLDER TEXT", help="A model folder (omit it with --url), then texts."
     )
-    parser.add_argument("--input", metavar="FILE", help="Texts from a file: a line each, or JSON lines. - is stdin.")
-    parser.add_argument("--jsonl", action="store_true", help="The input is JSON lines, whatever its name says.")
-    parser.add_argument("--output", metavar="FILE", default="-", help="Where the lines go, in place of stdout.")
-    parser.add_argument("--ask", choices=TASKS, help="What to ask of a server that can do several things.")
+    parser.add_argument("--input", metavar="FILE", help="A file with one text per line, or JSON lines; - reads stdin.")
+    parser.add_argument("--jsonl", action="store_true", help="Read the input as JSON lines, regardless of its name.")
+    parser.add_argument("--output", metavar="FILE", default="-", help="The output file. (default: stdout)")
+    parser.add_argument("--ask", choices=TASKS, help="The task, if the server has several.")
     parser.add_argument(
         "--set", action="append", metavar="NAME=VALUE", help="A parameter of the route, such as top_k=1."
     )
-    parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="Requests at once. (default: 8)")
+    parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="Concurrent requests. (default: 8)")
     connections.add_arguments(parser)
 
 
@@ -60,7 +60,7 @@ def run(options: Namespace) -> int:
     parameters = connections.assignments(options.set)
     folder, texts = (None, options.words) if options.url else (next(iter(options.words), None), options.words[1:])
     if folder is None and not options.url:
-        raise ConfigurationError("Predict with what? Give a model folder first, or --url of a running server.")
+        raise ConfigurationError("Give a model folder first, or --url of a running server.")
     with contextlib.ExitStack() as stack:
         rows, total = _inputs(options, texts, stack)
         output = _output(options.output, stack)
@@ -75,12 +75,12 @@ def run(options: Namespace) -> int:
 def _inputs(options: Namespace, texts: list[str], stack: contextlib.ExitStack) -> tuple[Iterator[Input], int | None]:
     """The inputs, and how many there are where that is known."""
     if texts and options.input:
-        raise ConfigurationError("There are texts on the command line and an --input. Give one of them.")
+        raise ConfigurationError("Give texts either on the command line or with --input, not both.")
     if texts:
         return inputs.from_texts(texts), len(texts)
     if options.input in (None, "-"):
         if sys.stdin.isatty():
-            sys.stderr.write("Texts from the terminal, one a line; Ctrl-D ends them.\n")
+            sys.stderr.write("Type one text per line; end with Ctrl-D.\n")
         return inputs.from_lines(sys.stdin, is_json=options.jsonl), None
     path = Path(options.input)
     is_json = options.jsonl or path.suffix in (".jsonl", ".ndjson")
@@ -112,7 +112,7 @@ def _write(lines: Iterable[dict[str, Any]], output: TextIO, progress: Progress) 
     finally:
         progress.finish()
     if num_failed:
-        sys.stderr.write(f"{num_failed} inputs failed: their lines say why.\n")
+        sys.stderr.write(f"{num_failed} inputs failed; see their lines.\n")
     return 1 if num_failed else 0
 
 

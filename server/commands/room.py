@@ -30,7 +30,7 @@ def require_room(config: ServeConfig) -> None:
         largest = max(least, key=lambda name: least[name])
         of_largest = f", {size(least[largest])} of them for {largest}," if len(least) > 1 else ""
         raise ConfigurationError(
-            f"The weights need at least {size(needed)} of memory{of_largest} and {size(free)} are free. "
+            f"The weights need at least {size(needed)} of memory{of_largest} and {size(free)} is free. "
             "Serve smaller or fewer models, set quantize to int8 or int4, or free memory.",
             exit_code=EXIT_MODEL,
         )

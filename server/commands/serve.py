@@ -21,7 +21,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.usage = "%(prog)s [PATH ...] [--plan] [flags, all of them below]"
     settings.add_flags(parser)
     parser.add_argument(
-        "--plan", action="store_true", help="Only tell what would be loaded and how much memory it takes."
+        "--plan", action="store_true", help="Only show what would be loaded and how much memory it needs."
     )
 
 

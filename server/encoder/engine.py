@@ -133,11 +133,11 @@ class EncoderEngine:
         if not isinstance(command, Encode):
             return "This model encodes and does not generate."
         if command.request_id in self._waiting:
-            return "A request of this id waits already."
+            return "A request with this id is already waiting."
         if not 0 < len(command.token_ids) <= self._max_model_len:
             return f"The input has {len(command.token_ids)} tokens; the model takes 1 to {self._max_model_len}."
         if not _all_below(command.token_ids, self._vocab_size):
-            return f"A token id is not below {self._vocab_size}."
+            return f"A token id must be less than {self._vocab_size}."
         return self._type_problem(command) or self._mask_problem(command)
 
     def _type_problem(self, command: Encode) -> str | None:
@@ -145,23 +145,23 @@ class EncoderEngine:
         if types is None:
             return None
         if len(types) != len(command.token_ids):
-            return "There are not as many token types as tokens."
+            return "The number of token types differs from the number of tokens."
         if self._forward.num_token_types and not _all_below(types, self._forward.num_token_types):
-            return f"A token type is not below {self._forward.num_token_types}."
+            return f"A token type must be less than {self._forward.num_token_types}."
         return None
 
     def _mask_problem(self, command: Encode) -> str | None:
         query = command.mask
         if (query is not None) != (self._task == "fill-mask"):
-            return "A mask query is for a masked language model, which answers nothing else."
+            return "Mask queries require a masked language model, and it takes no other."
         if query is None:
             return None
         if not query.positions or not _all_below(query.positions, len(command.token_ids)):
-            return "A mask position is outside of the input, or there is none."
+            return "Mask positions must lie within the input, and there must be at least one."
         if not 0 < query.top_k <= self._vocab_size:
             return f"top_k is {query.top_k}; it must be 1 to {self._vocab_size}."
         if query.target_ids is not None and not (query.target_ids and _all_below(query.target_ids, self._vocab_size)):
-            return f"A target is not below {self._vocab_size}, or there is none."
+            return f"Targets must be token ids less than {self._vocab_size}, and at least one."
         return None
 
 

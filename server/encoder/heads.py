@@ -110,6 +110,6 @@ def _scores(
     command: Encode, values: NDArray[np.float32], candidate_ids: list[list[int]] | None = None
 ) -> Scores | Failed:
     if not np.isfinite(values).all():
-        message = "The model's output for this input is not finite: the weights or the dtype do not suit it."
+        message = "The model's output for this input is not finite. Check the weights and the dtype."
         return Failed(command.request_id, "numerical_error", message)
     return Scores(command.request_id, values.shape, values.astype("<f4").tobytes(), candidate_ids)

@@ -31,9 +31,9 @@ def _problem_of_outputs(command: Generate) -> str | None:
     if not outputs:
         return None
     if command.params.num_beams > 1:
-        return "A beam search begins anew: it cannot continue outputs."
+        return "A beam search cannot continue outputs."
     if len(outputs) != command.params.num_return_sequences:
         return f"There are {len(outputs)} outputs to continue and {command.params.num_return_sequences} are asked for."
     if all(output.is_finished for output in outputs):
-        return "Every output is finished already."
+        return "Every output is already finished."
     return None

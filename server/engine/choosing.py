@@ -58,7 +58,7 @@ class Choices:
         if problem is not None:
             self.failed.append((group, UnsupportedGrammar.code, problem))
         elif has_logits:
-            message = "The rules of the request together forbid every token at this place of the output."
+            message = "The options of the request forbid every token at this position."
             self.failed.append((group, NoTokenLeft.code, message))
         else:
             message = "The model's output for this request was not finite. Other requests are not affected."

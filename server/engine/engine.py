@@ -132,7 +132,7 @@ class DecoderEngine:
         if not isinstance(command, Generate):
             self._fail(command.request_id, SluiceError.code, "This model generates text and does not encode it.")
         elif command.request_id in self.scheduler or command.request_id in (self._uncompiled or ()):
-            self._fail(command.request_id, SluiceError.code, "A request with this id is running already.")
+            self._fail(command.request_id, SluiceError.code, "A request with this id is already running.")
         elif problem := self._problem(command):
             self._fail(command.request_id, SluiceError.code, problem)
         else:

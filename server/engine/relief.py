@@ -50,7 +50,7 @@ class Relief:
         if self._runner.device.type == "cuda":
             torch.cuda.empty_cache()
         groups = list({id(share.group): share.group for share in batch.shares}.values())
-        log.warning("memory ran out in a step of %d tokens of %d requests", batch.num_tokens, len(groups))
+        log.warning("out of memory in a step of %d tokens of %d requests", batch.num_tokens, len(groups))
         # What such a runner keeps of a row may hold half of the step; and only giving it back frees memory.
         keeps_states = not self._runner.can_reuse_blocks
         is_freed = keeps_states and self._scheduler.preempt_newest() > 0
@@ -75,7 +75,7 @@ class Relief:
         self._scheduler.max_batch_tokens = self._usual_tokens
         if blocks := self._scheduler.discard(group):
             self._runner.clear_blocks(blocks)
-        message = "The server has too little memory for this request, even alone. Shorten it, or ask for fewer outputs."
+        message = "The server does not have enough memory for this request. Shorten it, or request fewer outputs."
         return Failed(group.request_id, InsufficientMemory.code, message)
 
     def after_success(self) -> None:

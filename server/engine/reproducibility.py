@@ -15,9 +15,9 @@ def problem(runner: ModelRunner, *, deterministic: bool) -> str | None:
     if not runner.can_reuse_blocks:
         return (
             f"In the {runner.name} executor, where a long prompt is cut depends on other requests, which changes how "
-            "its logits are rounded. No setting avoids this."
+            "its logits are rounded. No setting prevents this."
         )
     return (
         f"In the {runner.name} executor with {runner.attention} attention on {runner.device.type}, other requests in a "
-        "step may change how logits are rounded. Set deterministic to avoid this."
+        "step may change how logits are rounded. Set deterministic to prevent this."
     )

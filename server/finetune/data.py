@@ -110,7 +110,7 @@ class Labels:
 
     def read(self, path: Path, number: int, value: Any) -> str:
         if isinstance(value, bool) or not isinstance(value, (str, int)):
-            fail(path, number, f"the label is {json.dumps(value)}. It must be a word or a whole number.")
+            fail(path, number, f"the label is {json.dumps(value)}. It must be a word or an integer.")
         label = str(value).strip()
         if not label:
             fail(path, number, "the label is empty.")

@@ -137,7 +137,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, Row]]:
             row = json.loads(line)
             json.dumps(row, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            fail(path, number, "a string holds half of a surrogate pair, which is no character.")
+            fail(path, number, "a string has half of a surrogate pair, which is not a character.")
         except json.JSONDecodeError as error:
             fail(path, number, f"it is not JSON ({error.msg} at column {error.colno}). Write one object a line.")
         except ValueError:

@@ -89,7 +89,7 @@ class Workspace:
                 shutil.rmtree(folder, ignore_errors=True)
         if complete is None:
             return None
-        say(f"going on from step {_step(complete)} of the run that was ended")
+        say(f"continuing from step {_step(complete)} of the interrupted run")
         return str(complete)
 
     def _begin(self) -> IO[bytes]:
@@ -111,8 +111,8 @@ class Workspace:
         run = {"options": self._options, "data": self._digests()}
         if self._run.is_file() and json.loads(self._run.read_text(encoding="utf-8")) != run:
             raise ConfigurationError(
-                f"{self.folder} is what another run left that was to be written to {self.out}, with other options or "
-                "data. Choose another --out, or remove it."
+                f"{self.folder} belongs to an interrupted run for {self.out} with other options or data. "
+                "Choose another --out, or remove it."
             )
         shutil.rmtree(self.result, ignore_errors=True)
         # Renamed into its place: an unfinished one would be taken for that of another run.
@@ -129,8 +129,8 @@ class Workspace:
 
     def _advice(self) -> str:
         if any(map(_is_complete, self._checkpoint_folders())):
-            return "Run the same command again to go on from the last checkpoint."
-        return "Nothing was left behind."
+            return "Run the same command again to continue from the last checkpoint."
+        return "No files were left behind."
 
     def _clean(self) -> None:
         """Leave complete checkpoints alone, or nothing."""

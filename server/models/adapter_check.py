@@ -73,7 +73,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "peft_type": (lambda value: isinstance(value, str), "a name"),
     "task_type": (lambda value: isinstance(value, str), "a name"),
     "base_model_name_or_path": (lambda value: isinstance(value, str), "a path"),
-    "r": (_is_rank, "a whole number above 0"),
+    "r": (_is_rank, "an integer above 0"),
     "lora_alpha": (lambda value: isinstance(value, int | float) and value == value, "a number"),
     "target_modules": (lambda value: _is_names(value) or _is_pattern(value), "a list of names, or a pattern"),
     "modules_to_save": (_is_names, "a list of names"),

@@ -5,7 +5,7 @@ import { apiKey } from "./storage.js";
 /** The server's own refusal, in its words. */
 export class Refusal extends Error {
   constructor(status, envelope = {}) {
-    super(envelope.message ?? `The server answered with status ${status} and no explanation.`);
+    super(envelope.message ?? `The server returned status ${status} without a message.`);
     this.status = status;
     this.code = envelope.code ?? "";
     this.param = envelope.param ?? "";

@@ -57,4 +57,4 @@ onKeyWanted(askForKey);
 const info = await waitForModels();
 const views = info ? viewsOf(info) : [];
 if (views.length) new Frame(info, views).show();
-else if (info) splash(el("p", "No model here has a tab of its own. ", serverLink("docs", "All routes")));
+else if (info) splash(el("p", "This page has no tab for the served models. ", serverLink("docs", "All routes")));

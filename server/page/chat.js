@@ -45,7 +45,7 @@ export class Chat {
     this.hints = el("span.hint");
     this.turns = el("div.turns", { role: "log", "aria-label": "Conversation", "aria-live": "off" });
     this.scroller = el("div.scroller", { tabindex: -1 }, this.turns);
-    this.latest = button("down", "To the latest", () => {}, { class: "round-button latest" });
+    this.latest = button("down", "Scroll to bottom", () => {}, { class: "round-button latest" });
     this.follower = new Follower(this.scroller, this.latest);
     const composer = el(
       "form.composer",
@@ -67,7 +67,7 @@ export class Chat {
       save("system", this.system.value);
       this.#keep();
     };
-    this.system = el("textarea.control", { id, rows: 3, dir: "auto", placeholder: "How the model shall answer", onchange });
+    this.system = el("textarea.control", { id, rows: 3, dir: "auto", placeholder: "How the assistant should behave", onchange });
     return el("div.panel-content.first", el("div.field-block", el("label", { for: id }, "System prompt"), this.system));
   }
 
@@ -138,7 +138,7 @@ export class Chat {
     if (this.running !== running) return;
     this.#setRunning(null);
     this.sidebar.draw(this.conversation.id);
-    announce(errors.some(Boolean) ? "The answer failed." : "The answer is complete.");
+    announce(errors.some(Boolean) ? "The response failed." : "The response is complete.");
   }
 
   #body(side, messages) {

@@ -21,7 +21,7 @@ export class AnswerView {
     this.problem = el("div");
     this.element = el(
       "article.answer",
-      { "aria-label": `Answer of ${answer.model}` },
+      { "aria-label": `Response of ${answer.model}` },
       title && el("header.answer-title", title),
       this.body,
       this.notice,

@@ -12,7 +12,7 @@ export class Sidebar {
     this.file = el("input", { type: "file", accept: "application/json,.json", hidden: true, "aria-label": "File to import", onchange: () => this.#take() });
     this.element = el(
       "div.panel-content",
-      textButton("plus", "New conversation", () => actions.create(), { class: "button wide" }),
+      textButton("plus", "New chat", () => actions.create(), { class: "button wide" }),
       this.list,
       el(
         "div.panel-foot",
@@ -30,8 +30,8 @@ export class Sidebar {
   draw(openId) {
     const entries = this.conversations.index.map(({ id, title }) => this.#entry(id, title || "Untitled", id === openId));
     this.list.replaceChildren(...entries);
-    if (!entries.length) this.list.append(el("li.hint", "What you write stays in this browser."));
-    if (!this.conversations.isKept) this.#say("The browser has no room left: export, then remove some.");
+    if (!entries.length) this.list.append(el("li.hint", "Conversations stay in this browser."));
+    if (!this.conversations.isKept) this.#say("Browser storage is full. Export conversations, then delete some.");
   }
 
   #entry(id, title, isOpen) {
@@ -40,7 +40,7 @@ export class Sidebar {
       { "aria-current": isOpen ? "true" : null, dir: "auto", onclick: () => this.actions.open(id) },
       title,
     );
-    const remove = button("trash", `Remove “${title}”`, () => this.#remove(id, title));
+    const remove = button("trash", `Delete “${title}”`, () => this.#remove(id, title));
     return el("li", open, remove);
   }
 
@@ -53,7 +53,7 @@ export class Sidebar {
       this.actions.open(id);
       this.#say("");
     };
-    this.#say(`Removed “${title}”. `);
+    this.#say(`Deleted “${title}”. `);
     if (conversation) this.said.append(el("button.link", { onclick: undo }, "Undo"));
   }
 
@@ -71,7 +71,7 @@ export class Sidebar {
       this.#say(`${count} ${count === 1 ? "conversation" : "conversations"} imported.`);
       if (count) this.actions.open(this.conversations.index[0].id);
     } catch {
-      this.#say("This file holds no conversations of this page.");
+      this.#say("This file contains no conversations.");
     }
   }
 
@@ -86,8 +86,8 @@ export function welcome(model, ask) {
   const ideas = ["Explain why the sky is blue to a child.", "Write a short poem about a lighthouse.", "Write a Python function that adds two numbers."];
   return el(
     "div.welcome",
-    el("h2", "What shall it be?"),
-    el("p.soft", "You talk with ", el("strong", model), ". It runs here, and nothing leaves this server."),
+    el("h2", "How can I help?"),
+    el("p.soft", "You are chatting with ", el("strong", model), ". It runs on this server."),
     el("div.ideas", ideas.map((text) => el("button.idea", { onclick: () => ask(text) }, el("span", text), icon("send")))),
   );
 }

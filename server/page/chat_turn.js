@@ -18,7 +18,7 @@ export class TurnView {
     );
     this.question = el("div.question", this.said, this.tools);
     this.answers = el("div.answers");
-    this.again = quietButton("redo", "Answer again", () => actions.answer());
+    this.again = quietButton("redo", "Regenerate", () => actions.answer());
     this.element = el("section.turn", this.question, this.answers);
     this.views = turn.answers.map((answer) => this.#answerView(answer));
     this.#drawAnswers();
@@ -67,7 +67,7 @@ export class TurnView {
         take();
       }
     });
-    const ask = textButton("send", "Ask again", take, { class: "button primary" });
+    const ask = textButton("send", "Send", take, { class: "button primary" });
     const cancel = textButton(null, "Cancel", close);
     const label = el("label.offscreen", { for: id }, "Edit your message");
     this.question.replaceChildren(el("div.editor", label, field, el("div.row.end", cancel, ask)));

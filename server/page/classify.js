@@ -15,13 +15,13 @@ const SAMPLES = [
 
 export class Classify extends Workbench {
   constructor(models) {
-    super("classify", "classify", models, { label: "Classify", lead: "What a text is about, or how it is meant: a score for each label." });
+    super("classify", "classify", models, { label: "Classify", lead: "Classify a text: a score for each label." });
     this.text = textInput("classify", "Text", { rows: 3, otherwise: SAMPLES[0][1] });
-    this.second = textInput("classify-second", "Second text", { rows: 2, placeholder: "What the first one is judged with" });
+    this.second = textInput("classify-second", "Second text", { rows: 2, placeholder: "Optional: for models of text pairs" });
     this.mode = load("classify-mode", "one");
     this.inputArea.append(this.text.element, this.second.element, examples(this.text.field, SAMPLES));
     this.ticks = {
-      lines: tick("Each line is a text", this.mode === "lines", (isOn) => this.#setMode(isOn ? "lines" : "one")),
+      lines: tick("One text per line", this.mode === "lines", (isOn) => this.#setMode(isOn ? "lines" : "one")),
       pair: tick("A pair of texts", this.mode === "pair", (isOn) => this.#setMode(isOn ? "pair" : "one")),
     };
     this.tools.append(this.ticks.lines, this.ticks.pair);
@@ -56,7 +56,7 @@ export class Classify extends Workbench {
     const replies = await call(path, body, signal);
     const one = (entries, i) => [
       this.mode === "lines" && el("p.quoted", { dir: "auto" }, texts[i]),
-      entries.length ? bars(entries) : el("p.soft", "No label has such a score."),
+      entries.length ? bars(entries) : el("p.soft", "No label has a score this high."),
     ];
     output.replaceChildren(...replies.map((entries, i) => el("div.labelled", one(entries, i))));
   }

@@ -7,7 +7,7 @@ import { el, quietButton } from "./dom.js";
 import { errorCard } from "./errors.js";
 import { apiKey, load, save } from "./storage.js";
 
-const TITLE = "This request as code";
+const TITLE = "Code for this request";
 const KEY_NAME = "SLUICE_API_KEY";
 const LANGUAGES = [["curl", curl], ["Python", python], ["JavaScript", javascript]];
 
@@ -84,7 +84,7 @@ function javascript({ path, body }, hasKey) {
 
 /** A button that shows what `request()` gives then, as a program, or why it gives none. */
 export function codeButton(request) {
-  return quietButton("code", "As code", () => {
+  return quietButton("code", "Code", () => {
     try {
       showCode(request());
     } catch (error) {

@@ -17,8 +17,8 @@ const SAMPLES = [
 
 export class Complete extends Workbench {
   constructor(models, templates) {
-    super("generate", "generate", models, { label: "Complete", lead: "A text goes on, just as the model would write it." });
-    this.text = textInput("generate", "Text to go on from", { rows: 4, otherwise: SAMPLES[0][1] });
+    super("generate", "generate", models, { label: "Complete", lead: "Continue a text." });
+    this.text = textInput("generate", "Prompt", { rows: 4, otherwise: SAMPLES[0][1] });
     this.withTokens = load("tokens", false);
     this.form = null;
     this.inputArea.append(this.text.element, examples(this.text.field, SAMPLES));

@@ -29,7 +29,7 @@ export function copyButton(text, label = "Copy") {
   const button = el("button.quiet-button", icon("copy"), said);
   button.addEventListener("click", async () => {
     const isDone = await copy(text());
-    said.textContent = isDone ? "Copied" : "Select it and press Ctrl+C";
+    said.textContent = isDone ? "Copied" : "Press Ctrl+C to copy";
     announce(said.textContent);
     setTimeout(() => (said.textContent = label), 1600);
   });

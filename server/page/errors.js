@@ -5,45 +5,45 @@ import { el, icon, textButton } from "./dom.js";
 
 const TITLES = {
   queue_full: "The server is busy",
-  rate_limited: "Too many unfinished requests",
+  rate_limited: "Too many requests",
   deadline_exceeded: "The time limit passed",
-  starting: "The models are still being loaded",
-  draining: "The server is about to stop",
-  engine_restarting: "The model is being restarted",
+  starting: "The models are loading",
+  draining: "The server is stopping",
+  engine_restarting: "The model is restarting",
   server_shutdown: "The server was stopped",
-  context_length_exceeded: "That is too long for this model",
-  model_not_found: "This model is not served",
+  context_length_exceeded: "Too long for this model",
+  model_not_found: "Unknown model",
   invalid_value: "A value does not fit",
-  unknown_parameter: "There is no such setting",
-  unsupported_value: "Some settings do not go together",
+  unknown_parameter: "Unknown setting",
+  unsupported_value: "Some settings cannot be combined",
 };
 const HINTS = {
   queue_full: "Many requests are waiting. Try again in a moment.",
   engine_restarting: "Try again in a few seconds.",
-  context_length_exceeded: "In a chat, begin a new conversation or edit an earlier turn.",
+  context_length_exceeded: "In a chat, start a new one or edit an earlier message.",
   model_not_found: "Choose another model in the settings.",
-  unsupported_value: "Change one of them in the settings, or empty its field.",
+  unsupported_value: "Change or clear one of them in the settings.",
 };
 
 /** Title, text and hint of whatever was thrown. */
 export function explain(error) {
   if (error instanceof Unreachable) {
     return {
-      title: "The server does not answer",
-      text: "The connection broke, or the server is not running.",
-      hint: "What has come so far is kept. Try again when the server is back.",
+      title: "The server is not responding",
+      text: "The connection failed, or the server is not running.",
+      hint: "The response so far is kept. Try again when the server is back.",
     };
   }
   if (error.name === "Unreadable") return { title: "A field cannot be read", text: error.message, hint: "" };
   if (!(error instanceof Refusal)) {
-    return { title: "The page made a mistake", text: String(error?.message ?? error), hint: "Reload the page." };
+    return { title: "The page has an error", text: String(error?.message ?? error), hint: "Reload the page." };
   }
   if (error.status === 401 || error.status === 403) {
-    const title = error.status === 401 ? "The server wants an API key" : "This API key does not allow that";
-    return { title, text: error.message, hint: "Enter another with the key button at the top of the page." };
+    const title = error.status === 401 ? "The server requires an API key" : "This API key does not allow that";
+    return { title, text: error.message, hint: "Enter another key with the key button at the top." };
   }
-  const title = TITLES[error.code] ?? (error.status >= 500 ? "The server could not do this" : "The server refused this");
-  const hint = HINTS[error.code] ?? (error.status >= 500 ? `Try again. The log has it as ${error.requestId}.` : "");
+  const title = TITLES[error.code] ?? (error.status >= 500 ? "Server error" : "The server rejected the request");
+  const hint = HINTS[error.code] ?? (error.status >= 500 ? `Try again. Request id in the log: ${error.requestId}.` : "");
   return { title, text: error.message, hint };
 }
 

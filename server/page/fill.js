@@ -10,10 +10,10 @@ const HOLE = "▁▁▁";
 
 export class Fill extends Workbench {
   constructor(models) {
-    super("fill-mask", "fill-mask", models, { label: "Fill", lead: "The words that fit where the mask stands." });
+    super("fill-mask", "fill-mask", models, { label: "Fill", lead: "Fill in the masked words." });
     this.text = textInput("fill-mask", "Text with a mask", { rows: 3, otherwise: `The capital of France is ${this.#mask()}.` });
     this.inputArea.append(this.text.element);
-    this.tools.append(quietButton("plus", "Mask here", () => this.#insert()));
+    this.tools.append(quietButton("plus", "Insert mask", () => this.#insert()));
   }
 
   #mask(side = this.sides.active[0]) {

@@ -14,7 +14,7 @@ export class Frame {
     this.info = info;
     this.views = views;
     this.status = new ServerStatus();
-    this.tabs = el("div.tabs", { role: "tablist", "aria-label": "What to do", onkeydown: (event) => this.#step(event) });
+    this.tabs = el("div.tabs", { role: "tablist", "aria-label": "Tasks", onkeydown: (event) => this.#step(event) });
     this.tabs.append(...views.map((view) => this.#tab(view)));
     this.stage = el("main.stage", views.map((view) => this.#tabPanel(view)));
     this.left = this.#drawer("left", "Conversations");

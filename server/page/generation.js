@@ -76,12 +76,12 @@ function watchSilence(onNotice) {
 async function reasonOfSilence() {
   try {
     await call("/readyz");
-    return "Waiting for its turn…";
+    return "Waiting in the queue…";
   } catch (error) {
     if (error instanceof Refusal && error.code === "engine_restarting") {
-      return "The model is being restarted. The answer goes on by itself in a moment.";
+      return "The model is restarting. The response will continue in a moment.";
     }
-    return error instanceof Refusal ? error.message : "The server does not answer at the moment.";
+    return error instanceof Refusal ? error.message : "The server is not responding.";
   }
 }
 

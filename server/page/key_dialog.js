@@ -16,7 +16,7 @@ function ask(wasRefused) {
   return new Promise((resolve) => {
     const id = freshId("key");
     const field = el("input.control", { type: "password", id, autocomplete: "off", spellcheck: "false", value: apiKey.get() });
-    const text = wasRefused ? "The server does not know this key." : "It is kept until you close this tab, and sent to this server alone.";
+    const text = wasRefused ? "The server rejected this key." : "The key is kept until you close this tab and sent only to this server.";
     const take = () => {
       apiKey.set(field.value.trim());
       dialog.close("taken");
@@ -27,7 +27,7 @@ function ask(wasRefused) {
       el("label", { for: id }, "API key"),
       field,
       el(wasRefused ? "p.field-error" : "p.hint", { role: wasRefused ? "alert" : null }, text),
-      el("div.row.end", textButton(null, "Cancel", () => dialog.close()), el("button.button.primary", { type: "submit" }, "Use it")),
+      el("div.row.end", textButton(null, "Cancel", () => dialog.close()), el("button.button.primary", { type: "submit" }, "Save")),
     );
     const onClosed = (value) => resolve(value === "taken" && apiKey.get() !== "");
     const dialog = openDialog("API key", form, { onClosed });

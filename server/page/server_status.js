@@ -39,7 +39,7 @@ async function stateOfServer() {
     return { state: "good", text: "ready", notice: "" };
   } catch (error) {
     if (!(error instanceof Refusal)) {
-      const notice = "The server does not answer. The page asks again every two seconds; what you wrote is kept.";
+      const notice = "The server is not responding. Retrying every two seconds; your text is kept.";
       return { state: "gone", text: "not there", notice };
     }
     const text = { engine_restarting: "restarting", starting: "loading", draining: "stopping" }[error.code];

@@ -137,7 +137,7 @@ function read(field, control) {
 function readNumber({ kind, min, max }, control) {
   if (control.value === "") return control.validity.badInput ? [undefined, "This must be a number"] : [undefined, ""];
   const value = Number(control.value);
-  if (kind === "integer" && !Number.isInteger(value)) return [undefined, "This must be a whole number"];
+  if (kind === "integer" && !Number.isInteger(value)) return [undefined, "This must be an integer"];
   if (value < (min ?? -Infinity)) return [undefined, `This must be at least ${min}`];
   if (value > (max ?? Infinity)) return [undefined, `This must be at most ${max}`];
   return [value, ""];

@@ -87,7 +87,7 @@ export class Sides {
       ...(this.isComparing ? [this.#sideButtons()] : []),
       this.#modelPicker(side),
       this.form.element,
-      quietButton("redo", "Back to defaults", () => this.#reset(side)),
+      quietButton("redo", "Reset to defaults", () => this.#reset(side)),
     );
   }
 
@@ -111,7 +111,7 @@ export class Sides {
   #sideButtons() {
     const one = (name, i) =>
       el("button", { "aria-pressed": String(i === this.#edited), onclick: () => this.#edit(i) }, `Settings of ${name}`);
-    return el("div.segments", { role: "group", "aria-label": "Whose settings" }, NAMES.map(one));
+    return el("div.segments", { role: "group", "aria-label": "Side" }, NAMES.map(one));
   }
 
   #modelPicker(side) {

@@ -17,7 +17,7 @@ const MAX_ROWS = 500;
 
 export class Tag extends Workbench {
   constructor(models) {
-    super("ner", "ner", models, { label: "Tag", lead: "Names, places, numbers: what stands where in a text of any length." });
+    super("ner", "ner", models, { label: "Tag", lead: "Find names, places and numbers in a text of any length." });
     this.text = textInput("ner", "Text", { rows: 4, otherwise: SAMPLES[0][1] });
     this.inputArea.append(this.text.element, examples(this.text.field, SAMPLES));
     this.text.field.addEventListener("input", () => this.#count());
@@ -61,7 +61,7 @@ const readable = (name) => name.replaceAll("_", " ").toLowerCase();
 function tagged(text, found) {
   const entities = named(found);
   const marks = el("div.tagged", paragraphs(text, entities));
-  if (!entities.length) return [marks, el("p.soft", "Nothing was found in this text.")];
+  if (!entities.length) return [marks, el("p.soft", "No entities found.")];
   return [legend(entities, marks), marks, table(entities)];
 }
 
@@ -118,6 +118,6 @@ function table(entities) {
   );
   const head = el("tr", ["Text", "Label", "Score", "Characters"].map((name) => el("th", { scope: "col" }, name)));
   const content = el("table.plain", el("thead", head), el("tbody", rows));
-  const more = entities.length > MAX_ROWS && el("p.hint", `The first ${MAX_ROWS} of ${entities.length}.`);
-  return el("details.more", el("summary", "As a table"), el("div.table-scroll", { tabindex: 0, role: "group", "aria-label": "Entities" }, content), more);
+  const more = entities.length > MAX_ROWS && el("p.hint", `Showing ${MAX_ROWS} of ${entities.length}.`);
+  return el("details.more", el("summary", "Table"), el("div.table-scroll", { tabindex: 0, role: "group", "aria-label": "Entities" }, content), more);
 }

@@ -61,7 +61,7 @@ function controlOf(variable, id) {
     return el("input.control", { id, type: "number", min: variable.minimum, max: variable.maximum, step });
   }
   const isLong = variable.type === "list" || (variable.max_length ?? Infinity) > MULTILINE_ABOVE;
-  const placeholder = variable.type === "list" ? "One a line" : String(variable.default ?? "");
+  const placeholder = variable.type === "list" ? "One per line" : String(variable.default ?? "");
   return el(isLong ? "textarea.control" : "input.control", { id, rows: isLong ? 3 : null, dir: "auto", placeholder });
 }
 

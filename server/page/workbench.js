@@ -80,7 +80,7 @@ export class Workbench {
     await Promise.all(sides.map((side, i) => this.#runOne(side, outputs[i], running.signal)));
     if (this.running !== running) return;
     this.#setRunning(null);
-    announce("The result is there.");
+    announce("The result is ready.");
   }
 
   isReady() {

@@ -18,12 +18,14 @@ from server.sandbox.messages import MAX_ANSWER_BYTES, Call, Refused, Reply, Retu
 
 READ_BYTES = 1 << 18
 MAX_MESSAGE_CHARACTERS = 500
-OUT_OF_MEMORY = Refused("It takes more memory than it may.")
+OUT_OF_MEMORY = Refused("It exceeds the memory limit.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Answer the calls that come over the inherited socket; return when the front is gone."""
-    parser = argparse.ArgumentParser(prog="python -m server.sandbox", description="Started by the server only.")
+    parser = argparse.ArgumentParser(
+        prog="python -m server.sandbox", description="Internal: only the server starts it."
+    )
     parser.add_argument("--fd", type=int, required=True, help="number of the inherited socket")
     fd: int = parser.parse_args(arguments).fd
     os.set_inheritable(fd, False)
@@ -60,7 +62,7 @@ def answer(call: Call) -> Reply:
     except MemoryError:
         return OUT_OF_MEMORY
     except RecursionError:
-        return Refused("It is nested too deep.")
+        return Refused("It is nested too deeply.")
     except ValueError as error:
         return Refused(str(error)[:MAX_MESSAGE_CHARACTERS])
     except Exception as error:

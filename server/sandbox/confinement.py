@@ -51,6 +51,6 @@ def _limit_memory() -> None:
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
     """Modules are still read as they are needed; nothing is written."""
     if event.startswith(REFUSED_EVENTS):
-        raise PermissionError(f"{event} is not for the sandbox")
+        raise PermissionError(f"{event} is not allowed in the sandbox")
     if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-        raise PermissionError("nothing is written in the sandbox")
+        raise PermissionError("the sandbox cannot write files")

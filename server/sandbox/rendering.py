@@ -113,7 +113,7 @@ def _rendered(text: str, values: Mapping[str, Any], *, is_strict: bool) -> Track
 def _answer(text: Tracked, source: Source) -> dict[str, Any]:
     runs = tracked.runs(text)
     if len(runs) > MAX_RUNS:
-        raise ValueError(f"The template cuts what was sent into more pieces than the limit of {MAX_RUNS}.")
+        raise ValueError(f"The template splits the input into more than {MAX_RUNS} pieces.")
     places = [(start, stop, *source.place(origin)) for start, stop, origin in runs if origin >= 0]
     return {
         "text": str.__str__(text),

@@ -75,15 +75,15 @@ class Admission:
 
     def _check(self, num_tokens: int, num_requests: int) -> None:
         if self.draining:
-            raise Draining("The server is about to stop and takes no new work. Try again.", retry_after_s=MIN_RETRY_S)
+            raise Draining("The server is stopping. Try again.", retry_after_s=MIN_RETRY_S)
         if self.num_requests == 0:
             return
         if not self._fits(num_requests, self.num_requests, self._requests, self.max_requests):
-            reason = f"{self.num_requests} of at most {self.max_requests} requests are unfinished"
+            reason = f"{self.num_requests} of at most {self.max_requests} requests are in progress"
             raise self._refusal("requests", self._requests, self.max_requests, reason)
         if not self._fits(num_tokens, self.num_tokens, self._tokens, self.max_tokens):
             reason = (
-                f"{self.num_tokens} of at most {self.max_tokens} tokens are unfinished; this request has {num_tokens}"
+                f"{self.num_tokens} of at most {self.max_tokens} tokens are in progress; this request has {num_tokens}"
             )
             raise self._refusal("tokens", self._tokens, self.max_tokens, reason)
 
@@ -105,7 +105,7 @@ class Admission:
         num_own = by_caller[caller.current().id]
         if self._num_callers > 1 and num_own >= limit // self._num_callers:
             seconds = self.retry_after_s()
-            message = f"{num_own} of your {unit} are unfinished, which is your share of the queue."
+            message = f"{num_own} of your {unit} are in progress, which is your share of the queue."
             return RateLimited(f"{message} Try again in {seconds} s.", retry_after_s=seconds)
         return self._queue_full(reason)
 

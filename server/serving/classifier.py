@@ -119,7 +119,7 @@ class ServedClassifier(ServedEncoder):
         function = options.function or self.default_function
         if function == "softmax" and len(self.ready.labels) == 1:
             raise InvalidParameter(
-                "function_to_apply", function, "makes every score 1 for a model of one label; use sigmoid or none"
+                "function_to_apply", function, "gives a score of 1 for a model with one label; use sigmoid or none"
             )
         if options.threshold is not None and function != "none" and not 0 <= options.threshold <= 1:
             reason = sentence("{function} gives scores from 0 to 1, and {threshold} is outside", function=function)

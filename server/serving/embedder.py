@@ -58,10 +58,10 @@ class ServedEmbedder(ServedEncoder):
         """For each text its vector. Token ids are taken as they are: no prompt goes before them."""
         size = self.embedding.size if options.dimensions is None else options.dimensions
         if not 1 <= size <= self.embedding.size:
-            raise InvalidParameter("dimensions", size, f"must be 1 to {self.embedding.size}, which the model has")
+            raise InvalidParameter("dimensions", size, f"must be from 1 to {self.embedding.size}")
         prompt = self._prompt(options.prompt_name)
         if options.prompt_name is not None and any(isinstance(text, list) for text in texts):
-            raise ConflictingParameters("prompt_name", "inputs", "token ids are taken as they are; send text")
+            raise ConflictingParameters("prompt_name", "inputs", "it does not apply to token ids; send text")
         commands = await self._tokenize(
             lambda text: self._command(prompt, text, options.truncation, record.request_id),
             texts,
@@ -93,7 +93,7 @@ class ServedEmbedder(ServedEncoder):
         prompts = self.embedding.prompts
         if name is not None and name not in prompts:
             names = ", ".join(prompts)
-            rule = f"must be one of {names}" if names else "names no prompt: this model has none"
+            rule = f"must be one of {names}" if names else "is not supported: the model has no prompts"
             raise InvalidParameter("prompt_name", name, rule)
         return prompts.get(name or self.embedding.default_prompt or "", "")
 

@@ -123,7 +123,7 @@ class ServedEncoder(ABC):
                 async with asyncio.timeout(record.time_left_s(self._timeout_s)):
                     return await asyncio.gather(*tasks)
             except TimeoutError:
-                raise DeadlineExceeded("The request's time was over before it was answered.") from None
+                raise DeadlineExceeded("The time limit passed before the response.") from None
             finally:
                 for task in tasks:
                     task.cancel()

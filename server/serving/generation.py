@@ -235,8 +235,8 @@ def told_token(tokenizer: Tokenizer, token_id: int, logprob: float | None) -> To
 
 def unfinished(finish_reason: FinishReason) -> SluiceError:
     if finish_reason == "abort":
-        return SluiceError("The request was ended: its output was not read in time.")
-    return SluiceError("The request could not be finished.")
+        return SluiceError("The request was cancelled: the client did not read its output in time.")
+    return SluiceError("The request failed.")
 
 
 class Generation:

@@ -52,7 +52,7 @@ class ServedGenerator:
         sound, problems = sampling.model_defaults(ready)
         self._defaults = {k: v for k, v in ready.generation_config.items() if k in sound or k == "end_token_ids"}
         for problem in problems:
-            log.warning("model %s: of its generation_config %s It is left out.", model.name, problem.message)
+            log.warning("model %s: generation_config.json is ignored in part: %s", model.name, problem.message)
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -56,7 +56,7 @@ def schema_text(schema: Any, field: str) -> str:
         _adapt(node)
     text = json.dumps({"x-guidance": OPTIONS, **compiled}, separators=(",", ":"))
     if _CONTROL_CHARACTER.search(text):
-        raise _refusal(field, "holds a control character that JSON can write by its number only.")
+        raise _refusal(field, "contains a control character that JSON can only write as an escape.")
     return text
 
 
@@ -78,7 +78,7 @@ def parsed(text: str, field: str) -> Any:
     except RecursionError:
         raise _too_deep(field) from None
     except ValueError as error:
-        raise InvalidParameter(field, text, f"is a string that is no JSON ({error})") from None
+        raise InvalidParameter(field, text, f"is a string that is not JSON ({error})") from None
 
 
 def _encoded(schema: dict[str, Any], field: str) -> str:
@@ -88,7 +88,7 @@ def _encoded(schema: dict[str, Any], field: str) -> str:
     except RecursionError:
         raise _too_deep(field) from None
     except ValueError:
-        raise _refusal(field, "holds a number or a text that JSON in UTF-8 cannot write.") from None
+        raise _refusal(field, "contains a number or a string that JSON cannot represent.") from None
     return text
 
 
@@ -149,7 +149,7 @@ def _check_least(node: dict[str, Any], names: set[str], field: str) -> None:
     """A name that the schema does not list may come twice in an object, and counts once."""
     least = node.get("minProperties", 0)
     if isinstance(least, int) and least > len(names) + 1:
-        template = "has minProperties {least}, and it can be at most one more than the properties that are named."
+        template = "has minProperties {least}, and it can be at most one more than the number of named properties."
         raise _refusal(field, template, least=least)
 
 

@@ -21,9 +21,7 @@ DEFAULT_HYPOTHESIS = "This example is {}."
 
 def find_reranker(registry: Registry, name: str | None) -> ServedClassifier:
     """The named classifier, or the first that can judge how well a text answers a query."""
-    return _find(
-        registry, name, relevance_place, "has {} labels. A model that judges pairs of texts has one label or two"
-    )
+    return _find(registry, name, relevance_place, "has {} labels. A model for pairs of texts has one or two")
 
 
 def find_nli(registry: Registry, name: str | None) -> ServedClassifier:
@@ -88,9 +86,11 @@ class Hypotheses:
 
     def __post_init__(self) -> None:
         if not self.labels or not all(self.labels):
-            raise InvalidParameter("candidate_labels", list(self.labels), "must contain at least one label, none empty")
+            raise InvalidParameter(
+                "candidate_labels", list(self.labels), "must contain at least one label, and no empty ones"
+            )
         if self.template.count("{}") != 1:
-            raise InvalidParameter("hypothesis_template", self.template, "must contain {} once, where a label goes")
+            raise InvalidParameter("hypothesis_template", self.template, "must contain {} exactly once")
 
     def pairs(self, text: str) -> list[TextPair]:
         return [TextPair(text, self.template.replace("{}", label)) for label in self.labels]

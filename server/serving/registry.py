@@ -131,7 +131,7 @@ class Registry:
 
     def _check_loaded(self) -> None:
         if len(self._served) < len(self.config.models):
-            raise Starting("The models are being loaded. Try again in a moment.", retry_after_s=1.0)
+            raise Starting("The models are loading. Try again in a moment.", retry_after_s=1.0)
 
     def names_by_task(self) -> dict[Task, list[str]]:
         """Names of the servable models; the first of each task is its default."""

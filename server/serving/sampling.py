@@ -240,7 +240,7 @@ def _phrase_penalties(wishes: Wishes, topics: Mapping[str, Sequence[str]]) -> tu
     for entry in wishes["penalties"] or ():
         if entry.topic is not None and entry.topic not in topics:
             known = ", ".join(sorted(topics)) or "none"
-            raise InvalidParameter("penalties", entry.topic, f"names no topic of this server; there are: {known}")
+            raise InvalidParameter("penalties", entry.topic, f"is not a topic of this server: {known}")
         for phrase in [entry.phrase] if entry.topic is None else topics[entry.topic]:
             found[phrase.strip()] = found.get(phrase.strip(), 0.0) + entry.strength
     return tuple((phrase, strength) for phrase, strength in found.items() if strength != 0)
@@ -250,7 +250,7 @@ def check_length(num_prompt_tokens: int, ready: Ready, source: str, *, is_least:
     """Raise unless the prompt leaves room for a token; ``is_least``: it may be longer. ``source`` is its field."""
     limit = ready.max_model_len - 1
     if num_prompt_tokens > limit:
-        advice = sentence("Shorten it, or set {truncate} to the number of its last tokens that count.")
+        advice = sentence("Shorten it, or set {truncate} to keep only its last tokens.")
         raise PromptTooLong(num_prompt_tokens, ready.max_model_len, advice, param=source, is_least=is_least)
 
 

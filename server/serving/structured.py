@@ -109,7 +109,7 @@ def grammar_text(grammar: Mapping[str, Any]) -> str:
         if name not in fields:
             raise UnknownParameter(f"grammar.{name}", [f"grammar.{field}" for field in fields])
     if "value" in fields and "value" not in grammar:
-        raise InvalidParameter("grammar", dict(grammar), "must have a value besides its type")
+        raise InvalidParameter("grammar", dict(grammar), "must have a type and a value")
     return json.dumps({"grammars": [{"lark_grammar": FORCE_NOTHING + make(grammar.get("value"))}]})
 
 
@@ -188,7 +188,7 @@ def _with_checked_schema(text: str, place: int, num_added: int) -> str:
 
 def _string(value: Any, max_bytes: int) -> str:
     if not isinstance(value, str) or not value:
-        raise InvalidParameter("grammar.value", value, "must be a string, and not empty")
+        raise InvalidParameter("grammar.value", value, "must be a non-empty string")
     if len(_bytes(value)) > max_bytes:
         raise _refusal("has more than {limit} bytes.", limit=max_bytes)
     return value
@@ -198,7 +198,7 @@ def _bytes(value: str) -> bytes:
     try:
         return value.encode()
     except UnicodeEncodeError:
-        raise InvalidParameter("grammar.value", value, "must be text that UTF-8 can write") from None
+        raise InvalidParameter("grammar.value", value, "must be valid Unicode text") from None
 
 
 def _refusal(template: str, **values: Any) -> UnsupportedGrammar:

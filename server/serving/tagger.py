@@ -115,14 +115,14 @@ class ServedTagger(ServedEncoder):
             for count, document in zip(counts, documents, strict=True)
         )
         if num_tokens > self._max_tokens:
-            advice = sentence("What windows share counts twice. Send less text at once, or set a smaller {stride}.")
+            advice = sentence("Overlapping windows count twice. Send less text, or set a smaller {stride}.")
             raise RequestTooLong(num_tokens, self._max_tokens, advice)
 
     def _check_least(self, *texts: str) -> None:
         """Any length has its windows, up to the limit of a request."""
         num_tokens = sum(self.tokenizer.at_least(text, self._max_tokens) for text in texts)
         if num_tokens > self._max_tokens:
-            raise RequestTooLong(num_tokens, self._max_tokens, "Send less text at once.", is_least=True)
+            raise RequestTooLong(num_tokens, self._max_tokens, "Send less text.", is_least=True)
 
     def _document(self, text: str, check: Callable[[], None]) -> _Document:
         check()

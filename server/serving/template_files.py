@@ -24,7 +24,7 @@ MAX_EXAMPLES = 64
 
 _KINDS = {
     "string": "a string",
-    "integer": "a whole number",
+    "integer": "an integer",
     "number": "a number",
     "boolean": "true or false",
     "list": "a list of strings",
@@ -265,7 +265,7 @@ def _check(file: _File) -> None:
 def _check_variables(variables: Mapping[str, Variable], where: str) -> None:
     for name, variable in variables.items():
         if VARIABLE.fullmatch(name) is None or name == EXAMPLES:
-            raise ValueError(f"{where}.{name} is no name for a variable.")
+            raise ValueError(f"{where}.{name} is not a valid variable name.")
         try:
             variable.check_itself()
         except ValueError as error:

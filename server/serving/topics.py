@@ -124,7 +124,7 @@ def _read(path: Path, known: Topic, room: int) -> Topic:
     signature = None
     try:
         if not _NAME.fullmatch(path.name.removesuffix(SUFFIX)):
-            raise BadTopic("has a name that is not of letters, digits, - and _ alone, 64 at most")
+            raise BadTopic("has an invalid name: use at most 64 letters, digits, - and _")
         with _opened(path) as file:
             signature = _signature(file)
             if signature == known.signature:
@@ -138,7 +138,7 @@ def _read(path: Path, known: Topic, room: int) -> Topic:
     except BadTopic as error:
         return replace(known, error=str(error), signature=signature)
     if len(phrases) > room:
-        error_now = f"is too much: all topics together may have {MAX_PHRASES} phrases"
+        error_now = f"is too large: all topics together may have at most {MAX_PHRASES} phrases"
         return replace(known, error=error_now, signature=None)
     return Topic(phrases=phrases, version=hashlib.sha256(data).hexdigest()[:12], signature=signature)
 
@@ -147,7 +147,7 @@ def _opened(path: Path) -> BinaryIO:
     """The file, wherever in the folder a symbolic link leads: a volume of Kubernetes is made of them."""
     target = Path(os.path.realpath(path, strict=True))
     if not target.is_relative_to(path.parent.resolve()):
-        raise BadTopic("leads out of the folder")
+        raise BadTopic("is outside the folder")
     # A pipe would wait for its writer for ever, but for NONBLOCK.
     file = os.fdopen(os.open(target, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

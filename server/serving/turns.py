@@ -18,7 +18,7 @@ def check_roles(messages: Sequence[Mapping[str, Any]], text: str) -> None:
     for i, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         if role not in COMMON_ROLES and isinstance(content, str) and content.strip() not in text:
-            raise InvalidParameter(f"messages.{i}.role", role, "must be a role that the model's chat template writes")
+            raise InvalidParameter(f"messages.{i}.role", role, "must be a role that the model's chat template supports")
 
 
 def cut_after_last(messages: Sequence[Mapping[str, Any]], rendered: RenderedPrompt) -> RenderedPrompt:
@@ -26,7 +26,7 @@ def cut_after_last(messages: Sequence[Mapping[str, Any]], rendered: RenderedProm
     said = str(messages[-1].get("content") or "")
     start = rendered.text.rfind(said.strip())
     if start < 0 or not said.strip():
-        rule = sentence("must end with a text that the chat template writes, for {continue_final_message}")
+        rule = sentence("must end with text, because {continue_final_message} is true")
         raise InvalidParameter("messages", said, rule)
     # Some templates strip a message's text, and some do not.
     kept = said.lstrip() if rendered.text.startswith(said.lstrip(), start) else said.strip()

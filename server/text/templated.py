@@ -102,8 +102,8 @@ def _read_plainly(tokenizer: Tokenizer, rendered: RenderedPrompt) -> TemplatedId
     for id_, is_around, is_meant in zip(reading.ids, around, reading.is_meant, strict=True):
         if id_ in refused and not is_around and not is_meant:
             raise InvalidRequest(
-                f"The text holds {echo(tokenizer.token_text(id_))}, which is a special token of this model, and its "
-                "tokenizer has no other way to write it. Leave it out."
+                f"The text contains {echo(tokenizer.token_text(id_))}, which is a special token of this model, and its "
+                "tokenizer cannot encode it as text. Remove it."
             )
     return _templated(reading.encoding, reading.ids, _inside(reading.encoding, reading.spans))
 

@@ -60,7 +60,7 @@ class Tokenizer:
         largest_id = max(token_ids, default=0)
         if self._vocab_size is not None and largest_id >= self._vocab_size:
             token = self.token_text(largest_id)
-            raise InvalidParameter("inputs", token, "is a token of this model's tokenizer that the model does not have")
+            raise InvalidParameter("inputs", token, "is a token of the tokenizer that the model does not have")
 
     @functools.cached_property
     def plain_reader(self) -> PlainReader:

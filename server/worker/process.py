@@ -53,7 +53,7 @@ def main(build: Build, arguments: Sequence[str] | None = None) -> NoReturn:
 
 def inherited_socket(program: str, arguments: Sequence[str] | None) -> int:
     """The file descriptor that the command line names; no child of ours gets it."""
-    parser = argparse.ArgumentParser(prog=program, description="Started by the server only.")
+    parser = argparse.ArgumentParser(prog=program, description="Internal: only the server starts it.")
     parser.add_argument("--fd", type=int, required=True, help="number of the inherited socket")
     fd: int = parser.parse_args(arguments).fd
     os.set_inheritable(fd, False)

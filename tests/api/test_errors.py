@@ -50,13 +50,13 @@ def test_a_wrong_method_is_a_405_that_names_the_right_one(client):
     [
         ({"inputs": 5}, "inputs", "5: it must be a string or a list of strings"),
         ({"inputs": "a", "parameters": {"top_p": "0.9"}}, "parameters.top_p", "must be a number"),
-        ({"inputs": "a", "parameters": {"top_k": True}}, "parameters.top_k", "must be a whole number"),
-        ({"inputs": "a", "parameters": {"top_k": 1.0}}, "parameters.top_k", "must be a whole number"),
+        ({"inputs": "a", "parameters": {"top_k": True}}, "parameters.top_k", "must be an integer"),
+        ({"inputs": "a", "parameters": {"top_k": 1.0}}, "parameters.top_k", "must be an integer"),
         ({"inputs": "a", "parameters": {"do_sample": 1}}, "parameters.do_sample", "must be true or false"),
-        ({"inputs": "a", "parameters": {"stop_token_ids": [1, "2"]}}, "parameters.stop_token_ids.1", "whole number"),
+        ({"inputs": "a", "parameters": {"stop_token_ids": [1, "2"]}}, "parameters.stop_token_ids.1", "integer"),
         ({"inputs": "a", "parameters": [1]}, "parameters", "must be an object"),
         ({"inputs": "a", "stream": "yes"}, "stream", "must be true or false"),
-        ({"parameters": {}}, "inputs", "is missing"),
+        ({"parameters": {}}, "inputs", "is required"),
         ([], None, "must be an object"),
     ],
 )

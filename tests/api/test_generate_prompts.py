@@ -128,7 +128,7 @@ def test_penalties_leave_out_the_templates_tokens_on_request(templated: Front) -
         ({"messages": [{"role": "user", "content": "a"}], "inputs": "a"}, 422, None, ["inputs", "messages"]),
         ({"inputs": "a", "variables": {"who": "a"}}, 422, None, ["variables", "template"]),
         ({"messages": [{"role": "user", "content": "a"}]}, 422, "messages", ["no chat template"]),
-        ({}, 422, "inputs", ["inputs is missing", "template", "messages"]),
+        ({}, 422, "inputs", ["inputs is required", "template", "messages"]),
     ],
 )
 def test_what_makes_no_prompt_is_refused_by_name(
@@ -180,7 +180,7 @@ def test_a_prompt_that_takes_too_long_to_render_is_refused_by_the_fields_name() 
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{{ messages }}"
     with fronted(endless) as front:
         error = front.post(messages=[{"role": "user", "content": "a"}], status=422)
-    assert error["param"] == "messages" and error["message"].startswith("messages cannot be rendered. It takes")
+    assert error["param"] == "messages" and error["message"].startswith("messages cannot be rendered. It exceeds")
 
 
 def test_a_salt_goes_to_the_worker_and_is_limited() -> None:

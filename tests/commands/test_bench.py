@@ -69,7 +69,7 @@ def test_requests_that_fail_are_counted_and_the_exit_code_says_so():
 def test_a_stream_that_breaks_off_is_no_measured_request():
     with fake_server(breaks_after=2) as server:
         done = run("bench", "--url", server.url)
-    assert "The stream ended before the answer did." in done.stderr
+    assert "The stream ended before the response was complete." in done.stderr
     assert done.returncode == 1
 
 

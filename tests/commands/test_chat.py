@@ -58,7 +58,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program_and_what_came_is_kept():
         place = terminal.answer("again\n")
         terminal.wait_for("Yes.", after=place)
         place = terminal.place = terminal.wait_for("> ", after=place)
-        terminal.press_until("\x03", "/quit or Ctrl-D leaves.", after=place)
+        terminal.press_until("\x03", "Use /quit or Ctrl-D to quit.", after=place)
         terminal.answer("/quit\n")
         assert terminal.wait() == 0
     answer = server.bodies[1]["messages"][1]
@@ -102,7 +102,7 @@ def test_commands_change_what_is_asked(tmp_path: Path):
     assert last["parameters"] == {"temperature": 0.7}
     saved = json.loads((tmp_path / "talk.json").read_text())
     assert saved["messages"] == [*first["messages"], {"role": "assistant", "content": "Hello!"}]
-    assert "is there already and is left alone" in done.stderr
+    assert "already exists" in done.stderr
     assert done.stdout == "Hello!\n" * 3
 
 
@@ -111,7 +111,7 @@ def test_a_script_gets_answers_on_stdout_and_everything_else_on_stderr():
         done = run("chat", "--url", server.url, stdin="Hi\n/rest\nHi\n")
     assert done.stdout == "Hello!\n"
     assert "temperature is too hot." in done.stderr
-    assert "There is no command /rest. Did you mean /reset?" in done.stderr
+    assert "Unknown command /rest. Did you mean /reset?" in done.stderr
     assert "tokens/s" in done.stderr
     assert done.returncode == 1
     # A question that was refused is not asked again with the next one.
@@ -129,7 +129,7 @@ def test_an_answer_stays_where_no_other_comes_in_its_place(tmp_path: Path):
 def test_a_conversation_that_is_too_long_is_told_what_to_do():
     with fake_server(refusals=[(422, "context_length_exceeded", "Too long.")]) as server:
         done = run("chat", "--url", server.url, stdin="Hi\n")
-    assert "Too long. /reset begins anew." in done.stderr
+    assert "Too long. Use /reset to start over." in done.stderr
 
 
 def test_an_answer_that_breaks_off_is_shown_as_one():
@@ -150,7 +150,7 @@ def test_a_server_that_is_not_there_is_one_plain_line():
         url = server.url
     done = run("chat", "--url", url)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"sluice: No server answers at {url}: connection refused.")
+    assert done.stderr.startswith(f"sluice: No server responds at {url}: connection refused.")
     assert done.stderr.count("\n") == 1
 
 

@@ -39,7 +39,7 @@ def test_what_is_in_the_way_is_told_at_once_and_the_exit_code_is_that_of_serve(t
         port = taken.getsockname()[1]
         done = run("check", tmp_path / "mute", tmp_path / "broken", "--port", str(port))
     lines = done.stdout.splitlines()
-    assert f"fail  127.0.0.1 port {port} cannot be used: another program listens there." in done.stdout
+    assert f"fail  127.0.0.1 port {port} cannot be used: the port is in use." in done.stdout
     assert any(line.startswith("note  model mute:") and "no chat template" in line for line in lines)
     assert any(line.startswith("fail") and "broken has no model.safetensors" in line for line in lines)
     assert done.returncode == 3

@@ -66,8 +66,8 @@ def test_without_a_model_the_settings_are_shown_all_the_same(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--prot", "1"], "--prot is not known here. Did you mean --port?"),
-        (["--port", "x"], "--port is 'x': it must be a whole number."),
+        (["--prot", "1"], "--prot is not a known flag. Did you mean --port?"),
+        (["--port", "x"], "--port is 'x': it must be an integer."),
         (["nowhere"], "nowhere is not a folder."),
     ],
 )

@@ -131,7 +131,7 @@ def test_a_bug_in_any_command_has_its_traceback_in_a_file(command: str, monkeypa
     monkeypatch.setattr(import_module(f"server.commands.{command}"), "run", run)
     done = called(command, *REQUIRED.get(command, ()))
     assert_is_one_sentence(done, EXIT_INTERNAL)
-    assert done.stderr.startswith("sluice: This is a bug: ValueError: two lines. The details are in ")
+    assert done.stderr.startswith("sluice: Internal error: ValueError: two lines. The details are in ")
     log = Path(done.stderr.rstrip().rstrip(".").rpartition(" ")[2])
     assert "Traceback" in log.read_text()
     log.unlink()

@@ -48,8 +48,8 @@ def test_the_list_of_commands_has_each_with_what_it_does(capsys: pytest.CaptureF
 
 def test_a_misspelt_command_or_flag_is_answered_with_the_nearest_one():
     for words, message in (
-        (["severe"], "sluice: there is no command severe. Did you mean serve?"),
-        (["chat", "--systen", "x"], "sluice chat: --systen is not known here. Did you mean --system?"),
+        (["severe"], "sluice: unknown command severe. Did you mean serve?"),
+        (["chat", "--systen", "x"], "sluice chat: --systen is not a known flag. Did you mean --system?"),
         (["bench", "--stream=2"], "sluice bench: --stream=2 is not known here. Did you mean --streams?"),
         (["config"], "sluice config: the following arguments are required: show"),
     ):

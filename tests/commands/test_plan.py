@@ -62,7 +62,7 @@ def test_weights_that_cannot_fit_are_refused_with_the_numbers(tiny_llama: Path, 
     num_parameters = read_weights(tiny_llama).num_parameters
     monkeypatch.setattr(room.machine, "free_bytes", lambda: num_parameters * 3)
     with pytest.raises(
-        ConfigurationError, match=r"need at least \d+\.\d KiB of memory and \d+\.\d KiB are free"
+        ConfigurationError, match=r"need at least \d+\.\d KiB of memory and \d+\.\d KiB is free"
     ) as error:
         require_room(config(tiny_llama, dtype="float32"))
     assert error.value.exit_code == 4

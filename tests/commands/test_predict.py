@@ -51,7 +51,7 @@ def test_a_line_that_fails_has_its_error_and_the_others_are_answered():
     assert refused == {"input": "a", "error": {"message": "Not this one.", "code": "invalid_value", "status": 422}}
     assert broken["input"] == "not json"
     assert "Line 2 is not JSON" in broken["error"]["message"]
-    assert "Line 3 is neither" in empty["error"]["message"]
+    assert "Line 3 must be a string or an object" in empty["error"]["message"]
     assert good["output"] == {"generated_text": "<b>"}
     assert done.returncode == 1
     assert "3 inputs failed" in done.stderr
@@ -117,9 +117,12 @@ def test_a_terminal_shows_a_bar_and_a_log_has_lines(tmp_path: Path):
 
 def test_what_is_missing_is_said_in_one_line(tmp_path: Path):
     for words, message in (
-        ((), "Predict with what? Give a model folder first, or --url of a running server."),
+        ((), "Give a model folder first, or --url of a running server."),
         (("nowhere", "text"), "nowhere is not a folder. Give the path of a model folder, or --url of a server."),
-        (("--url", "http://x", "--dtype", "float32", "a"), "--dtype is for a server that this command starts."),
+        (
+            ("--url", "http://x", "--dtype", "float32", "a"),
+            "--dtype applies only to a server that this command starts.",
+        ),
         (("--url", "http://x", "--input", "nowhere.txt"), "nowhere.txt cannot be read: No such file or directory."),
         (("--url", "http://x", "--set", "seed", "a"), "seed is not NAME=VALUE, such as temperature=0.7."),
     ):

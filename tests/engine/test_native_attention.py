@@ -38,7 +38,7 @@ SHAPES = {
     "window past a partition": layer_spec(window=300),
     "softcap": layer_spec(softcap=3.0),
     "sinks": layer_spec(has_sinks=True),
-    "all at once": layer_spec((6, 2), (48, 32), window=70, softcap=5.0, has_sinks=True),
+    "all concurrent": layer_spec((6, 2), (48, 32), window=70, softcap=5.0, has_sinks=True),
 }
 
 
@@ -73,7 +73,7 @@ def test_chunks_of_any_length_attend_over_all_before_them(name: str, dtype: torc
 
 
 @pytest.mark.parametrize("dtype", MARGINS, ids=str)
-@pytest.mark.parametrize("name", ["groups of three", "all at once"])
+@pytest.mark.parametrize("name", ["groups of three", "all concurrent"])
 def test_a_batch_of_all_kinds_of_rows_attends_each_in_its_own_blocks(name: str, dtype: torch.dtype) -> None:
     place = scene(SHAPES[name], dtype)
     told = [place.sequence(length, seed=length) for length in (3, 40, 300, 900, 513)]

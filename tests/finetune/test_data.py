@@ -174,7 +174,7 @@ def test_jsonl_sentences_are_tokens_and_tags(write):
             '{"text": "x", "label": "y"}\n{"text": "x", "label": ["y"]}',
             "line 2: the label is a list in some",
         ),
-        ("a.jsonl", '{"text": "x\\ud83d", "label": "y"}', "line 1: a string holds half of a surrogate pair"),
+        ("a.jsonl", '{"text": "x\\ud83d", "label": "y"}', "line 1: a string has half of a surrogate pair"),
         ("a.xlsx", "", "classification data is a .csv, .tsv or .jsonl file"),
     ],
 )

@@ -70,7 +70,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(
 
     capsys.readouterr()
     found = finetune(long)
-    assert "going on from step" in capsys.readouterr().out
+    assert "continuing from step" in capsys.readouterr().out
     assert found["test"] == pytest.approx(expected["test"], abs=1e-3)
     assert found["steps"] == expected["steps"]
     assert left_beside(options) == ["out-undisturbed"]
@@ -96,10 +96,10 @@ def test_ctrl_c_keeps_the_checkpoints_and_says_how_to_go_on(
 ) -> None:
     with interrupted_at(3, monkeypatch, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
         finetune(options)
-    assert "Run the same command again to go on from the last checkpoint." in capsys.readouterr().out
+    assert "Run the same command again to continue from the last checkpoint." in capsys.readouterr().out
     assert left_beside(options) == [".out.unfinished"]
     finetune(options)
-    assert "going on from step" in capsys.readouterr().out
+    assert "continuing from step" in capsys.readouterr().out
     assert left_beside(options) == []
 
 
@@ -108,14 +108,14 @@ def test_ctrl_c_before_the_first_checkpoint_leaves_nothing(
 ) -> None:
     with interrupted_at(1, monkeypatch, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
         finetune(options)
-    assert "Nothing was left behind." in capsys.readouterr().out
+    assert "No files were left behind." in capsys.readouterr().out
     assert left_beside(options) == []
 
 
 def test_checkpoints_of_other_options_are_not_gone_on_from(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     with interrupted_at(3, monkeypatch, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
         finetune(options)
-    with pytest.raises(ConfigurationError, match=r"is what another run left"):
+    with pytest.raises(ConfigurationError, match=r"belongs to an interrupted run"):
         finetune(replace(options, seed=1))
     assert left_beside(options) == [".out.unfinished"]
 

@@ -121,7 +121,7 @@ def test_answer_again_draws_anew(page_server, opened):
     ask(page, "Surprise me")
     wait_for_end(page)
     first = page.text(ANSWER)
-    page.click_button("Answer again")
+    page.click_button("Regenerate")
     wait_for_end(page)
     assert page.text(ANSWER) != first
     assert page.count(".turn") == 1
@@ -245,7 +245,7 @@ def test_a_message_that_is_too_long_is_refused_in_plain_words_and_in_view(page_s
     page = opened(page_server.url, "chat", sides__chat=sides(side("long")))
     ask(page, "word " * 9000)
     page.wait("document.querySelector('.answer .notice.bad')")
-    assert page.text(".answer .notice.bad").startswith("That is too long for this model")
+    assert page.text(".answer .notice.bad").startswith("Too long for this model")
     edges = "['.answer .notice.bad', '.dock'].map((name) => document.querySelector(name).getBoundingClientRect())"
     page.wait(f"(([card, dock]) => card.bottom <= dock.top)({edges})")
     page.complaints.clear()

@@ -104,7 +104,7 @@ def test_the_page_asks_for_a_key_where_the_server_wants_one_and_sends_it(page_se
     page.wait(f"document.querySelectorAll('{RESULT} .bars li').length === 3")
     assert page.run("keys.at(-1)") == "Bearer secret"
     assert page.run("JSON.stringify({...localStorage})").count("secret") == 0
-    page.click_button("As code", ".view:not([hidden])")
+    page.click_button("Code", ".view:not([hidden])")
     shown = page.wait("document.querySelector('dialog[open] .sample')?.innerText")
     assert "secret" not in shown
     assert "SLUICE_API_KEY" in shown

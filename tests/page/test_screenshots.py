@@ -104,7 +104,7 @@ def test_the_settings_and_the_code_have_their_pictures(default_server, opened, s
     page.press("Escape")
     nothing(page)
     page.size(1360, 860)
-    page.click_button("As code", ".view:not([hidden])")
+    page.click_button("Code", ".view:not([hidden])")
     for scheme in SCHEMES:
         page.colours(scheme)
         nothing(page)

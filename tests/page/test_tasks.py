@@ -212,7 +212,7 @@ def test_two_settings_stand_side_by_side(page_server, opened):
 def test_the_command_that_is_shown_gives_the_answer(page_server, opened, tab):
     text = {"fill-mask": "It's [MASK]."}.get(tab, 'It\'s "a" $HOME `mill`\nand 你好 😀')
     page = opened(page_server.url, tab, **{f"text__{tab}": text})
-    page.click_button("As code", ".view:not([hidden])")
+    page.click_button("Code", ".view:not([hidden])")
     command = page.wait("document.querySelector('dialog[open] .sample')?.innerText")
     assert command.startswith("curl ")
     done = subprocess.run(["sh", "-c", command + " -sf"], capture_output=True, text=True, timeout=60, check=True)
@@ -235,14 +235,14 @@ def test_a_request_that_cannot_be_read_is_no_program_and_the_page_says_why(page_
         "select.value = 'verdict'; select.dispatchEvent(new Event('change')); })()"
     )
     page.fill("#view-generate .template textarea.mono", "not JSON")
-    page.click_button("As code", ".view:not([hidden])")
+    page.click_button("Code", ".view:not([hidden])")
     page.wait("document.querySelector('dialog[open] .notice.bad')")
     assert "The examples are not JSON" in page.text("dialog .notice.bad")
 
 
 def test_the_python_program_sends_what_the_page_would(page_server, opened):
     page = opened(page_server.url, "classify", text__classify='It\'s "a" \\ mill\nand 你好 😀')
-    page.click_button("As code", ".view:not([hidden])")
+    page.click_button("Code", ".view:not([hidden])")
     page.click_button("Python", "dialog")
     program = page.text("dialog .sample")
     stub = (

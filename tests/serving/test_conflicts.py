@@ -114,7 +114,7 @@ def test_a_field_is_named_as_the_client_wrote_it() -> None:
         sampling.check(from_mapping({"n": 3, "num_beams": 2}), ready())
     with pytest.raises(ConflictingParameters, match=r"^num_return_sequences and num_beams"):
         sampling.check(from_mapping({"num_return_sequences": 3, "num_beams": 2}), ready())
-    with pytest.raises(ConflictingParameters, match=r"^best_of and temperature do not"):
+    with pytest.raises(ConflictingParameters, match=r"^best_of and temperature cannot be combined"):
         sampling.check(from_mapping({"best_of": 2, "temperature": 0.0}), ready())
 
 
@@ -227,7 +227,7 @@ def test_an_unsound_default_of_the_models_is_left_out_and_told() -> None:
 def test_an_unsound_default_of_the_models_is_logged_and_not_described(caplog: pytest.LogCaptureFixture) -> None:
     app = front(says("yes"), generation_config={"end_token_ids": [END_ID], "top_p": 2, "max_new_tokens": 3})
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "model tiny: of its generation_config top_p is 2.0: it must be from 0 to 1. It is left out."
+        "model tiny: generation_config.json is ignored in part: top_p is 2.0: it must be from 0 to 1."
     ]
     described = app.state.registry.get("generate", None).describe()
     assert described["generation_config"] == {"end_token_ids": [END_ID], "max_new_tokens": 3}

@@ -289,7 +289,7 @@ def test_topics_are_penalised_by_their_phrases() -> None:
     penalties = [{"topic": "mills", "strength": 2}, {"phrase": "wind", "strength": 1}, {"phrase": "x", "strength": 0}]
     params = resolved({"penalties": penalties}, topics={"mills": ["mill", "wind"]}).params
     assert dict(params.phrase_penalties) == {"mill": 2.0, "wind": 3.0}
-    with pytest.raises(InvalidParameter, match="no topic of this server; there are: mills"):
+    with pytest.raises(InvalidParameter, match="not a topic of this server: mills"):
         resolved({"penalties": [{"topic": "boats", "strength": 2}]}, topics={"mills": ["mill"]})
 
 

@@ -137,7 +137,7 @@ def test_a_new_file_that_is_bad_is_told_and_cannot_be_named(tmp_path: Path) -> N
     topics.reload()
     assert topics.phrases == {}
     assert error_of(topics, "war") == "has no phrase"
-    assert "has a name" in error_of(topics, "a.b")
+    assert "has an invalid name" in error_of(topics, "a.b")
 
 
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     topics = Topics(str(folder))
     topics.reload()
     assert topics.phrases == {}
-    assert {topic["error"] for topic in topics.describe()} == {"leads out of the folder"}
+    assert {topic["error"] for topic in topics.describe()} == {"is outside the folder"}
     with pytest.raises(ConfigurationError):
         topics.load()
 

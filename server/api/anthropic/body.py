@@ -23,13 +23,13 @@ from server.api.openai.turn_plan import ToolWish
 from server.api.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, Texts, one_error
 from server.errors import InvalidRequest
 
-NO_TOOLS_OF_ITS_OWN = Refusal("this server runs no tools of its own; it takes function tools", ([],))
+NO_TOOLS_OF_ITS_OWN = Refusal("the server does not run tools itself; send function tools", ([],))
 REFUSED_HERE: dict[str, Refusal] = {
     **REFUSED,
     **NOT_TOLD,
     "mcp_servers": NO_TOOLS_OF_ITS_OWN,
     "container": NO_TOOLS_OF_ITS_OWN,
-    "service_tier": Refusal("there is one service for all", ("auto", "standard_only")),
+    "service_tier": Refusal("the server has only one service tier", ("auto", "standard_only")),
 }
 
 

@@ -28,7 +28,7 @@ router = APIRouter(tags=["anthropic"])
 async def messages(body: MessagesBody, request: Request) -> Response:
     """Answer ``messages``, by way of the model's own chat template; with ``tools``, perhaps by calling some."""
     if body.max_tokens is None and body.max_new_tokens is None:
-        raise InvalidRequest("max_tokens is missing: it is required.", param="max_tokens")
+        raise InvalidRequest("max_tokens is required.", param="max_tokens")
     work, plan = await _prepared(body, request, ())
     if body.stream:
         return await work.stream(Events(work, plan))

@@ -12,7 +12,7 @@ from server.errors import InvalidParameter, InvalidRequest
 
 def chat_turns(body: MessagesBody) -> list[ChatMessage]:
     if not body.messages or body.messages[-1].role == "assistant":
-        raise InvalidRequest("messages must end with the user's: an answer begins a turn of its own.", param="messages")
+        raise InvalidRequest("messages must end with a user message.", param="messages")
     turns = [] if body.system is None else [ChatMessage(role="system", content=_text(body.system, "system"))]
     for i, message in enumerate(body.messages):
         turns += _turns(message, f"messages.{i}.content")
@@ -95,4 +95,4 @@ def _text_of(block: TextBlock, path: str, known: str) -> str:
 
 
 def _missing(path: str) -> InvalidRequest:
-    return InvalidRequest(f"{path} is missing: a block of this type requires it.", param=path)
+    return InvalidRequest(f"{path} is required for a block of this type.", param=path)

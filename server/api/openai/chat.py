@@ -79,7 +79,7 @@ def _wish(body: ChatBody) -> ToolWish:
 def _turn(body: ChatBody) -> dict[str, bool]:
     """How the prompt ends."""
     if body.continue_final_message and body.add_generation_prompt:
-        reason = "an answer continues the last message or begins a turn"
+        reason = "a response either continues the last message or begins a new turn"
         raise ConflictingParameters("continue_final_message", "add_generation_prompt", reason)
     return {
         "add_generation_prompt": body.add_generation_prompt is not False,

@@ -31,7 +31,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
     """Continue ``prompt``: a text, token ids, or a list of either; ``n`` samples of each, or a beam search's best."""
     check_fields(request, body, REFUSED_IN_COMPLETIONS)
     if body.suffix:
-        raise UnsupportedParameter("suffix", "text is only continued, not filled in")
+        raise UnsupportedParameter("suffix", "inserting text is not supported")
     structure = structure_of(body)
     names = {
         "inputs": "prompt",
@@ -75,7 +75,7 @@ def _added(body: CompletionBody, grammar: Mapping[str, Any] | None) -> dict[str,
     if _is_scored(body):
         added["max_new_tokens"] = 1
         if body.logprob_token_ids:
-            raise ConflictingParameters("logprob_token_ids", _no_tokens(body)[0], "the output has no place")
+            raise ConflictingParameters("logprob_token_ids", _no_tokens(body)[0], "there is no output")
     return added | told_options(body, body.logprobs, scores_prompt=bool(body.echo and body.logprobs is not None))
 
 

@@ -37,6 +37,6 @@ def effort_options(effort: str | None, chat_template: str, field: str) -> dict[s
         return {"enable_thinking": True}
     if effort == (DEFAULT if reasons else OFF):
         return {}
-    can = f"reasoning is {OFF} or {DEFAULT}" if "enable_thinking" in chat_template else "it cannot be set"
+    can = f"reasoning can be {OFF} or {DEFAULT}" if "enable_thinking" in chat_template else "it cannot be set"
     has = can if reasons else "there is no reasoning"
     raise InvalidParameter(field, effort, f"is not supported: with this model's chat template {has}")

@@ -25,9 +25,9 @@ Input = Annotated[
     one_error("a string, a list of strings, a list of token ids, or a list of such lists"),
 ]
 REFUSED = {
-    "add_special_tokens": Refusal("the model was trained with them", (True,)),
+    "add_special_tokens": Refusal("the model always uses them", (True,)),
     "messages": Refusal("send input"),
-    "priority": Refusal("requests are taken in their order", (0,)),
+    "priority": Refusal("requests run in order of arrival", (0,)),
 }
 
 

@@ -20,7 +20,7 @@ def chat_template_of(generator: ServedGenerator) -> str:
     template = generator.ready.tokenizer.chat_template
     if template is None:
         raise InvalidRequest(
-            f"Model {generator.name} has no chat template, so it cannot chat. Send its text to /v1/completions.",
+            f"Model {generator.name} has no chat template. Send text to /v1/completions instead.",
             param="messages",
         )
     return template
@@ -64,7 +64,7 @@ def _text(content: str | list[TextPart] | None, path: str) -> str:
         return content or ""
     for i, part in enumerate(content):
         if part.type != "text" or part.text is None:
-            raise InvalidParameter(f"{path}.content.{i}.type", part.type, "must be text, with a text")
+            raise InvalidParameter(f"{path}.content.{i}.type", part.type, "must be a text block with a text field")
     return "\n".join(part.text or "" for part in content)
 
 

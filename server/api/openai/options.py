@@ -70,7 +70,7 @@ def check_single(body: TextBody, what: str) -> None:
     """Raise for several outputs where ``what`` has a place for one."""
     for name in ("n", "num_return_sequences"):
         if (getattr(body, name) or 1) > 1:
-            raise InvalidParameter(name, getattr(body, name), f"must be 1: {what} is one answer")
+            raise InvalidParameter(name, getattr(body, name), f"must be 1: {what} returns one output")
 
 
 def clients_names(body: TextBody) -> dict[str, str]:

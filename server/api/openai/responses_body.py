@@ -23,18 +23,18 @@ from server.api.openai.schemas import (
 from server.api.openai.turn_plan import ToolWish, allowed_tools
 from server.api.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, one_error
 
-NOT_STORED = Refusal("nothing is stored; send the whole conversation as input")
+NOT_STORED = Refusal("the server stores nothing; send the whole conversation as input")
 REFUSED_HERE: dict[str, Refusal] = {
     **REFUSED,
     **NOT_TOLD,
     "previous_response_id": NOT_STORED,
     "conversation": NOT_STORED,
     "prompt": NOT_STORED,
-    "background": Refusal("an answer is waited for", (False,)),
-    "max_tool_calls": Refusal("it limits tools that a server runs itself, and this one runs none"),
+    "background": Refusal("background responses are not supported", (False,)),
+    "max_tool_calls": Refusal("the server does not run tools itself"),
     # Reasoning is returned as text, which can be sent back as it is.
-    "include": Refusal("there is nothing more to return", ([], ["reasoning.encrypted_content"])),
-    "top_logprobs": Refusal("/v1/chat/completions has logprobs", (0,)),
+    "include": Refusal("the server has no additional output", ([], ["reasoning.encrypted_content"])),
+    "top_logprobs": Refusal("use logprobs of /v1/chat/completions", (0,)),
     "truncation": Refusal("set truncate_prompt_tokens", ("disabled",)),
 }
 

@@ -98,4 +98,4 @@ def _parts(content: str | Sequence[TextPart]) -> list[TextPart]:
 
 
 def _missing(path: str) -> InvalidRequest:
-    return InvalidRequest(f"{path} is missing: an item of this type requires it.", param=path)
+    return InvalidRequest(f"{path} is required for an item of this type.", param=path)

@@ -26,7 +26,7 @@ class StructuredOutputs(LenientModel):
     choice: Texts | None = None
     json_object: bool | None = None
     grammar: NullOnly = None
-    """Not supported: give grammar: {type: lark, value: ...}."""
+    """Not supported: set grammar: {type: lark, value: ...}."""
 
 
 class JsonSchema(LenientModel):
@@ -247,26 +247,26 @@ class ChatBody(ToldFields, ConversationBody):
 TOLD_OTHERWISE = {
     "details": "ask for logprobs",
     "top_n_tokens": "ask for logprobs",
-    "decoder_input_details": "ask for echo and logprobs of /v1/completions",
-    "return_full_text": "ask for echo of /v1/completions",
+    "decoder_input_details": "use echo and logprobs of /v1/completions",
+    "return_full_text": "use echo of /v1/completions",
     "return_parameters": "ask /generate",
 }
 """Our options for what is told, which these routes' answers have no place for, and what to do instead."""
 
 REFUSED: dict[str, Refusal] = {
     "store": Refusal("nothing is stored", (False,)),
-    "service_tier": Refusal("there is one service for all", ("auto", "default")),
+    "service_tier": Refusal("the server has only one service tier", ("auto", "default")),
     "prediction": Refusal("leave it out"),
     "use_beam_search": Refusal("set num_beams", (False,)),
-    "guided_grammar": Refusal('give grammar: {"type": "lark", "value": ...}'),
+    "guided_grammar": Refusal('set grammar: {"type": "lark", "value": ...}'),
     "guided_decoding_backend": Refusal("there is one", ("auto",)),
     "spaces_between_special_tokens": Refusal("special tokens have no text", (True,)),
     "logits_processors": Refusal("use the options for bias and bans", ([],)),
-    "priority": Refusal("requests are taken in their order", (0,)),
+    "priority": Refusal("requests run in order of arrival", (0,)),
 }
 """Fields of OpenAI's and vLLM's that would change the answer, and that no body has."""
 
-NO_PLACE = "answers of this route have no place for it; use /v1/chat/completions"
+NO_PLACE = "this route cannot return it; use /v1/chat/completions"
 NOT_TOLD: dict[str, Refusal] = {
     "return_token_ids": Refusal(NO_PLACE, (False,)),
     "return_tokens_as_token_ids": Refusal(NO_PLACE, (False,)),
@@ -280,14 +280,14 @@ REFUSED_IN_CHAT: dict[str, Refusal] = {
     "function_call": Refusal("it is deprecated; use tool_choice", ("none", "auto")),
     "modalities": Refusal("answers are text", (["text"],)),
     "audio": Refusal("answers are text"),
-    "web_search_options": Refusal("this server searches nothing"),
-    "verbosity": Refusal("say it in a message", ("medium",)),
-    "chat_template": Refusal("messages are rendered by the template in the model's own folder"),
+    "web_search_options": Refusal("web search is not supported"),
+    "verbosity": Refusal("put it into a message", ("medium",)),
+    "chat_template": Refusal("messages are rendered with the chat template of the model's folder"),
     "documents": Refusal("put them into a message", ([],)),
     "add_special_tokens": Refusal("the chat template writes them", (False,)),
 }
 
 REFUSED_IN_COMPLETIONS: dict[str, Refusal] = {
     **REFUSED,
-    "add_special_tokens": Refusal("send token ids to have none added", (True,)),
+    "add_special_tokens": Refusal("send token ids to add no special tokens", (True,)),
 }

@@ -47,7 +47,7 @@ def structure_of(body: TextBody, forced: Sequence[Tool] | None = None) -> Struct
     if forced is not None:
         found.append(Structure("tools", {"type": "json", "value": call_schema(forced)}))
     if len(found) > 1:
-        raise ConflictingParameters(found[0].field, found[1].field, "an output has one structure")
+        raise ConflictingParameters(found[0].field, found[1].field, "an output can have only one structure")
     return found[0] if found else None
 
 
@@ -89,7 +89,7 @@ def _response_format(wanted: ResponseFormat) -> dict[str, Any]:
 
 def _structured_outputs(wanted: StructuredOutputs) -> Iterator[Structure]:
     if wanted.grammar is not None:
-        raise UnsupportedParameter("structured_outputs.grammar", 'give grammar: {"type": "lark", "value": ...}')
+        raise UnsupportedParameter("structured_outputs.grammar", 'set grammar: {"type": "lark", "value": ...}')
     field = "structured_outputs"
     if wanted.json_ is not None:
         yield Structure(field, {"type": "json", "value": wanted.json_})
@@ -125,9 +125,7 @@ def _parameters(tool: Tool) -> dict[str, Any]:
     # Arguments are an object, also where the schema names only their properties or allows null as well.
     types = schema.get("type", "object")
     if "object" not in (types if isinstance(types, list) else [types]):
-        raise InvalidRequest(
-            f"Arguments are an object, but the parameters of {tool.function.name} are not.", param="tools"
-        )
+        raise InvalidRequest(f"The parameters of {tool.function.name} must be an object schema.", param="tools")
     schema = {**schema, "type": "object"}
     return _closed(schema) if _can_be_closed(schema) else schema
 

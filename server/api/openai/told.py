@@ -22,7 +22,7 @@ def told_options(body: ToldFields, num_top: int | None, *, scores_prompt: bool =
     if body.prompt_logprobs is not None and not 0 <= body.prompt_logprobs <= MAX_TOP_TOKENS:
         raise InvalidParameter("prompt_logprobs", body.prompt_logprobs, f"must be from 0 to {MAX_TOP_TOKENS}")
     if body.logprob_token_ids and num_top is None:
-        raise InvalidRequest("logprob_token_ids are told with logprobs: set logprobs.", param="logprob_token_ids")
+        raise InvalidRequest("logprob_token_ids requires logprobs.", param="logprob_token_ids")
     tops = [top for top in (num_top, body.prompt_logprobs) if top is not None]
     if not tops:
         return {}

@@ -45,7 +45,7 @@ class ToolWish:
         tools = [tool for tool in self.tools if tool.function.name == wanted]
         if not tools:
             known = ", ".join(tool.function.name for tool in self.tools)
-            raise InvalidParameter("tool_choice", wanted, f"must name one of the tools: {known}")
+            raise InvalidParameter("tool_choice", wanted, f"must be the name of a tool: {known}")
         return tools
 
 
@@ -56,7 +56,7 @@ def allowed_tools(tools: Sequence[Tool], names: Sequence[str], field: str) -> li
     """The tools that ``tool_choice`` lists in ``field``. Raises for one that is not among the tools."""
     for name in names:
         if all(name != tool.function.name for tool in tools):
-            raise InvalidParameter(field, name, "must name one of the tools")
+            raise InvalidParameter(field, name, "must be the name of a tool")
     return [tool for tool in tools if tool.function.name in names]
 
 
@@ -136,17 +136,17 @@ def turn_plan(
     names = [tool.function.name for tool in wish.tools]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequest(f"Two tools are named {twice}: a call could not tell them apart.", param="tools")
+        raise InvalidRequest(f"Two tools are named {twice}. Tool names must be unique.", param="tools")
     call_format = call_format_of(chat_template)
     if wish.is_free and call_format is None:
         raise InvalidRequest(
-            "The chat template of this model has no tool calls in a format that this server reads. Force a call, which "
-            'every model can make: set tool_choice to "required" or to a function. Or leave tools out.',
+            "The chat template of this model has no tool calls in a format that the server supports. "
+            'To force a call, set tool_choice to "required" or to a function. Otherwise remove tools.',
             param="tools",
         )
     if wish.is_free and structure is not None:
         raise ConflictingParameters(
-            structure.field, "tools", "an answer that may be a call cannot follow a structure; set tool_choice"
+            structure.field, "tools", "an output that may be a tool call cannot follow a structure; set tool_choice"
         )
     reasons = reads_reasoning and structure is None and wish.forced() is None
     return TurnPlan(

@@ -25,39 +25,39 @@ OF_READING: dict[str, tuple[type[SluiceError], ...]] = {
 """What a GET may answer beside errors of HTTP. A POST may answer every error."""
 HEADERS: dict[str, dict[str, str]] = {
     "401": {"WWW-Authenticate": "Bearer"},
-    "429": {"Retry-After": "Seconds until a retry makes sense."},
-    "503": {"Retry-After": "Seconds until a retry makes sense."},
+    "429": {"Retry-After": "Seconds to wait before a retry."},
+    "503": {"Retry-After": "Seconds to wait before a retry."},
     "415": {"Accept-Encoding": "identity, where the body was compressed."},
 }
-RETRY = "true or false where it is known whether a retry may succeed."
-REQUEST_ID = "The request's id, as in the server's log."
+RETRY = "Whether a retry may succeed, if known."
+REQUEST_ID = "The request's id in the server's log."
 ERROR_REPLY: dict[str, Any] = {
     "title": "ErrorReply",
     "type": "object",
-    "description": "Every error of every route. A stream that fails ends with it.",
+    "description": "The error of every route. A stream that fails ends with it.",
     "required": ["error", "error_type"],
     "properties": {
         "error": {
             "type": "object",
             "required": ["message", "type", "param", "code", "request_id"],
             "properties": {
-                "message": {"type": "string", "description": "What is wrong and what to do, for people."},
+                "message": {"type": "string", "description": "What is wrong and what to do."},
                 "type": {"type": "string"},
                 "param": {"type": ["string", "null"], "description": "The field that is wrong, as a path."},
-                "code": {"type": "string", "description": "Names the error for programs."},
+                "code": {"type": "string", "description": "A code for programs."},
                 "request_id": {"type": "string", "description": REQUEST_ID},
             },
         },
         "error_type": {
             "enum": ["validation", "generation", "overloaded"],
-            "description": "In the words of Text Generation Inference.",
+            "description": "As in Text Generation Inference.",
         },
     },
 }
 
 ANTHROPICS_REPLY: dict[str, Any] = {
     "title": "MessagesErrorReply",
-    "description": "An error in Anthropic's envelope, with the fields of every other error.",
+    "description": "An error in Anthropic's shape, with the fields of all other errors.",
     "allOf": [
         {"$ref": "#/components/schemas/ErrorReply"},
         {

@@ -71,7 +71,7 @@ REPLIES: dict[str, Reply] = {
 
 HEADERS = {
     "X-Request-Id": REQUEST_ID,
-    "X-Ignored-Fields": "Fields of the body that this server does not know and left out.",
+    "X-Ignored-Fields": "Unknown fields of the body, which the server ignored.",
 }
 
 

@@ -163,7 +163,7 @@ def test_an_echoed_prompt_keeps_its_likeliest_tokens_beside_given_ones(front: Fr
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"logprob_token_ids": [5]}, "set logprobs"),
+        ({"logprob_token_ids": [5]}, "requires logprobs"),
         ({"logprob_token_ids": [-1]}, "0 to"),
         ({"logprob_token_ids": [10_000_000]}, "0 to"),
         ({"logprob_token_ids": list(range(129))}, "at most 128"),
@@ -172,7 +172,7 @@ def test_an_echoed_prompt_keeps_its_likeliest_tokens_beside_given_ones(front: Fr
 def test_given_tokens_that_cannot_be_told_are_refused_by_name(
     front: Front, path: str, options: Any, words: str
 ) -> None:
-    logprobs = {} if words == "set logprobs" else asked(path)
+    logprobs = {} if words == "requires logprobs" else asked(path)
     error = front.refused(path, **BODIES[path], **logprobs, **options)
     assert error.param.startswith("logprob_token_ids") and words in error.message
 
