@@ -127,13 +127,13 @@ def test_kubernetes_own_variable_for_a_service_named_sluice_is_not_taken_for_the
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("prot = 1", "there is no setting prot. Did you mean port?"),
-        ("xyzzy = 1", "there is no setting xyzzy."),
+        ("prot = 1", "unknown setting prot. Did you mean port?"),
+        ("xyzzy = 1", "unknown setting xyzzy."),
         (
             '[[models]]\npath = "tiny"\ndtpye = "auto"',
-            "[[models]] number 1: there is no setting dtpye. Did you mean dtype",
+            "[[models]] number 1: unknown setting dtpye. Did you mean dtype",
         ),
-        ('[[models]]\npath = "tiny"\nport = 1', "[[models]] number 1: there is no setting port."),
+        ('[[models]]\npath = "tiny"\nport = 1', "[[models]] number 1: unknown setting port."),
         ('[[models]]\nname = "a"', "[[models]] number 1 lacks path"),
         ('models = "tiny"', "models is a list of tables"),
         ("[models]\npath = 'tiny'", "models is a list of tables"),
@@ -167,7 +167,7 @@ def test_a_mistake_in_the_file_is_named_with_its_place(content: str, message: st
         (["--stall-timeout-s", "0"], "stall_timeout_s is 0.0: it must be above 0."),
         (["--config", "nowhere.toml"], "nowhere.toml cannot be read: No such file or directory."),
         (["--cors-origins", "https://a.example, https://b.example/"], "cors_origins has https://b.example/: "),
-        (["--cors-origins", "chat.example"], "scheme and host alone, such as https://chat.example."),
+        (["--cors-origins", "chat.example"], "a scheme and a host, such as https://chat.example."),
         (
             ["--allowed-hosts", "a.example,http://b.example"],
             "allowed_hosts has http://b.example: it must be a host name",
@@ -205,12 +205,12 @@ def test_origins_as_browsers_send_them_are_taken(origins: str, folder: Path):
 def test_a_bad_variable_is_named_and_a_misspelt_one_is_not_ignored(folder: Path):
     with pytest.raises(ConfigurationError, match="SLUICE_PORT is 'x': it must be an integer"):
         loaded("--model", str(folder), SLUICE_PORT="x")
-    with pytest.raises(ConfigurationError, match=r"no variable SLUICE_MODELS. Did you mean SLUICE_MODEL\?"):
+    with pytest.raises(ConfigurationError, match=r"Unknown variable SLUICE_MODELS. Did you mean SLUICE_MODEL\?"):
         loaded(SLUICE_MODELS=str(folder))
 
 
 def test_no_model_two_of_one_name_and_a_missing_folder_are_refused(folder: Path):
-    with pytest.raises(ConfigurationError, match="No model to serve"):
+    with pytest.raises(ConfigurationError, match="There is no model to serve"):
         loaded()
     with pytest.raises(ConfigurationError, match="Two models have one name"):
         loaded("--model", str(folder), "--model", str(folder))

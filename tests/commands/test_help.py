@@ -50,7 +50,7 @@ def test_a_misspelt_command_or_flag_is_answered_with_the_nearest_one():
     for words, message in (
         (["severe"], "sluice: unknown command severe. Did you mean serve?"),
         (["chat", "--systen", "x"], "sluice chat: --systen is not a known flag. Did you mean --system?"),
-        (["bench", "--stream=2"], "sluice bench: --stream=2 is not known here. Did you mean --streams?"),
+        (["bench", "--stream=2"], "sluice bench: --stream=2 is not a known flag. Did you mean --streams?"),
         (["config"], "sluice config: the following arguments are required: show"),
     ):
         done = run(*words)

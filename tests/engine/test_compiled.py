@@ -72,7 +72,7 @@ def test_compiled_layers_with_other_logits_are_left_as_they_were(caplog: pytest.
 
 @pytest.mark.parametrize("settings", [{"executor": "fused"}, {"executor": "compat"}, {"deterministic": True}])
 def test_compiling_where_nothing_would_be_compiled_is_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError, match="compile is for the generic executor"):
+    with pytest.raises(ConfigurationError, match="compile requires the generic executor"):
         config(**settings)
 
 

@@ -305,7 +305,7 @@ def test_a_server_that_is_gone_is_told_plainly_and_the_answer_so_far_stays(tiny_
     page.fill(FIELD, "Are you there?")
     page.press("Enter")
     page.wait("document.querySelector('.answer .notice.bad')")
-    assert "does not answer" in page.text(".answer .notice.bad")
+    assert "is not responding" in page.text(".answer .notice.bad")
     assert "Try again" in page.text(".answer .notice.bad")
     page.run("dispatchEvent(new Event('online'))")
     page.wait("document.querySelector('.bar-notice:not([hidden])')")
