@@ -17,6 +17,7 @@ Dimension key
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -75,9 +76,14 @@ class Asked:
         params = [sequence.params for sequence in sequences]
         self.has_sigmas = any(p.top_n_sigma > 0.0 and p.do_sample for p in params)
         self.told = ToldRows(params, scratch)
-        self.native_draws = NativeDraws(sequences, vocab_size)
+        self._vocab_size = vocab_size
         self._sequences = list(sequences)
         self._sample_indices = [sequence.sample_index for sequence in sequences]
+
+    @functools.cached_property
+    def native_draws(self) -> NativeDraws:
+        """Made where the kernel draws."""
+        return NativeDraws(self._sequences, self._vocab_size)
 
     def is_of(self, sequences: Rows[Sequence]) -> bool:
         return self._sequences == sequences and self._sample_indices == [s.sample_index for s in sequences]
