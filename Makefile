@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 
-.PHONY: help serve test test-page test-clients test-deploy test-versions fuzz soak bench hostile lint format setup models clean
+.PHONY: help serve test test-page test-clients test-deploy test-versions fuzz soak bench bench-peers hostile lint format setup models clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ soak: models  ## ten minutes of mixed load with clients that leave and workers t
 
 bench: models  ## measure speed against the machine and transformers (ARGS="--only streams", "--quick")
 	@$(BIN)/python loadtest/bench.py $(ARGS)
+
+bench-peers: models  ## the same beside OpenVINO GenAI and onnxruntime (installs both in an environment of their own)
+	@$(BIN)/python loadtest/bench.py --only peers peer-encoders $(ARGS)
 
 hostile: models  ## attack a server and judge what its other clients notice (ARGS="--seconds 60", "--quick")
 	@$(BIN)/python loadtest/hostile.py $(ARGS)

@@ -4,6 +4,7 @@
     python loadtest/bench.py --only streams steady  # some parts
     python loadtest/bench.py --only streams --into loadtest/results/bench-20260101-120000.json
     python loadtest/bench.py --quick                # does it all run?
+    make bench-peers                                # beside OpenVINO GenAI, `generate` and onnxruntime: ten minutes
 
 Compared things are measured in turn in every round. The results go into a JSON file and into plots, and a table at
 the end holds them against the targets. ``--into`` replaces the parts that ran in an earlier file.
@@ -26,6 +27,7 @@ import engine_overhead
 import floors
 import growth
 import load
+import peers
 import plots
 import random_models
 import scenarios
@@ -145,6 +147,9 @@ PARTS: dict[str, Callable[[Plan], Numbers]] = {
     "waiting": waiting,
     "startup": startup.measure,
 }
+PEER_PARTS: dict[str, Callable[[Plan], Numbers]] = {"peers": peers.decoders, "peer-encoders": peers.classifiers}
+"""Only where they are asked for: they install what they compare with."""
+EVERY_PART = PARTS | PEER_PARTS
 
 
 def _case(plan: Plan, size: int, new_tokens: int = 64) -> Case:
@@ -160,10 +165,10 @@ def _cases(plan: Plan, variants: dict[str, list[str]], cases: dict[str, Case]) -
 def measure(plan: Plan, names: list[str]) -> Iterator[tuple[str, Numbers]]:
     """Each part's results, when it is done; one that fails is told at once and has none."""
     for name in names:
-        print(f"{name}: {(PARTS[name].__doc__ or '').strip().splitlines()[0]}", flush=True)
+        print(f"{name}: {(EVERY_PART[name].__doc__ or '').strip().splitlines()[0]}", flush=True)
         start = time.perf_counter()
         try:
-            found = PARTS[name](plan)
+            found = EVERY_PART[name](plan)
         except (Exception, SystemExit):
             traceback.print_exc()
             continue
@@ -174,7 +179,7 @@ def measure(plan: Plan, names: list[str]) -> Iterator[tuple[str, Numbers]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts")
+    parser.add_argument("--only", nargs="+", choices=EVERY_PART, default=list(PARTS), help="these parts")
     parser.add_argument("--rounds", type=int, default=3, help="of which the median is reported")
     parser.add_argument("--quick", action="store_true", help="next to no work: to see that it runs")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="the decoder's folder")
@@ -194,7 +199,7 @@ def main() -> int:
         # After each part: a run that is broken off has measured something.
         path = save("bench", {"arguments": vars(args), "nice": nice_value(), "results": results}, into=path)
     plots.draw(results, machine()["cpu"], args.plots)
-    print(targets.shown(results))
+    print(targets.shown(results) if set(measured) - PEER_PARTS.keys() else peers.shown(results))
     print(f"saved to {path}")
     return 0 if measured == args.only else 1
 

@@ -22,6 +22,8 @@ from workloads import streams, ttft_ms
 STATIC, READ = "static batch", "memory"
 WARM_UP_TOKENS = 8
 WARM_UP_PROMPT_TOKENS = 4096
+Send = Callable[[list[str], int], Numbers]
+"""Generates so many new tokens for each of the texts, in process. Its numbers have the names of `workloads.streams`."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,12 @@ def opened(plan: Plan, model: str, variants: Mapping[str, list[str]]) -> Iterato
         yield Sides(served, StaticBatch(model, dtype), random.Random(plan.seed))
 
 
-def compare(sides: Sides, case: Case, rounds: int) -> Numbers:
-    """Each side's numbers and, of the tokens a second, how many times those of the static batch."""
+def compare(sides: Sides, case: Case, rounds: int, others: Mapping[str, Send] | None = None) -> Numbers:
+    """Each side's numbers and, of the tokens a second, how many times those of the static batch.
+
+    ``others`` are compared too, in process.
+    """
+    others = others or {}
 
     def generate(texts: list[str]) -> Numbers:
         numbers = sides.idle_cpu(lambda: sides.static.generate_s(texts, case.new_tokens))
@@ -79,10 +85,14 @@ def compare(sides: Sides, case: Case, rounds: int) -> Numbers:
     def served_side(served: Served) -> Callable[[list[str]], Numbers]:
         return lambda texts: streams(served, texts, case.new_tokens)
 
-    warm_up(sides, case)
+    def other_side(send: Send) -> Callable[[list[str]], Numbers]:
+        return lambda texts: send(texts, case.new_tokens)
+
+    warm_up(sides, case, others)
     measured = interleave(
         {
             **{name: served_side(served) for name, served in sides.served.items()},
+            **{name: other_side(send) for name, send in others.items()},
             STATIC: generate,
             READ: lambda _: {"bytes_per_s": read_bytes_per_s(pick=statistics.median)},
         },
@@ -92,11 +102,13 @@ def compare(sides: Sides, case: Case, rounds: int) -> Numbers:
     return summary(case, measured)
 
 
-def warm_up(sides: Sides, case: Case) -> None:
+def warm_up(sides: Sides, case: Case, others: Mapping[str, Send] | None = None) -> None:
     few = min(WARM_UP_TOKENS, case.new_tokens)
     texts = sides.texts(case)[: max(1, WARM_UP_PROMPT_TOKENS // case.prompt_tokens)]
     for served in sides.served.values():
         streams(served, texts, few)
+    for send in (others or {}).values():
+        send(texts, few)
     sides.static.generate_s(texts, few)
 
 

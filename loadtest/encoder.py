@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,12 +37,14 @@ from tokenizers import Tokenizer
 
 MODELS = {"classify": ROOT / "server/defaults/sentiment", "ner": ROOT / "models/rampart"}
 PARAMETERS = {"classify": {}, "ner": {"aggregation_strategy": "simple"}}
-VARIANTS = {"float32": (), "bfloat16": ("--dtype", "bfloat16"), "int8": ("--quantize", "int8")}
+VARIANTS = {"float32": ("--dtype", "float32"), "bfloat16": ("--dtype", "bfloat16"), "int8": ("--quantize", "int8")}
 SOURCES = ("README.md", "server/README.md", "server/OPTIONS.md", "models/minilm-l6/README.md")
 TOKENS = (10, 200)
 CONCURRENCY = 32
 PIPELINE = "pipeline"
 Texts = Sequence[str]
+Classify = Callable[[Texts], tuple[list[Any], float]]
+"""Answers in the shape of `/classify`, and the seconds that they took."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,13 @@ def send_all(side: Side, parameters: dict[str, Any], texts: Texts) -> dict[str, 
             "p95_s": percentile(seconds, 95) or 0.0}  # fmt: skip
 
 
+def classify_all(side: Side, classify: Classify, texts: Texts) -> dict[str, float]:
+    """The same of what answers in process."""
+    answers, elapsed_s = classify(texts)
+    side.answers.update(zip(texts, answers, strict=True))
+    return {"requests_per_s": len(texts) / elapsed_s}
+
+
 async def _send_all(url: str, parameters: dict[str, Any], texts: Texts) -> tuple[dict[str, Any], list[float], float]:
     waiting = list(reversed(texts))
     answers: dict[str, Any] = {}
@@ -208,8 +217,12 @@ def _flat(answer: Any) -> list[dict[str, Any]]:
     return list(answer)
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Reads ``rounds``, ``seed`` and ``is_quick`` of a plan; ``task`` and ``requests`` where they are given."""
+def measure(args: argparse.Namespace, others: Mapping[str, Classify] | None = None) -> dict[str, Any]:
+    """Reads ``rounds``, ``seed`` and ``is_quick`` of a plan; ``task`` and ``requests`` where they are given.
+
+    ``others`` are compared too, in process.
+    """
+    others = others or {}
     task = getattr(args, "task", "classify")
     is_quick = getattr(args, "is_quick", False)
     number = CONCURRENCY if is_quick else getattr(args, "requests", 320)
@@ -227,6 +240,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         for side in sides.values():
             send_all(side, PARAMETERS[task], warm)
         senders = {name: partial(send_all, side, PARAMETERS[task]) for name, side in sides.items()}
+        for name, classify in others.items():
+            sides[name] = Side("", {})
+            senders[name] = partial(classify_all, sides[name], classify)
+            senders[name](warm)
         rounds = interleave(senders, partial(texts_of, tokenizer, number, rng), args.rounds)
     ratios = {name: ratio(rounds, "requests_per_s", name, PIPELINE) for name in VARIANTS}
     return {
@@ -236,7 +253,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "x_pipeline_bfloat16": ratios["bfloat16"],
         "x_pipeline_int8": ratios["int8"],
         "sides": medians(rounds),
-        "agreement": {name: agreement(sides[name].answers, sides[PIPELINE].answers) for name in VARIANTS},
+        "rounds": rounds,
+        "agreement": {name: agreement(sides[name].answers, sides[PIPELINE].answers) for name in (*VARIANTS, *others)},
         "facts": facts,
     }
 
