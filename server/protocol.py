@@ -279,6 +279,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Most tokens of one sequence, special tokens included."""
     device: str
     dtype: str
+    dtype_reason: str | None = None
+    """Of an encoder: what was measured to choose it, where the settings leave it open."""
     executor: str
     """``fused``, ``generic`` or ``compat``."""
     attention: str

@@ -115,6 +115,7 @@ def _facts(ready: Ready) -> dict[str, Any]:
         "architecture": ready.architecture,
         "device": ready.device,
         "dtype": ready.dtype,
+        "dtype_reason": ready.dtype_reason,
         "executor": ready.executor,
         "attention": ready.attention,
         "kernels": ready.kernels,

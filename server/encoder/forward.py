@@ -43,6 +43,8 @@ class Forward(ABC):
         self.device: torch.device = module.device
         self.dtype: torch.dtype = module.dtype
         """Of the products in the layers."""
+        self.dtype_reason: str | None = None
+        """Why, where the settings left it open."""
         self.num_token_types = _num_token_types(module)
 
     @property

@@ -14,7 +14,9 @@ from server import __version__
 from server.config import ModelConfig
 from server.protocol import Ready
 
-MEASURED = ("load_s", "quantization_kl", "kv_cache_kl", "kv_cache_bytes", "num_blocks", "token_budget")
+MEASURED = (
+    "load_s", "quantization_kl", "kv_cache_kl", "kv_cache_bytes", "num_blocks", "token_budget", "dtype_reason",
+)  # fmt: skip
 """Fields of `Ready` that may differ between two starts of one model."""
 SAMPLES = 16
 SAMPLE_BYTES = 4096

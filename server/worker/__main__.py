@@ -142,7 +142,7 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
     from server.encoder.build import Wishes, build_forward
     from server.encoder.engine import EncoderEngine, default_max_batch_tokens, default_token_budget
     from server.encoder.trial import Frame
-    from server.models.loader import product_dtype
+    from server.models.loader import may_narrow, product_dtype
     from server.models.packed_linear import pack_linears
     from server.native.linear import held_bytes
 
@@ -161,6 +161,7 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
             dtype=dtype,
             quantize=model.quantize,
             has_tf32=device.type == "cuda" and model.dtype == "auto",
+            may_narrow=may_narrow(model, loaded.task, device),
         ),
         pack=pack_linears,
         frame=Frame(files.prefix_ids, files.suffix_ids, files.gives_token_types),
@@ -181,6 +182,7 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         vocab_size=module.get_input_embeddings().weight.shape[0],
         device=device,
         dtype=forward.dtype,
+        dtype_reason=forward.dtype_reason,
         executor=forward.name,
         attention=forward.attention,
         batching=forward.batching,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from server.encoder import build, quality
+from server.encoder import build, precision, quality
 from server.encoder.build import Wishes, build_forward
 from server.encoder.forward import Forward, PaddedForward
 from server.errors import ConfigurationError
@@ -213,3 +213,44 @@ def test_a_padding_token_inside_of_a_text_counts_as_the_model_counts_it() -> Non
         with torch.inference_mode():
             expected = [padded.logits([command])[0] for command in commands]
         assert_same(built(module, Wishes()), commands, expected, 1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
+@pytest.mark.parametrize(
+    ("factor", "most_difference", "dtype", "reason"),
+    [
+        (12.0, 1.0, torch.bfloat16, "bfloat16 is 12.0 times as fast here, and scores differ by"),
+        (12.0, 0.0, torch.float32, "in bfloat16 scores differ by"),
+        (2.0, 1.0, torch.float32, "bfloat16 is 2.0 times as fast here"),
+    ],
+)
+def test_products_are_in_bfloat16_by_default_where_that_is_much_faster_and_keeps_the_labels(
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    factor: float,
+    most_difference: float,
+    dtype: torch.dtype,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(precision, "speed_up", lambda weight_NK: factor)
+    monkeypatch.setattr(precision, "MOST_DIFFERENCE", most_difference)
+    module, sample = tiny_encoder(family, "classify"), commands_of((20, 40, 60))
+    chosen = built(module, Wishes(may_narrow=True), sample=sample)
+    if family == "modernbert":  # its layers are not fused
+        assert (chosen.dtype, chosen.dtype_reason) == (torch.float32, None)
+        return
+    assert chosen.dtype is dtype
+    assert str(chosen.dtype_reason).startswith(reason)
+    same = built(module, Wishes(dtype=dtype))
+    assert torch.equal(quality.scores(chosen, sample), quality.scores(same, sample))
+
+
+def test_another_best_label_keeps_products_in_float32() -> None:
+    exact = torch.tensor([[0.501, 0.499], [0.9, 0.1]]).log()
+    assert precision.wrong(quality.compare(exact, exact)) is None
+    assert precision.wrong(quality.compare(torch.tensor([[0.499, 0.501], [0.9, 0.1]]).log(), exact)) is not None
+    assert precision.wrong(quality.Nearness(1.0)) is not None
+
+
+def test_the_speed_up_of_a_product_is_measured() -> None:
+    assert 0 < precision.speed_up(torch.randn(96, 64)) < 1000

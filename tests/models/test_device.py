@@ -82,3 +82,19 @@ def test_an_encoder_on_a_gpu_is_float32_and_only_its_products_become_bfloat16(
     model, device = ModelConfig(name="m", path="unused", dtype=asked), torch.device("cuda", 0)
     assert loader.choose_dtype(model, "classify", device) == module_dtype
     assert loader.product_dtype(model, device) == products
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "is_open"),
+    [
+        ("classify", {}, True),
+        ("ner", {}, True),
+        ("embed", {}, False),
+        ("classify", {"dtype": "float32"}, False),
+        ("ner", {"quantize": "int8"}, False),
+    ],
+)
+def test_only_an_open_choice_of_a_model_with_labels_may_become_bfloat16(monkeypatch, task, settings, is_open):
+    monkeypatch.setattr(loader, "_cpu_has_bfloat16", lambda: True)
+    assert loader.may_narrow(ModelConfig(name="m", path="p", **settings), task, torch.device("cpu")) is is_open
+    assert not loader.may_narrow(ModelConfig(name="m", path="p", **settings), task, torch.device("cuda"))
