@@ -72,7 +72,7 @@ def test_a_text_has_the_same_bits_alone_and_in_any_batch(dtype: torch.dtype) -> 
 @pytest.mark.parametrize("window", [None, 40])
 def test_first_tokens_alone_get_the_same_bits_as_among_all(window: int | None, dtype: torch.dtype) -> None:
     texts = Texts(LENGTHS)
-    q, k, v = states((4, 2, 48), sum(LENGTHS), dtype, seed=2)
+    q, k, v = states((4, 2, 112), sum(LENGTHS), dtype, seed=2)
     every = attend(q, k, v, texts, scaling=0.2, window=window)[texts.first_places]
     first = attend(q[texts.first_places], k, v, texts, scaling=0.2, window=window, is_first_only=True)
     assert torch.equal(first, every)
