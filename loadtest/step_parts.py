@@ -1,9 +1,11 @@
 """One decoding step of the engine, split by part, in a process like a worker's.
 
     python loadtest/step_parts.py --rows 1 8 32 --context 256 -- --quantize int8
+    python loadtest/step_parts.py --rows 8 32 --context 1024 --beside "--kv-dtype int8"
 
 Runs the engine without the front. Each round measures every number of rows twice: as it is, and with timers around
-its parts, so that what the timers cost is known.
+its parts, so that what the timers cost is known. With ``--beside`` it also measures an engine with further flags, in
+turn, and prints its times as a part of the first one's.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from arguments import DEFAULT_MODEL
-from part_timer import PARTS, PartTimer
+from part_timer import ATTENTION, PARTS, PartTimer
 from plan import Plan
 from report import table
 from rounds import Numbers, median
@@ -98,27 +100,55 @@ class Decoding:
         raise SystemExit(f"{num_rows} rows never decoded together.")
 
 
-def measure(decoding: Decoding, vocab_size: int, rows: list[int], rounds: int) -> list[Numbers]:
-    """Per number of rows: median milliseconds of a step as it is, and mean milliseconds of its parts."""
-    plain: dict[int, list[float]] = {each: [] for each in rows}
-    parts: dict[int, list[dict[str, float]]] = {each: [] for each in rows}
-    for each in rows:
-        decoding.step_times(each)
+class Measured:
+    """What one engine's steps take, round by round."""
+
+    def __init__(self, decoding: Decoding, vocab_size: int, rows: list[int]) -> None:
+        self._decoding, self._vocab_size, self._rows = decoding, vocab_size, rows
+        self._plain: dict[int, list[float]] = {each: [] for each in rows}
+        self._parts: dict[int, list[dict[str, float]]] = {each: [] for each in rows}
+        for each in rows:
+            decoding.step_times(each)
+
+    def measure(self, num_rows: int) -> None:
+        self._plain[num_rows].append(1e3 * statistics.median(self._decoding.step_times(num_rows)))
+        timer = PartTimer(self._vocab_size)
+        with timer.patched():
+            steps = self._decoding.step_times(num_rows, timer)
+        self._parts[num_rows].append({part: 1e3 * timer.seconds[part] / len(steps) for part in PARTS})
+
+    def numbers(self) -> list[Numbers]:
+        """Per number of rows: median milliseconds of a step as it is, and mean milliseconds of its parts."""
+        return [
+            {
+                "rows": each,
+                "step_ms": median(self._plain[each]),
+                "timed_step_ms": median(sum(found.values()) for found in self._parts[each]),
+                "parts_ms": {part: median(found[part] for found in self._parts[each]) for part in PARTS},
+            }
+            for each in self._rows
+        ]
+
+
+def measure(engines: list[tuple[Decoding, Numbers]], rows: list[int], rounds: int) -> list[list[Numbers]]:
+    """Of each engine, in turn."""
+    measured = [Measured(decoding, facts["vocab_size"], rows) for decoding, facts in engines]
     for _ in range(rounds):
         for each in rows:
-            plain[each].append(1e3 * statistics.median(decoding.step_times(each)))
-            timer = PartTimer(vocab_size)
-            with timer.patched():
-                steps = decoding.step_times(each, timer)
-            parts[each].append({part: 1e3 * timer.seconds[part] / len(steps) for part in PARTS})
+            for one in measured:
+                one.measure(each)
+    return [one.numbers() for one in measured]
+
+
+def as_parts_of(first: list[Numbers], other: list[Numbers]) -> list[list[str]]:
+    """The other engine's step and attention per number of rows, as parts of the first one's."""
     return [
-        {
-            "rows": each,
-            "step_ms": median(plain[each]),
-            "timed_step_ms": median(sum(found.values()) for found in parts[each]),
-            "parts_ms": {part: median(found[part] for found in parts[each]) for part in PARTS},
-        }
-        for each in rows
+        [
+            str(a["rows"]),
+            f"{b['step_ms'] / a['step_ms']:.2f}",
+            f"{b['parts_ms'][ATTENTION] / a['parts_ms'][ATTENTION]:.2f}",
+        ]
+        for a, b in zip(first, other, strict=True)
     ]
 
 
@@ -130,25 +160,29 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="the last line is JSON, for another program")
+    parser.add_argument("--beside", metavar="FLAGS", help="also an engine with these further flags for sluice serve")
     parser.add_argument("serve_flags", nargs=argparse.REMAINDER, help="after --: flags for sluice serve")
     args = parser.parse_args()
-    decoding, facts = build(args)
-    results = measure(decoding, facts["vocab_size"], args.rows, args.rounds)
-    rows = [
-        [str(each["rows"]), f"{each['step_ms']:.1f}", *(f"{each['parts_ms'][part]:.1f}" for part in PARTS)]
-        for each in results
-    ]
-    print(table(["rows", "step ms", *PARTS], rows))
+    engines = [build(args, [])] + ([build(args, args.beside.split())] if args.beside else [])
+    results = measure(engines, args.rows, args.rounds)
+    for found in results:
+        rows = [
+            [str(each["rows"]), f"{each['step_ms']:.1f}", *(f"{each['parts_ms'][part]:.1f}" for part in PARTS)]
+            for each in found
+        ]
+        print(table(["rows", "step ms", *PARTS], rows))
+    if args.beside:
+        print(table(["rows", f"step, {args.beside}", "attention"], as_parts_of(*results)))
     if args.json:
-        print(json.dumps({**facts, "context": args.context, "steps": results}))
+        print(json.dumps({**engines[0][1], "context": args.context, "steps": results[0]}))
 
 
-def build(args: argparse.Namespace) -> tuple[Decoding, Numbers]:
+def build(args: argparse.Namespace, more_flags: list[str]) -> tuple[Decoding, Numbers]:
     import torch
 
     from server.worker.__main__ import build
 
-    config = model_config(args.model, [flag for flag in args.serve_flags if flag != "--"])
+    config = model_config(args.model, [flag for flag in args.serve_flags if flag != "--"] + more_flags)
     torch.set_num_threads(config.threads or int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     engine, ready = build(config)
     facts = {"dtype": ready.dtype, "executor": ready.executor, "attention": ready.attention}

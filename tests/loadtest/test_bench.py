@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -106,3 +107,15 @@ def test_the_bench_replaces_the_parts_that_ran_in_earlier_results_and_draws_them
 
 def test_pictures_without_numbers_are_not_drawn(tmp_path):
     assert plots.draw({}, "a processor", tmp_path) == []
+
+
+def test_two_engines_are_measured_in_turn_and_compared(tiny_llama):
+    import step_parts
+
+    args = argparse.Namespace(
+        model=str(tiny_llama), context=32, steps=3, serve_flags=["--threads", "1", "--kv-cache-gib", "0.01"]
+    )
+    engines = [step_parts.build(args, []), step_parts.build(args, ["--dtype", "float32"])]
+    first, other = step_parts.measure(engines, [2], rounds=1)
+    [[rows, step, attention]] = step_parts.as_parts_of(first, other)
+    assert (rows, float(step) > 0, float(attention) > 0) == ("2", True, True)

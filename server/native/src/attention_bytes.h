@@ -26,7 +26,9 @@ constexpr float TINY = 0x1p-100f;
 
 // Four bytes of sixteen keys, or of sixteen places of four values.
 using Keys = __m512i;
-using Values = struct { __m512i words; };
+struct Values {
+  __m512i words;
+};
 inline Keys load_keys(const uint32_t *from) { return load_words(from); }
 inline Values load_values(const uint32_t *from) { return {load_words(from)}; }
 
