@@ -28,8 +28,8 @@ test-page: models  ## try the page in a headless Chromium (installs one); pictur
 test-clients: models  ## run the clients that people have against a real server (installs each in its own environment)
 	@$(BIN)/python -m pytest -m clients tests/clients $(ARGS)
 
-test-versions: setup  ## test engines and models with the oldest and newest torch and transformers (ENDS=oldest, ARGS="...")
-	@PYTHON=$(PYTHON) tests/versions/run.sh $(or $(ENDS),all) $(ARGS)
+test-versions: setup  ## test engines and models with the oldest and newest torch and transformers (ENDS=oldest, SUITES=tests/models)
+	@PYTHON=$(PYTHON) SUITES="$(SUITES)" tests/versions/run.sh $(or $(ENDS),all) $(ARGS)
 
 fuzz: setup  ## ten times the random tries of `make test`: the documented API, broken HTTP, the engine (ARGS="-k name")
 	@FUZZ_SCALE=10 $(BIN)/python -m pytest tests/fuzz tests/engine/test_*_machine.py tests/api/openai/test_any_body.py \

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Tests engines and models at both ends of the supported versions of torch and transformers, each end in an environment
-# of its own under .venv-versions/. Usage: run.sh oldest|newest|all [PYTEST ARGUMENT...]
+# of its own under .venv-versions/. Usage: [SUITES="tests/engine"] run.sh oldest|newest|all [PYTEST OPTION...]
 set -eu
 cd "$(dirname "$0")/../.."
 PYTHON=${PYTHON:-python3}
 ends=${1:?oldest, newest or all}
 shift
 [ "$ends" != all ] || ends="oldest newest"
-[ $# -gt 0 ] || set -- tests/engine tests/encoder tests/models
+suites=${SUITES:-tests/engine tests/encoder tests/models}
 
 for end in $ends; do
   venv=.venv-versions/$end
@@ -20,5 +20,6 @@ for end in $ends; do
     echo "$wanted" >"$venv/.installed"
   fi
   "$venv/bin/python" -c 'import torch, transformers; print("torch", torch.__version__, "transformers", transformers.__version__)'
-  PYTHONPATH=$PWD "$venv/bin/python" -m pytest -p no:cacheprovider "$@"
+  # shellcheck disable=SC2086  # one path a word
+  PYTHONPATH=$PWD "$venv/bin/python" -m pytest -p no:cacheprovider $suites "$@"
 done
