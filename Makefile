@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 
-.PHONY: help serve test test-page test-clients test-deploy test-versions fuzz soak bench bench-peers hostile lint format setup models clean
+.PHONY: help serve sanitize test test-page test-clients test-deploy test-versions fuzz soak bench bench-peers hostile lint format setup models clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,9 +31,12 @@ test-clients: models  ## run the clients that people have against a real server 
 test-versions: setup  ## test engines and models with the oldest and newest torch and transformers (ENDS=oldest, SUITES=tests/models)
 	@PYTHON=$(PYTHON) SUITES="$(SUITES)" tests/versions/run.sh $(or $(ENDS),all) $(ARGS)
 
+sanitize: setup  ## run the CPU kernels' tests with AddressSanitizer and UBSan (ARGS="-k name")
+	@$(BIN)/python tests/native/sanitize.py $(ARGS)
+
 fuzz: setup  ## ten times the random tries of `make test`: the documented API, broken HTTP, the engine (ARGS="-k name")
-	@FUZZ_SCALE=10 $(BIN)/python -m pytest tests/fuzz tests/engine/test_*_machine.py tests/api/openai/test_any_body.py \
-	  --timeout 3600 $(ARGS)
+	@FUZZ_SCALE=10 $(BIN)/python -m pytest tests/fuzz tests/engine/test_*_machine.py tests/*/test_*_trials.py \
+	  tests/api/openai/test_any_body.py --timeout 3600 $(ARGS)
 
 soak: models  ## ten minutes of mixed load with clients that leave and workers that are killed (ARGS="--minutes 1440")
 	@$(BIN)/python loadtest/soak.py $(ARGS) -- --config deploy/defaults.toml
