@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 
-.PHONY: help serve sanitize test test-page test-clients test-deploy test-versions fuzz soak bench bench-peers hostile lint format setup models clean
+.PHONY: help serve sanitize test test-kernels test-page test-clients test-deploy test-versions fuzz soak bench bench-peers hostile lint format setup models clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,6 +16,14 @@ serve: models  ## install, fetch the default models, serve them on 127.0.0.1:800
 
 test: models  ## install, fetch the default models, run all tests (ARGS="-k name" for some)
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-kernels: models  ## repeat the tests of kernels and parity with each set of CPU kernels that runs here (SETS="avx2 torch")
+	@for set in $${SETS:-$$($(BIN)/python -c \
+	  'from tests.native import variants; print(*(name[1:] for name in variants.HERE), "torch")')}; do \
+	  echo "With the kernels $$set:"; \
+	  SLUICE_KERNELS=$$set $(BIN)/python -m pytest tests/native tests/parity tests/encoder tests/engine/test_engine_parity.py \
+	    tests/engine/test_runner_parity.py tests/engine/test_fused*.py tests/engine/test_chained.py $(ARGS) || exit 1; \
+	done
 
 test-deploy: setup  ## build and run the image, the proxies, and the rest of deploy/ (installs what that needs)
 	@tests/deploy/install.sh

@@ -35,8 +35,8 @@ class ModelConfig:
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """``auto``: bfloat16 where the device computes in it, else float32. Encoders are float32: on a GPU with TF32, on a
-    CPU with bfloat16 products where they are much faster and keep the labels of a sample."""
+    """``auto``: bfloat16 where the device or our CPU kernels compute in it, else float32. Encoders are float32: on a
+    GPU with TF32, on a CPU with bfloat16 products where they are much faster and keep the labels of a sample."""
     quantize: Literal["none", "int8", "int4"] = "none"
     """Weights in fewer bits: ``int8`` is fastest on a CPU, ``int4`` is smallest. Not on a GPU.
     The loss is reported at load."""
@@ -45,9 +45,9 @@ class ModelConfig:
     kernels. The loss is reported at load."""
     executor: Literal["auto", "fused", "generic", "compat"] = "auto"
     """``auto``: the first one that passes the numerical self-check at load."""
-    kernels: Literal["auto", "native", "torch", "amx", "avx512", "avx2", "tiles"] = "auto"
+    kernels: Literal["auto", "native", "torch", "amx", "avx512", "avxvnni", "avx2", "tiles"] = "auto"
     """``auto``: the best CPU kernels that this processor runs, else ``torch``; ``native`` requires some, ``amx``,
-    ``avx512`` or ``avx2`` that set; ``tiles`` is for tests: ``amx`` without its instructions, slow."""
+    ``avx512``, ``avxvnni`` or ``avx2`` that set; ``tiles`` is for tests: ``amx`` without its instructions, slow."""
     prompt_lookup: Literal["auto", "off"] = "auto"
     """``auto``: with few streams, guess the next tokens from the text so far where that is faster. Results do not
     change."""

@@ -285,7 +285,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """``fused``, ``generic`` or ``compat``."""
     attention: str
     kernels: str | None = None
-    """On a CPU: ``amx``, ``avx512``, ``avx2``, or ``torch`` where none of ours run."""
+    """On a CPU: ``amx``, ``avx512``, ``avxvnni``, ``avx2``, or ``torch`` where none of ours run."""
     batching: Batching | None = None
     """Of an encoder."""
     num_parameters: int

@@ -24,6 +24,7 @@ from server.models.folder import look
 from server.models.lengths import longest_input
 from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
+from server.native import kernels
 from server.protocol import Embedding, GenerationValue, Task, TokenizerFiles
 
 
@@ -93,7 +94,7 @@ def _embedding(recipe: Recipe, config: PreTrainedConfig) -> Embedding:
 
 
 def choose_dtype(model: ModelConfig, task: Task, device: torch.device) -> torch.dtype:
-    """``auto``: 16 bits for decoders where the device computes in them, float32 for all else.
+    """``auto``: 16 bits for decoders where the device computes in them or our kernels multiply, else float32.
 
     An encoder's one pass is cheap and its scores are compared with thresholds that were set in float32. Its bfloat16
     is for its products alone (`product_dtype`).
@@ -107,7 +108,8 @@ def choose_dtype(model: ModelConfig, task: Task, device: torch.device) -> torch.
         return torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
+    # Kernels of ours without such instructions still read weights in half the time, and widen them as they multiply.
+    return torch.bfloat16 if _cpu_has_bfloat16() or kernels.can_multiply(model.kernels) else torch.float32
 
 
 def product_dtype(model: ModelConfig, device: torch.device) -> torch.dtype | None:
@@ -131,7 +133,7 @@ def may_narrow(model: ModelConfig, task: Task, device: torch.device) -> bool:
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether bfloat16 products run in hardware: with emulation they are slower than float32."""
+    """Whether bfloat16 products run in hardware: with torch's emulation they are slower than float32."""
     try:
         native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         return bool(native and torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -21,6 +21,7 @@ _AVX512 = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq", "avx512_vnni", "av
 VARIANTS = {
     "_amx": (*_AVX512, "amx_tile", "amx_bf16", "amx_int8"),
     "_avx512": _AVX512,
+    "_avxvnni": ("avx2", "avx_vnni"),
     "_avx2": ("avx2",),
 }
 
@@ -86,7 +87,7 @@ def module() -> ModuleType | None:
 
 
 def name() -> str:
-    """``amx``, ``avx512``, ``avx2``, ``tiles`` or ``torch``."""
+    """``amx``, ``avx512``, ``avxvnni``, ``avx2``, ``tiles`` or ``torch``."""
     return "torch" if _State.module is None else _State.module.__name__.rpartition("._")[2]
 
 
@@ -99,6 +100,14 @@ def _chosen(choice: str, trial: Trial | None) -> ModuleType | None:
     if choice == "torch":
         return None
     return _best(trial) if choice in ("auto", "native") else _tried(f"_{choice}", trial)
+
+
+def can_multiply(choice: str) -> bool:
+    """Whether ``choice`` finds kernels for products on this processor."""
+    try:
+        return hasattr(_chosen(choice, None), "linear")
+    except ImportError:
+        return False
 
 
 def load(variant: str) -> ModuleType:

@@ -68,7 +68,13 @@ def test_the_size_of_the_image_is_measured(image: dict[str, Any], capsys: pytest
 def test_the_image_holds_the_kernels_and_no_compiler(image: dict[str, Any]):
     with mounted() as root:
         [native] = root.glob("opt/sluice/lib/python*/site-packages/server/native")
-        assert {path.name.split(".")[0] for path in native.glob("*.so")} == {"_amx", "_avx2", "_avx512", "_tiles"}
+        assert {path.name.split(".")[0] for path in native.glob("*.so")} == {
+            "_amx",
+            "_avx2",
+            "_avx512",
+            "_avxvnni",
+            "_tiles",
+        }
         for compiler in ("cc", "gcc", "g++", "c++"):
             assert not (root / "usr/bin" / compiler).exists()
 

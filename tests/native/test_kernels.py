@@ -13,7 +13,8 @@ from server.native import kernels
 from tests.native import variants
 
 METHODS = {
-    "_avx2": {"rms_norm", "layer_norm", "attend"},
+    "_avx2": {"rms_norm", "layer_norm", "attend", "linear", "chain"},
+    "_avxvnni": {"rms_norm", "layer_norm", "attend", "linear", "chain"},
     "_avx512": {"rms_norm", "layer_norm", "attend", "linear"},
     "_amx": {"rms_norm", "layer_norm", "attend", "linear"},
     "_tiles": {"rms_norm", "layer_norm", "attend", "linear"},

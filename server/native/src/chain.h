@@ -6,7 +6,6 @@
 #include "elementwise.h"
 #include "linear.h"
 
-#ifdef __AVX512BF16__
 #include <chrono>
 
 namespace chain {
@@ -116,6 +115,3 @@ inline PyObject *chain(PyObject *, Args args, Py_ssize_t count) {
 } // namespace chain
 
 #define CHAIN_METHODS METHOD_AS(chain, chain::chain),
-#else
-#define CHAIN_METHODS
-#endif

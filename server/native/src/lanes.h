@@ -14,8 +14,13 @@
 //   one_beyond(limit, x, other)   1 with the sign of x where |x| > limit, else other
 //   between(x, first, last)       lanes first to last - 1 of x, -inf elsewhere
 //   store_rounded(to, a, b)       two times sixteen floats, each to the nearest bfloat16
+//   rounded_pairs(low, high)      words of two bfloat16, each the nearest
+//   int4_values<shift>(x)         the four bits of each word from `shift` on, minus 8
 //   store_bytes(to, mask, x, n)   the nearest integers plus n, as bytes
-//   add_pairs(sum, a, b)          adds the products of both bfloat16 of each word
+//   store_int8(to, mask, x)       the nearest integers plus INT8_ZERO, in INT8_WORDS words for each four values
+//   add_product, add_pairs, add_fours(sum, a, b)
+//                                 add the product of the float, of both bfloat16, or of all four int8 of each word; sums
+//                                 of int8 are exact for values of a stored by `store_int8`, and -127..127 of b
 #pragma once
 
 #include <cstdint>

@@ -11,6 +11,9 @@ using Lanes = __m512;
 using Words = __m512i;
 using Mask = __mmask16;
 
+#define INT8_WORDS 1
+constexpr int INT8_ZERO = 128;
+
 inline Mask first(int64_t count) { return count >= 16 ? 0xffff : static_cast<Mask>((1u << count) - 1); }
 
 inline Lanes all(float value) { return _mm512_set1_ps(value); }
@@ -64,17 +67,33 @@ inline void store_rounded(bfloat16 *to, Lanes a, Lanes b) {
   _mm512_storeu_si512(to, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
 }
 
+inline Words rounded_pairs(Lanes low, Lanes high) {
+  const __m512i places = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                          5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(places, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
+}
+
 inline Words all_words(uint32_t value) { return _mm512_set1_epi32(static_cast<int>(value)); }
 inline Words load_words(const void *from) { return _mm512_loadu_si512(from); }
+inline Words load_bytes(const uint8_t *from) {
+  return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
+}
 inline void store_words(void *to, Words x) { _mm512_storeu_si512(to, x); }
 inline Words subtract(Words a, Words b) { return _mm512_sub_epi32(a, b); }
 inline Lanes floats_of(Words x) { return _mm512_cvtepi32_ps(x); }
 inline Lanes bits_as_floats(Words x) { return _mm512_castsi512_ps(x); }
-inline Words floats_as_bits(Lanes x) { return _mm512_castps_si512(x); }
+
+template <int SHIFT> inline Lanes int4_values(Words x) {
+  const Lanes values = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
+  return _mm512_permutexvar_ps(_mm512_srli_epi32(x, SHIFT), values);
+}
 
 inline void store_bytes(uint8_t *to, Mask mask, Lanes x, int offset) {
   const __m512i moved = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(offset));
   _mm_mask_storeu_epi8(to, mask, _mm512_cvtepi32_epi8(moved));
+}
+inline void store_int8(uint32_t *to, Mask mask, Lanes x) {
+  store_bytes(reinterpret_cast<uint8_t *>(to), mask, x, INT8_ZERO);
 }
 
 inline Lanes add_product(Lanes sum, Words a, Words b) {

@@ -15,105 +15,16 @@
 #include "shares.h"
 
 #ifdef __AVX512BF16__
+#include "linear_wide.h"
+#else
+#include "linear_chunks.h"
+#endif
+
 #include <algorithm>
 #include <type_traits>
 #include <vector>
 
 namespace linear_kernels {
-
-constexpr int64_t TILE = 8, FEW = 4;
-
-struct Float32 {
-  using Sum = Lanes;
-  static Sum zero() { return all(0.0f); }
-  static Sum dot(Sum sum, Words x, Words w) { return add_product(sum, x, w); }
-};
-
-struct BFloat16 {
-  using Sum = Lanes;
-  static Sum zero() { return all(0.0f); }
-  static Sum dot(Sum sum, Words x, Words w) { return add_pairs(sum, x, w); }
-};
-
-// x is unsigned with an offset of 128, which `Job::offset` takes back.
-struct Int8 {
-  using Sum = Words;
-  static Sum zero() { return all_words(0); }
-  static Sum dot(Sum sum, Words x, Words w) { return add_fours(sum, x, w); }
-};
-
-// While this panel is used, `A` cache lines a word of the next one are on their way.
-template <class Kind, int R, int A>
-inline void add_up(const Job &job, int64_t row, const uint32_t *panel, const char *next,
-                   typename Kind::Sum (&sums)[R][VECTORS]) {
-  for (auto &of_row : sums)
-    for (auto &sum : of_row) sum = Kind::zero();
-  const uint32_t *x = job.x + row * job.words;
-  for (int64_t k = 0; k < job.words; ++k) {
-    Words w[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) w[v] = load_words(panel + k * PANEL + LANES * v);
-    for (int line = 0; line < A; ++line) _mm_prefetch(next + (k * A + line) * 64, _MM_HINT_T1);
-    for (int r = 0; r < R; ++r) {
-      const Words word = all_words(x[r * job.words + k]);
-      for (int v = 0; v < VECTORS; ++v) sums[r][v] = Kind::dot(sums[r][v], word, w[v]);
-    }
-  }
-}
-
-// `R` rows of one panel, or of a gate's and its partner's.
-template <class Kind, class In, int R, int A>
-void tile(const Job &job, const uint32_t *weight, int64_t row, int64_t index, const char *next) {
-  typename Kind::Sum sums[R][VECTORS];
-  Lanes gate[R][VECTORS];
-  const int64_t size = job.words * PANEL;
-  if (job.is_gated) {
-    add_up<Kind, R, A>(job, row, weight, next, sums);
-    for (int r = 0; r < R; ++r)
-      for (int v = 0; v < VECTORS; ++v) gate[r][v] = gate_of(job, row + r, index, v, sums[r][v]);
-    weight += size;
-    next += size * 4;
-  }
-  add_up<Kind, R, A>(job, row, weight, next, sums);
-  for (int r = 0; r < R; ++r)
-    for (int v = 0; v < VECTORS; ++v) finish<In>(job, row + r, index, v, sums[r][v], gate[r][v]);
-}
-
-template <class Kind, class In, int A>
-void some_rows(const Job &job, const uint32_t *weight, int64_t row, int64_t count, int64_t index, const char *next) {
-  switch (count) {
-#define ROWS(n) case n: return tile<Kind, In, n, A>(job, weight, row, index, next);
-    ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8)
-#undef ROWS
-  }
-}
-
-// `weight` is the panel of this index, or the gate's and its partner's.
-template <class Kind, class In>
-void rows(const Job &job, const uint32_t *weight, int64_t from, int64_t to, int64_t index, bool looks_ahead) {
-  const int64_t tiles = (to - from + TILE - 1) / TILE, step = (to - from + tiles - 1) / tiles;
-  const int64_t panels = job.is_gated ? 2 : 1, lines = job.words * VECTORS;
-  const char *next = reinterpret_cast<const char *>(weight + panels * job.words * PANEL);
-  for (int64_t row = from, t = 0; row < to; row += step, ++t) {
-    const int64_t count = std::min(step, to - row);
-    // Few rows are done as fast as memory comes, and the processor itself sees what is next: asking for it costs a fifth.
-    // Else the first tile pulls this panel in where it is not here yet; those after it each a third of the next one.
-    if (!looks_ahead || to - from <= FEW)
-      some_rows<Kind, In, 0>(job, weight, row, count, index, next);
-    else if (tiles <= 2 && t == tiles - 1)
-      some_rows<Kind, In, 3>(job, weight, row, count, index, next);
-    else if (t == 0 || t > 3)
-      some_rows<Kind, In, 0>(job, weight, row, count, index, next);
-    else
-      some_rows<Kind, In, 1>(job, weight, row, count, index, next + (t - 1) * lines / 3 * 64);
-  }
-}
-
-// What one thread multiplies with.
-template <class Kind, class In> struct RowsInLanes {
-  void operator()(const Job &job, const uint32_t *weight, int64_t from, int64_t to, int64_t index, bool looks_ahead) {
-    rows<Kind, In>(job, weight, from, to, index, looks_ahead);
-  }
-};
 
 #ifdef HAS_TILES
 template <class Kind, class In>
@@ -160,38 +71,39 @@ template <class Kind, class In> void share_int4(const Job &job, int64_t width, c
   });
 }
 
-// Each row of x by its largest value to 1..255, 128 is zero. The scale of a row that is not finite is NaN.
-template <class In> void quantize(const In *x, int64_t row, int64_t width, uint8_t *to, float *scale) {
-  const In *from = x + row * width;
+// A row of x by its largest value to -127..127, and its scale. That of a row that is not finite is NaN.
+template <class In> void quantize(const In *x, int64_t width, uint32_t *to, float &scale) {
   Lanes top = all(0.0f), zero = all(0.0f);
   for (int64_t i = 0; i < width; i += LANES) {
-    const Lanes part = load(from + i, first(width - i));
+    const Lanes part = load(x + i, first(width - i));
     top = larger(top, absolute(part));
     zero = multiply_add(part, all(0.0f), zero);
   }
   const float most = largest(top);
   const float inverse = most > 0 ? 127.0f / most : 0.0f;
-  scale[row] = most / 127.0f + sum(zero);
+  scale = most / 127.0f + sum(zero);
   for (int64_t i = 0; i < width; i += LANES) {
     const Mask mask = first(width - i);
-    store_bytes(to + row * width + i, mask, multiply(load(from + i, mask), all(inverse)), 128);
+    store_int8(to + INT8_WORDS * i / 4, mask, multiply(load(x + i, mask), all(inverse)));
   }
 }
 
 // Rows of x as `Int8` reads them.
 struct Quantized {
-  std::vector<uint8_t> values;
+  std::vector<uint32_t> values;
   std::vector<float> scales;
 
+  static int64_t words(int64_t width) { return INT8_WORDS * width / 4; }
+
   void make_room(int64_t rows, int64_t width) {
-    values.resize(rows * width);
+    values.resize(rows * words(width));
     scales.resize(rows);
   }
   template <class In> void fill(const In *x, int64_t row, int64_t width) {
-    quantize(x, row, width, values.data(), scales.data());
+    quantize(x + row * width, width, values.data() + row * words(width), scales[row]);
   }
   void become_input(Job &job) const {
-    job.x = reinterpret_cast<const uint32_t *>(values.data());
+    job.x = values.data();
     job.row_scale = scales.data();
   }
 };
@@ -212,7 +124,7 @@ template <class In> int64_t at_a_time([[maybe_unused]] WeightKind kind) {
 #ifdef HAS_TILES
   if (kind == WeightKind::int8 || sizeof(In) == 2) return BLOCK;
 #endif
-  return TILE;
+  return AT_A_TIME;
 }
 
 template <class In> void run(WeightKind kind, Job job, int64_t width) {
@@ -280,6 +192,3 @@ PyObject *linear(PyObject *, Args args, Py_ssize_t count) {
 } // namespace linear_kernels
 
 #define LINEAR_METHODS METHOD_AS(linear, linear_kernels::linear),
-#else
-#define LINEAR_METHODS
-#endif

@@ -26,10 +26,10 @@ struct Job {
   bool out_is_float;       // else in the type of x
 };
 
-// Sums of floats are the product. Sums of int8 have the offset of x in them, and count in units of both scales.
+// Sums of floats are the product. Sums of int8 count in units of both scales, and have the zero of x in them.
 inline Lanes product_of(const Job &, int64_t, int64_t, Lanes sum) { return sum; }
 inline Lanes product_of(const Job &job, int64_t row, int64_t column, Words sum) {
-  const Words whole = subtract(sum, load_words(job.offset + column));
+  const Words whole = INT8_ZERO ? subtract(sum, load_words(job.offset + column)) : sum;
   const Lanes scale = multiply(load(static_cast<const float *>(job.scale) + column), all(job.row_scale[row]));
   return multiply(floats_of(whole), scale);
 }
