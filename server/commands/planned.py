@@ -174,7 +174,7 @@ def _cache(
     )
 
 
-def plan_or_problem(model: ModelConfig, num_on_gpu: int) -> PlannedModel | str:
+def plan_or_problem(model: ModelConfig, num_on_gpu: int = 1) -> PlannedModel | str:
     """The plan, or why there is none, in a sentence that says what to do."""
     try:
         return plan_model(model, num_on_gpu)
