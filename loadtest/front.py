@@ -125,7 +125,7 @@ def worker(arguments: list[str]) -> None:
     """The worker process: its model's path is the length of a step in seconds."""
     from server.worker import process
 
-    def build(model: ModelConfig, _num_loading: int) -> tuple[ReplayingEngine, Ready]:
+    def build(model: ModelConfig, *_neighbours: int) -> tuple[ReplayingEngine, Ready]:
         tokenizer, template = (MODEL / name for name in ("tokenizer.json", "chat_template.jinja"))
         files = TokenizerFiles(tokenizer.read_text("utf-8"), template.read_text("utf-8"))
         ready = Ready(
