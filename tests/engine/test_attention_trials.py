@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from typing import get_args
 
 import pytest
 import torch
 
+from server.config import KvDtype
 from server.engine.attention.native import NativeAttention
 from server.engine.kv_cache import LayerSpec
 from tests.engine.attention_driving import CPU, Scene, layer_spec
@@ -46,20 +48,21 @@ def cuts(chance: random.Random, length: int) -> list[int]:
     return chunks
 
 
-def scene(spec: LayerSpec, dtype: torch.dtype) -> Scene:
-    return Scene(NativeAttention([spec], NUM_BLOCKS, BLOCK_SIZE, dtype, CPU), NUM_BLOCKS, BLOCK_SIZE, dtype)
+def scene(spec: LayerSpec, dtype: torch.dtype, kv_dtype: KvDtype) -> Scene:
+    backend = NativeAttention([spec], NUM_BLOCKS, BLOCK_SIZE, dtype, CPU, kv_dtype=kv_dtype)
+    return Scene(backend, NUM_BLOCKS, BLOCK_SIZE, dtype)
 
 
-def alone(spec: LayerSpec, dtype: torch.dtype, length: int, seed: int) -> torch.Tensor:
-    place = scene(spec, dtype)
+def alone(spec: LayerSpec, dtype: torch.dtype, kv_dtype: KvDtype, length: int, seed: int) -> torch.Tensor:
+    place = scene(spec, dtype, kv_dtype)
     return place.run(place.sequence(length, seed), [length])
 
 
 def together(
-    spec: LayerSpec, dtype: torch.dtype, lengths: list[int], seed: int, chance: random.Random
+    spec: LayerSpec, dtype: torch.dtype, kv_dtype: KvDtype, lengths: list[int], seed: int, chance: random.Random
 ) -> list[torch.Tensor]:
     """Every sequence in chunks of its own, and those that are not done in one step, in any order."""
-    place = scene(spec, dtype)
+    place = scene(spec, dtype, kv_dtype)
     sequences = [place.sequence(length, seed + i) for i, length in enumerate(lengths)]
     left = [cuts(chance, length) for length in lengths]
     outs: list[list[torch.Tensor]] = [[] for _ in lengths]
@@ -70,12 +73,13 @@ def together(
     return [torch.cat(each) for each in outs]
 
 
+@pytest.mark.parametrize("kv_dtype", get_args(KvDtype))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_token_has_the_same_bits_alone_and_in_any_chunk_and_batch(dtype: torch.dtype) -> None:
+def test_a_token_has_the_same_bits_alone_and_in_any_chunk_and_batch(dtype: torch.dtype, kv_dtype: KvDtype) -> None:
     for trial in range(NUM_TRIALS):
         chance = random.Random(trial)
         spec = any_spec(chance)
         lengths = [chance.randrange(1, 400) for _ in range(chance.randrange(1, 5))]
-        ours = together(spec, dtype, lengths, trial, chance)
+        ours = together(spec, dtype, kv_dtype, lengths, trial, chance)
         for i, length in enumerate(lengths):
-            assert torch.equal(ours[i], alone(spec, dtype, length, trial + i)), (trial, spec, lengths)
+            assert torch.equal(ours[i], alone(spec, dtype, kv_dtype, length, trial + i)), (trial, spec, lengths)

@@ -21,6 +21,7 @@ TESTS = (
     "tests/native/test_linear.py",
     "tests/native/test_elementwise.py",
     "tests/engine/test_attention_trials.py",
+    "tests/engine/test_int8_cache.py",
     "tests/encoder/test_attention.py",
     "tests/engine/test_native_draw.py",
 )
