@@ -74,7 +74,7 @@ def test_a_block_holds_the_numbers_and_scales_of_the_reference() -> None:
 
 @pytest.mark.parametrize("dtype", MARGINS, ids=str)
 @pytest.mark.parametrize(
-    "name", ["one head", "one for twenty", "narrow keys", "window past a partition", "all at once"]
+    "name", ["one head", "one for twenty", "narrow keys", "window past a partition", "all concurrent"]
 )
 def test_a_row_has_the_same_bits_in_any_chunk_batch_and_number_of_threads(name: str, dtype: torch.dtype) -> None:
     length = 600
