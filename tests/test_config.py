@@ -212,7 +212,7 @@ def test_a_bad_variable_is_named_and_a_misspelt_one_is_not_ignored(folder: Path)
 def test_no_model_two_of_one_name_and_a_missing_folder_are_refused(folder: Path):
     with pytest.raises(ConfigurationError, match="There is no model to serve"):
         loaded()
-    with pytest.raises(ConfigurationError, match="Two models have one name"):
+    with pytest.raises(ConfigurationError, match="Two models have the same name"):
         loaded("--model", str(folder), "--model", str(folder))
     with pytest.raises(ConfigurationError, match="is not a folder") as error:
         loaded("--model", f"a={folder}/nothing")
