@@ -8,14 +8,14 @@ import anthropic
 
 client = anthropic.Anthropic(base_url=os.environ["SERVER"], api_key=os.environ["OPENAI_API_KEY"], max_retries=0)
 MODEL, CALLER = "smollm2-135m-instruct", "caller"
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 GREEDY = {"temperature": 0}
 WEATHER = {
     "name": "weather",
     "description": "The weather in a city",
     "input_schema": {
         "type": "object",
-        "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+        "properties": {"city": {"type": "string", "enum": ["Tokyo", "Rome"]}},
         "required": ["city"],
     },
 }
@@ -23,13 +23,13 @@ INPUT = {"city": "Rome", "note": "not </tool_call> yet"}
 
 # Words.
 answer = client.messages.create(model=MODEL, messages=QUESTION, max_tokens=20, extra_body=GREEDY)
-assert "Paris" in answer.content[0].text and answer.stop_reason == "end_turn", answer
+assert "Tokyo" in answer.content[0].text and answer.stop_reason == "end_turn", answer
 assert answer.usage.output_tokens > 0
 with client.messages.stream(model=MODEL, messages=QUESTION, max_tokens=20, extra_body=GREEDY) as stream:
     assert "".join(stream.text_stream) == answer.content[0].text
     assert stream.get_final_message().usage.output_tokens == answer.usage.output_tokens
 stopped = client.messages.create(
-    model=MODEL, messages=QUESTION, max_tokens=20, extra_body=GREEDY, stop_sequences=[" Paris"], system="Be brief."
+    model=MODEL, messages=QUESTION, max_tokens=20, extra_body=GREEDY, stop_sequences=[" Tokyo"], system="Be brief."
 )
 assert stopped.stop_reason in ("stop_sequence", "end_turn", "max_tokens")
 assert client.messages.count_tokens(model=MODEL, messages=QUESTION).input_tokens == answer.usage.input_tokens + (
@@ -40,7 +40,7 @@ assert client.messages.count_tokens(model=MODEL, messages=QUESTION).input_tokens
 for choice in ({"type": "any"}, {"type": "tool", "name": "weather"}):
     asked = {"model": MODEL, "messages": QUESTION, "max_tokens": 40, "extra_body": GREEDY, "tools": [WEATHER]}
     [called] = client.messages.create(tool_choice=choice, **asked).content
-    assert called.type == "tool_use" and called.input["city"] in ("Paris", "Rome")
+    assert called.type == "tool_use" and called.input["city"] in ("Tokyo", "Rome")
     with client.messages.stream(tool_choice=choice, **asked) as stream:
         parts = [event.partial_json for event in stream if event.type == "input_json"]
         final = stream.get_final_message()

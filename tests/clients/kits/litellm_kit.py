@@ -9,12 +9,12 @@ import litellm
 
 BASE, KEY = os.environ["OPENAI_BASE_URL"], os.environ["OPENAI_API_KEY"]
 MODEL = "smollm2-135m-instruct"
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 common = {"api_base": BASE, "api_key": KEY, "temperature": 0, "max_tokens": 20}
 
 for prefix in ("openai/", "hosted_vllm/"):
     answer = litellm.completion(model=prefix + MODEL, messages=QUESTION, **common)
-    assert "Paris" in answer.choices[0].message.content, prefix
+    assert "Tokyo" in answer.choices[0].message.content, prefix
     assert answer.usage.total_tokens > 0
     parts = list(litellm.completion(model=prefix + MODEL, messages=QUESTION, stream=True, **common))
     assert "".join(part.choices[0].delta.content or "" for part in parts) == answer.choices[0].message.content

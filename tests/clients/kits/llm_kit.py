@@ -25,8 +25,8 @@ def llm(*arguments: str) -> str:
 
 
 options = ("-m", "sluice", "-o", "temperature", "0", "-o", "max_tokens", "60")
-assert "Paris" in llm("What is the capital of France?", *options)
-assert "Paris" in llm("What is the capital of France?", "--no-stream", *options)
+assert "Tokyo" in llm("What is the capital of Japan?", *options)
+assert "Tokyo" in llm("What is the capital of Japan?", "--no-stream", *options)
 assert llm("And what is it known for?", "--continue", *options)
 fields = {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "minimum": 0, "maximum": 120}}
 schema = {"type": "object", "properties": fields, "required": ["name", "age"], "additionalProperties": False}

@@ -11,11 +11,11 @@ from pydantic import BaseModel, Field
 
 client = openai.OpenAI()
 MODEL = "smollm2-135m-instruct"
-QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = [{"role": "user", "content": "What is the capital of Japan?"}]
 
 # A chat.
 chat = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_completion_tokens=20)
-assert "Paris" in chat.choices[0].message.content
+assert "Tokyo" in chat.choices[0].message.content
 assert chat.choices[0].finish_reason == "stop"
 assert chat.usage.total_tokens == chat.usage.prompt_tokens + chat.usage.completion_tokens
 assert chat._request_id
@@ -48,8 +48,8 @@ again = client.chat.completions.create(
     model=MODEL, messages=QUESTION, n=3, seed=7, temperature=1.5, max_tokens=8, logprobs=True, top_logprobs=4
 )
 assert [c.message.content for c in again.choices] == [c.message.content for c in several.choices]
-stopped = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=20, stop=[" Paris"])
-assert stopped.choices[0].finish_reason == "stop" and "Paris" not in stopped.choices[0].message.content
+stopped = client.chat.completions.create(model=MODEL, messages=QUESTION, temperature=0, max_tokens=20, stop=[" Tokyo"])
+assert stopped.choices[0].finish_reason == "stop" and "Tokyo" not in stopped.choices[0].message.content
 
 
 # A structure.
@@ -86,7 +86,7 @@ tools = [
             "description": "The weather in a city",
             "parameters": {
                 "type": "object",
-                "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+                "properties": {"city": {"type": "string", "enum": ["Tokyo", "Rome"]}},
                 "required": ["city"],
                 "additionalProperties": False,
             },
@@ -102,7 +102,7 @@ called = client.chat.completions.create(
     max_tokens=40,
 )
 [call] = called.choices[0].message.tool_calls
-assert call.function.name == "weather" and json.loads(call.function.arguments)["city"] in ("Paris", "Rome")
+assert call.function.name == "weather" and json.loads(call.function.arguments)["city"] in ("Tokyo", "Rome")
 parts = client.chat.completions.create(
     model=MODEL,
     messages=[{"role": "user", "content": "How is the weather in Rome?"}],
@@ -116,7 +116,7 @@ streamed = ""
 for chunk in parts:
     for piece in (chunk.choices[0].delta.tool_calls or []) if chunk.choices else []:
         streamed += piece.function.arguments or ""
-assert json.loads(streamed)["city"] in ("Paris", "Rome")
+assert json.loads(streamed)["city"] in ("Tokyo", "Rome")
 
 # Completions: one text, several, token ids, echo with log-probabilities.
 one = client.completions.create(model=MODEL, prompt="The sky is blue because", temperature=0, max_tokens=8)
@@ -137,7 +137,7 @@ assert "".join(piece.choices[0].text for piece in pieces if piece.choices) == on
 
 # Options of the server's own.
 beams = client.chat.completions.create(
-    model=MODEL, messages=QUESTION, max_tokens=12, extra_body={"num_beams": 3, "banned_phrases": ["Paris"]}
+    model=MODEL, messages=QUESTION, max_tokens=12, extra_body={"num_beams": 3, "banned_phrases": ["Tokyo"]}
 )
 assert "paris" not in beams.choices[0].message.content.lower()
 answered = client.chat.completions.with_raw_response.create(

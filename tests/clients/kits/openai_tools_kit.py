@@ -13,7 +13,7 @@ MODEL, CALLER = "smollm2-135m-instruct", "caller"
 QUESTION = [{"role": "user", "content": "How is the weather in Rome?"}]
 SCHEMA = {
     "type": "object",
-    "properties": {"city": {"type": "string", "enum": ["Paris", "Rome"]}},
+    "properties": {"city": {"type": "string", "enum": ["Tokyo", "Rome"]}},
     "required": ["city"],
     "additionalProperties": False,
 }
@@ -38,9 +38,9 @@ answer = client.chat.completions.create(**{**asked, "messages": turns})
 assert answer.choices[0].message.content == "It is sunny in Rome."
 
 # Responses: words, a structure.
-asked = {"model": MODEL, "input": "What is the capital of France?", "temperature": 0, "max_output_tokens": 20}
+asked = {"model": MODEL, "input": "What is the capital of Japan?", "temperature": 0, "max_output_tokens": 20}
 words = client.responses.create(**asked)
-assert "Paris" in words.output_text and words.status == "completed"
+assert "Tokyo" in words.output_text and words.status == "completed"
 with client.responses.stream(**asked) as events:
     text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
     assert text == words.output_text == events.get_final_response().output_text
@@ -61,7 +61,7 @@ assert isinstance(parsed.output_parsed, Person)
 for chosen in ("required", {"type": "function", "name": "weather"}):
     forced = {"model": MODEL, "input": QUESTION, "tools": [TOOL], "tool_choice": chosen, "temperature": 0}
     [item] = client.responses.create(max_output_tokens=40, **forced).output
-    assert item.type == "function_call" and json.loads(item.arguments)["city"] in ("Paris", "Rome")
+    assert item.type == "function_call" and json.loads(item.arguments)["city"] in ("Tokyo", "Rome")
     with client.responses.stream(max_output_tokens=40, **forced) as events:
         deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
         last = events.get_final_response()

@@ -26,9 +26,9 @@ assert seeded[0] == seeded[1]
 stopped = client.generate(PROMPT, max_new_tokens=20, stop_sequences=[" the"])
 assert stopped.details.finish_reason in ("stop_sequence", "length")
 chat = client.chat(
-    messages=[{"role": "user", "content": "What is the capital of France?"}], max_tokens=20, temperature=0.01
+    messages=[{"role": "user", "content": "What is the capital of Japan?"}], max_tokens=20, temperature=0.01
 )
-assert "Paris" in chat.choices[0].message.content
+assert "Tokyo" in chat.choices[0].message.content
 
 for call in (
     lambda: client.generate(PROMPT, max_new_tokens=100_000),
