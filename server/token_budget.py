@@ -9,6 +9,7 @@ Knows no clock: the engine that runs the steps reports their times.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from statistics import median
 
@@ -26,6 +27,9 @@ FULL_PART = 0.5
 
 SMALL_PART = 0.125
 """Steps of at most this part of the budget show the fixed part."""
+
+FAR_APART = 4.0
+"""Full steps show the fixed part only beside steps with this many times fewer tokens."""
 
 LEAST_TOKEN_S = 1e-9
 """A coarse clock may see no time at all."""
@@ -66,9 +70,9 @@ class _Steps:
 class TokenBudget:
     """The most tokens of a step, for one engine.
 
-    ``num_tokens`` is the least with which the fixed part is a small share of a step, within ``step_s`` seconds a step.
-    Where even a quarter of a step would be fixed within that time, a step may take longer. Until a full step has been
-    seen it is at most ``first``, and until the fixed part is known at most ``usual``.
+    ``num_tokens`` is the least with which the fixed part is a small share of a step, but at least ``first``, within
+    ``step_s`` seconds a step. Where even a quarter of a step would be fixed within that time, a step may take longer.
+    Until a full step has been seen it is ``first``, and while the fixed part is unknown at most ``usual``.
     """
 
     def __init__(self, *, first: int, usual: int, most: int, step_s: float) -> None:
@@ -77,9 +81,13 @@ class TokenBudget:
         self._small, self._full = _Steps(15), _Steps(7)
         self.num_tokens = self._first
 
-    def observe(self, num_tokens: int, seconds: float) -> None:
-        """A step computed so many tokens in so many seconds."""
-        if num_tokens >= FULL_PART * self.num_tokens:
+    def observe(self, num_tokens: int, seconds: float, *, is_growth: bool = False) -> None:
+        """A step computed ``num_tokens`` tokens in this time.
+
+        ``is_growth``: each was the next token of a sequence, which costs more than a token of a prompt. Such a step can
+        show the fixed part only.
+        """
+        if num_tokens >= FULL_PART * self.num_tokens and not is_growth:
             self._full.add(num_tokens, seconds)
         elif num_tokens <= SMALL_PART * self.num_tokens:
             self._small.add(num_tokens, seconds)
@@ -94,13 +102,15 @@ class TokenBudget:
     def _choose(self, full_tokens: float, full_s: float, step_s: float) -> int:
         wanted, least = float(self._usual), 0.0
         fixed_s, token_s = 0.0, max(full_s / full_tokens, LEAST_TOKEN_S)
-        if self._small.typical is not None:
-            small_tokens, small_s = self._small.typical
+        small_tokens, small_s = self._small.typical or (math.inf, 0.0)
+        if full_tokens >= FAR_APART * small_tokens:
             # At least half of what the whole step says: a small step that was slow says little.
-            if full_tokens > small_tokens:
-                token_s = max((full_s - small_s) / (full_tokens - small_tokens), token_s / 2)
-            fixed_s = max(0.0, small_s - small_tokens * token_s)
-            wanted, least = (fixed_s * (1 / share - 1) / token_s for share in (SMALL_SHARE, LARGEST_SHARE))
+            slope_s = max((full_s - small_s) / (full_tokens - small_tokens), token_s / 2)
+            # Tokens of the full steps may cost more, as with long contexts: then nothing is known of the fixed part.
+            if (rest_s := small_s - small_tokens * slope_s) > 0:
+                fixed_s, token_s = rest_s, slope_s
+                wanted, least = (fixed_s * (1 / share - 1) / token_s for share in (SMALL_SHARE, LARGEST_SHARE))
+                wanted = max(wanted, self._first)
         in_time = (step_s - fixed_s) / token_s
         num_tokens = max(min(wanted, in_time), least)
         return min(self._most, max(MULTIPLE, int(num_tokens) // MULTIPLE * MULTIPLE))

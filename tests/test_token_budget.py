@@ -70,6 +70,42 @@ def test_it_follows_a_machine_that_becomes_slow_and_fast_again():
     assert run(learned, fast) == pytest.approx(before, abs=2 * MULTIPLE)
 
 
+def test_tokens_that_cost_more_for_a_while_do_not_keep_the_budget_small():
+    learned = budget()
+    cost = linear(0.022, 0.0007)
+    before = run(learned, cost)
+    for _ in range(20):
+        learned.observe(32, cost(32), is_growth=True)
+    for _ in range(8):
+        # One long prompt, whose tokens attend to ever more others.
+        learned.observe(learned.num_tokens, 0.0022 * learned.num_tokens)
+        assert learned.num_tokens >= 128
+    for _ in range(8):
+        learned.observe(32, cost(32), is_growth=True)
+        learned.observe(learned.num_tokens, cost(learned.num_tokens))
+    assert learned.num_tokens >= 0.5 * before
+
+
+def test_an_encoder_that_had_a_few_long_texts_goes_back_to_large_batches():
+    learned = TokenBudget(first=128, usual=512, most=4096, step_s=0.25)
+    cost = linear(0.0015, 0.00005)
+    before = run(learned, cost)
+    for _ in range(8):
+        learned.observe(learned.num_tokens, 0.00007 * learned.num_tokens)
+    for _ in range(20):
+        learned.observe(100, cost(100))
+        learned.observe(learned.num_tokens, cost(learned.num_tokens))
+    assert learned.num_tokens >= 0.5 * before
+
+
+def test_steps_of_growing_sequences_do_not_show_what_a_prompts_token_costs():
+    learned = budget()
+    before = run(learned, linear(0.008, 0.0004))
+    for _ in range(40):
+        learned.observe(before, 6.0, is_growth=True)
+    assert learned.num_tokens == before
+
+
 def test_one_interrupted_step_changes_nothing():
     learned = budget()
     before = run(learned, linear(0.008, 0.0004))

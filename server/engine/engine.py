@@ -241,7 +241,7 @@ class DecoderEngine:
         num_prompt_tokens = batch.num_tokens - num_drafted - batch.num_growing
         is_mixed = batch.num_growing and num_prompt_tokens
         if self._token_budget is not None and not num_drafted and not is_mixed:
-            self._token_budget.observe(batch.num_tokens, step_s)
+            self._token_budget.observe(batch.num_tokens, step_s, is_growth=batch.num_growing > 0)
         if self._pacing is None:
             return
         self._pacing.observe(batch.num_growing, num_prompt_tokens, step_s, has_drafts=num_drafted > 0)

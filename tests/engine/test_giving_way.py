@@ -144,7 +144,7 @@ class KnownSteps(TokenBudget):
         super().__init__(first=512, usual=512, most=512, step_s=10.0)
         super().observe(512, 2.56)
 
-    def observe(self, num_tokens: int, seconds: float) -> None:
+    def observe(self, num_tokens: int, seconds: float, *, is_growth: bool = False) -> None:
         pass
 
 
