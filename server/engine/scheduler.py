@@ -150,7 +150,7 @@ class Scheduler:
             self._make_way(batch)
         for group in list(self._running.values()) if self._rule is not None else ():
             self._holdings.follow_lengths(group, self._chunking.shared)
-        held = self._giving_way.choose(self._running.values(), self._waiting.next()) if has_callers else NOTHING
+        held = self._giving_way.choose(self._running.values(), self._guest()) if has_callers else NOTHING
         self._fill(batch, held)
         if not batch.shares and held.callers:
             self._fill(batch, NOTHING)
@@ -315,6 +315,11 @@ class Scheduler:
                     return
                 self._preempt(victim)
                 batch.num_preemptions += 1
+
+    def _guest(self) -> SequenceGroup | None:
+        """The waiting group whose turn it is, if it can begin in this step."""
+        group = self._waiting.next()
+        return group if group is not None and self._has_room([group]) else None
 
     def _has_room(self, coming: list[SequenceGroup]) -> bool:
         num_rows = self._num_rows + sum(group.num_rows for group in coming)
