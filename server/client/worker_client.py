@@ -77,6 +77,9 @@ class WorkerClient:
             return Load(self.model, num_on_gpu=self._num_on_gpu)
         kv_cache_gib = self.ready.kv_cache_bytes / GIB
         model = dataclasses.replace(self.model, max_model_len=self.ready.max_model_len, kv_cache_gib=kv_cache_gib)
+        if self.ready.dtype_reason is not None:
+            # It was chosen by measurement. Another one would change scores.
+            model = dataclasses.replace(model, dtype=self.ready.dtype)  # type: ignore[arg-type]
         return Load(model, num_on_gpu=self._num_on_gpu)
 
     @property

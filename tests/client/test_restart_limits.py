@@ -27,3 +27,16 @@ def test_a_restarted_worker_keeps_the_limits_that_the_first_one_measured(
     assert again.max_model_len == max_model_len
     assert memory.num_blocks(again, BLOCK_BYTES, max_model_len) == blocks
     assert client.model.max_model_len == 0
+
+
+def test_a_restarted_worker_keeps_the_dtype_that_the_first_one_measured() -> None:
+    client = WorkerClient(ModelConfig(name="tiny", path="nowhere"))
+    client.on_replies([ready(dtype="bfloat16", dtype_reason="3.2 times as fast")])
+    assert client.load.model.dtype == "bfloat16"
+    assert client.model.dtype == "auto"
+
+
+def test_a_restarted_worker_chooses_a_dtype_that_was_not_measured_as_the_first_one_did() -> None:
+    client = WorkerClient(ModelConfig(name="tiny", path="nowhere"))
+    client.on_replies([ready(dtype="bfloat16")])
+    assert client.load.model.dtype == "auto"
