@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import os
 import resource
@@ -18,6 +19,7 @@ Trial = Callable[[], str | None]
 """What is wrong with the kernels in use, as the end of a sentence."""
 
 LIMIT_S = 30.0
+PR_SET_PDEATHSIG = 1
 
 
 def problem(trial: Trial, limit_s: float = LIMIT_S) -> str | None:
@@ -47,6 +49,8 @@ def _answer(trial: Trial, writer: int) -> NoReturn:
     """In the child. One thread: OpenMP's others have stayed in the parent."""
     status = 1
     try:
+        # A fork does not inherit it: the child ends with its parent.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         # A crash is an answer: no dump, no traceback.
         faulthandler.disable()
         with contextlib.suppress(ValueError, OSError):
