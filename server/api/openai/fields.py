@@ -40,6 +40,10 @@ class Refusal(NamedTuple):
     neutral: tuple[Any, ...] = ()
     """Values that ask for nothing, such as the default."""
 
+    def is_neutral(self, value: Any) -> bool:
+        """As JSON compares: 1.0 is 1, and 0 is not false."""
+        return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in self.neutral)
+
 
 NO_REFUSALS: Mapping[str, Refusal] = {}
 
@@ -51,7 +55,7 @@ def check_fields(request: Request, body: LenientModel, refusals: Mapping[str, Re
     """
     extra = body.model_extra or {}
     for name, refusal in refusals.items():
-        if (value := _without_nulls(extra.get(name))) is not None and value not in refusal.neutral:
+        if (value := _without_nulls(extra.get(name))) is not None and not refusal.is_neutral(value):
             raise UnsupportedParameter(name, refusal.reason)
     names = [name for name in dict.fromkeys(unread_fields(body)) if name not in refusals]
     config: ServeConfig = request.app.state.config

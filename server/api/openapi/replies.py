@@ -100,11 +100,14 @@ def _content(reply: Reply, error: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _event(reply: Reply, error: str) -> dict[str, Any]:
     """One server-sent event, as OpenAPI 3.2 describes it; ``error`` is the schema of a failure."""
+    json = {
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [_schema(reply.event), {"$ref": REF.format(name=error)}]},
+    }
     data = {
         "type": "string",
         "description": "JSON; in OpenAI's older dialects the last event's is [DONE].",
-        "contentMediaType": "application/json",
-        "contentSchema": {"anyOf": [_schema(reply.event), {"$ref": REF.format(name=error)}]},
+        "anyOf": [{"const": "[DONE]"}, json],
     }
     return {"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": data}}
 
