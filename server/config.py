@@ -58,7 +58,7 @@ class ModelConfig:
     block_size: int = 32
     """Tokens per block of the KV cache."""
     max_batch_tokens: int = 0
-    """Maximum new tokens in one step; 0 chooses by measured speed."""
+    """Maximum new tokens in one step; 0 chooses by measured speed, or by device on a GPU."""
     max_running: int = 64
     """Maximum sequences in one step."""
     kv_cache_gib: float = 0.0

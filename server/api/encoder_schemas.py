@@ -47,23 +47,24 @@ class TemplatedRequest(StrictModel):
     """What a body may have in place of ``inputs``: an operator's template and what goes into it."""
 
     template: str | None = None
-    """The name of a template of this server, or name@version. A template makes the input: send one of them."""
+    """The name of a template of this server, or name@version. A template creates the input; send only one of them."""
     variables: dict[str, Any] | None = None
-    """Values for the template's variables: they are for a template, which the request names, or none are sent."""
+    """Values for the template's variables. They require a template."""
     examples: Annotated[list[dict[str, Any]], STOP_AT_FIRST_ERROR] | None = None
-    """Examples for a template, which the request names, or none are sent."""
+    """Examples for a template. They require a template."""
 
 
 class ClassifyRequest(TemplatedRequest):
     """Body of ``POST /classify``."""
 
     inputs: ClassifyInputs | None = None
-    """A list must contain at least one text. Required, unless there is a template."""
+    """A list must contain at least one text. inputs is required unless there is a template."""
     parameters: ClassifyParameters | None = None
     input: TextOrTexts | None = None
-    """In place of inputs: the answer is vLLM's then. They are of two dialects: send one of them."""
+    """Instead of inputs; the response then has vLLM's shape. They belong to different APIs; send only inputs or only
+    input."""
     use_activation: bool | None = None
-    """False for the model's own numbers. It goes with input; with inputs set function_to_apply."""
+    """False returns raw scores. use_activation requires input; with inputs, set function_to_apply."""
     model: str | None = None
     """The name of a served classifier; without it the first one."""
 
@@ -81,7 +82,7 @@ class NerRequest(TemplatedRequest):
     """Body of ``POST /ner``."""
 
     inputs: TextOrTexts | None = None
-    """A list must contain at least one text. Required, unless there is a template."""
+    """A list must contain at least one text. inputs is required unless there is a template."""
     parameters: NerParameters | None = None
     model: str | None = None
     """The name of a served tagger; without it the first one."""

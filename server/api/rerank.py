@@ -46,13 +46,14 @@ class RerankBody(EitherTruncation, LenientModel):
     query: str
     """What the texts or documents are to answer."""
     texts: Texts | None = None
-    """Must hold at least one text. The answer is Text Embeddings Inference's. Send texts or documents, not both."""
+    """Must contain at least one text. The response then has the shape of Text Embeddings Inference."""
     raw_scores: bool | None = None
     """Scores before the sigmoid. It goes with texts alone."""
     return_text: bool | None = None
     """Each text with its score. It goes with texts alone."""
     documents: Documents | None = None
-    """Must hold at least one text. Required, unless there are texts. They are of two dialects; send one of them."""
+    """Must contain at least one text. documents is required, unless there are texts. They belong to different APIs;
+    send only one."""
     top_n: Annotated[int, AT_LEAST_1] | None = None
     """How many come back, at least 1. It goes with documents alone."""
     return_documents: bool | None = None

@@ -181,24 +181,24 @@ class GenerateRequest(StrictModel):
     """Body of ``POST /generate``: a prompt as text, as a template with its variables, or as a conversation."""
 
     inputs: TextOrTexts | None = None
-    """A text, or a list that holds at least one text. Give inputs, a template or messages."""
+    """A text, or a list that must contain at least one text. inputs is required, or a template, or messages."""
     template: str | None = None
-    """The name of a template of this server, or name@version. A template makes the prompt: send no inputs with it."""
+    """The name of a template of this server, or name@version. A request has only one prompt."""
     variables: dict[str, Any] | None = None
     """Values for the template's variables."""
     examples: Annotated[list[dict[str, Any]], STOP_AT_FIRST_ERROR] | None = None
     """Examples for the template, where it takes some."""
     messages: Annotated[list[Message], STOP_AT_FIRST_ERROR] | None = None
-    """A conversation of 1 to 1024 entries, for models that have a chat template. A request has one prompt."""
+    """A conversation of 1 to 1024 entries, for models that have a chat template. A request has only one prompt."""
     chat_template_kwargs: dict[str, Any] | None = None
-    """Variables for the model's chat template; it goes with messages."""
+    """Variables for the model's chat template; set messages, or leave it out."""
     chat_template: NullOnly = None
     """Not supported: messages are rendered with the chat template of the model's folder."""
     parameters: GenerateParameters | None = None
     cache_salt: str | None = None
     """Prompts of different salts never share cached tokens."""
     stream: bool | None = None
-    """Answer with one event per token. A list of inputs is answered as JSON; stream one text."""
+    """Send each token as a server-sent event. Only a single input can be streamed."""
     model: str | None = None
     """The name of a served model; without it the first that generates."""
 

@@ -24,9 +24,9 @@ class ZeroShotParameters(StrictModel):
     candidate_labels: Annotated[
         str | Annotated[list[str], NOT_EMPTY], one_error("a list of strings, or a string of labels separated by commas")
     ]
-    """Must hold at least one label, and none empty."""
+    """Must contain at least one label, and no empty ones."""
     hypothesis_template: str | None = None
-    """Must hold {} once, where a label goes."""
+    """Must contain {} exactly once, where the label goes."""
     multi_label: bool | None = None
     truncate: bool | None = None
 

@@ -125,7 +125,10 @@ class OutputConfig(LenientModel):
 
 
 class MessagesBody(ConversationBody):
-    """Body of both routes; every option of ours may stand in it too. max_tokens is required for an answer."""
+    """Body of both routes. It also takes every option of /generate.
+
+    n must be 1: a message returns one output. max_tokens is required for /v1/messages.
+    """
 
     messages: Annotated[list[AnthropicMessage], STOP_AT_FIRST_ERROR, NOT_EMPTY]
     """Turns that must end with the user's: an answer begins a turn of its own. Blocks of the type text have a text,

@@ -35,8 +35,8 @@ class EmbeddingsBody(VllmTruncation, LenientModel):
     """Body of ``POST /v1/embeddings``: OpenAI's fields, vLLM's truncation, and a prompt of the model's folder."""
 
     input: Input
-    """Texts, or this model's token ids. LangChain's OpenAIEmbeddings sends ids of another model unless it is given
-    check_embedding_ctx_length=False."""
+    """Texts, or this model's token ids; it must contain at least one text. LangChain's OpenAIEmbeddings sends ids of
+    another model unless it is given check_embedding_ctx_length=False."""
     model: str | None = None
     dimensions: Annotated[int, AT_LEAST_1] | None = None
     """Keep the first numbers of each vector: must be 1 to the size which the model has."""

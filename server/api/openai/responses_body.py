@@ -154,7 +154,10 @@ class ReasoningConfig(LenientModel):
 
 
 class ResponsesBody(ConversationBody):
-    """Body of ``POST /v1/responses``; every option of ours may stand in it too."""
+    """Body of ``POST /v1/responses``. It also takes every option of /generate.
+
+    n must be 1: a response returns one output.
+    """
 
     input: Annotated[
         str | Annotated[list[InputItem], STOP_AT_FIRST_ERROR, NOT_EMPTY], one_error("a string or a list of items")

@@ -221,7 +221,7 @@ class ChatBody(ToldFields, ConversationBody):
     """Body of ``POST /v1/chat/completions``."""
 
     messages: Annotated[list[ChatMessage], STOP_AT_FIRST_ERROR, NOT_EMPTY]
-    """1 to 1024 entries; parts of the type text have a text."""
+    """1 to 1024 entries; a part of the type text must be a text block with a text field."""
     tools: Annotated[list[Tool], STOP_AT_FIRST_ERROR] | None = None
     """The model may call them if its chat template has tool calls of a form that is read here. Any model can make a
     call that tool_choice forces: required, or the name of a function."""
