@@ -173,7 +173,7 @@ def test_an_aborted_group_returns_every_block(num_steps):
     ("outputs", "problem"),
     [
         ([Output([1])], "1 outputs"),
-        ([Output([1], is_finished=True)] * 2, "finished already"),
+        ([Output([1], is_finished=True)] * 2, "already finished"),
     ],
 )
 def test_outputs_that_do_not_belong_to_the_request_are_refused(outputs, problem):
