@@ -26,6 +26,8 @@ class Reply:
     event: Any = None
     media_types: tuple[str, ...] = ()
     """Of answers that are text."""
+    ends_with_done: bool = False
+    """Whether the last event of a stream is [DONE]."""
 
     @property
     def types(self) -> Iterator[Any]:
@@ -53,8 +55,8 @@ REPLIES: dict[str, Reply] = {
     "/v1/models/{name}": Reply(shapes.Model),
     "/v1/embeddings": Reply(shapes.Vectors),
     "/v1/classify": Reply(shapes.Classes),
-    "/v1/chat/completions": Reply(shapes.ChatCompletion, shapes.ChatChunk),
-    "/v1/completions": Reply(shapes.Completion, shapes.Completion),
+    "/v1/chat/completions": Reply(shapes.ChatCompletion, shapes.ChatChunk, ends_with_done=True),
+    "/v1/completions": Reply(shapes.Completion, shapes.Completion, ends_with_done=True),
     "/v1/responses": Reply(shapes.ResponseObject, shapes.ResponseEvent),
     "/v1/messages": Reply(shapes.MessagesAnswer, shapes.MessagesEvent),
     "/v1/messages/count_tokens": Reply(shapes.CountedTokens),
@@ -100,15 +102,13 @@ def _content(reply: Reply, error: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _event(reply: Reply, error: str) -> dict[str, Any]:
     """One server-sent event, as OpenAPI 3.2 describes it; ``error`` is the schema of a failure."""
-    json = {
+    data: dict[str, Any] = {
+        "type": "string",
         "contentMediaType": "application/json",
         "contentSchema": {"anyOf": [_schema(reply.event), {"$ref": REF.format(name=error)}]},
     }
-    data = {
-        "type": "string",
-        "description": "JSON; in OpenAI's older dialects the last event's is [DONE].",
-        "anyOf": [{"const": "[DONE]"}, json],
-    }
+    if reply.ends_with_done:
+        data = {"anyOf": [data, {"const": "[DONE]", "description": "The last event's."}]}
     return {"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": data}}
 
 
