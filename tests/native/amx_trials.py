@@ -31,7 +31,7 @@ def attention(trial: int) -> Tensor:
     chance = random.Random(trial)
     spec = test_attention_trials.any_spec(chance)
     lengths = [chance.randrange(1, 150)]
-    return torch.cat(test_attention_trials.together(spec, torch.bfloat16, lengths, trial, chance))
+    return torch.cat(test_attention_trials.together(spec, torch.bfloat16, "auto", lengths, trial, chance))
 
 
 def encoder(trial: int) -> Tensor:
