@@ -10,10 +10,10 @@ const baseURL = process.env.OPENAI_BASE_URL;
 const apiKey = process.env.OPENAI_API_KEY;
 const provider = createOpenAICompatible({ name: "sluice", baseURL, apiKey, includeUsage: true, supportsStructuredOutputs: true });
 const model = provider("smollm2-135m-instruct");
-const prompt = "What is the capital of France?";
+const prompt = "What is the capital of Japan?";
 
 const { text, usage } = await generateText({ model, prompt, temperature: 0, maxOutputTokens: 20 });
-assert.match(text, /Paris/);
+assert.match(text, /Tokyo/);
 assert.ok(usage.totalTokens > 0);
 
 const partsOf = async (stream) => {
@@ -41,13 +41,13 @@ assert.ok(Number.isInteger(object.age));
 const called = await generateText({
   model,
   prompt: "How is the weather in Rome?",
-  tools: { weather: tool({ description: "The weather in a city", inputSchema: z.object({ city: z.enum(["Paris", "Rome"]) }) }) },
+  tools: { weather: tool({ description: "The weather in a city", inputSchema: z.object({ city: z.enum(["Tokyo", "Rome"]) }) }) },
   toolChoice: "required",
   temperature: 0,
   maxOutputTokens: 60,
 });
 assert.equal(called.toolCalls[0].toolName, "weather");
-assert.match(called.toolCalls[0].input.city, /Paris|Rome/);
+assert.match(called.toolCalls[0].input.city, /Tokyo|Rome/);
 
 const { embeddings } = await embedMany({ model: provider.textEmbeddingModel("minilm"), values: ["a cat", "a kitten"] });
 assert.equal(embeddings.length, 2);
