@@ -23,7 +23,7 @@ STATIC, READ = "static batch", "memory"
 WARM_UP_TOKENS = 8
 WARM_UP_PROMPT_TOKENS = 4096
 Send = Callable[[list[str], int], Numbers]
-"""Generates so many new tokens for each of the texts, in process. Its numbers have the names of `workloads.streams`."""
+"""Generates N new tokens for each text, in process. The results have the same names as those of `workloads.streams`."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """What works on this machine's GPU and how fast, in eight minutes: correctness first, then a server, then speed.
 
-    python loadtest/gpu_check.py --out /tmp/gpu
-    python loadtest/gpu_check.py --out /tmp/gpu --only kernels families --budget 120
-    python loadtest/gpu_check.py --out /tmp/cpu --device cpu --tiny     # does it all run? Three minutes, no GPU.
+    python loadtest/gpu_check.py --out loadtest/results/gpu
+    python loadtest/gpu_check.py --out loadtest/results/gpu --only kernels families --budget 120
+    python loadtest/gpu_check.py --out loadtest/results/cpu --device cpu --tiny  # three minutes, no GPU
 
 It needs the packages that the server needs, and nothing else; models are made from configs with random weights. Every
 phase is a process of its own with a time limit. What it finds goes to results.jsonl in the output folder at once, so

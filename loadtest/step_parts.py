@@ -118,7 +118,7 @@ class Measured:
         self._parts[num_rows].append({part: 1e3 * timer.seconds[part] / len(steps) for part in PARTS})
 
     def numbers(self) -> list[Numbers]:
-        """Per number of rows: median milliseconds of a step as it is, and mean milliseconds of its parts."""
+        """For each number of rows: median milliseconds of a step without timers, and mean milliseconds of its parts."""
         return [
             {
                 "rows": each,

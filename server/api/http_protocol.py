@@ -260,7 +260,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return
         self._arm(self._idle_timeout_s, self._close)
         self._advance()
-        # The rest of a body that is not whole will never come.
+        # The rest of an incomplete body will never arrive.
         if self._half_closed is not None and (self._body is not None or not self._is_answering):
             self._close()
 

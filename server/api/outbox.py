@@ -6,7 +6,7 @@ import asyncio
 from typing import Protocol
 
 MAX_HELD_BYTES = 64 * 1024
-"""More are written at once: whoever writes without a pause learns that the client does not keep up."""
+"""Beyond this the outbox writes at once, so that a fast writer notices a client that does not keep up."""
 
 
 class Writable(Protocol):

@@ -90,7 +90,7 @@ class CompletionScribe:
     """Writes one choice's log-probabilities as its text grows."""
 
     def __init__(self, tokenizer: Tokenizer, num_top: int, num_others: int, name: Callable[[int], str]) -> None:
-        """``num_top`` tokens are told of beside the prompt's own at each place, ``num_others`` beside the output's.
+        """Reports ``num_top`` tokens at each position of the prompt, and ``num_others`` at each of the output.
 
         ``name``: what the log-probabilities call a token.
         """

@@ -19,7 +19,7 @@ Event = tuple[str, dict[str, Any]]
 
 
 def response_object(work: TextWork, body: ResponsesBody, items: Items | None) -> dict[str, Any]:
-    """The whole response; without items, as it is before the first token."""
+    """The whole response. Without items it is the response before the first token."""
     params = work.generations[0].prompt.params
     told = None if items is None else items.scribe.ending()
     is_cut = told is not None and told["finish_reason"] not in ("stop", "tool_calls")

@@ -32,7 +32,7 @@ REFUSED_HERE: dict[str, Refusal] = {
     "prompt": NOT_STORED,
     "background": Refusal("background responses are not supported", (False,)),
     "max_tool_calls": Refusal("the server does not run tools itself"),
-    # Reasoning is returned as text, which can be sent back as it is.
+    # Reasoning is returned as text, and clients can send the same text back.
     "include": Refusal("the server has no additional output", ([], ["reasoning.encrypted_content"])),
     "top_logprobs": Refusal("use logprobs of /v1/chat/completions", (0,)),
     "truncation": Refusal("set truncate_prompt_tokens", ("disabled",)),
