@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from server.errors import ConflictingParameters
-from server.serving import sampling
-from server.serving.conflicts import RULES, SYNONYMS, UNSUPPORTED
-from server.serving.options import GenerateOptions, from_mapping
-from server.serving.ranges import RANGES
+from server.serving.options import resolve as sampling
+from server.serving.options.ranges import RANGES
+from server.serving.options.rules import RULES, SYNONYMS, UNSUPPORTED
+from server.serving.options.table import GenerateOptions, from_mapping
 from server.settings import field_docstrings
 from tests.api.scripted import ready
 from tests.option_examples import BEAMS, BODIES, EXAMPLES, GRAMMAR, SAMPLING

@@ -17,7 +17,7 @@ from server.api.sse import data_event, event_stream
 from server.errors import InvalidParameter, InvalidRequest, UnsupportedParameter
 from server.serving.generation import Generation, OutputToken
 from server.serving.generator import ServedGenerator
-from server.serving.options import GenerateOptions, from_mapping
+from server.serving.options.table import GenerateOptions, from_mapping
 from server.serving.prompts import PromptSource
 from server.serving.record import RequestRecord
 

@@ -84,7 +84,7 @@ class RankBy(StrictModel):
 
 
 class GenerateParameters(StrictModel):
-    """How the text is generated. Each field is the option of that name in `serving.options.GenerateOptions`.
+    """How the text is generated. Each field is the option of that name in `serving.options.table.GenerateOptions`.
 
     Names are transformers' `GenerationConfig`'s, then Text Generation Inference's.
     """

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from server.errors import SluiceError
 from server.phrases import PhraseMatcher
 from server.protocol import FinishReason, PromptLogprobs, SamplingParams, TokenLogprob, Tokens
-from server.serving.options import GenerateOptions
+from server.serving.options.table import GenerateOptions
 from server.text.safe_text import SafeText
 from server.text.tokenizer import Tokenizer
 

@@ -14,11 +14,11 @@ from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
 from server.errors import DeadlineExceeded, NoTokenLeft, SluiceError
 from server.protocol import Generate, Ready, Tokens
-from server.serving import sampling
 from server.serving.admission import Admission
-from server.serving.conflicts import FORBIDDING
 from server.serving.generation import Generation, OutputToken, Prompt, unfinished
-from server.serving.options import GenerateOptions
+from server.serving.options import resolve as sampling
+from server.serving.options.rules import FORBIDDING
+from server.serving.options.table import GenerateOptions
 from server.serving.prompts import PromptMaker, PromptSource
 from server.serving.ranking import LabelScorer, rank
 from server.serving.record import RequestRecord

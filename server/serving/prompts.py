@@ -14,10 +14,11 @@ from server.errors import InvalidParameter
 from server.length_errors import BatchTooLarge
 from server.phrases import PhraseMatcher
 from server.protocol import Ready, SamplingParams
-from server.serving import sampling, text_threads
+from server.serving import text_threads
 from server.serving.generation import EndWatch, Prompt
-from server.serving.layers import put_together
-from server.serving.options import GenerateOptions, from_mapping
+from server.serving.options import resolve as sampling
+from server.serving.options.merge import put_together
+from server.serving.options.table import GenerateOptions, from_mapping
 from server.serving.ranking import LabelScorer
 from server.serving.services import Services
 from server.serving.turns import check_roles, cut_after_last

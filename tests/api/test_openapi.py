@@ -16,7 +16,7 @@ from server.api.openapi import replies
 from server.api.openapi.errors import OF_KEYS, OF_THE_ROUTER, tree
 from server.api.schemas import GenerateParameters, StrictModel
 from server.errors import InsufficientMemory, NumericalError, QueueFull, SluiceError
-from server.serving.ranges import RANGES
+from server.serving.options.ranges import RANGES
 from tests.api.documented import STREAMS, all_tasks, documented, validator
 from tests.api.openai.fronts import CHAT, COMPLETIONS, HELLO
 from tests.api.scripted import front, one_token_then

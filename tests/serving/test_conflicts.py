@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from server.errors import ConflictingParameters, InvalidParameter, WithoutEffect
-from server.serving import sampling
-from server.serving.conflicts import BODY_FIELDS, RULES, SYNONYMS
-from server.serving.options import from_mapping
-from server.serving.sampling import Resolved
+from server.serving.options import resolve as sampling
+from server.serving.options.resolve import Resolved
+from server.serving.options.rules import BODY_FIELDS, RULES, SYNONYMS
+from server.serving.options.table import from_mapping
 from tests.api.scripted import END_ID, TOKENIZER, front, ready, says
 from tests.option_examples import EXAMPLES
 

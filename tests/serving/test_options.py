@@ -16,18 +16,18 @@ from server.api.schemas import GenerateParameters
 from server.errors import InvalidParameter, InvalidRequest, WithoutEffect
 from server.length_errors import PromptTooLong
 from server.protocol import SamplingParams
-from server.serving import sampling
-from server.serving.conflicts import UNSUPPORTED
-from server.serving.options import GenerateOptions, from_mapping
-from server.serving.ranges import RANGES
-from server.serving.sampling import Resolved
-from server.serving.wishes import NEUTRAL
+from server.serving.options import resolve as sampling
+from server.serving.options.ranges import RANGES
+from server.serving.options.resolve import Resolved
+from server.serving.options.rules import UNSUPPORTED
+from server.serving.options.table import GenerateOptions, from_mapping
+from server.serving.options.wishes import NEUTRAL
 from tests.api.scripted import END_ID, MAX_MODEL_LEN, TOKENIZER, VOCAB_SIZE, ready
 from tests.option_examples import EXAMPLES
 
 NAMES = list(GenerateOptions.__dataclass_fields__)
 HINTS = get_type_hints(GenerateOptions)
-SERVER = Path(sampling.__file__).parents[1]
+SERVER = Path(sampling.__file__).parents[2]
 
 
 def resolved(parameters: dict[str, Any], **changes: Any) -> Resolved:
@@ -75,7 +75,7 @@ READ_BY_THE_FRONT = {
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_option_is_read_somewhere(name: str) -> None:
     if name in READ_BY_THE_FRONT:
-        sources = [path for folder in ("serving", "api") for path in (SERVER / folder).glob("*.py")]
+        sources = [path for folder in ("serving", "api") for path in (SERVER / folder).rglob("*.py")]
         read = re.compile(rf"(options|wanted|parameters)\.{name}\b|\"{name}\"")
         assert any(read.search(path.read_text(encoding="utf-8")) for path in sources)
         return

@@ -9,8 +9,8 @@ from server.api.openai.schemas import NO_PLACE, TOLD_OTHERWISE, TextBody, ToldFi
 from server.api.schemas import GenerateParameters
 from server.errors import ConflictingParameters, InvalidParameter, UnsupportedParameter
 from server.protocol import Ready
-from server.serving.options import GenerateOptions, from_mapping
-from server.serving.wishes import DRAW, is_wish
+from server.serving.options.table import GenerateOptions, from_mapping
+from server.serving.options.wishes import DRAW, is_wish
 
 OPTION_NAMES = frozenset(GenerateParameters.model_fields)
 SYNONYMS = {

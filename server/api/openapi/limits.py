@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.api.openai.options import SYNONYMS
-from server.serving.conflicts import RULES, UNSUPPORTED
-from server.serving.conflicts import SYNONYMS as SAME
-from server.serving.options import GenerateOptions
-from server.serving.range_kinds import Keywords
-from server.serving.ranges import RANGES
+from server.serving.options.range_kinds import Keywords
+from server.serving.options.ranges import RANGES
+from server.serving.options.rules import RULES, UNSUPPORTED
+from server.serving.options.rules import SYNONYMS as SAME
+from server.serving.options.table import GenerateOptions
 from server.settings import field_docstrings
 
 PARTS = ("items", "additionalProperties")

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from server.errors import InvalidParameter
 from server.protocol import Ready
-from server.serving.options import GenerateOptions
-from server.serving.range_kinds import (
+from server.serving.options.range_kinds import (
     Biases,
     Characters,
     Count,
@@ -19,6 +18,7 @@ from server.serving.range_kinds import (
     Texts,
     TokenIds,
 )
+from server.serving.options.table import GenerateOptions
 
 MAX_SEED = 2**63 - 1
 MAX_STOP_STRINGS = 16

@@ -1,6 +1,6 @@
 """A client's decoding options, the template's, the model's and the server's become one complete `SamplingParams`.
 
-`options` says what can be asked, `ranges` which values, `conflicts` what goes together, `layers` who is heard.
+`table` says what can be asked, `ranges` which values, `rules` what goes together, `merge` whose value holds.
 Knows no HTTP.
 """
 
@@ -15,13 +15,13 @@ from server.errors import InvalidParameter, UnsupportedParameter, WithoutEffect
 from server.length_errors import OutputTooLong, PromptTooLong
 from server.protocol import Ready, SamplingParams
 from server.sentences import Field, sentence
-from server.serving import ranges
-from server.serving.conflicts import UNSUPPORTED
-from server.serving.layers import Layered, Origin, check_body, model_defaults, put_together
-from server.serving.options import Bias, GenerateOptions, Ids, from_mapping
-from server.serving.ranges import MAX_SEED, MAX_STOP_STRINGS
-from server.serving.wishes import DRAW, Wishes, is_wish
-from server.serving.word_ids import bad_word_ids, breaker_ids
+from server.serving.options import ranges
+from server.serving.options.merge import Layered, Origin, check_body, model_defaults, put_together
+from server.serving.options.ranges import MAX_SEED, MAX_STOP_STRINGS
+from server.serving.options.rules import UNSUPPORTED
+from server.serving.options.table import Bias, GenerateOptions, Ids, from_mapping
+from server.serving.options.wishes import DRAW, Wishes, is_wish
+from server.serving.options.word_ids import bad_word_ids, breaker_ids
 from server.text.tokenizer import Tokenizer
 
 __all__ = [

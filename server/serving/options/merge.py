@@ -14,10 +14,10 @@ from typing import Any, Literal
 from server.errors import ConflictingParameters, InvalidParameter, WithoutEffect
 from server.protocol import Ready
 from server.sentences import echo, sentence
-from server.serving import ranges
-from server.serving.conflicts import BODY_RULES, OPTION_RULES, RULES, SYNONYMS, Rule
-from server.serving.options import GenerateOptions, from_mapping
-from server.serving.wishes import DRAW, GREEDY_BELOW, Wishes
+from server.serving.options import ranges
+from server.serving.options.rules import BODY_RULES, OPTION_RULES, RULES, SYNONYMS, Rule
+from server.serving.options.table import GenerateOptions, from_mapping
+from server.serving.options.wishes import DRAW, GREEDY_BELOW, Wishes
 
 Origin = Literal["request", "template", "model", "server"]
 

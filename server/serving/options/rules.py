@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.sentences import Sentence, sentence
-from server.serving.wishes import DRAW, GREEDY_BELOW, Wishes
+from server.serving.options.wishes import DRAW, GREEDY_BELOW, Wishes
 
 BODY_FIELDS = ("inputs", "template", "variables", "examples", "messages", "chat_template_kwargs", "stream")
 """Fields beside the parameters that rules look at."""
