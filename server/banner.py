@@ -11,21 +11,9 @@ from typing import Protocol
 from server import __version__
 from server.config import ServeConfig
 from server.protocol import Ready
+from server.tasks import TASKS
 
 WIDTH = 100
-
-_EXAMPLES = {
-    "generate": {
-        "inputs": "Once upon a time, a lighthouse keeper",
-        "parameters": {"max_new_tokens": 60},
-        "stream": True,
-    },
-    "classify": {"inputs": "I love this"},
-    "ner": {"inputs": "I am Maria Jensen from Portland."},
-    "fill-mask": {"inputs": "The capital of France is [MASK]."},
-    "embed": {"inputs": "The train to Edinburgh leaves at nine."},
-}
-"""A body for each task, in the order in which one is preferred as the example."""
 
 
 class Served(Protocol):
@@ -108,10 +96,10 @@ def _warning(host: str) -> list[str]:
 
 def _curl(url: str, ready: Mapping[str, Ready], *, has_keys: bool) -> list[str]:
     models = {model.task: model for model in ready.values()}
-    task = next((task for task in _EXAMPLES if task in models), None)
+    task = next((task for name, task in TASKS.items() if name in models), None)
     if task is None:
         return []
-    body = json.dumps(_EXAMPLES[task]).replace("[MASK]", models[task].tokenizer.mask_token or "[MASK]")
-    unbuffered = "-N " if task == "generate" else ""
+    body = json.dumps(task.example).replace("[MASK]", models[task.name].tokenizer.mask_token or "[MASK]")
+    unbuffered = "-N " if "stream" in task.example else ""
     key = '-H "Authorization: Bearer $SLUICE_API_KEY" ' if has_keys else ""
-    return [f"curl {unbuffered}{url}/{task} {key}-H 'Content-Type: application/json' \\", f"     -d '{body}'"]
+    return [f"curl {unbuffered}{url}/{task.name} {key}-H 'Content-Type: application/json' \\", f"     -d '{body}'"]

@@ -13,7 +13,6 @@ import msgspec
 from server.config import KvDtype, ModelConfig
 
 FinishReason = Literal["stop", "length", "max_time", "banned_phrase", "abort", "error"]
-Task = Literal["generate", "classify", "ner", "fill-mask", "embed"]
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 """How the vectors of a text's tokens become the text's, under sentence-transformers' names."""
 Batching = Literal["end to end", "padded", "equal lengths", "one by one"]
@@ -269,7 +268,8 @@ class Embedding(msgspec.Struct, frozen=True, kw_only=True):
 class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The model is loaded and checked; everything the front must know of it."""
 
-    task: Task
+    task: str
+    """A key of `tasks.TASKS`."""
     architecture: str
     """The class name in the model's config, such as ``LlamaForCausalLM``."""
     tokenizer: TokenizerFiles

@@ -19,7 +19,7 @@ from server.config import ModelConfig, ServeConfig
 from server.encoder.build import Wishes, build_forward
 from server.encoder.engine import EncoderEngine
 from server.errors import FAILURES
-from server.protocol import Encode, Failed, Ready, Scores, Task
+from server.protocol import Encode, Failed, Ready, Scores
 from server.token_budget import TokenBudget
 from tests.tiny_encoders import FAMILIES, MAX_MODEL_LEN, tiny_encoder, tiny_tokenizer, tokenizer_files
 
@@ -31,7 +31,7 @@ AS_LOADED = Wishes()
 
 def engine_of(
     module: PreTrainedModel,
-    task: Task,
+    task: str,
     *,
     wishes: Wishes = AS_LOADED,
     token_budget: TokenBudget | None = None,
@@ -52,7 +52,7 @@ def engine_of(
 class EngineWorker:
     """A `WorkerClient` whose engine steps in the event loop, between the handlers."""
 
-    def __init__(self, name: str, task: Task, module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, name: str, task: str, module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
         self.model = ModelConfig(name=name, path="nowhere")
         self.state = "ready"
         self.num_running = 0
@@ -95,7 +95,7 @@ class EngineWorker:
                     future.set_result(reply)
 
 
-def ready_of(task: Task, module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Ready:
+def ready_of(task: str, module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Ready:
     """What a worker says of such a model."""
     config = module.config
     return Ready(
@@ -128,7 +128,7 @@ class LoadedSupervisor:
         return True
 
 
-def tiny_worker(name: str, family: str, task: Task, **options: Any) -> EngineWorker:
+def tiny_worker(name: str, family: str, task: str, **options: Any) -> EngineWorker:
     return EngineWorker(name, task, tiny_encoder(family, task, **options), tiny_tokenizer(FAMILIES[family][0]))
 
 

@@ -36,11 +36,10 @@ from server.api.openapi.document import document
 from server.api.status import ENDPOINTS, status_router
 from server.client.supervisor import Supervisor
 from server.config import ServeConfig
-from server.protocol import Task
 from server.serving.lifecycle import Lifecycle
 from server.serving.registry import Registry
 
-ROUTERS: tuple[tuple[Task | None, APIRouter], ...] = (
+ROUTERS: tuple[tuple[str | None, APIRouter], ...] = (
     ("generate", generate.router),
     ("classify", classify.router),
     ("ner", ner.router),
@@ -127,7 +126,7 @@ def _allow_origins(app: FastAPI, origins: list[str]) -> None:
     )
 
 
-def _task_routes() -> dict[str, Task | None]:
+def _task_routes() -> dict[str, str | None]:
     """The paths that take work, and whose it is where the path says so."""
     return {
         route.path: task

@@ -23,7 +23,6 @@ from server.api.json_body import check_json
 from server.api.turns import Turns
 from server.caller import Caller
 from server.errors import SluiceError
-from server.protocol import Task
 from server.serving.lifecycle import Lifecycle
 from server.serving.record import RequestRecord
 
@@ -49,7 +48,7 @@ class RequestContext:
         app: ASGIApp,
         *,
         lifecycle: Lifecycle,
-        task_routes: dict[str, Task | None],
+        task_routes: dict[str, str | None],
         quiet_routes: Collection[str],
         proxies: TrustedProxies,
     ) -> None:

@@ -14,6 +14,7 @@ from server.client.environment import available_cpus
 from server.commands.terminal import size
 from server.config import ModelConfig, ServeConfig
 from server.errors import EXIT_CONFIG, EXIT_MODEL, ConfigurationError
+from server.tasks import TASKS
 
 if TYPE_CHECKING:
     from server.commands.planned import PlannedModel
@@ -143,7 +144,7 @@ def of_models(config: ServeConfig) -> Iterator[Finding]:
 
 def _model(model: ModelConfig, plan: PlannedModel) -> Finding:
     facts = f"model {model.name}: /{plan.task}, {plan.architecture} in {plan.dtype}, tokenizer found"
-    if plan.task != "generate":
+    if not TASKS[plan.task].is_decoder:
         return Finding("ok", facts)
     if plan.has_chat_template:
         return Finding("ok", f"{facts}, chat template too")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from server import machine, settings
 from server.commands.terminal import count, size
 from server.errors import EXIT_MODEL
+from server.tasks import TASKS
 
 if TYPE_CHECKING:
     from server.commands.planned import PlannedModel
@@ -79,9 +80,9 @@ def lines(plan: PlannedModel) -> list[str]:
             f"  KV cache  {size(plan.cache.token_bytes)} a token{quantised}: {size(plan.cache.num_bytes)} for "
             f"{plan.cache.num_tokens:,} tokens"
         )
-    elif plan.task == "generate":
+    elif TASKS[plan.task].is_decoder:
         found.append("  KV cache  unknown until it is loaded")
     limits = f"  limits    {plan.max_model_len:,} tokens a sequence"
-    if plan.task == "generate":
+    if TASKS[plan.task].is_decoder:
         limits += f", {plan.max_running} sequences and {plan.max_batch_tokens:,} new tokens a step"
     return [*found, limits]

@@ -30,7 +30,7 @@ from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer
 from server.models.weights import read_weights
 from server.native import kernels
-from server.protocol import Task
+from server.tasks import TASKS
 
 QUANTISED_BYTES = {"int8": 1.0, "int4": 0.5625}
 """Of a weight in a product, the scales of its groups included."""
@@ -53,7 +53,7 @@ class PlannedModel:
     name: str
     path: str
     base: str | None
-    task: Task
+    task: str
     architecture: str
     device: str
     dtype: str
@@ -86,7 +86,8 @@ def plan_model(model: ModelConfig, num_on_gpu: int = 1) -> PlannedModel:
     device = choose_device(model)
     dtype = loader.choose_dtype(model, folder.task, device)
     # Of an encoder the products alone may be in fewer bits.
-    products = dtype if folder.task == "generate" else loader.product_dtype(model, device) or dtype
+    is_decoder = TASKS[folder.task].is_decoder
+    products = dtype if is_decoder else loader.product_dtype(model, device) or dtype
     own_tokenizer = folder.adapter is None or has_tokenizer(folder.path)
     tokenizer = load_tokenizer(folder.path if own_tokenizer else folder.weights)
     module = _empty_module(folder, dtype)
@@ -95,7 +96,6 @@ def plan_model(model: ModelConfig, num_on_gpu: int = 1) -> PlannedModel:
     plain_bytes = sum(parameter.numel() * dtype.itemsize for parameter in module.parameters())
     # An adapter is merged in float32, whatever comes after.
     load_bytes = sum(parameter.numel() * 4 for parameter in module.parameters()) if folder.adapter else plain_bytes
-    is_decoder = folder.task == "generate"
     if is_decoder:
         loader.generation_defaults(folder.path, module, tokenizer)
     weight_bytes = _weight_bytes(module, dtype, QUANTISED_BYTES.get(model.quantize, products.itemsize))

@@ -29,8 +29,10 @@ from server.commands.http_client import Client, Refused
 from server.commands.inputs import Input
 from server.commands.progress import Progress
 from server.errors import ConfigurationError
+from server.tasks import CLASSIFY, TASKS
 
-TASKS = ("generate", "classify", "ner", "fill-mask")
+PREDICTED = tuple(task.name for task in TASKS.values() if task.can_predict)
+"""The tasks that this command asks for."""
 MAX_WAITS = 20
 """A server that is full or restarting is asked so many times more."""
 WAIT_S = 1.0
@@ -46,7 +48,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--input", metavar="FILE", help="A file with one text per line, or JSON lines; - reads stdin.")
     parser.add_argument("--jsonl", action="store_true", help="Read the input as JSON lines, regardless of its name.")
     parser.add_argument("--output", metavar="FILE", default="-", help="The output file. (default: stdout)")
-    parser.add_argument("--ask", choices=TASKS, help="The task, if the server has several.")
+    parser.add_argument("--ask", choices=PREDICTED, help="The task, if the server has several.")
     parser.add_argument(
         "--set", action="append", metavar="NAME=VALUE", help="A parameter of the route, such as top_k=1."
     )
@@ -66,8 +68,10 @@ def run(options: Namespace) -> int:
         output = _output(options.output, stack)
         client = stack.enter_context(connections.connected(options, folder))
         model = connections.find_model(client, options.name, options.ask)
-        if model["task"] not in TASKS:
-            raise ConfigurationError(f"{model['name']} is for {model['task']}: predict asks for {', '.join(TASKS)}.")
+        if model["task"] not in PREDICTED:
+            raise ConfigurationError(
+                f"{model['name']} is for {model['task']}: predict asks for {', '.join(PREDICTED)}."
+            )
         batch = Batch(client, model, parameters)
         return _write(batch.answers(rows, options.concurrency), output, Progress("inputs", total))
 
@@ -167,4 +171,4 @@ class Batch:
                     raise
             else:
                 # The route answers with a list of texts, though it was one.
-                return reply[0] if self._task == "classify" and not isinstance(body.get("inputs"), list) else reply
+                return reply[0] if self._task == CLASSIFY.name and not isinstance(body.get("inputs"), list) else reply

@@ -9,8 +9,9 @@ import torch
 
 from server.encoder.batching import FlatRequests, PaddedRequests, WaitingRequests
 from server.encoder.forward import Forward, PaddedForward
-from server.encoder.heads import HEADS
-from server.protocol import Encode, Failed, Generate, Reply, Scores, Stats, Task
+from server.encoder.heads import head_of
+from server.protocol import Encode, Failed, Generate, Reply, Scores, Stats
+from server.tasks import TASKS
 from server.token_budget import TokenBudget
 
 MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 16_384}
@@ -46,15 +47,15 @@ class EncoderEngine:
         self,
         forward: Forward,
         *,
-        task: Task,
+        task: str,
         max_batch_tokens: int,
         max_model_len: int,
         token_budget: TokenBudget | None = None,
     ) -> None:
         """``token_budget`` learns from the engine's steps how many tokens within ``max_batch_tokens`` are worth it."""
         self._forward = forward
-        self._task = task
-        self._head = HEADS[task]()
+        self._reads_masks = TASKS[task].reads == "masks"
+        self._head = head_of(task)
         self._max_model_len = max_model_len
         self._vocab_size = int(forward.module.get_input_embeddings().weight.shape[0])
         self._waiting = _requests_for(forward, max_batch_tokens if token_budget is None else token_budget.num_tokens)
@@ -152,7 +153,7 @@ class EncoderEngine:
 
     def _mask_problem(self, command: Encode) -> str | None:
         query = command.mask
-        if (query is not None) != (self._task == "fill-mask"):
+        if (query is not None) != self._reads_masks:
             return "Mask queries require a masked language model, and it takes no other."
         if query is None:
             return None

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from server.encoder.forward import Forward
 from server.protocol import Encode, Failed, MaskQuery, Scores
+from server.tasks import TASKS
 
 
 class Head(ABC):
@@ -73,12 +74,12 @@ class MaskFillerHead(Head):
         ]
 
 
-HEADS: dict[str, type[Head]] = {
-    "classify": ClassifierHead,
-    "ner": TaggerHead,
-    "fill-mask": MaskFillerHead,
-    "embed": ClassifierHead,
-}
+HEADS: dict[str | None, type[Head]] = {"text": ClassifierHead, "tokens": TaggerHead, "masks": MaskFillerHead}
+
+
+def head_of(task: str) -> Head:
+    """What reads a model of this task, a key of `tasks.TASKS`."""
+    return HEADS[TASKS[task].reads]()
 
 
 def _query(command: Encode) -> MaskQuery:

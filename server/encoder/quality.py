@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from server.encoder.forward import Forward
-from server.protocol import Encode, MaskQuery, Task, TokenizerFiles
+from server.protocol import Encode, MaskQuery, TokenizerFiles
+from server.tasks import TASKS
 
 SENTENCES = (
     "The film was a delight from its first minute to its last.",
@@ -48,7 +49,7 @@ class Quality:
         )
 
 
-def sample(files: TokenizerFiles, task: Task, max_model_len: int) -> list[Encode]:
+def sample(files: TokenizerFiles, task: str, max_model_len: int) -> list[Encode]:
     """The sentences as requests for a model of this task; those that are longer than the model takes are cut."""
     tokenizer = Tokenizer.from_str(files.tokenizer_json)
     commands = []
@@ -57,7 +58,7 @@ def sample(files: TokenizerFiles, task: Task, max_model_len: int) -> list[Encode
         if not token_ids:
             continue
         mask = None
-        if task == "fill-mask":
+        if TASKS[task].reads == "masks":
             middle = len(token_ids) // 2
             mask = MaskQuery([middle], top_k=1)
             token_ids[middle] = files.mask_token_id if files.mask_token_id is not None else token_ids[middle]

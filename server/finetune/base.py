@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from server.config import ModelConfig
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.finetune.options import Options
-from server.finetune.tasks import Task
+from server.finetune.tasks import TrainedTask
 from server.models.configs import first_line, read_config
 from server.models.folder import check_files
 from server.models.lengths import longest_input
@@ -38,7 +39,7 @@ class Base:
     """Those whose weights are new, because no file of the base has them."""
 
 
-def load_base(task: Task, options: Options) -> Base:
+def load_base(task: TrainedTask, options: Options) -> Base:
     """In float32. A head for the same number of labels is kept."""
     if not Path(options.model).is_dir():
         raise ConfigurationError(
@@ -58,7 +59,7 @@ def load_base(task: Task, options: Options) -> Base:
             label2id={label: index for index, label in labels.items()},
             problem_type=task.problem_type,
         )
-        model, info = task.model_class.from_pretrained(
+        model, info = getattr(transformers, task.task.auto_class).from_pretrained(
             options.model,
             config=config,
             ignore_mismatched_sizes=True,
@@ -81,7 +82,7 @@ def load_base(task: Task, options: Options) -> Base:
     return Base(tokenizer, model, sorted({name.rpartition(".")[0] for name in absent}))
 
 
-def with_lora(task: Task, base: Base, options: Options) -> Any:
+def with_lora(task: TrainedTask, base: Base, options: Options) -> Any:
     """LoRA on every linear layer of the body; the head and what is new are trained whole and saved with the adapter."""
     import peft
 
@@ -99,7 +100,7 @@ def with_lora(task: Task, base: Base, options: Options) -> Any:
             f"{options.model} lacks weights that LoRA cannot train one by one. Use --method full.", exit_code=EXIT_MODEL
         )
     config = peft.LoraConfig(
-        task_type=task.peft_type,
+        task_type=task.task.peft_type,
         r=options.lora_rank,
         lora_alpha=options.lora_alpha or 2 * options.lora_rank,
         lora_dropout=options.lora_dropout,
@@ -130,9 +131,9 @@ def _targets(body: str, names: Set[str], saved: Sequence[str]) -> str:
     return rf"{inside}{body}\.(.*\.)?({'|'.join(sorted(names))})"
 
 
-def max_length(model: Any, tokenizer: Any, options: Options) -> int:
+def max_length(task: TrainedTask, model: Any, tokenizer: Any, options: Options) -> int:
     """Tokens at which texts are cut: no more than serving takes, and some of the text."""
-    limit = longest_input(ModelConfig(name="base", path=options.model), model, tokenizer, options.task, None)
+    limit = longest_input(ModelConfig(name="base", path=options.model), model, tokenizer, task.task.name, None)
     if options.max_length > limit:
         raise ConfigurationError(f"--max-length is {options.max_length}: this base takes at most {limit} tokens.")
     least = tokenizer.num_special_tokens_to_add(pair=True) + 2

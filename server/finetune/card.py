@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 from server.finetune.options import Options
 
 if TYPE_CHECKING:
-    from server.finetune.tasks import Task
+    from server.finetune.tasks import TrainedTask
 
 
-def model_card(options: Options, task: Task, metrics: dict[str, Any], name: str, versions: dict[str, str]) -> str:
+def model_card(
+    options: Options, task: TrainedTask, metrics: dict[str, Any], name: str, versions: dict[str, str]
+) -> str:
     """The text of README.md. Local folders appear by their last name only, except in the command."""
     base = options.base_model_id or Path(options.model).name
     dataset = options.dataset or Path(options.data).name
     kind = "LoRA adapter" if options.method == "lora" else "fine-tuned model"
     held_out = Path(options.eval_data).name if options.eval_data else f"a seeded {options.test_share:.0%} of the data"
-    route = {"classify": "classify", "ner": "ner"}[options.task]
     front = {
         "base_model": base,
         "datasets": [dataset],
@@ -45,7 +46,7 @@ Labels: {", ".join(f"`{_one_line(label)}`" for label in task.labels)}
 
 ```sh
 sluice serve --model {name}={options.out}
-curl -s http://127.0.0.1:8000/{route} -H 'Content-Type: application/json' -d '{{"inputs": "..."}}'
+curl -s http://127.0.0.1:8000/{task.task.name} -H 'Content-Type: application/json' -d '{{"inputs": "..."}}'
 ```
 
 ## Scores

@@ -8,22 +8,19 @@ from typing import TYPE_CHECKING
 
 from server.errors import ConfigurationError
 from server.finetune import options
+from server.tasks import TRAININGS
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
-
-TASKS = {
-    "classify": "a text classifier, from JSONL or CSV with text and label, and text_pair for pairs of texts "
-    "(JSONL: a list of labels for multi-label)",
-    "ner": "an entity tagger, from CoNLL columns or JSONL with tokens and ner_tags, in any usual scheme of tags",
-}
 
 
 def add_tasks(parser: ArgumentParser) -> None:
     """Add the arguments of `sluice finetune TASK ...`."""
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
-    for task, description in TASKS.items():
-        task_parser = tasks.add_parser(task, help=description, description=f"Train {description}.")
+    for training in TRAININGS.values():
+        task_parser = tasks.add_parser(
+            training.command, help=training.description, description=f"Train {training.description}."
+        )
         for name, keywords in options.arguments():
             task_parser.add_argument(name, **keywords)
 

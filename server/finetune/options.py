@@ -11,8 +11,6 @@ from typing import Any, Literal, get_type_hints
 
 from server.errors import ConfigurationError
 
-TaskName = Literal["classify", "ner"]
-
 
 def _option(default: Any, description: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": description, **metadata})
@@ -22,7 +20,8 @@ def _option(default: Any, description: str, **metadata: Any) -> Any:
 class Options:
     """One training run. Paths stay as the user wrote them, so that the recorded command can be repeated."""
 
-    task: TaskName
+    task: str
+    """A key of `tasks.TRAININGS`."""
     model: str = field(metadata={"help": "base: a Hugging Face model folder with safetensors"})
     data: str = field(metadata={"help": "training data"})
     out: str = field(metadata={"help": "output folder, new or empty; the same command resumes an interrupted run"})

@@ -10,7 +10,7 @@ from server.finetune.say import say
 from server.finetune.splitting import Split
 
 if TYPE_CHECKING:
-    from server.finetune.tasks import Task
+    from server.finetune.tasks import TrainedTask
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Part:
     features: list[dict[str, Any]]
 
 
-def encode(task: Task, parts: Split, tokenizer: Any, max_length: int) -> dict[str, Part]:
+def encode(task: TrainedTask, parts: Split, tokenizer: Any, max_length: int) -> dict[str, Part]:
     """The parts by name. What the tokenizer gives decides, as in transformers: of pairs for example token types."""
     encodings = {
         name: _encodings(getattr(parts, name), tokenizer, max_length, name) for name in ("train", "validation", "test")
@@ -54,7 +54,7 @@ def task_input(example: Any) -> Any:
     return example.text if pair is None else (example.text, pair)
 
 
-def _part(task: Task, examples: Sequence[Any], encodings: Sequence[Any], has_types: bool) -> Part:
+def _part(task: TrainedTask, examples: Sequence[Any], encodings: Sequence[Any], has_types: bool) -> Part:
     # By length, longest first: what is evaluated together is about equally long.
     order = sorted(range(len(examples)), key=lambda place: -len(encodings[place].ids))
     features = []

@@ -15,11 +15,11 @@ import transformers
 from server import __version__
 from server.finetune.card import model_card
 from server.finetune.options import Options
-from server.finetune.tasks import Task
+from server.finetune.tasks import TrainedTask
 
 
 def write_result(
-    folder: Path, options: Options, task: Task, model: Any, tokenizer: Any, metrics: dict[str, Any]
+    folder: Path, options: Options, task: TrainedTask, model: Any, tokenizer: Any, metrics: dict[str, Any]
 ) -> None:
     """Into ``folder``, which will be moved to ``options.out``: relative paths in it are seen from there."""
     out = Path(options.out)

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import transformers
@@ -24,6 +24,7 @@ from server.finetune.data import TagExample, TextColumns, TextExample, label_nam
 from server.finetune.options import Options
 from server.finetune.parts import Part
 from server.finetune.scores import Span, label_scores, span_scores
+from server.tasks import CLASSIFY, NER, Task
 from server.text.entities import TaggedText, softmax
 from server.text.joined import joined_entities
 from server.text.tag_schemes import OUTSIDE, scheme_of, spans
@@ -33,13 +34,12 @@ IGNORED = -100
 """The label of a token that is neither trained nor scored."""
 
 
-class Task(ABC):
-    """One kind of model; knows its labels once the data has been read."""
+class TrainedTask(ABC):
+    """One training run's task; knows its labels once the data has been read."""
 
+    task: ClassVar[Task]
     best_score: str
     """The validation score that chooses the best epoch."""
-    model_class: Any
-    peft_type: str
     pipeline_tag: str
     labels: list[str]
     problem_type: str | None = None
@@ -72,12 +72,11 @@ class Task(ABC):
         return [self.label_ids[label] for label in labels]
 
 
-class Classify(Task):
+class Classify(TrainedTask):
     """One label a text, or any number of labels."""
 
+    task = CLASSIFY
     best_score = "macro_f1"
-    model_class = transformers.AutoModelForSequenceClassification
-    peft_type = "SEQ_CLS"
     pipeline_tag = "text-classification"
 
     def __init__(self, options: Options) -> None:
@@ -124,15 +123,14 @@ class Classify(Task):
         return label_scores(label_ids[:, None] == columns, predicted[:, None] == columns, self.labels)
 
 
-class Tag(Task):
+class Tag(TrainedTask):
     """One tag a word. The words are joined to a text and tokenised as the server tokenises one.
 
     What is scored are the entities that the server would answer with.
     """
 
+    task = NER
     best_score = "f1"
-    model_class = transformers.AutoModelForTokenClassification
-    peft_type = "TOKEN_CLS"
     pipeline_tag = "token-classification"
 
     def __init__(self, options: Options) -> None:
@@ -216,6 +214,3 @@ def token_labels(
         if is_first_piece:
             labelled = bisect_right(starts, end - 1) - 1
     return labels
-
-
-TASKS: dict[str, type[Classify | Tag]] = {"classify": Classify, "ner": Tag}

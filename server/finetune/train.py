@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from server.finetune.parts import Part, encode
 from server.finetune.result import write_result
 from server.finetune.say import say
 from server.finetune.splitting import Split, split
-from server.finetune.tasks import TASKS, Task
+from server.finetune.tasks import TrainedTask
 from server.finetune.workspace import STATE, Workspace
+from server.tasks import TRAININGS
 
 TIMINGS = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
@@ -36,7 +38,7 @@ def finetune(options: Options) -> dict[str, Any]:
         torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    task = TASKS[options.task](options)
+    task: TrainedTask = resolve_name(TRAININGS[options.task].trainer)(options)
     parts = _read(task, options)
     transformers.set_seed(options.seed)
     base = load_base(task, options)
@@ -48,7 +50,7 @@ def finetune(options: Options) -> dict[str, Any]:
         base = replace(base, model=with_lora(task, base, options))
     num_trained = sum(weight.numel() for weight in base.model.parameters() if weight.requires_grad)
     say(f"{num_trained:,} of {base.model.num_parameters():,} weights are trained")
-    length = max_length(base.model, base.tokenizer, options)
+    length = max_length(task, base.model, base.tokenizer, options)
     with workspace.opened():
         metrics = _train(task, base, encode(task, parts, base.tokenizer, length), options, workspace)
         metrics["max_length"] = length
@@ -57,7 +59,7 @@ def finetune(options: Options) -> dict[str, Any]:
     return metrics
 
 
-def _read(task: Task, options: Options) -> Split:
+def _read(task: TrainedTask, options: Options) -> Split:
     examples = _examples(task, options.data)
     task.set_labels(examples)
     if options.eval_data is None:
@@ -67,7 +69,7 @@ def _read(task: Task, options: Options) -> Split:
     return replace(parts, test=_examples(task, options.eval_data))
 
 
-def _examples(task: Task, path: str) -> list[Any]:
+def _examples(task: TrainedTask, path: str) -> list[Any]:
     examples, notes = task.read(Path(path))
     say("; ".join([f"{path}: {len(examples)} examples", *notes]))
     return examples
@@ -102,7 +104,9 @@ class _Trainer(transformers.Trainer):  # type: ignore[misc]
         return SequentialSampler(eval_dataset)
 
 
-def _train(task: Task, base: Base, parts: dict[str, Part], options: Options, workspace: Workspace) -> dict[str, Any]:
+def _train(
+    task: TrainedTask, base: Base, parts: dict[str, Part], options: Options, workspace: Workspace
+) -> dict[str, Any]:
     train, validation, test = (parts[name] for name in ("train", "validation", "test"))
     scored = validation
 
@@ -157,7 +161,7 @@ def _stopped_at(checkpoint: str | None, patience: int) -> int:
     return int(state.global_step) if has_stopped else 0
 
 
-def _arguments(task: Task, options: Options, num_examples: int, workspace: Workspace, stopped_at: int) -> Any:
+def _arguments(task: TrainedTask, options: Options, num_examples: int, workspace: Workspace, stopped_at: int) -> Any:
     steps_per_epoch = -(-num_examples // options.batch_size)
     num_steps = options.max_steps or round(options.epochs * steps_per_epoch)
     return transformers.TrainingArguments(

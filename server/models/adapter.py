@@ -16,15 +16,11 @@ from server.models.describe import read_json, refuse
 from server.models.lora import merge_plain
 from server.models.weights import tensors
 from server.out_of_memory import raise_if_memory
-from server.protocol import Task
+from server.tasks import TASKS, Task
 
 WEIGHTS = "adapter_model.safetensors"
 
-TASKS: dict[str, Task] = {"CAUSAL_LM": "generate", "SEQ_CLS": "classify", "TOKEN_CLS": "ner"}
-"""PEFT's task_type -> task."""
-
-HEADS = ("classifier", "score")
-"""Modules that PEFT trains as heads of classifiers and taggers."""
+BY_PEFT_TYPE = {task.peft_type: task for task in TASKS.values() if task.peft_type is not None}
 
 LABEL_FIELDS = ("id2label", "label2id", "num_labels", "problem_type", "pad_token_id")
 
@@ -35,7 +31,7 @@ class Adapter:
 
     folder: Path
     base: Path
-    task: Task | None
+    task: str | None
     """None where PEFT's task_type does not say; the base's architecture then does."""
     labels: dict[str, Any]
     """Fields of the base's config that the adapter's head replaces."""
@@ -61,16 +57,14 @@ def read_adapter(folder: Path, base: str | None) -> Adapter:
         )
     if not (folder / WEIGHTS).is_file():
         raise refuse(f"{folder} has no {WEIGHTS}. Save the adapter again with save_pretrained.")
-    task = TASKS.get(config.get("task_type") or "")
-    modules = set(config.get("modules_to_save") or ())
-    if task in ("classify", "ner"):
-        modules.update(HEADS)
+    task = BY_PEFT_TYPE.get(config.get("task_type") or "")
+    heads = () if task is None else task.peft_heads
     return Adapter(
         folder=folder,
         base=_base_folder(folder, base or config.get("base_model_name_or_path") or ""),
-        task=task,
-        labels=_labels(folder) if task in ("classify", "ner") else {},
-        modules_to_save=tuple(sorted(modules)),
+        task=None if task is None else task.name,
+        labels={} if task is None else _labels(folder, task),
+        modules_to_save=tuple(sorted({*(config.get("modules_to_save") or ()), *heads})),
     )
 
 
@@ -155,8 +149,10 @@ def _base_folder(folder: Path, named: str) -> Path:
     )
 
 
-def _labels(folder: Path) -> dict[str, Any]:
+def _labels(folder: Path, task: Task) -> dict[str, Any]:
     """From config.json beside the adapter; without one, numbered labels for as many outputs as its head has."""
+    if not task.has_labels:
+        return {} if task.num_outputs is None else {"num_labels": task.num_outputs}
     if (folder / "config.json").is_file():
         config = read_json(folder, "config.json")
         fields = {name: config[name] for name in LABEL_FIELDS if config.get(name) is not None}
@@ -165,15 +161,15 @@ def _labels(folder: Path) -> dict[str, Any]:
             fields.setdefault("label2id", {label: i for i, label in fields["id2label"].items()})
             fields.pop("num_labels", None)
         return fields
-    outputs = _head_outputs(folder / WEIGHTS)
+    outputs = _head_outputs(folder / WEIGHTS, task)
     return {} if outputs is None else {"num_labels": outputs}
 
 
-def _head_outputs(path: Path) -> int | None:
+def _head_outputs(path: Path, task: Task) -> int | None:
     shapes = [
         shape
         for name, shape in _shapes(path).items()
-        if name.endswith(".weight") and any(f".{head}." in name for head in HEADS) and ".lora_" not in name
+        if name.endswith(".weight") and any(f".{head}." in name for head in task.peft_heads) and ".lora_" not in name
     ]
     # Of a head with several layers, the last is the narrowest.
     return min((shape[0] for shape in shapes), default=None)

@@ -12,17 +12,12 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.models.configs import token_id
-from server.protocol import GenerationValue, Task
+from server.protocol import GenerationValue
+from server.tasks import CLASSIFY, EMBED, TASKS
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
-HEADS: dict[str, Task] = {
-    "ForCausalLM": "generate",
-    "LMHeadModel": "generate",
-    "ForSequenceClassification": "classify",
-    "ForTokenClassification": "ner",
-    "ForMaskedLM": "fill-mask",
-}
+HEADS = {ending: task.name for task in TASKS.values() for ending in task.heads}
 """Ending of an architecture's class name -> task. A model without a head makes embeddings."""
 
 GENERATION_FIELDS = (
@@ -103,7 +98,7 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
     )
 
 
-def task_of(folder: Path, architectures: list[str] | None) -> Task:
+def task_of(folder: Path, architectures: list[str] | None) -> str:
     """By the head that its weights are for."""
     names = architectures or []
     for name in names:
@@ -111,16 +106,16 @@ def task_of(folder: Path, architectures: list[str] | None) -> Task:
             if name.endswith(ending):
                 return task
     if any(name in MODEL_MAPPING_NAMES.values() for name in names):
-        return "embed"
+        return EMBED.name
     found = ", ".join(names) if names else "no architecture"
     raise refuse(
         f"{folder} holds {found}, which no route serves. Serve a model with one of these heads: {', '.join(HEADS)}."
     )
 
 
-def labels_of(config: PreTrainedConfig, task: Task) -> list[str]:
+def labels_of(config: PreTrainedConfig, task: str) -> list[str]:
     """Class names in the order of the logits; none for language models."""
-    if task not in ("classify", "ner"):
+    if not TASKS[task].has_labels:
         return []
     numbers = range(config.num_labels)
     missing = next((number for number in numbers if number not in config.id2label), None)
@@ -131,8 +126,8 @@ def labels_of(config: PreTrainedConfig, task: Task) -> list[str]:
     return [str(config.id2label[number]) for number in numbers]
 
 
-def problem_type_of(config: PreTrainedConfig, task: Task) -> ProblemType | None:
-    return cast("ProblemType | None", getattr(config, "problem_type", None)) if task == "classify" else None
+def problem_type_of(config: PreTrainedConfig, task: str) -> ProblemType | None:
+    return cast("ProblemType | None", getattr(config, "problem_type", None)) if task == CLASSIFY.name else None
 
 
 def generation_defaults(

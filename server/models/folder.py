@@ -13,7 +13,7 @@ from server.models.adapter import Adapter, is_adapter, read_adapter
 from server.models.checksums import check_folder
 from server.models.describe import refuse
 from server.models.embedder import Recipe, has_pooling, read_recipe
-from server.protocol import Task
+from server.tasks import EMBED
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
@@ -32,7 +32,8 @@ class ModelFolder:
     adapter: Adapter | None
     config: dict[str, Any]
     """``config.json`` beside the weights."""
-    task: Task
+    task: str
+    """A key of `tasks.TASKS`."""
     recipe: Recipe | None
     """Of a model for embeddings."""
 
@@ -62,7 +63,7 @@ def look(model: ModelConfig) -> ModelFolder:
     _check_weights(weights)
     task = _task_of(model, adapter, (folder, weights), config.get("architectures"))
     recipe = None
-    if task == "embed":
+    if task == EMBED.name:
         # An adapter that was trained for embeddings brings the pooling that it was trained with.
         place = folder if has_pooling(folder) else weights
         recipe = read_recipe(place, str(config.get("model_type")))
@@ -71,12 +72,12 @@ def look(model: ModelConfig) -> ModelFolder:
 
 def _task_of(
     model: ModelConfig, adapter: Adapter | None, places: Sequence[Path], architectures: list[str] | None
-) -> Task:
+) -> str:
     if model.task != "auto":
         return model.task
     if adapter is not None and adapter.task is not None:
         return adapter.task
-    return "embed" if any(map(has_pooling, places)) else describe.task_of(places[-1], architectures)
+    return EMBED.name if any(map(has_pooling, places)) else describe.task_of(places[-1], architectures)
 
 
 def _check_sizes(folder: Path) -> None:

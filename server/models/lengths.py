@@ -11,7 +11,7 @@ from server.config import ModelConfig
 from server.models.configs import positive
 from server.models.describe import refuse
 from server.models.embedder import Recipe
-from server.protocol import Task
+from server.tasks import TASKS
 
 LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
@@ -23,9 +23,7 @@ LARGEST_LENGTH = 10**9
 """transformers writes 10**30 for a tokenizer without a limit."""
 
 
-def longest_input(
-    model: ModelConfig, module: PreTrainedModel, tokenizer: Any, task: Task, recipe: Recipe | None
-) -> int:
+def longest_input(model: ModelConfig, module: PreTrainedModel, tokenizer: Any, task: str, recipe: Recipe | None) -> int:
     """Most tokens of one sequence: what the operator sets, else what the folder says."""
     of_tokenizer = _tokenizer_limit(tokenizer)
     limit = _num_positions(module) or min(of_tokenizer or FALLBACK_LENGTH, FALLBACK_LENGTH)
@@ -38,7 +36,7 @@ def longest_input(
             f"Set it to {limit} or less."
         )
     # transformers cuts what an encoder reads at the tokenizer's limit, and generates from prompts of any length.
-    usual = limit if task == "generate" else min(limit, of_tokenizer or limit)
+    usual = limit if TASKS[task].is_decoder else min(limit, of_tokenizer or limit)
     return wanted or usual
 
 

@@ -25,7 +25,8 @@ from server.models.lengths import longest_input
 from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
 from server.native import kernels
-from server.protocol import Embedding, GenerationValue, Task, TokenizerFiles
+from server.protocol import Embedding, GenerationValue, TokenizerFiles
+from server.tasks import TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,8 @@ class LoadedModel:
 
     module: PreTrainedModel | Embedder
     config: PreTrainedConfig
-    task: Task
+    task: str
+    """A key of `tasks.TASKS`."""
     tokenizer: TokenizerFiles
     architecture: str
     max_model_len: int
@@ -77,7 +79,7 @@ def load(model: ModelConfig) -> LoadedModel:
         labels=describe.labels_of(module.config, task),
         embedding=None if recipe is None else _embedding(recipe, module.config),
         problem_type=describe.problem_type_of(module.config, task),
-        generation_config=generation_defaults(folder, module, tokenizer) if task == "generate" else {},
+        generation_config=generation_defaults(folder, module, tokenizer) if TASKS[task].is_decoder else {},
         num_parameters=sum(parameter.numel() for parameter in module.parameters()),
         attribution=describe.attribution_of(*dict.fromkeys((folder, weights))),
     )
@@ -93,18 +95,18 @@ def _embedding(recipe: Recipe, config: PreTrainedConfig) -> Embedding:
     )
 
 
-def choose_dtype(model: ModelConfig, task: Task, device: torch.device) -> torch.dtype:
+def choose_dtype(model: ModelConfig, task: str, device: torch.device) -> torch.dtype:
     """``auto``: 16 bits for decoders where the device computes in them or our kernels multiply, else float32.
 
     An encoder's one pass is cheap and its scores are compared with thresholds that were set in float32. Its bfloat16
     is for its products alone (`product_dtype`).
     """
-    if task != "generate" and model.dtype == "bfloat16":
+    if not TASKS[task].is_decoder and model.dtype == "bfloat16":
         return torch.float32
     if model.dtype != "auto":
         dtype: torch.dtype = getattr(torch, model.dtype)
         return dtype
-    if task != "generate":
+    if not TASKS[task].is_decoder:
         return torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
@@ -123,13 +125,13 @@ def product_dtype(model: ModelConfig, device: torch.device) -> torch.dtype | Non
     return torch.bfloat16 if is_quantised and _cpu_has_bfloat16() else None
 
 
-def may_narrow(model: ModelConfig, task: Task, device: torch.device) -> bool:
+def may_narrow(model: ModelConfig, task: str, device: torch.device) -> bool:
     """Whether an encoder's products may run in bfloat16 if that is much faster here and changes no label.
 
     Vectors are kept and compared with those of other machines: they stay in float32 unless the settings say otherwise.
     """
     is_open = model.dtype == "auto" and model.quantize == "none"
-    return is_open and task in ("classify", "ner") and device.type == "cpu" and _cpu_has_bfloat16()
+    return is_open and TASKS[task].has_labels and device.type == "cpu" and _cpu_has_bfloat16()
 
 
 def _cpu_has_bfloat16() -> bool:

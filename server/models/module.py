@@ -7,33 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import (
-    MODEL_MAPPING,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from server.models.adapter import Adapter
 from server.models.configs import first_line, read_config
 from server.models.describe import refuse
 from server.models.weights import shapes
 from server.out_of_memory import raise_if_memory
-from server.protocol import Task
+from server.tasks import EMBED, TASKS
 
-CLASSES: dict[Task, Any] = {
-    "generate": AutoModelForCausalLM,
-    "classify": AutoModelForSequenceClassification,
-    "ner": AutoModelForTokenClassification,
-    "fill-mask": AutoModelForMaskedLM,
-    "embed": AutoModel,
-}
 META = torch.device("meta")
 
 LOAD_FAILURES = (
@@ -44,7 +29,7 @@ LOAD_FAILURES = (
 
 
 def read_module(
-    folder: Path, task: Task, adapter: Adapter | None, dtype: torch.dtype, *, with_weights: bool = True
+    folder: Path, task: str, adapter: Adapter | None, dtype: torch.dtype, *, with_weights: bool = True
 ) -> PreTrainedModel:
     """``with_weights`` False reads only the shapes of the weights: every parameter is on the meta device."""
     labels = adapter.labels if adapter else {}
@@ -55,7 +40,7 @@ def read_module(
             # A base that is itself a classifier has a head for other labels: the adapter's own comes after.
             "ignore_mismatched_sizes": adapter is not None,
             "output_loading_info": True,
-            **(_without_pooler(config) if task == "embed" else {}),
+            **(_without_pooler(config) if task == EMBED.name else {}),
         }
         read = _weights if with_weights else _shapes
         module, info = read(folder, task, config, options)
@@ -70,14 +55,18 @@ def read_module(
     return loaded
 
 
-def _weights(folder: Path, task: Task, config: PreTrainedConfig, options: dict[str, Any]) -> Any:
+def _auto_class(task: str) -> Any:
+    return getattr(transformers, TASKS[task].auto_class)
+
+
+def _weights(folder: Path, task: str, config: PreTrainedConfig, options: dict[str, Any]) -> Any:
     local = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-    return CLASSES[task].from_pretrained(folder, config=config, **local, **options)
+    return _auto_class(task).from_pretrained(folder, config=config, **local, **options)
 
 
-def _shapes(folder: Path, task: Task, config: PreTrainedConfig, options: dict[str, Any]) -> Any:
+def _shapes(folder: Path, task: str, config: PreTrainedConfig, options: dict[str, Any]) -> Any:
     """As transformers matches weights with a module, by tensors that have a shape and no values."""
-    candidates = CLASSES[task]._model_mapping[type(config)]
+    candidates = _auto_class(task)._model_mapping[type(config)]
     if isinstance(candidates, tuple):
         # A few types have several architectures for one task; the config then names one.
         named = [candidate for candidate in candidates if candidate.__name__ in (config.architectures or [])]

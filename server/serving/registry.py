@@ -4,30 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pkgutil import resolve_name
 from typing import Any, Literal, overload
 
 from server.client.supervisor import Supervisor
 from server.config import ModelConfig, ServeConfig
 from server.errors import ModelNotFound, Starting
-from server.protocol import Ready, Task
+from server.protocol import Ready
 from server.serving.admission import Admission
 from server.serving.classifier import ServedClassifier
 from server.serving.embedder import ServedEmbedder
+from server.serving.encoder_client import ServedEncoder
 from server.serving.generator import ServedGenerator
 from server.serving.mask_filler import ServedMaskFiller
 from server.serving.origin import Origin, origin_of
 from server.serving.services import Services
 from server.serving.tagger import ServedTagger
+from server.tasks import TASKS
 
-ServedEncoders = ServedClassifier | ServedTagger | ServedMaskFiller | ServedEmbedder
-Served = ServedGenerator | ServedEncoders
+Served = ServedGenerator | ServedEncoder
 
-ENCODER_CLASSES: dict[Task, type[ServedEncoders]] = {
-    "classify": ServedClassifier,
-    "ner": ServedTagger,
-    "fill-mask": ServedMaskFiller,
-    "embed": ServedEmbedder,
-}
+CLASSES: dict[str, Any] = {name: resolve_name(task.served) for name, task in TASKS.items()}
+"""Task -> what serves such a model."""
 
 
 class Registry:
@@ -46,7 +44,7 @@ class Registry:
         """Of the servable models, by name."""
         self._prepared: dict[str, Served] = {}
         self._served: dict[str, Served] = {}
-        self._names: dict[Task, list[str]] = {}
+        self._names: dict[str, list[str]] = {}
 
     @property
     def ready_models(self) -> dict[str, Ready]:
@@ -89,7 +87,7 @@ class Registry:
         self.origins[model.name] = origin_of(model, ready)
         if ready.task == "generate":
             return ServedGenerator(self.config, model, ready, client, admission, self.services)
-        served = ENCODER_CLASSES[ready.task](self.config, model, ready, client, admission)
+        served: ServedEncoder = CLASSES[ready.task](self.config, model, ready, client, admission)
         if isinstance(served, ServedClassifier):
             self.services.classifiers[model.name] = served
         return served
@@ -104,7 +102,7 @@ class Registry:
     def get(self, task: Literal["fill-mask"], name: str | None) -> ServedMaskFiller: ...
     @overload
     def get(self, task: Literal["embed"], name: str | None) -> ServedEmbedder: ...
-    def get(self, task: Task, name: str | None) -> Served:
+    def get(self, task: str, name: str | None) -> Served:
         """The model of that name for that task; without a name the task's default."""
         self._check_loaded()
         names = self._names.get(task, [])
@@ -133,7 +131,7 @@ class Registry:
         if len(self._served) < len(self.config.models):
             raise Starting("The models are loading. Try again in a moment.", retry_after_s=1.0)
 
-    def names_by_task(self) -> dict[Task, list[str]]:
+    def names_by_task(self) -> dict[str, list[str]]:
         """Names of the servable models; the first of each task is its default."""
         return {task: list(names) for task, names in self._names.items()}
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from server.config import ModelConfig
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.protocol import Ready
+from server.tasks import EMBED, TASKS
 from server.vocabulary import TokenBytes
 from server.worker import loop, process
 
@@ -37,7 +38,7 @@ def build(model: ModelConfig, num_loading: int = 1, num_on_gpu: int = 1) -> tupl
     _choose_kernels(model)
     try:
         loaded = loader.load(model)
-        is_decoder = loaded.task == "generate"
+        is_decoder = TASKS[loaded.task].is_decoder
         engine, ready = _decoder(model, loaded, num_on_gpu) if is_decoder else _encoder(model, loaded)
     except (MemoryError, RuntimeError) as error:
         raise_if_does_not_fit(error, model, choose_device(model))
@@ -166,7 +167,7 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         pack=pack_linears,
         frame=Frame(files.prefix_ids, files.suffix_ids, files.gives_token_types),
         sample=sample,
-        measure=quality.OF_VECTORS if loaded.task == "embed" else quality.OF_SCORES,
+        measure=quality.OF_VECTORS if loaded.task == EMBED.name else quality.OF_SCORES,
     )
     engine = EncoderEngine(
         forward,

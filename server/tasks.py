@@ -1,0 +1,127 @@
+"""The tasks: which models have each one, and what loads, serves and trains it. All other code reads this table.
+
+Imports nothing: classes and modules of other packages are named, and the package that needs one resolves the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How `sluice finetune` trains models of a task."""
+
+    command: str
+    """The word after ``sluice finetune``."""
+    description: str
+    """What is trained, from which data. Ends the sentence "Train ..."."""
+    trainer: str
+    """The subclass of `TrainedTask` that knows its data and scores."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One kind of model."""
+
+    name: str
+    """As in ``/info``. The task's own route is ``/name``."""
+    heads: tuple[str, ...] = ()
+    """Endings of the class names of such models in ``architectures``."""
+    auto_class: str
+    """The class of transformers that loads them."""
+    reads: Literal["text", "tokens", "masks"] | None = None
+    """What an encoder answers with a row: each text, each token or each mask. None for decoders."""
+    has_labels: bool = False
+    """Whether the config's ``id2label`` names the outputs."""
+    num_outputs: int | None = None
+    """Of the head, where the task alone decides it."""
+    peft_type: str | None = None
+    """PEFT's ``task_type`` of such adapters."""
+    peft_heads: tuple[str, ...] = ()
+    """Modules that PEFT trains whole in such adapters, beside those that their config names."""
+    served: str
+    """The class that serves such a model in the front."""
+    example: Mapping[str, Any]
+    """A body for the route. ``[MASK]`` stands for the model's mask token."""
+    can_predict: bool = True
+    """Whether `sluice predict` sends inputs to the route."""
+    training: Training | None = None
+
+    @property
+    def is_decoder(self) -> bool:
+        """Whether such models generate tokens, and so have a KV cache."""
+        return self.reads is None
+
+
+GENERATE = Task(
+    name="generate",
+    heads=("ForCausalLM", "LMHeadModel"),
+    auto_class="AutoModelForCausalLM",
+    peft_type="CAUSAL_LM",
+    served="server.serving.generator:ServedGenerator",
+    example={
+        "inputs": "Once upon a time, a lighthouse keeper",
+        "parameters": {"max_new_tokens": 60},
+        "stream": True,
+    },
+)
+CLASSIFY = Task(
+    name="classify",
+    heads=("ForSequenceClassification",),
+    auto_class="AutoModelForSequenceClassification",
+    reads="text",
+    has_labels=True,
+    peft_type="SEQ_CLS",
+    peft_heads=("classifier", "score"),
+    served="server.serving.classifier:ServedClassifier",
+    example={"inputs": "I love this"},
+    training=Training(
+        command="classify",
+        description="a text classifier, from JSONL or CSV with text and label, and text_pair for pairs of texts "
+        "(JSONL: a list of labels for multi-label)",
+        trainer="server.finetune.tasks:Classify",
+    ),
+)
+NER = Task(
+    name="ner",
+    heads=("ForTokenClassification",),
+    auto_class="AutoModelForTokenClassification",
+    reads="tokens",
+    has_labels=True,
+    peft_type="TOKEN_CLS",
+    peft_heads=("classifier", "score"),
+    served="server.serving.tagger:ServedTagger",
+    example={"inputs": "I am Maria Jensen from Portland."},
+    training=Training(
+        command="ner",
+        description="an entity tagger, from CoNLL columns or JSONL with tokens and ner_tags, in any usual scheme of "
+        "tags",
+        trainer="server.finetune.tasks:Tag",
+    ),
+)
+FILL_MASK = Task(
+    name="fill-mask",
+    heads=("ForMaskedLM",),
+    auto_class="AutoModelForMaskedLM",
+    reads="masks",
+    served="server.serving.mask_filler:ServedMaskFiller",
+    example={"inputs": "The capital of France is [MASK]."},
+)
+EMBED = Task(
+    name="embed",
+    auto_class="AutoModel",
+    reads="text",
+    served="server.serving.embedder:ServedEmbedder",
+    example={"inputs": "The train to Edinburgh leaves at nine."},
+    can_predict=False,
+)
+"""Models without a head."""
+
+TASKS: dict[str, Task] = {task.name: task for task in (GENERATE, CLASSIFY, NER, FILL_MASK, EMBED)}
+"""By name, in the order in which examples of them are preferred."""
+
+TRAININGS: dict[str, Training] = {task.training.command: task.training for task in TASKS.values() if task.training}
+"""By their commands."""

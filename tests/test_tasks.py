@@ -1,0 +1,36 @@
+"""The table of tasks names what exists."""
+
+from __future__ import annotations
+
+from pkgutil import resolve_name
+
+import pytest
+import transformers
+from peft import TaskType
+
+from server.finetune.tasks import TrainedTask
+from server.serving.encoder_client import ServedEncoder
+from server.serving.generator import ServedGenerator
+from server.tasks import TASKS, TRAININGS, Task
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_a_task_names_classes_that_exist(task: Task) -> None:
+    assert hasattr(getattr(transformers, task.auto_class), "from_pretrained")
+    assert issubclass(resolve_name(task.served), ServedGenerator if task.is_decoder else ServedEncoder)
+
+
+def test_no_two_tasks_claim_one_head_or_adapter_type() -> None:
+    heads = [head for task in TASKS.values() for head in task.heads]
+    peft_types = [task.peft_type for task in TASKS.values() if task.peft_type]
+    assert len(set(heads)) == len(heads)
+    assert len(set(peft_types)) == len(peft_types)
+
+
+@pytest.mark.parametrize("command", TRAININGS)
+def test_a_trainer_is_of_the_task_that_names_it(command: str) -> None:
+    trainer = resolve_name(TRAININGS[command].trainer)
+    assert issubclass(trainer, TrainedTask)
+    assert trainer.task.training is TRAININGS[command]
+    # An adapter that it writes has to be recognised when it is served.
+    assert trainer.task.peft_type in TaskType.__members__
