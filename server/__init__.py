@@ -1,3 +1,3 @@
 """Sluice: an HTTP server for fine-tuned language models."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
