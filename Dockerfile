@@ -24,25 +24,27 @@ RUN python -m venv /opt/sluice
 ENV PATH=/opt/sluice/bin:$PATH
 WORKDIR /build
 
-# Dependencies first, from pyproject.toml alone: a change of the source does not install them again.
-COPY pyproject.toml ./
-RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-    > requirements.txt && grep '^torch' requirements.txt > torch.txt
+# Dependencies first, from the lock alone: a change of the source does not install them again. torch apart: the index of its
+# CPU build has no other packages, and its CUDA build, of the same version, pins its libraries itself.
+COPY deploy/requirements.lock ./
+RUN awk '/^[a-z]/ { file = /^torch==/ ? "torch.txt" : "others.txt" } file { print > file }' requirements.lock
 RUN --mount=type=cache,target=/root/.cache/pip \
     case "${VARIANT}" in \
-      cpu) pip install ${TORCH_CPU_INDEX:+--index-url "${TORCH_CPU_INDEX}"} --requirement torch.txt; \
-           python -W ignore -c 'import sys, torch; sys.exit(torch.version.cuda and "This torch is a CUDA build: name an index \
-with CPU builds in TORCH_CPU_INDEX, or build with VARIANT=cuda.")' ;; \
-      cuda) pip install --requirement torch.txt ;; \
+      cpu) pip install --no-deps --require-hashes ${TORCH_CPU_INDEX:+--index-url "${TORCH_CPU_INDEX}"} --requirement torch.txt \
+           || { echo "Cannot install torch's CPU build: name an index with CPU builds in TORCH_CPU_INDEX, or build with \
+VARIANT=cuda." >&2; exit 1; } ;; \
+      cuda) pip install "$(grep --only-matching '^torch==[0-9.]*' torch.txt)" ;; \
       *) echo "VARIANT is ${VARIANT}: it must be cpu or cuda." >&2; exit 2 ;; \
     esac
-RUN --mount=type=cache,target=/root/.cache/pip pip install --requirement requirements.txt
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-deps --require-hashes --requirement others.txt && pip check
 
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY server ./server
 # The kernels are optional for pip: without them the server would work and be slow. Here they have to be there.
-RUN --mount=type=cache,target=/root/.cache/pip pip install --verbose --no-deps . \
-    && if [ "$(uname -m)" = x86_64 ] && [ "$(find /opt/sluice -name '_avx*.so' | wc -l)" != 2 ]; then \
+RUN --mount=type=cache,target=/root/.cache/pip pip install --verbose --no-deps --no-build-isolation . \
+    && if [ "$(uname -m)" = x86_64 ] && [ "$(find /opt/sluice -path '*/server/native/_*.so' | wc -l)" \
+      != "$(grep --count '^\[\[tool.setuptools.ext-modules' pyproject.toml)" ]; then \
       echo "The kernels were not compiled: see above." >&2; exit 1; \
     fi
 

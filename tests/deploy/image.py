@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -62,24 +62,26 @@ def make_base() -> None:
 
 
 def download_wheels() -> None:
-    """Every package that the image needs, as this machine's pip finds it; downloaded once for each pyproject.toml.
+    """Every package of the lock, as this machine's pip finds it; downloaded once for each lock.
 
     ``TORCH_CPU_INDEX`` has the Dockerfile's meaning.
     """
-    pyproject = (ROOT / "pyproject.toml").read_text()
-    project, build = (tomllib.loads(pyproject)[table] for table in ("project", "build-system"))
-    needed = [*project["dependencies"], *build["requires"]]
+    lock = (ROOT / "deploy/requirements.lock").read_text()
     stamp = WHEELS / "complete"
-    if stamp.exists() and stamp.read_text() == "\n".join(needed):
+    if stamp.exists() and stamp.read_text() == lock:
         return
     shutil.rmtree(WHEELS, ignore_errors=True)
+    WHEELS.mkdir(parents=True)
+    torch, others = FOLDER / "torch.txt", FOLDER / "others.txt"
+    stanzas = re.findall(r"^[a-z](?:.*\\\n)*.*\n", lock, re.MULTILINE)
+    torch.write_text("".join(stanza for stanza in stanzas if stanza.startswith("torch==")))
+    others.write_text("".join(stanza for stanza in stanzas if not stanza.startswith("torch==")))
     index = os.environ.get("TORCH_CPU_INDEX")
-    torch = [name for name in needed if name.startswith("torch")]
-    pip = (sys.executable, "-m", "pip", "download", "-qq", "--dest", WHEELS, "--find-links", WHEELS)
+    pip = (sys.executable, "-m", "pip", "download", "-qq", "--dest", WHEELS, "--no-deps", "--require-hashes")
     pip = (*pip, "--python-version", PYTHON, "--only-binary", ":all:")
-    run(*pip, *(("--index-url", index) if index else ()), *torch)
-    run(*pip, *needed)
-    stamp.write_text("\n".join(needed))
+    run(*pip, *(("--index-url", index) if index else ()), "--requirement", torch)
+    run(*pip, "--requirement", others)
+    stamp.write_text(lock)
 
 
 def build() -> None:

@@ -27,7 +27,8 @@ def test_every_file_of_the_folder_is_explained_and_every_one_that_is_explained_e
 
 
 def test_every_path_in_a_command_exists():
-    commands = [line for block in re.findall(r"^```sh\n(.*?)^```$", README, re.M | re.S) for line in block.splitlines()]
+    blocks = re.findall(r"^```sh\n(.*?)^```$", README.replace("\\\n", ""), re.M | re.S)
+    commands = [line for block in blocks for line in block.splitlines()]
     paths = {word.split("=")[-1] for command in commands for word in shlex.split(command) if "deploy/" in word}
     assert len(paths) >= 3
     assert all((DEPLOY.parent / path).exists() for path in paths)
