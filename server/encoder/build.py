@@ -99,8 +99,7 @@ def build_forward(
         width = _width(wishes, dtype)
         log.info("products in %s: %s", width, measure.compare(measure.read(forward, sample), exact))
     pack(module)
-    if isinstance(forward, PaddedForward):
-        forward.remember()
+    forward.remember()
     return forward
 
 

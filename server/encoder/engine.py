@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from server.encoder.batching import FlatRequests, PaddedRequests, WaitingRequests
-from server.encoder.forward import Forward, PaddedForward
+from server.encoder.forward import Forward
 from server.encoder.heads import head_of
 from server.protocol import Encode, Failed, Generate, Reply, Scores, Stats
 from server.tasks import TASKS
@@ -171,6 +171,6 @@ def _all_below(values: Sequence[int], limit: int) -> bool:
 
 
 def _requests_for(forward: Forward, max_batch_tokens: int) -> WaitingRequests:
-    if isinstance(forward, PaddedForward):
-        return PaddedRequests(max_batch_tokens, forward.grouping)
-    return FlatRequests(max_batch_tokens)
+    if forward.grouping is None:
+        return FlatRequests(max_batch_tokens)
+    return PaddedRequests(max_batch_tokens, forward.grouping)

@@ -37,6 +37,8 @@ class Forward(ABC):
     batching: Batching
     is_padded: bool
     """Whether a step pays for its longest text times the number of texts."""
+    grouping: Grouping | None = None
+    """Which texts may share a padded batch; None where texts are not padded."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -51,6 +53,10 @@ class Forward(ABC):
     def attention(self) -> str:
         """What computes the attention, in a word."""
         return str(self.module.config._attn_implementation)
+
+    @abstractmethod
+    def remember(self) -> None:
+        """From here on every step begins with the module as it is now."""
 
     @abstractmethod
     def logits(self, batch: Sequence[Encode]) -> Tensor:
@@ -75,12 +81,11 @@ class PaddedForward(Forward):
     def __init__(self, module: Any, pad_token_id: int | None, grouping: Grouping = PADDED) -> None:
         super().__init__(module)
         self._pad_token_id = pad_token_id or 0
-        self.grouping = grouping
+        self.grouping: Grouping = grouping
         self.batching = grouping.batching
         self.remember()
 
     def remember(self) -> None:
-        """From here on every step begins with the module as it is now."""
         self._state = ModuleState(self.module)
 
     def logits(self, batch: Sequence[Encode]) -> Tensor:
@@ -144,6 +149,9 @@ class FlatForward(Forward):
     @property
     def attention(self) -> str:
         return "native" if kernels.has("encoder_attention") else "sdpa"
+
+    def remember(self) -> None:
+        """No step changes the module: that was tried."""
 
     def logits(self, batch: Sequence[Encode]) -> Tensor:
         self._texts = texts = Texts([len(command.token_ids) for command in batch], self.device)

@@ -103,7 +103,7 @@ class Chain:
         self._links.append(_Link(LINEAR, source, residual, to, *weight.fixed))
 
     def attention(self, layer_address: int, call_address: int, source: int, to: int) -> None:
-        """Addresses as `NativeAttention.packed_call` gives them."""
+        """Addresses as `AttentionBackend.packed_call` gives them."""
         self._links.append(
             _Link(kind=ATTENTION, source=source, residual=NOWHERE, to=to, layer=layer_address, call=call_address)
         )

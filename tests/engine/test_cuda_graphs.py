@@ -214,7 +214,7 @@ def test_graphs_are_for_cuda_and_for_attention_that_can_be_recorded(
     settings.cuda_graphs = False
     assert with_graphs(runner, settings) is runner  # type: ignore[arg-type]
     settings.cuda_graphs = True
-    runner.backend = SimpleNamespace(name="torch")  # type: ignore[assignment]
+    runner.backend = SimpleNamespace(name="torch", can_record=False)  # type: ignore[assignment]
     runner.attention = "torch"
     assert with_graphs(runner, settings) is runner  # type: ignore[arg-type]
     assert "model tiny runs without CUDA graphs: attention torch has none" in caplog.text

@@ -41,12 +41,30 @@ class HeadNorm:
 class AttentionBackend(ABC):
     """Holds the cache of keys and values in a layout of its own and attends over it.
 
-    Once a step `begin`, then once per layer `attend`, in the model's order of calls.
+    Once a step `begin`, then once per layer `attend`, in the model's order of calls. What a back end can do beyond that
+    is stated in its `is_row_invariant`, `can_chain` and `can_record`; callers read these and never the class or name.
     """
 
     name: str
     kv_cache_bytes: int
     specs: tuple[LayerSpec, ...]
+    dtype: torch.dtype
+    """Of queries, keys and values."""
+
+    is_row_invariant = False
+    """Whether a row's result is bitwise the same whatever other rows share the step and however prompts are cut."""
+
+    can_chain = False
+    """Whether `packed_call` and `step_address` serve a chain of kernels (`server.native.chain`)."""
+
+    can_record = False
+    """Whether `begin_static` and `spare_block` serve steps that are recorded once and replayed."""
+
+    step_address: int
+    """Where a chain finds what `begin` has planned. Only with `can_chain`."""
+
+    spare_block: int
+    """A block that belongs to no sequence, for the padding of recorded steps. Only with `can_record`."""
 
     @abstractmethod
     def begin(self, inputs: BatchInputs) -> None:
@@ -89,6 +107,20 @@ class AttentionBackend(ABC):
             query, key = reference.rotate(query, cos_TR, sin_TR), reference.rotate(key, cos_TR, sin_TR)
         query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
         return self.attend(layer, query, key, value, sinks).reshape(num_tokens, -1)
+
+    def packed_call(self, layer: int, width: int, rotary: Rotary | None, head_norm: HeadNorm | None) -> tuple[int, int]:
+        """For a chain of kernels: addresses of the layer and of its call, valid as long as this is.
+
+        ``width`` is that of a token's queries, keys and values together. Only with `can_chain`.
+        """
+        raise NotImplementedError(f"attention {self.name} is no kernel of a chain")
+
+    def begin_static(self, inputs: BatchInputs, width: int) -> None:
+        """Plan a step of single tokens in the tensors of every such step with as many rows and this table width.
+
+        Only with `can_record`.
+        """
+        raise NotImplementedError(f"steps with attention {self.name} cannot be recorded")
 
     @abstractmethod
     def failed_rows(self) -> list[int]:

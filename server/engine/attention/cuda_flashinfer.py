@@ -79,8 +79,8 @@ class FlashInferAttention(PagedAttention):
                 "sm_scale": spec.scaling,
                 "window_left": window_of(spec)[0],
                 "logits_soft_cap": spec.softcap,
-                "q_data_type": self._dtype,
-                "kv_data_type": self._dtype,
+                "q_data_type": self.dtype,
+                "kv_data_type": self.dtype,
                 "disable_split_kv": self._deterministic,
             }
             sizes = (spec.num_heads, spec.num_kv_heads, spec.key_dim, self._block_size)

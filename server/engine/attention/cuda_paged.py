@@ -51,7 +51,7 @@ class PagedAttention(AttentionBackend):
     It holds one block more than is asked for: `spare_block`, where the padding of replayed steps may write.
     """
 
-    graph_safe = True
+    can_record = True
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class PagedAttention(AttentionBackend):
         self.specs = tuple(specs)
         self.spare_block = num_blocks
         self._block_size = block_size
-        self._dtype = dtype
+        self.dtype = dtype
         self._device = device
         self._deterministic = deterministic
         self._num_slots = (num_blocks + 1) * block_size
@@ -106,7 +106,6 @@ class PagedAttention(AttentionBackend):
         self._plan(host, is_static=False)
 
     def begin_static(self, inputs: BatchInputs, width: int) -> None:
-        """Plan a step of single tokens in the tensors of every such step with as many rows and this table width."""
         host = host_tables(inputs, self._block_size, width)
         assert host.most_new == 1
         step = self._static.get((host.num_sequences, width))

@@ -96,6 +96,8 @@ class NativeAttention(AttentionBackend):
     """
 
     name = "native"
+    is_row_invariant = True
+    can_chain = True
 
     def __init__(
         self,
@@ -122,7 +124,6 @@ class NativeAttention(AttentionBackend):
         self._step = _Step()
         self._layer_addresses = [ctypes.addressof(layer) for layer in self._layers]
         self.step_address = ctypes.addressof(self._step)
-        """Of what `begin` has planned."""
         self._kept_calls: list[_Call] = []
         self._step_arrays: tuple[Any, ...] = ()
         self._failed_B = np.zeros(0, dtype=np.uint8)
@@ -196,10 +197,6 @@ class NativeAttention(AttentionBackend):
         return out_TX
 
     def packed_call(self, layer: int, width: int, rotary: Rotary | None, head_norm: HeadNorm | None) -> tuple[int, int]:
-        """For a chain of kernels: addresses of the layer and of its call, valid as long as this is.
-
-        ``width`` is that of a token's queries, keys and values together.
-        """
         call = self._packed(layer, width, rotary, head_norm)
         self._kept_calls.append(call)
         return self._layer_addresses[layer], ctypes.addressof(call)

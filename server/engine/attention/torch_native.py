@@ -75,7 +75,7 @@ class TorchNativeAttention(AttentionBackend):
         self._deterministic = deterministic
         self._cache = KvCache(specs, num_blocks, block_size, dtype, device)
         self._block_size = block_size
-        self._dtype = dtype
+        self.dtype = dtype
         self._device = device
         self._scratch = torch.empty(0, dtype=dtype, device=device)
         self._inputs: BatchInputs | None = None
@@ -167,7 +167,7 @@ class TorchNativeAttention(AttentionBackend):
         assert group.gather_rows is not None
         shape = (group.gather_rows.shape[0], self._block_size * spec.width)
         if self._scratch.numel() < math.prod(shape):
-            self._scratch = torch.empty(math.prod(shape), dtype=self._dtype, device=self._device)
+            self._scratch = torch.empty(math.prod(shape), dtype=self.dtype, device=self._device)
         kv = self._cache.gather(layer, group.gather_rows, out=self._scratch[: math.prod(shape)].view(shape))
         keys, values = kv.view(2, group.num_sequences, spec.num_kv_heads, group.num_places, spec.width)
         return keys[..., : spec.key_dim], values[..., : spec.value_dim]
@@ -192,12 +192,12 @@ class TorchNativeAttention(AttentionBackend):
     def _bias(self, group: _Group, num_new: int) -> Tensor:
         if group.bias_BQC is not None:
             return group.bias_BQC
-        return _causal_bias(num_new, num_new, 0, None, self._dtype, self._device)
+        return _causal_bias(num_new, num_new, 0, None, self.dtype, self._device)
 
     def _plan(self, spec: LayerSpec) -> _Plan:
         assert self._inputs is not None
         spans = spans_of(self._inputs, spec.window, self._block_size)
-        most_blocks = max(1, MAX_GATHER_BYTES // spec.block_bytes(self._block_size, self._dtype))
+        most_blocks = max(1, MAX_GATHER_BYTES // spec.block_bytes(self._block_size, self.dtype))
         single = [span for span in spans if span.num_new == 1]
         if self._deterministic:
             decode_groups = [[span] for span in single]
@@ -220,7 +220,7 @@ class TorchNativeAttention(AttentionBackend):
         hidden = positions_BC > last_B[:, None]
         if spec.window is not None:
             hidden |= positions_BC <= (last_B - spec.window)[:, None]
-        bias = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device).masked_fill_(hidden, -math.inf)
+        bias = torch.zeros(hidden.shape, dtype=self.dtype, device=self._device).masked_fill_(hidden, -math.inf)
         starts = [span.start for span in spans]
         whole = len(spans) == num_rows and starts == list(range(num_rows))
         return _Group(
@@ -236,9 +236,7 @@ class TorchNativeAttention(AttentionBackend):
         if span.num_computed == 0:
             windowed = spec.window is not None and span.num_new > spec.window
             bias = (
-                _causal_bias(span.num_new, span.num_new, 0, spec.window, self._dtype, self._device)
-                if windowed
-                else None
+                _causal_bias(span.num_new, span.num_new, 0, spec.window, self.dtype, self._device) if windowed else None
             )
             return _Group(
                 tokens=None, span=span, gather_rows=None, num_sequences=1, num_places=span.num_new, bias_BQC=bias
@@ -251,7 +249,7 @@ class TorchNativeAttention(AttentionBackend):
             gather_rows=self._cache.gather_rows(on_device(span.blocks[None], self._device), spec.num_kv_heads),
             num_sequences=1,
             num_places=num_places,
-            bias_BQC=_causal_bias(span.num_new, num_places, offset, spec.window, self._dtype, self._device),
+            bias_BQC=_causal_bias(span.num_new, num_places, offset, spec.window, self.dtype, self._device),
         )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from server.config import ModelConfig
 from server.engine import batch_inputs
-from server.engine.attention.cuda_paged import PagedAttention
+from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import BatchInputs, Row
 from server.engine.executors.paged import PagedRunner
 from server.engine.executors.wrapping import WrappingRunner
@@ -29,9 +29,6 @@ log = logging.getLogger("sluice.engine")
 
 SMALLEST_WIDTH = 8
 WIDTH_FACTOR = 4
-
-FUSED = "fused"
-"""The executor that keeps rotary factors of all lengths in tables."""
 
 NUM_WARM_UPS = 2
 """Libraries take their scratch memory and choose their kernels in the first calls, which must not be recorded."""
@@ -81,10 +78,10 @@ def with_graphs(runner: PagedRunner, config: ModelConfig) -> ModelRunner:
     """``runner``, its steps of single tokens replayed where its device and its attention allow it."""
     if runner.device.type != "cuda" or not config.cuda_graphs:
         return runner
-    if runner.length_rule is not None and runner.name != FUSED:
+    if runner.length_rule is not None and not runner.has_rotary_tables:
         log.info("model %s runs without CUDA graphs: its rotary factors follow from the step's sequences", config.name)
         return runner
-    if not isinstance(runner.backend, PagedAttention):
+    if not runner.backend.can_record:
         log.info("model %s runs without CUDA graphs: attention %s has none", config.name, runner.attention)
         return runner
     pool = torch.cuda.graph_pool_handle()
@@ -126,7 +123,7 @@ class GraphRunner(WrappingRunner):
     """Replays what ``runner`` computes, with ``backend`` planning for it. A graph is made when it is first needed."""
 
     def __init__(
-        self, runner: PagedRunner, backend: PagedAttention, make_graph: Callable[[], Graph], max_rows: int
+        self, runner: PagedRunner, backend: AttentionBackend, make_graph: Callable[[], Graph], max_rows: int
     ) -> None:
         super().__init__(runner)
         self._compute = runner.compute

@@ -19,6 +19,9 @@ class PagedRunner(ModelRunner):
 
     can_reuse_blocks = True
 
+    has_rotary_tables = False
+    """Whether factors of all positions are kept in tables: then no step computes them from its sequences' lengths."""
+
     def __init__(
         self,
         backend: AttentionBackend,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from server.engine.attention.backend import AttentionBackend
-from server.engine.attention.native import NativeAttention
 from server.engine.executors.fused.layout import Decoder, Layer
 from server.engine.executors.fused.parts import Norm
 from server.native.chain import NOWHERE, Chain
@@ -24,7 +23,7 @@ class ChainedLayers:
 
     def __init__(self, decoder: Decoder[Linear], backend: AttentionBackend) -> None:
         layers = decoder.layers
-        if not isinstance(backend, NativeAttention) or not Chain.is_possible(backend.dtype, decoder.head.device):
+        if not backend.can_chain or not Chain.is_possible(backend.dtype, decoder.head.device):
             raise Unchained
         dtype = backend.dtype
         tables = (decoder.embedding.table_VD, decoder.embedding.position_table_PD)

@@ -25,14 +25,12 @@ from server.engine.executors.paged import PagedRunner
 from server.engine.kv_cache import LayerSpec
 from server.native.linear import Linear
 
-NATIVE = "native"
-"""The attention back end whose rows do not depend on one another."""
-
 
 class FusedRunner(PagedRunner):
     """Every layer is its norms, its products and one call of attention."""
 
     name = "fused"
+    has_rotary_tables = True
 
     def __init__(
         self, decoder: Decoder[Linear], backend: AttentionBackend, *, num_blocks: int, block_size: int, vocab_size: int
@@ -48,7 +46,9 @@ class FusedRunner(PagedRunner):
         self._decoder = decoder
         self._chained = chained(decoder, backend)
         self.weight_bytes = held_bytes(decoder)
-        self.is_row_invariant = backend.name == NATIVE and all(linear.is_row_invariant for linear in products(decoder))
+        self.is_row_invariant = backend.is_row_invariant and all(
+            linear.is_row_invariant for linear in products(decoder)
+        )
 
     def compute(self, inputs: BatchInputs) -> Tensor:
         layers, last = self._decoder.layers, len(self._decoder.layers) - 1

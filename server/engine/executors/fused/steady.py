@@ -14,7 +14,8 @@ from torch import Tensor
 from server.engine.batch_inputs import Row
 from server.engine.executors.fused.layout import Decoder
 from server.engine.executors.fused.packing import ROLES
-from server.engine.executors.fused.runner import NATIVE, logits, products
+from server.engine.executors.fused.runner import logits, products
+from server.engine.executors.paged import PagedRunner
 from server.engine.model_runner import ModelRunner
 from server.native.linear import Linear
 
@@ -65,9 +66,9 @@ def _distinct(decoder: Decoder[Linear]) -> Iterator[tuple[str, Callable[[Tensor]
 
 
 @torch.inference_mode()
-def mixes_rows(runner: ModelRunner, sequences: Sequence[Sequence[int]]) -> str | None:
+def mixes_rows(runner: PagedRunner, sequences: Sequence[Sequence[int]]) -> str | None:
     """The same for whole passes: sequences alone and together, and cut otherwise. Needs blocks for all of them."""
-    if runner.attention != NATIVE:
+    if not runner.backend.is_row_invariant:
         return "its attention has no kernel whose rows do not depend on one another"
     everyone = range(len(sequences))
     together = _run(runner, sequences, everyone, CHUNK)
