@@ -149,8 +149,8 @@ def worker(arguments: list[str]) -> None:
 async def front(step_s: float) -> None:
     """The front process, as `sluice serve` runs it but for its worker."""
     from server.api.app import build_app
+    from server.api.lifespan import load
     from server.api.run import bind, http_server
-    from server.api.work import load
     from server.client.supervisor import Supervisor
 
     config = ServeConfig(models=(ModelConfig(name="replay", path=str(step_s)),), port=0, max_queued_tokens=1 << 24)

@@ -1,6 +1,6 @@
 """Every error a user can cause or see, with its HTTP status and code.
 
-`length_errors.py` has those of lengths, `api/http_errors.py` those of HTTP itself.
+`length_errors.py` has those of lengths, `api/http/errors.py` those of HTTP itself.
 
 SluiceError                     500  internal_error
 |-- InvalidRequest              422  invalid_value

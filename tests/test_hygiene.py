@@ -23,7 +23,7 @@ PACKAGE = Path(__file__).parents[1] / "server"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 OBJECT_READERS = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib", "yaml", "multiprocessing"}
 WALL_CLOCK = {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now", "datetime.utcnow"}
-TIMESTAMPS = {"api/openai/shapes.py", "api/openai/work.py", "serving/registry.py", "serving/templates.py",
+TIMESTAMPS = {"api/text/shapes.py", "api/text/work.py", "serving/registry.py", "serving/templates.py",
               "vllm_metrics.py"}  # fmt: skip
 """Files that write a time of day into an answer; no duration may be made of one."""
 MARK = "q7-mark-of-a-client"

@@ -161,7 +161,7 @@ def test_the_serve_commands_and_the_configuration_file_are_understood(project: P
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 def test_the_command_for_a_key_makes_a_file_that_the_server_takes(tmp_path: Path):
-    from server.api import keys
+    from server.api.http import keys
 
     (command,) = commands("openssl")
     subprocess.run(command, shell=True, cwd=tmp_path, check=True)
@@ -307,7 +307,7 @@ def numbers_of_the_first_column(page: Path) -> set[str]:
 
 def test_every_status_of_an_error_is_explained():
     from server import errors
-    from server.api import http_errors
+    from server.api.http import errors as http_errors
 
     known = {**vars(errors), **vars(http_errors)}.values()
     classes = [value for value in known if isinstance(value, type)]
@@ -335,7 +335,8 @@ def test_every_route_of_the_server_is_explained():
 
 
 def test_every_parameter_of_a_request_is_named():
-    from server.api import encoder_schemas, schemas
+    from server.api.bodies import schemas
+    from server.api.encode import schemas as encoder_schemas
 
     text = API.read_text(encoding="utf-8")
     for body in (

@@ -15,7 +15,7 @@ from ray import serve
 
 from server import logs, metrics, settings
 from server.api.app import build_app
-from server.api.work import load, stop
+from server.api.lifespan import load, stop
 from server.client.supervisor import Supervisor
 from server.errors import SluiceError
 

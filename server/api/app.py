@@ -9,29 +9,20 @@ from fastapi.routing import APIRoute
 from starlette.middleware.cors import CORSMiddleware
 
 from server import __version__
-from server.api import (
-    classify,
-    error_replies,
-    fill_mask,
-    generate,
-    keys,
-    ner,
-    page,
-    rerank,
-    score,
-    tei,
-    templates,
-    tokenize,
-    zero_shot,
-)
-from server.api.access import Access
-from server.api.anthropic import route as anthropic
-from server.api.client_address import TrustedProxies
-from server.api.error_replies import OPENAI_PATHS
-from server.api.idempotency import Idempotency
-from server.api.middleware import BodyGate, RequestContext
-from server.api.openai import chat, completions, embeddings, models, responses
-from server.api.openai import classify as openai_classify
+from server.api import page, templates
+from server.api.dialects import rerank, tei
+from server.api.dialects.anthropic import route as anthropic
+from server.api.dialects.hf import classify, fill_mask, ner, zero_shot
+from server.api.dialects.openai import chat, completions, embeddings, models, responses
+from server.api.dialects.tgi import generate
+from server.api.dialects.vllm import classify as openai_classify
+from server.api.dialects.vllm import score, tokenize
+from server.api.http import error_replies, keys
+from server.api.http.access import Access
+from server.api.http.client_address import TrustedProxies
+from server.api.http.error_replies import OPENAI_PATHS
+from server.api.http.idempotency import Idempotency
+from server.api.http.middleware import BodyGate, RequestContext
 from server.api.openapi.document import document
 from server.api.status import ENDPOINTS, status_router
 from server.client.supervisor import Supervisor

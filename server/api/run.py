@@ -24,11 +24,11 @@ from fastapi import FastAPI
 from server import logs, metrics
 from server.api import loading
 from server.api.app import build_app
-from server.api.client_address import TrustedProxies
-from server.api.connections import Connections, affordable
-from server.api.hosts import ANY, AllowedHosts, allowed_hosts
-from server.api.http_protocol import HttpProtocol, Rules
-from server.api.work import load, stop
+from server.api.http.client_address import TrustedProxies
+from server.api.http.connections import Connections, affordable
+from server.api.http.hosts import ANY, AllowedHosts, allowed_hosts
+from server.api.http.protocol import HttpProtocol, Rules
+from server.api.lifespan import load, stop
 from server.banner import banner
 from server.client.supervisor import Supervisor
 from server.client.template import Template

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from server.api.app import build_app
-from server.api.hosts import AllowedHosts
+from server.api.http.hosts import AllowedHosts
 from server.api.run import bind, http_server
 from server.config import ModelConfig, ServeConfig
 from server.protocol import Ready

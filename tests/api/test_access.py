@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from server.api import access, keys
+from server.api.http import access, keys
 from server.errors import ConfigurationError
 from tests.api.shell import client_of, listening, shell
 

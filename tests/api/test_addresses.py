@@ -8,7 +8,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from server.api.addresses import VERSION, canonical_path
+from server.api.http.addresses import VERSION, canonical_path
 from tests.api.shell import client_of, listening, shell
 from tests.api.test_access import OPEN, USER, bearer, routes
 from tests.api.test_limits import talk

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from server.api.error_replies import anthropics_type
+from server.api.http.error_replies import anthropics_type
 from server.errors import (
     DeadlineExceeded,
     EngineRestarting,

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 
 from server import caller
-from server.api.body_room import CALLER_BYTES, TOTAL_BYTES, BodyRoom
+from server.api.http.body_room import CALLER_BYTES, TOTAL_BYTES, BodyRoom
 from server.caller import Caller
 
 MIB = 2**20

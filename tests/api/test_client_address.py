@@ -9,8 +9,8 @@ import pytest
 from starlette.datastructures import Headers
 
 from server import caller
-from server.api import access
-from server.api.client_address import TrustedProxies
+from server.api.http import access
+from server.api.http.client_address import TrustedProxies
 from tests.api.shell import client_of, shell
 
 KEY = "key-of-user-0123456789"

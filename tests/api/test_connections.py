@@ -10,10 +10,10 @@ import socket
 import pytest
 import uvloop
 
-from server.api import connections
-from server.api.client_address import TrustedProxies
-from server.api.connections import Connections, affordable
-from server.api.http_errors import TooManyConnections
+from server.api.http import connections
+from server.api.http.client_address import TrustedProxies
+from server.api.http.connections import Connections, affordable
+from server.api.http.errors import TooManyConnections
 from server.api.run import accepting, bind, http_server
 from tests.api.raw import connected, parsed, read_all
 from tests.api.scripted import happens

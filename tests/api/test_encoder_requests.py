@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from starlette.requests import ClientDisconnect
 
-from server.api.disconnect import until_disconnect
+from server.api.http.disconnect import until_disconnect
 from server.config import ServeConfig
 from server.errors import NumericalError, QueueFull
 from server.length_errors import InputTooLong
@@ -146,8 +146,8 @@ def test_hugging_faces_client_reads_every_answer() -> None:
 
 
 def test_every_option_of_a_body_is_read() -> None:
-    from server.api import classify, fill_mask, ner
-    from server.api.encoder_schemas import ClassifyParameters, FillMaskParameters, NerParameters
+    from server.api.dialects.hf import classify, fill_mask, ner
+    from server.api.encode.schemas import ClassifyParameters, FillMaskParameters, NerParameters
 
     for module, schema in ((classify, ClassifyParameters), (ner, NerParameters), (fill_mask, FillMaskParameters)):
         base = module._options(schema())

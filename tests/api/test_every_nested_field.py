@@ -23,16 +23,16 @@ TEMPLATE = tool_templates.QWEN.replace(
 """It writes every field of a message."""
 
 NEUTRAL = {
-    "openai.schemas.JsonSchema.name": "a label",
-    "openai.schemas.JsonSchema.strict": "the output always follows the schema",
-    "openai.responses_body.TextFormat.name": "a label",
-    "openai.responses_body.TextFormat.strict": "the output always follows the schema",
-    "openai.schemas.ToolFunction.strict": "arguments of a forced call always follow the schema",
-    "openai.responses_body.FunctionTool.strict": "arguments of a forced call always follow the schema",
-    "anthropic.body.AnthropicTool.strict": "the input of a forced call always follows the schema",
-    "openai.responses_body.InputItem.id": "answers give it, and clients send it back",
-    "openai.responses_body.InputItem.status": "answers give it, and clients send it back",
-    "anthropic.body.Block.signature": "answers give it, and clients send it back",
+    "text.schemas.JsonSchema.name": "a label",
+    "text.schemas.JsonSchema.strict": "the output always follows the schema",
+    "dialects.openai.responses_body.TextFormat.name": "a label",
+    "dialects.openai.responses_body.TextFormat.strict": "the output always follows the schema",
+    "text.schemas.ToolFunction.strict": "arguments of a forced call always follow the schema",
+    "dialects.openai.responses_body.FunctionTool.strict": "arguments of a forced call always follow the schema",
+    "dialects.anthropic.body.AnthropicTool.strict": "the input of a forced call always follows the schema",
+    "dialects.openai.responses_body.InputItem.id": "answers give it, and clients send it back",
+    "dialects.openai.responses_body.InputItem.status": "answers give it, and clients send it back",
+    "dialects.anthropic.body.Block.signature": "answers give it, and clients send it back",
 }
 """Fields that ask for nothing more than every request gets, and why. Their docstrings say so."""
 
@@ -60,7 +60,7 @@ def nested() -> dict[str, type[BaseModel]]:
     return found
 
 
-TYPED = {"openai.responses_body.InputItem", "anthropic.body.Block"}
+TYPED = {"dialects.openai.responses_body.InputItem", "dialects.anthropic.body.Block"}
 """Classes for objects of several types: what one type reads must not disappear in another."""
 WRONG = {"type": ["no_such_type"], "verbosity": ["low"]}
 """Values that fields with one value refuse."""

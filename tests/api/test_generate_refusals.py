@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from server import caller
-from server.api.schemas import GenerateParameters
+from server.api.bodies.schemas import GenerateParameters
 from server.caller import Caller
 from server.errors import EngineRestarting, NumericalError
 from server.protocol import Tokens

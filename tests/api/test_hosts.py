@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.api.hosts import AllowedHosts, allowed_hosts
-from server.api.http_errors import HostNotAllowed, MalformedRequest
+from server.api.http.errors import HostNotAllowed, MalformedRequest
+from server.api.http.hosts import AllowedHosts, allowed_hosts
 from server.config import ModelConfig, ServeConfig
 from tests.api.raw import talk
 from tests.api.shell import listening, shell

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.http_framing import ChunkedBody
+from server.api.http.framing import ChunkedBody
 
 extensions = st.sampled_from([b"", b";a", b"; a=b", b' ; a="b c";d'])
 chunks = st.lists(st.tuples(st.binary(min_size=1, max_size=300), extensions), max_size=8)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fastapi import Request
 
-from server.api import http_protocol
+from server.api.http import protocol as http_protocol
 from tests.api.raw import connected, parsed, read_all, talk
 from tests.api.shell import listening, shell
 

@@ -16,8 +16,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from server.api import idempotency, shared_work
-from server.api.idempotency import Idempotency
+from server.api.http import idempotency, shared_work
+from server.api.http.idempotency import Idempotency
 from server.errors import NumericalError, SluiceError
 from server.protocol import Generate, Tokens
 from tests.api.scripted import END_ID, MILL, Step, front, happens, says, talks_for_ever

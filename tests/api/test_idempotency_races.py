@@ -11,8 +11,8 @@ import pytest
 from starlette.types import ASGIApp, Message
 
 from server import caller
-from server.api import idempotency, shared_work
-from server.api.idempotency import Idempotency
+from server.api.http import idempotency, shared_work
+from server.api.http.idempotency import Idempotency
 from server.caller import Caller
 from server.errors import SluiceError
 from server.protocol import Generate, Tokens

@@ -12,11 +12,11 @@ import pytest
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from server.api import http_protocol
-from server.api.encoder_schemas import NerRequest
-from server.api.http_errors import InvalidJson
-from server.api.json_body import check_json
-from server.api.schemas import GenerateRequest
+from server.api.bodies.schemas import GenerateRequest
+from server.api.encode.schemas import NerRequest
+from server.api.http import protocol as http_protocol
+from server.api.http.errors import InvalidJson
+from server.api.http.json_body import check_json
 from tests.api.shell import client_of, listening, shell
 from tests.api.test_errors import error_of
 

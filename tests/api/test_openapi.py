@@ -11,10 +11,10 @@ import pytest
 from pydantic import BaseModel
 from starlette.testclient import TestClient
 
-from server.api import http_errors
+from server.api.bodies.schemas import GenerateParameters, StrictModel
+from server.api.http import errors as http_errors
 from server.api.openapi import replies
 from server.api.openapi.errors import OF_KEYS, OF_THE_ROUTER, tree
-from server.api.schemas import GenerateParameters, StrictModel
 from server.errors import InsufficientMemory, NumericalError, QueueFull, SluiceError
 from server.serving.options.ranges import RANGES
 from tests.api.documented import STREAMS, all_tasks, documented, validator

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from server.api.outbox import MAX_HELD_BYTES, Outbox
+from server.api.http.outbox import MAX_HELD_BYTES, Outbox
 
 
 class Wire:

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from server.api import sse
+from server.api.http import sse
 from server.errors import NumericalError, ServerShutdown
 from server.protocol import Tokens
 from tests.api.scripted import (

@@ -9,9 +9,9 @@ from typing import Any
 from starlette.types import Message, Receive, Scope, Send
 
 from server import caller
-from server.api.client_address import TrustedProxies
-from server.api.middleware import RequestContext
-from server.api.turns import Turns
+from server.api.http.client_address import TrustedProxies
+from server.api.http.middleware import RequestContext
+from server.api.http.turns import Turns
 from server.caller import Caller
 from server.serving.lifecycle import Lifecycle
 

@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from server import settings
-from server.api.hosts import AllowedHosts
-from server.api.http_errors import HostNotAllowed
+from server.api.http.errors import HostNotAllowed
+from server.api.http.hosts import AllowedHosts
 from server.config import ModelConfig, ServeConfig
 
 ROOT = Path(__file__).parents[2]

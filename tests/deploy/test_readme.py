@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
-from server.api import keys
+from server.api.http import keys
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 README = (DEPLOY / "README.md").read_text()

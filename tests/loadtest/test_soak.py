@@ -12,7 +12,7 @@ from held import Held
 from soak import LIMITS, growth
 from soak_requests import BY_TASK, OF_ANY, OF_CHATS, requests_for
 
-from server.api.addresses import canonical_path
+from server.api.http.addresses import canonical_path
 from tests.api.shell import shell
 
 SCRIPT = Path(__file__).parents[2] / "loadtest" / "soak.py"

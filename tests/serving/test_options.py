@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.api.schemas import GenerateParameters
+from server.api.bodies.schemas import GenerateParameters
 from server.errors import InvalidParameter, InvalidRequest, WithoutEffect
 from server.length_errors import PromptTooLong
 from server.protocol import SamplingParams

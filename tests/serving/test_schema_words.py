@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from server.api.openai.schemas import Tool
-from server.api.openai.structure import call_schema
+from server.api.text.schemas import Tool
+from server.api.text.structure import call_schema
 from server.sandbox.grammars import check_grammar
 from server.serving.structured import grammar_text
 from tests.serving.test_structured import follows, json_grammar

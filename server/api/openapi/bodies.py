@@ -10,13 +10,15 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from server.api import json_body, rerank, score, tokenize
-from server.api.anthropic import body as anthropic_body
-from server.api.openai import classify, embeddings, responses_body
-from server.api.openai.fields import Refusal
-from server.api.openai.schemas import REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS, ChatBody, CompletionBody
+from server.api.bodies.fields import Refusal
+from server.api.bodies.schemas import GenerateParameters, StrictModel
+from server.api.dialects import rerank
+from server.api.dialects.anthropic import body as anthropic_body
+from server.api.dialects.openai import embeddings, responses_body
+from server.api.dialects.vllm import classify, score, tokenize
+from server.api.http import json_body
 from server.api.openapi.limits import OptionDocs, describe_refusals
-from server.api.schemas import GenerateParameters, StrictModel
+from server.api.text.schemas import REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS, ChatBody, CompletionBody
 
 REFUSALS: dict[type[BaseModel], Mapping[str, Refusal]] = {
     ChatBody: REFUSED_IN_CHAT,

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from server.api.access import is_open
+from server.api.http.access import is_open
 from server.api.openapi import bodies, errors, replies
 
 FASTAPI_ERRORS = ("HTTPValidationError", "ValidationError")

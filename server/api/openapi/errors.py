@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from server.api import http_errors
-from server.api.error_replies import ANTHROPICS_PATHS, ANTHROPICS_TYPES, status_at
+from server.api.http import errors as http_errors
+from server.api.http.error_replies import ANTHROPICS_PATHS, ANTHROPICS_TYPES, status_at
 from server.errors import ModelNotFound, SluiceError, Starting, TemplateNotFound, Unavailable
 
 OF_BODIES = (http_errors.InvalidJson, http_errors.BodyTooLarge, http_errors.UnsupportedMediaType)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from server.api.openai.options import SYNONYMS
+from server.api.text.options import SYNONYMS
 from server.serving.options.range_kinds import Keywords
 from server.serving.options.ranges import RANGES
 from server.serving.options.rules import RULES, UNSUPPORTED

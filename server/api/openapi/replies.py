@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from server.api import answers
-from server.api.encoder_schemas import ClassifyReply
-from server.api.openai.shapes import Usage
+from server.api.dialects.tgi import answers
+from server.api.encode.schemas import ClassifyReply
 from server.api.openapi import shapes
 from server.api.openapi.errors import REQUEST_ID, reply_name
+from server.api.text.shapes import Usage
 
 REF = "#/components/schemas/{name}"
 METRICS = ("text/plain", "application/openmetrics-text")

@@ -6,8 +6,8 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from server.api.openai.logprobs import ChatLogprobs, CompletionLogprobs
-from server.api.openai.shapes import Usage
+from server.api.dialects.openai.logprobs import ChatLogprobs, CompletionLogprobs
+from server.api.text.shapes import Usage
 
 StopReason = int | str | None
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.api.anthropic.body import MessagesBody
-from server.api.openai.responses import ResponsesBody
-from server.api.openai.schemas import REFUSED_IN_CHAT, ChatBody, CompletionBody
+from server.api.dialects.anthropic.body import MessagesBody
+from server.api.dialects.openai.responses import ResponsesBody
+from server.api.text.schemas import REFUSED_IN_CHAT, ChatBody, CompletionBody
 from tests.api.openai.fronts import (
     CHAT,
     COMPLETIONS,

@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from server.api import sse
+from server.api.http import sse
 from server.errors import NoTokenLeft, NumericalError
 from server.protocol import Tokens
 from tests.api.openai.fronts import COMPLETIONS, chunks_of, events_of

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from server.api.openai.schemas import Tool
-from server.api.openai.structure import call_schema
+from server.api.text.schemas import Tool
+from server.api.text.structure import call_schema
 from server.serving.structured import grammar_text
 from tests.api.openai.fronts import CHAT, COMPLETIONS, HELLO, Front, fronted
 

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from server.api.openai.schemas import Tool
-from server.api.openai.structure import call_schema
+from server.api.text.schemas import Tool
+from server.api.text.structure import call_schema
 from server.serving.structured import grammar_text
 from tests.api.openai.fronts import CHAT, HELLO, TOOLS_TEMPLATE, Front, fronted, tells
 from tests.api.scripted import says

@@ -1,0 +1,83 @@
+"""Fields that OpenAI's bodies may hold and no schema here names: refused, or left out and told so; never dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict
+
+from server.api.bodies.schemas import StrictModel
+from server.config import ServeConfig
+from server.errors import UnknownParameter, UnsupportedParameter
+from server.serving.record import RequestRecord
+
+MAX_NAMED = 32
+"""Most fields that are named to the client."""
+MAX_NAME_CHARACTERS = 64
+
+
+class LenientModel(StrictModel):
+    """Base of the bodies of ``/v1``: what it does not know is kept aside for `check_fields`. A null is an absent field.
+
+    Known fields are read as strictly as everywhere.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    def unread(self) -> Iterable[str]:
+        """Names of the known fields that have no effect with the values they have here."""
+        return ()
+
+
+class Refusal(NamedTuple):
+    """Of a field that others know and this server cannot honour."""
+
+    reason: str
+    """What to do instead, after "is not supported here:"."""
+    neutral: tuple[Any, ...] = ()
+    """Values that ask for nothing, such as the default."""
+
+    def is_neutral(self, value: Any) -> bool:
+        """As JSON compares: 1.0 is 1, and 0 is not false."""
+        return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in self.neutral)
+
+
+NO_REFUSALS: Mapping[str, Refusal] = {}
+
+
+def check_fields(request: Request, body: LenientModel, refusals: Mapping[str, Refusal] = NO_REFUSALS) -> None:
+    """Refuse what cannot be honoured and is not neutral; the answer's header names what else is left out.
+
+    With the setting ``strict`` the first of those is refused too.
+    """
+    extra = body.model_extra or {}
+    for name, refusal in refusals.items():
+        if (value := _without_nulls(extra.get(name))) is not None and not refusal.is_neutral(value):
+            raise UnsupportedParameter(name, refusal.reason)
+    names = [name for name in dict.fromkeys(unread_fields(body)) if name not in refusals]
+    config: ServeConfig = request.app.state.config
+    if names and config.strict:
+        raise UnknownParameter(names[0], sorted(type(body).model_fields))
+    record: RequestRecord = request.state.record
+    record.ignored_fields = ", ".join(quote(name[:MAX_NAME_CHARACTERS]) for name in names[:MAX_NAMED])
+
+
+def _without_nulls(value: Any) -> Any:
+    """An object's null is an absent field too."""
+    return {name: held for name, held in value.items() if held is not None} if isinstance(value, dict) else value
+
+
+def unread_fields(value: Any, path: str = "") -> Iterator[str]:
+    """Paths of the fields, nulls left out, that nothing reads; entries of a list have the list's path."""
+    if isinstance(value, BaseModel):
+        yield from (path + name for name, extra in (value.model_extra or {}).items() if extra is not None)
+        if isinstance(value, LenientModel):
+            yield from (path + name for name in value.unread())
+        for name in type(value).model_fields:
+            yield from unread_fields(getattr(value, name), f"{path}{name}.")
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from unread_fields(item, path)

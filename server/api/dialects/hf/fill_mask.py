@@ -1,0 +1,46 @@
+"""``POST /fill-mask``: the words that fit a mask."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from server.api.encode import run as encoder_route
+from server.api.encode.schemas import FillingReply, FillMaskParameters, FillMaskReply, FillMaskRequest
+from server.serving.mask_filler import DEFAULT_TOP_K, Filling, FillOptions, ServedMaskFiller
+
+router = APIRouter()
+
+
+@router.post("/fill-mask", response_model=FillMaskReply)
+async def fill_mask(body: FillMaskRequest, request: Request) -> Response:
+    """Fill the masks of ``inputs``: a list of candidates for a text with one mask, for several one list per mask.
+
+    A list of texts is answered with a list of these.
+    """
+    served: ServedMaskFiller = request.app.state.registry.get("fill-mask", body.model)
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    parameters = body.parameters or FillMaskParameters()
+    options = _options(parameters)
+    results = await encoder_route.run(
+        request, served, texts, parameters, lambda record: served.fill(texts, options, record)
+    )
+    return await encoder_route.reply_to_texts(body.inputs, results, _masks)
+
+
+def _options(parameters: FillMaskParameters) -> FillOptions:
+    targets = [parameters.targets] if isinstance(parameters.targets, str) else parameters.targets
+    return FillOptions(top_k=parameters.top_k or DEFAULT_TOP_K, targets=targets)
+
+
+def _masks(masks: list[list[Filling]]) -> list[FillingReply] | list[list[FillingReply]]:
+    replies = [[_filling(filling) for filling in fillings] for fillings in masks]
+    return replies[0] if len(replies) == 1 else replies
+
+
+def _filling(filling: Filling) -> FillingReply:
+    return {
+        "score": filling.score,
+        "token": filling.token,
+        "token_str": filling.token_str,
+        "sequence": filling.sequence,
+    }

@@ -1,0 +1,105 @@
+"""``POST /generate`` and the other paths of Text Generation Inference: JSON or server-sent events in its shape."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from fastapi import APIRouter, Request, Response
+
+from server.api.bodies.parameter_paths import parameter_paths
+from server.api.bodies.schemas import GenerateParameters, GenerateRequest
+from server.api.dialects.tgi import answers
+from server.api.http.disconnect import until_disconnect
+from server.api.http.sse import data_event, event_stream
+from server.api.text.prompt import prompt_source
+from server.errors import InvalidParameter, InvalidRequest, UnsupportedParameter
+from server.serving.generation import Generation, OutputToken
+from server.serving.generator import ServedGenerator
+from server.serving.options.table import GenerateOptions, from_mapping
+from server.serving.prompts import PromptSource
+from server.serving.record import RequestRecord
+
+router = APIRouter()
+
+
+@router.post("/generate", response_model=None)
+async def generate(body: GenerateRequest, request: Request) -> Response:
+    """Continue the text of ``inputs``, or of each of a list, or of a ``template`` or of ``messages``.
+
+    With ``stream`` as one event per token.
+    """
+    return await _generated(body, request)
+
+
+@router.post("/generate_stream", response_model=None)
+async def generate_stream(body: GenerateRequest, request: Request) -> Response:
+    """As ``/generate`` with ``stream``, which must be true or left out: this path streams."""
+    if body.stream is False:
+        raise InvalidParameter("stream", False, "must be true or omitted, because this path streams")
+    return await _generated(body.model_copy(update={"stream": True}), request)
+
+
+@router.post("/", response_model=None)
+async def root(body: GenerateRequest, request: Request) -> Response:
+    """As ``/generate``; a JSON answer is always a list, as clients that are given the server's bare URL expect."""
+    return await _generated(body, request, is_list=True)
+
+
+async def _generated(body: GenerateRequest, request: Request, *, is_list: bool = False) -> Response:
+    record: RequestRecord = request.state.record
+    source = _source(body)
+    generator: ServedGenerator = request.app.state.registry.get("generate", body.model)
+    record.task, record.model = "generate", generator.name
+    record.num_inputs, record.streamed = source.num_prompts, bool(body.stream)
+    with parameter_paths(GenerateParameters):
+        prompts = await until_disconnect(request, generator.prepare(source, _options(body)))
+    generations = [generator.start(prompt) for prompt in prompts]
+    if body.stream:
+        events = _events(generator, generations[0], record)
+        return await event_stream(request, events)
+    tokens = await until_disconnect(request, generator.generate(generations, record))
+    is_list = is_list or isinstance(body.inputs, list)
+    if not prompts[0].options.details:
+        return _reply(generations, tokens, is_list)
+    # In a thread: it may hold thousands of tokens, and many more that were likely.
+    return await asyncio.to_thread(_reply, generations, tokens, is_list)
+
+
+def _reply(generations: Sequence[Generation], tokens: Sequence[Sequence[OutputToken]], is_list: bool) -> Response:
+    replies = [answers.answer(*pair) for pair in zip(generations, tokens, strict=True)]
+    content = answers.encode(replies if is_list else replies[0])
+    return Response(content, media_type="application/json")
+
+
+def _source(body: GenerateRequest) -> PromptSource:
+    if body.inputs is None and body.template is None and body.messages is None:
+        raise InvalidRequest("inputs is required, or a template, or messages.", param="inputs")
+    if body.chat_template is not None:
+        raise UnsupportedParameter(
+            "chat_template", "messages are rendered with the chat template of the model's folder"
+        )
+    return prompt_source(
+        body,
+        body.fields(),
+        texts=[body.inputs] if isinstance(body.inputs, str) else body.inputs,
+        template=body.template,
+        variables=body.variables or {},
+        examples=body.examples or [],
+        messages=None if body.messages is None else [message.model_dump() for message in body.messages],
+    )
+
+
+def _options(body: GenerateRequest) -> GenerateOptions:
+    return from_mapping(body.parameters.model_dump(exclude_none=True) if body.parameters is not None else {})
+
+
+async def _events(
+    generator: ServedGenerator, generation: Generation, record: RequestRecord
+) -> AsyncGenerator[bytes, None]:
+    """One event per token. All tokens of one step leave together."""
+    async with aclosing(generator.stream(generation, record)) as steps:
+        async for tokens in steps:
+            events = [data_event(answers.encode(event)) for event in answers.events(generation, tokens)]
+            yield events[0] if len(events) == 1 else b"".join(events)

@@ -1,0 +1,81 @@
+"""OpenAI's fields as options of ours, and what errors call these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from server.api.bodies.schemas import GenerateParameters
+from server.api.text.schemas import NO_PLACE, TOLD_OTHERWISE, TextBody, ToldFields
+from server.errors import ConflictingParameters, InvalidParameter, UnsupportedParameter
+from server.protocol import Ready
+from server.serving.options.table import GenerateOptions, from_mapping
+from server.serving.options.wishes import DRAW, is_wish
+
+OPTION_NAMES = frozenset(GenerateParameters.model_fields)
+SYNONYMS = {
+    "max_output_tokens": "max_new_tokens",
+    "max_completion_tokens": "max_new_tokens",
+    "max_tokens": "max_new_tokens",
+    "min_tokens": "min_new_tokens",
+    "truncate_prompt_tokens": "truncate",
+    "stop_sequences": "stop",
+}
+"""A dialect's name of an option, and ours; not every body has them all."""
+SHOWN = {"num_return_sequences": "n", "top_n_tokens": "logprobs", "details": "logprobs"}
+"""Ours, and what the client knows instead."""
+ALL_OF_THEM = -1
+"""How vLLM's clients say that ``top_k`` keeps every token."""
+
+
+def generate_options(body: TextBody, ready: Ready, added: Mapping[str, Any]) -> GenerateOptions:
+    """What the body asks for; ``added`` is what the dialect makes of fields of its own."""
+    values = body.model_dump(include=set(OPTION_NAMES - TOLD_OTHERWISE.keys()), exclude_none=True)
+    for name, own in SYNONYMS.items():
+        if (value := getattr(body, name, None)) is not None:
+            if values.get(own, value) != value:
+                raise ConflictingParameters(name, shown_name(body, own), "they are two names of the same option")
+            values[own] = value
+    if values.get("top_k") == ALL_OF_THEM:
+        values["top_k"] = 0
+    if _leaves_the_draw_open(values, ready):
+        values["do_sample"] = True
+    return from_mapping({**values, **added})
+
+
+def _leaves_the_draw_open(values: Mapping[str, Any], ready: Ready) -> bool:
+    """OpenAI's default is to sample at temperature 1: what the model's own generation_config says comes before it."""
+    has_beams = any(is_wish("num_beams", known.get("num_beams")) for known in (values, ready.generation_config))
+    is_said = any(values.get(name) is not None for name in (*DRAW, "do_sample"))
+    return not (is_said or has_beams or "do_sample" in ready.generation_config)
+
+
+def shown_name(body: TextBody, own: str) -> str:
+    """An option under the name that the client gave it."""
+    given = [name for name, option in SYNONYMS.items() if option == own and getattr(body, name, None) is not None]
+    return next(iter(given), own)
+
+
+def check_told(body: TextBody) -> None:
+    """Raise for what these routes' answers have no place for."""
+    has_choices = isinstance(body, ToldFields)
+    reasons = TOLD_OTHERWISE if has_choices else {**TOLD_OTHERWISE, "logprob_token_ids": NO_PLACE}
+    for name, reason in reasons.items():
+        value = getattr(body, name)
+        if value != [] and is_wish(name, value):
+            raise UnsupportedParameter(name, reason)
+
+
+def check_single(body: TextBody, what: str) -> None:
+    """Raise for several outputs where ``what`` has a place for one."""
+    for name in ("n", "num_return_sequences"):
+        if (getattr(body, name) or 1) > 1:
+            raise InvalidParameter(name, getattr(body, name), f"must be 1: {what} returns one output")
+
+
+def clients_names(body: TextBody) -> dict[str, str]:
+    """Our names of options, and what the client knows instead in this body."""
+    has = type(body).model_fields
+    own_names = {own: name for name, own in SYNONYMS.items() if name in has and getattr(body, own) is None}
+    given = {own: name for name, own in SYNONYMS.items() if getattr(body, name, None) is not None}
+    return {**SHOWN, **own_names, **given}
