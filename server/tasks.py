@@ -44,6 +44,8 @@ class Task:
     """Modules that PEFT trains whole in such adapters, beside those that their config names."""
     served: str
     """The class that serves such a model in the front."""
+    router: str
+    """Its own route, ``/name``."""
     example: Mapping[str, Any]
     """A body for the route. ``[MASK]`` stands for the model's mask token."""
     can_predict: bool = True
@@ -62,6 +64,7 @@ GENERATE = Task(
     auto_class="AutoModelForCausalLM",
     peft_type="CAUSAL_LM",
     served="server.serving.generator:ServedGenerator",
+    router="server.api.dialects.tgi.generate:router",
     example={
         "inputs": "Once upon a time, a lighthouse keeper",
         "parameters": {"max_new_tokens": 60},
@@ -77,6 +80,7 @@ CLASSIFY = Task(
     peft_type="SEQ_CLS",
     peft_heads=("classifier", "score"),
     served="server.serving.classifier:ServedClassifier",
+    router="server.api.dialects.hf.classify:router",
     example={"inputs": "I love this"},
     training=Training(
         command="classify",
@@ -94,6 +98,7 @@ NER = Task(
     peft_type="TOKEN_CLS",
     peft_heads=("classifier", "score"),
     served="server.serving.tagger:ServedTagger",
+    router="server.api.dialects.hf.ner:router",
     example={"inputs": "I am Maria Jensen from Portland."},
     training=Training(
         command="ner",
@@ -108,6 +113,7 @@ FILL_MASK = Task(
     auto_class="AutoModelForMaskedLM",
     reads="masks",
     served="server.serving.mask_filler:ServedMaskFiller",
+    router="server.api.dialects.hf.fill_mask:router",
     example={"inputs": "The capital of France is [MASK]."},
 )
 EMBED = Task(
@@ -115,6 +121,7 @@ EMBED = Task(
     auto_class="AutoModel",
     reads="text",
     served="server.serving.embedder:ServedEmbedder",
+    router="server.api.dialects.tei:embed_router",
     example={"inputs": "The train to Edinburgh leaves at nine."},
     can_predict=False,
 )

@@ -20,6 +20,12 @@ def test_a_task_names_classes_that_exist(task: Task) -> None:
     assert issubclass(resolve_name(task.served), ServedGenerator if task.is_decoder else ServedEncoder)
 
 
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_a_tasks_route_is_its_name(task: Task) -> None:
+    router = resolve_name(task.router)
+    assert f"/{task.name}" in [getattr(route, "path", None) for route in router.routes]
+
+
 def test_no_two_tasks_claim_one_head_or_adapter_type() -> None:
     heads = [head for task in TASKS.values() for head in task.heads]
     peft_types = [task.peft_type for task in TASKS.values() if task.peft_type]

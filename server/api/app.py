@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -12,9 +13,8 @@ from server import __version__
 from server.api import page, templates
 from server.api.dialects import rerank, tei
 from server.api.dialects.anthropic import route as anthropic
-from server.api.dialects.hf import classify, fill_mask, ner, zero_shot
+from server.api.dialects.hf import zero_shot
 from server.api.dialects.openai import chat, completions, embeddings, models, responses
-from server.api.dialects.tgi import generate
 from server.api.dialects.vllm import classify as openai_classify
 from server.api.dialects.vllm import score, tokenize
 from server.api.http import error_replies, keys
@@ -29,14 +29,11 @@ from server.client.supervisor import Supervisor
 from server.config import ServeConfig
 from server.serving.lifecycle import Lifecycle
 from server.serving.registry import Registry
+from server.tasks import TASKS
 
 ROUTERS: tuple[tuple[str | None, APIRouter], ...] = (
-    ("generate", generate.router),
-    ("classify", classify.router),
-    ("ner", ner.router),
-    ("fill-mask", fill_mask.router),
+    *((name, resolve_name(task.router)) for name, task in TASKS.items()),
     (None, templates.router),
-    ("embed", tei.embed_router),
     ("classify", tei.classify_router),
     ("classify", zero_shot.router),
     ("classify", rerank.router),

@@ -37,9 +37,9 @@ def find_nli(registry: Registry, name: str | None) -> ServedClassifier:
 def _find(
     registry: Registry, name: str | None, place: Callable[[Sequence[str]], int | None], problem: str
 ) -> ServedClassifier:
-    names = [name] if name is not None else registry.names_by_task().get("classify", [])
+    names = [name] if name is not None else registry.names(ServedClassifier)
     # Without any, the registry's own refusal.
-    candidates = [registry.get("classify", each) for each in names] or [registry.get("classify", None)]
+    candidates = [registry.get(ServedClassifier, each) for each in names] or [registry.get(ServedClassifier, None)]
     for served in candidates:
         if place(served.ready.labels) is not None:
             return served

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pkgutil import resolve_name
-from typing import Any, Literal, overload
+from typing import Any, TypeVar
 
 from server.client.supervisor import Supervisor
 from server.config import ModelConfig, ServeConfig
@@ -13,19 +13,18 @@ from server.errors import ModelNotFound, Starting
 from server.protocol import Ready
 from server.serving.admission import Admission
 from server.serving.classifier import ServedClassifier
-from server.serving.embedder import ServedEmbedder
 from server.serving.encoder_client import ServedEncoder
 from server.serving.generator import ServedGenerator
-from server.serving.mask_filler import ServedMaskFiller
 from server.serving.origin import Origin, origin_of
 from server.serving.services import Services
-from server.serving.tagger import ServedTagger
 from server.tasks import TASKS
 
 Served = ServedGenerator | ServedEncoder
 
 CLASSES: dict[str, Any] = {name: resolve_name(task.served) for name, task in TASKS.items()}
 """Task -> what serves such a model."""
+TASK_OF = {kind: name for name, kind in CLASSES.items()}
+S = TypeVar("S", bound=Served)
 
 
 class Registry:
@@ -79,44 +78,40 @@ class Registry:
     async def check_chat_templates(self) -> None:
         """Raise ConfigurationError for a model that generates and whose chat template is broken."""
         for name, ready in self.ready_models.items():
-            if ready.task == "generate":
+            if TASKS[ready.task].is_decoder:
                 await self.services.templates.check_chat(name, ready.tokenizer)
 
     def _serve(self, model: ModelConfig, ready: Ready) -> Served:
         client, admission = self.clients[model.name], self.admissions[model.name]
         self.origins[model.name] = origin_of(model, ready)
-        if ready.task == "generate":
+        if CLASSES[ready.task] is ServedGenerator:
             return ServedGenerator(self.config, model, ready, client, admission, self.services)
         served: ServedEncoder = CLASSES[ready.task](self.config, model, ready, client, admission)
         if isinstance(served, ServedClassifier):
             self.services.classifiers[model.name] = served
         return served
 
-    @overload
-    def get(self, task: Literal["generate"], name: str | None) -> ServedGenerator: ...
-    @overload
-    def get(self, task: Literal["classify"], name: str | None) -> ServedClassifier: ...
-    @overload
-    def get(self, task: Literal["ner"], name: str | None) -> ServedTagger: ...
-    @overload
-    def get(self, task: Literal["fill-mask"], name: str | None) -> ServedMaskFiller: ...
-    @overload
-    def get(self, task: Literal["embed"], name: str | None) -> ServedEmbedder: ...
-    def get(self, task: str, name: str | None) -> Served:
-        """The model of that name for that task; without a name the task's default."""
+    def get(self, kind: type[S], name: str | None) -> S:
+        """The model of that name that ``kind`` serves; without a name the first one."""
         self._check_loaded()
-        names = self._names.get(task, [])
+        names = self.names(kind)
         if name is None and names:
-            return self._served[names[0]]
+            name = names[0]
         if name is None or name not in names:
-            raise ModelNotFound(name, task, names)
-        return self._served[name]
+            raise ModelNotFound(name, TASK_OF[kind], names)
+        served = self._served[name]
+        assert isinstance(served, kind)
+        return served
+
+    def names(self, kind: type[Any]) -> list[str]:
+        """Of the servable models that ``kind`` serves; the first one is the default."""
+        return self._names.get(TASK_OF[kind], [])
 
     def find(self, name: str | None) -> Served:
         """The model of that name, whatever it does; without a name one that generates, or else the first of all."""
         served = self.all()
         if name is None:
-            names = self._names.get("generate")
+            names = self.names(ServedGenerator)
             return self._served[names[0]] if names else served[0]
         if name not in self._served:
             raise ModelNotFound(name, "any task", list(self._served))

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from server import metrics
 from server.protocol import Tokens
+from server.serving.generator import ServedGenerator
 from tests.api.scripted import END_ID, MAX_MODEL_LEN, TOKENIZER, Script, front, says
 from tests.tiny_tokenizers import UNK
 
@@ -279,7 +280,7 @@ def test_a_seed_is_chosen_and_told_where_none_was_given() -> None:
 
 
 def test_a_served_generator_describes_its_limits() -> None:
-    described = client_of().app.state.registry.get("generate", None).describe()
+    described = client_of().app.state.registry.get(ServedGenerator, None).describe()
     assert described["max_total_tokens"] == MAX_MODEL_LEN
     json.dumps(described)
 

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from server.errors import NoTokenLeft
 from server.protocol import Generate, PromptLogprobs, TokenLogprob, Tokens
+from server.serving.generator import ServedGenerator
 from tests.api.scripted import END_ID, TOKENIZER, Step, front
 from tests.api.several import TEXTS, client_of, command_of, post, says_each
 from tests.api.shell import listening
@@ -141,7 +142,7 @@ def test_a_hypothesis_that_the_engine_ended_at_a_stop_string_is_cut_before_it() 
 )
 def test_admission_counts_every_row_that_is_computed(parameters: dict[str, Any], rows: int) -> None:
     app = front(says_each(*TEXTS))
-    admission = app.state.registry.get("generate", None).admission
+    admission = app.state.registry.get(ServedGenerator, None).admission
     costs: list[int] = []
     admit = admission.admit
     admission.admit = lambda num_tokens, num_requests=1: costs.append(num_tokens) or admit(num_tokens, num_requests)
@@ -151,7 +152,7 @@ def test_admission_counts_every_row_that_is_computed(parameters: dict[str, Any],
 
 def test_guidance_costs_its_prompt_and_its_rows_too() -> None:
     app = front(says_each(*TEXTS))
-    admission = app.state.registry.get("generate", None).admission
+    admission = app.state.registry.get(ServedGenerator, None).admission
     costs: list[int] = []
     admit = admission.admit
     admission.admit = lambda num_tokens, num_requests=1: costs.append(num_tokens) or admit(num_tokens, num_requests)

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from server.api.http import sse
 from server.errors import NumericalError, ServerShutdown
 from server.protocol import Tokens
+from server.serving.generator import ServedGenerator
 from tests.api.scripted import (
     END_ID,
     MILL,
@@ -45,7 +46,7 @@ def streaming(app: FastAPI, **body: Any) -> Iterator[httpx2.Response]:
 
 
 def admission_of(app: FastAPI) -> Any:
-    return app.state.registry.get("generate", None).admission
+    return app.state.registry.get(ServedGenerator, None).admission
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ async def predict(body: PredictBody, request: Request) -> Response:
     inputs = body.inputs if is_batch else [body.inputs]
     pairs = [TextPair(item) if isinstance(item, str) else TextPair(*item) for item in inputs]
     registry: Registry = request.app.state.registry
-    served: ServedClassifier = registry.get("classify", model_name(registry, "classify", body.model))
+    served: ServedClassifier = registry.get(ServedClassifier, model_name(registry, ServedClassifier, body.model))
     options = ClassifyOptions(function="none" if body.raw_scores else None, truncation=body.tei_truncation())
     record: RequestRecord = request.state.record
     record.model, record.num_inputs = served.name, len(pairs)

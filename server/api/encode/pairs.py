@@ -10,7 +10,7 @@ from server.api.bodies.field_names import field_names
 from server.api.bodies.lookup import model_name
 from server.api.http.disconnect import until_disconnect
 from server.serving import pair_scores
-from server.serving.classifier import TextPair
+from server.serving.classifier import ServedClassifier, TextPair
 from server.serving.record import RequestRecord
 from server.serving.registry import Registry
 from server.text.truncation import Truncation
@@ -27,7 +27,7 @@ async def relevances(
 ) -> list[float]:
     """For each pair how well its second text answers the first; errors call our fields by ``names``."""
     registry: Registry = request.app.state.registry
-    served = pair_scores.find_reranker(registry, model_name(registry, "classify", model))
+    served = pair_scores.find_reranker(registry, model_name(registry, ServedClassifier, model))
     record: RequestRecord = request.state.record
     record.model, record.num_inputs = served.name, len(pairs)
     with field_names(names):

@@ -23,7 +23,7 @@ async def vectors(
 ) -> list[Vector]:
     """Each text's vector; errors call our fields by ``names``."""
     registry: Registry = request.app.state.registry
-    served: ServedEmbedder = registry.get("embed", model_name(registry, "embed", model))
+    served: ServedEmbedder = registry.get(ServedEmbedder, model_name(registry, ServedEmbedder, model))
     record: RequestRecord = request.state.record
     record.model, record.num_inputs = served.name, len(texts)
     with field_names(names):

@@ -23,6 +23,7 @@ from server.serving.generator import ServedGenerator
 from server.serving.prompts import PromptSource
 from server.serving.record import RequestRecord
 from server.serving.registry import Registry
+from server.tasks import GENERATE
 
 DONE = b"data: [DONE]\n\n"
 NOTHING: Mapping[str, Any] = {}
@@ -31,9 +32,9 @@ NOTHING: Mapping[str, Any] = {}
 def generator_of(request: Request, body: TextBody) -> ServedGenerator:
     """The model that the body means, noted in the request's record."""
     registry: Registry = request.app.state.registry
-    generator = registry.get("generate", model_name(registry, "generate", body.model))
+    generator = registry.get(ServedGenerator, model_name(registry, ServedGenerator, body.model))
     record: RequestRecord = request.state.record
-    record.task, record.model, record.streamed = "generate", generator.name, bool(body.stream)
+    record.task, record.model, record.streamed = GENERATE.name, generator.name, bool(body.stream)
     return generator
 
 

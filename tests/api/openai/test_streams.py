@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from server.api.http import sse
 from server.errors import NoTokenLeft, NumericalError
 from server.protocol import Tokens
+from server.serving.generator import ServedGenerator
 from tests.api.openai.fronts import COMPLETIONS, chunks_of, events_of
 from tests.api.scripted import MILL, TOKENIZER, front, happens, one_token_then, says, talks_for_ever
 from tests.api.shell import listening
@@ -63,7 +64,7 @@ def test_a_failure_of_one_prompt_ends_all_of_a_stream() -> None:
         *events, last = events_of(response.read().decode())
     assert json.loads(last)["error"]["code"] == "numerical_error"
     assert all(json.loads(event)["choices"][0]["index"] == 1 for event in events)
-    assert not app.state.worker.running and not app.state.registry.get("generate", None).admission.num_requests
+    assert not app.state.worker.running and not app.state.registry.get(ServedGenerator, None).admission.num_requests
 
 
 def test_a_failure_before_the_first_token_is_an_answer_of_its_own_status() -> None:
@@ -138,7 +139,7 @@ def test_a_client_that_leaves_frees_its_blocks(prompt: Any, stream: bool) -> Non
         assert happens(lambda: len(app.state.worker.running) == num_prompts)
         connection.close()
         assert happens(lambda: not app.state.worker.running)
-        assert happens(lambda: app.state.registry.get("generate", None).admission.num_requests == 0)
+        assert happens(lambda: app.state.registry.get(ServedGenerator, None).admission.num_requests == 0)
 
 
 def test_a_stream_is_finished_after_the_servers_end_was_asked_for() -> None:

@@ -35,7 +35,7 @@ async def classify(body: ClassifyRequest, request: Request) -> Response:
         raise InvalidRequest(
             "use_activation requires input; with inputs, set function_to_apply.", param="use_activation"
         )
-    served: ServedClassifier = request.app.state.registry.get("classify", body.model)
+    served: ServedClassifier = request.app.state.registry.get(ServedClassifier, body.model)
     prompt = await encoder_route.rendered(request, body, "classify")
     inputs = _pairs(body.inputs) if prompt is None else [TextPair(prompt.text)]
     parameters = body.parameters or ClassifyParameters()

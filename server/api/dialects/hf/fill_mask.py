@@ -17,7 +17,7 @@ async def fill_mask(body: FillMaskRequest, request: Request) -> Response:
 
     A list of texts is answered with a list of these.
     """
-    served: ServedMaskFiller = request.app.state.registry.get("fill-mask", body.model)
+    served: ServedMaskFiller = request.app.state.registry.get(ServedMaskFiller, body.model)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     parameters = body.parameters or FillMaskParameters()
     options = _options(parameters)

@@ -23,7 +23,7 @@ async def ner(body: NerRequest, request: Request) -> Response:
     by ``stride`` tokens, and answered as one. Of what a ``template`` makes, the answer holds the entities inside one
     variable's text, which ``variable`` names and ``start`` and ``end`` count in.
     """
-    served: ServedTagger = request.app.state.registry.get("ner", body.model)
+    served: ServedTagger = request.app.state.registry.get(ServedTagger, body.model)
     prompt = await encoder_route.rendered(request, body, "ner")
     inputs = prompt.text if prompt is not None else body.inputs
     assert inputs is not None

@@ -11,7 +11,7 @@ from server.api.bodies.schemas import NOT_EMPTY, StrictModel, TextOrTexts, one_e
 from server.api.encode import run as encoder_route
 from server.api.encode.schemas import LabelReply
 from server.serving import pair_scores
-from server.serving.classifier import LabelScore
+from server.serving.classifier import LabelScore, ServedClassifier
 from server.serving.registry import Registry
 from server.text.truncation import Truncation
 
@@ -47,7 +47,7 @@ async def zero_shot_classification(body: ZeroShotRequest, request: Request) -> R
     The model is asked whether the text entails ``hypothesis_template`` with the label in place of ``{}``.
     """
     registry: Registry = request.app.state.registry
-    served = pair_scores.find_nli(registry, model_name(registry, "classify", body.model))
+    served = pair_scores.find_nli(registry, model_name(registry, ServedClassifier, body.model))
     parameters = body.parameters
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     truncation = Truncation() if parameters.truncate else None

@@ -20,6 +20,7 @@ from server.serving.generator import ServedGenerator
 from server.serving.options.table import GenerateOptions, from_mapping
 from server.serving.prompts import PromptSource
 from server.serving.record import RequestRecord
+from server.tasks import GENERATE
 
 router = APIRouter()
 
@@ -50,8 +51,8 @@ async def root(body: GenerateRequest, request: Request) -> Response:
 async def _generated(body: GenerateRequest, request: Request, *, is_list: bool = False) -> Response:
     record: RequestRecord = request.state.record
     source = _source(body)
-    generator: ServedGenerator = request.app.state.registry.get("generate", body.model)
-    record.task, record.model = "generate", generator.name
+    generator: ServedGenerator = request.app.state.registry.get(ServedGenerator, body.model)
+    record.task, record.model = GENERATE.name, generator.name
     record.num_inputs, record.streamed = source.num_prompts, bool(body.stream)
     with parameter_paths(GenerateParameters):
         prompts = await until_disconnect(request, generator.prepare(source, _options(body)))

@@ -53,7 +53,7 @@ async def answer(
 ) -> Response:
     """What vLLM's clients read."""
     registry: Registry = request.app.state.registry
-    served: ServedClassifier = registry.get("classify", model_name(registry, "classify", model))
+    served: ServedClassifier = registry.get(ServedClassifier, model_name(registry, ServedClassifier, model))
     pairs = [TextPair(text) for text in ([inputs] if isinstance(inputs, str) else inputs)]
     record: RequestRecord = request.state.record
     record.model, record.num_inputs = served.name, len(pairs)
