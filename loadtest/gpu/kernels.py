@@ -17,7 +17,7 @@ from server.engine.attention import cuda
 from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import Row
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import LayerSpec
 
 PLAIN = LayerSpec(num_heads=8, num_kv_heads=2, key_dim=64, value_dim=64, scaling=0.125)
 SPECS = {

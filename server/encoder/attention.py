@@ -18,6 +18,7 @@ from torch.nn import functional
 from transformers import AttentionInterface
 
 from server.encoder.texts import Texts
+from server.modules.unsupported import Unsupported
 from server.native import kernels
 
 ATTENTION = "sluice-texts"
@@ -28,10 +29,6 @@ KERNEL_MAX_HEAD_DIM = 256
 
 UNKNOWN = ("position_bias", "softcap", "s_aux", "indices", "block_indices", "cache")
 """Options of attention that change its result and that are not answered here."""
-
-
-class Unsupported(Exception):
-    """The module cannot run so; the message says why, as the end of a sentence."""
 
 
 class _Step:

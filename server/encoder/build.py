@@ -16,14 +16,15 @@ import torch
 from torch import nn
 
 from server.encoder import precision, quality
-from server.encoder.attention import ATTENTION, Unsupported, num_calls
+from server.encoder.attention import ATTENTION, num_calls
 from server.encoder.forward import FlatForward, Forward, Numbering, PaddedForward, numbering_after, plain_numbering
 from server.encoder.fused import FusedLayer, FusedLayers, MakeProduct, recognise
 from server.encoder.grouping import ONE_BY_ONE, Grouping
 from server.encoder.products import packed_product, plain_product, reduce_linears
-from server.encoder.trial import FAILURES, Frame, Trial, end_tokens, run_alone
+from server.encoder.trial import Frame, Trial, end_tokens, run_alone
 from server.errors import ConfigurationError
 from server.module_state import ModuleState
+from server.modules.unsupported import FORWARD_FAILURES, Unsupported
 from server.native.linear import Quantize
 from server.out_of_memory import raise_if_memory
 from server.protocol import Encode
@@ -151,7 +152,7 @@ def _problem(forward: Forward, trial: Trial) -> str | None:
             return trial.problem(forward.logits(trial.batch))
     except Unsupported as error:
         return str(error)
-    except FAILURES as error:
+    except FORWARD_FAILURES as error:
         raise_if_memory(error)
         return f"it fails with a {type(error).__name__}"
 

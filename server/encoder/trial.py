@@ -13,6 +13,7 @@ from torch import Tensor
 from server.encoder.forward import Forward, PaddedForward
 from server.encoder.grouping import ONE_BY_ONE
 from server.errors import EXIT_MODEL, ConfigurationError
+from server.modules.unsupported import FORWARD_FAILURES
 from server.out_of_memory import raise_if_memory
 from server.protocol import Encode
 
@@ -34,9 +35,6 @@ SWITCHES = (
     "original_max_position",
 )  # fmt: skip
 """Parts of the names of config fields that are lengths from which on a model computes in another way."""
-
-FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError)
-"""Any way in which a module can fail."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def run_alone(yardstick: PaddedForward, frame: Frame, max_model_len: int) -> Tri
 def _alone(forward: Forward, command: Encode) -> Tensor:
     try:
         logits: Tensor = forward.logits([command])[0]
-    except FAILURES as error:
+    except FORWARD_FAILURES as error:
         raise_if_memory(error)
         line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         kind, length = forward.module.config.model_type, len(command.token_ids)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,28 +19,9 @@ from torch import Tensor
 
 from server.engine.batch_inputs import on_device
 from server.engine.zeroed import take_pages, zeroed
+from server.modules.attention import LayerSpec
 
-
-@dataclass(frozen=True, kw_only=True)
-class LayerSpec:
-    """What one attention call of the model looks like, as seen in a probe forward."""
-
-    num_heads: int
-    num_kv_heads: int
-    key_dim: int
-    value_dim: int
-    scaling: float
-    window: int | None = None
-    """Sliding window: a token sees itself and the ``window - 1`` tokens before it."""
-    softcap: float | None = None
-    has_sinks: bool = False
-
-    @property
-    def width(self) -> int:
-        return max(self.key_dim, self.value_dim)
-
-    def block_bytes(self, block_size: int, dtype: torch.dtype) -> int:
-        return 2 * self.num_kv_heads * block_size * self.width * dtype.itemsize
+__all__ = ["KvCache", "LayerSpec"]
 
 
 class KvCache:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from server.engine.batch_inputs import Row
 from server.engine.lengths import LengthRule
 from server.engine.model_runner import ModelRunner
+from server.modules.unsupported import FORWARD_FAILURES
 from server.out_of_memory import raise_if_memory
 
 log = logging.getLogger("sluice.engine")
@@ -39,18 +40,6 @@ MIN_COSINE = 0.98
 
 TOP_TOLERANCE = 0.05
 """In 16 bits: how far our most likely token may lie below the reference's, as a part of the logits' range."""
-
-FORWARD_FAILURES = (
-    RuntimeError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    IndexError,
-    KeyError,
-    AssertionError,
-    NotImplementedError,
-)
-"""What a module raises that is called in a way it was not made for."""
 
 
 @dataclass(frozen=True, kw_only=True)

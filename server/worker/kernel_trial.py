@@ -19,7 +19,7 @@ from server.encoder.texts import Texts
 from server.engine import batch_inputs
 from server.engine.attention.native import BLOCK_SIZE, NativeAttention
 from server.engine.batch_inputs import Row
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import LayerSpec
 from server.native import kernels, ops, packing, reference
 from server.native.linear import Linear, Quantize
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from server.engine import batch_inputs
 from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import BatchInputs, Row
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import LayerSpec
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import torch
 
 from server.config import KvDtype
 from server.engine.attention.native import NativeAttention
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import LayerSpec
 from tests.engine.attention_driving import CPU, Scene, layer_spec
 from tests.fuzz.scale import SCALE
 from tests.native import variants

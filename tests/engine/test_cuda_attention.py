@@ -18,7 +18,7 @@ from server.engine.attention.cuda_paged import PagedAttention
 from server.engine.attention.cuda_varlen import VarlenAttention
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import Row
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import LayerSpec
 from tests.engine import paged_kernels
 
 torch.set_num_threads(1)

@@ -16,7 +16,7 @@ from server.engine.attention.cuda_paged import PagedAttention
 from server.engine.batch_inputs import Row
 from server.engine.executors import build_runner
 from server.engine.executors.cuda_graphs import GraphRunner
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import LayerSpec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

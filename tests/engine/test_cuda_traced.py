@@ -25,12 +25,13 @@ from server.engine.attention.cuda_varlen import VarlenAttention, version_problem
 from server.engine.attention.spans import grouped, spans_of
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import Row
-from server.engine.executors.fused import FusedRunner, packing
-from server.engine.executors.fused.recognise import recognise
+from server.engine.executors.fused import FusedRunner
 from server.engine.executors.generic import ATTENTION, GenericRunner, probe, set_attention
 from server.engine.executors.paged import PagedRunner
 from server.engine.sampler import Sampler
 from server.engine.sequence import Sequence
+from server.modules import products
+from server.modules.recognise import recognise
 from server.protocol import Encode
 from tests.engine import paged_kernels
 from tests.engine.driving import generate
@@ -126,11 +127,11 @@ def faked(value: Any, fake: FakeTensorMode) -> Any:
 def test_a_step_of_the_fused_executor_never_waits_for_the_device(family: str, make: Any, block_size: int) -> None:
     skip_before_its_torch(make)
     module, specs = family_module(family)
-    layout = recognise(module, specs, 128)
+    layout = recognise(module, specs, [128])
     with fake_cuda() as fake:
         layout = faked(layout, fake)
-        layers = tuple(packing.pack_layer(layer) for layer in layout.layers)
-        decoder: Any = dataclasses.replace(layout, layers=layers, head=packing.pack(layout.head))  # type: ignore[arg-type]
+        layers = tuple(products.pack_layer(layer) for layer in layout.layers)
+        decoder: Any = dataclasses.replace(layout, layers=layers, head=products.pack(layout.head))  # type: ignore[arg-type]
         backend = make(layout.specs, NUM_BLOCKS, block_size, torch.float32, DEVICE)
         check_steps(FusedRunner(decoder, backend, num_blocks=NUM_BLOCKS, block_size=block_size, vocab_size=VOCAB_SIZE))
 

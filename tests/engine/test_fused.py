@@ -280,11 +280,11 @@ def test_a_model_that_fails_the_check_at_the_end_gets_its_weights_back(
 
 
 def test_the_check_of_single_layers_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from server.engine.executors.fused import packing
-    from server.engine.executors.fused.layout import Layer, Product
+    from server.modules import products
+    from server.modules.layout import Layer, Product
     from server.native.linear import Linear
 
-    right = packing.pack_layer
+    right = products.pack_layer
     packed = []
 
     def spoiled(layer: Layer[Product]) -> Layer[Linear]:
@@ -294,6 +294,6 @@ def test_the_check_of_single_layers_names_the_layer(monkeypatch: pytest.MonkeyPa
                 layer.o.linears[0].weight.mul_(1.5)  # type: ignore[operator, union-attr]
         return right(layer)
 
-    monkeypatch.setattr(packing, "pack_layer", spoiled)
+    monkeypatch.setattr(products, "pack_layer", spoiled)
     with pytest.raises(ConfigurationError, match="its layer 1 computes something else"):
         build_runner(tiny_decoder("llama").to(torch.bfloat16), config(executor="fused"), MAX_MODEL_LEN)

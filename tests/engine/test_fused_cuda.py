@@ -11,10 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import Row
-from server.engine.executors.fused.layout import Product
-from server.engine.executors.fused.recognise import recognise
 from server.engine.executors.fused.runner import FusedRunner
 from server.engine.executors.generic import ATTENTION, probe, set_attention
+from server.modules.layout import Product
+from server.modules.recognise import recognise
 from server.native.linear import Linear
 from tests.engine.test_runner_build import cuda_in_name
 from tests.tiny_models import VOCAB_SIZE, tiny_decoder
@@ -48,7 +48,7 @@ def on_fake_device(value: Any, device: torch.device) -> Any:
 def test_the_whole_fused_step_traces_with_cuda_tensors(family: str) -> None:
     module = tiny_decoder(family)
     set_attention(module, ATTENTION)
-    layout = recognise(module, probe(module), 64)
+    layout = recognise(module, probe(module), [64])
     device = torch.device("cuda", 0)
     # Host arrays become tensors through numpy, which fake tensors let through as they are.
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():

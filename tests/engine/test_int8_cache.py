@@ -8,7 +8,7 @@ import torch
 
 from server.engine.attention.choose import bytes_per_block
 from server.engine.attention.native import NativeAttention
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import LayerSpec
 from server.native import kernels, reference
 from tests.engine.attention_driving import CPU, Scene, Told, dense_attention, layer_spec
 from tests.engine.test_native_attention import BLOCK_SIZE, NUM_BLOCKS, SHAPES, variant

@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from server.config import ModelConfig
 from server.engine.engine import DecoderEngine
 from server.engine.executors import build_runner
-from server.engine.executors.generic import Unsupported, probe
+from server.engine.executors.generic import probe
+from server.modules.unsupported import Unsupported
 from tests.engine.driving import generate, run
 from tests.tiny_models import _IDS, _LOCAL_AND_GLOBAL, _ROTARY, SLIDING_WINDOW, scramble
 

@@ -8,10 +8,10 @@ from importlib import import_module
 import pytest
 import torch
 
-from server.engine.attention.backend import AttentionBackend, HeadNorm, Rotary
+from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.choose import bytes_per_block, choose_attention
 from server.engine.attention.native import NativeAttention
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import HeadNorm, LayerSpec, Rotary
 from server.native import kernels
 from tests.engine.attention_driving import CPU, Scene, layer_spec
 from tests.native import variants

@@ -22,11 +22,11 @@ from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import Row
 from server.engine.engine import DecoderEngine
 from server.engine.executors import build_runner
-from server.engine.kv_cache import LayerSpec
 from server.engine.sampler import Sampler
 from server.engine.sequence import Sequence
 from server.models.device import use_device
 from server.models.packed_linear import pack_linears
+from server.modules.attention import LayerSpec
 from server.protocol import Encode
 from tests.engine.driving import Outcome, generate, run
 from tests.server_process import running_server

@@ -12,9 +12,9 @@ from transformers import BertForSequenceClassification, LlamaForCausalLM
 
 from server.config import ModelConfig
 from server.engine.executors import compat, generic
-from server.engine.executors.fused import packing
 from server.errors import ConfigurationError
 from server.models import module as module_reading
+from server.modules import products
 from server.worker.__main__ import build
 
 TEXT = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 23.68 GiB"
@@ -28,8 +28,8 @@ PLACES: list[Any] = [
     (module_reading, "_weights", "auto"),
     (nn.Module, "to", "auto"),
     (LlamaForCausalLM, "forward", "auto"),
-    (packing, "pack_layer", "fused"),
-    (packing, "pack_layer", "auto"),
+    (products, "pack_layer", "fused"),
+    (products, "pack_layer", "auto"),
     (generic.GenericRunner, "forward", "generic"),
     (generic.GenericRunner, "forward", "auto"),
     (compat.CompatRunner, "forward", "compat"),
@@ -41,7 +41,7 @@ def test_a_decoder_that_does_not_fit_is_refused_as_that(
     owner: Any, name: str, executor: str, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if owner is generic.GenericRunner and executor == "auto":
-        monkeypatch.setattr(packing, "pack_layer", _unsupported)
+        monkeypatch.setattr(products, "pack_layer", _unsupported)
     monkeypatch.setattr(owner, name, full)
     with pytest.raises(ConfigurationError) as refused:
         build(ModelConfig(name="m", path=str(tiny_llama), kv_cache_gib=0.01, device="cpu", executor=executor))

@@ -11,31 +11,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from server.engine.batch_inputs import BatchInputs
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import HeadNorm, LayerSpec, Rotary
 from server.native import reference
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rotary:
-    """Rotary positions, place i of a head with place i + R. Float32; scaling of the model is in the tables."""
-
-    cos_PR: Tensor
-    sin_PR: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadNorm:
-    """RMS norm of each query and key head before its rotation. Weights float32, ``[Dk]``."""
-
-    query_weight_D: Tensor
-    key_weight_D: Tensor
-    eps: float
 
 
 class AttentionBackend(ABC):

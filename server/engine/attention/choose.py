@@ -13,7 +13,7 @@ from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.cuda import choose_cuda
 from server.engine.attention.native import NativeAttention
 from server.engine.attention.torch_native import TorchNativeAttention
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import LayerSpec
 
 log = logging.getLogger("sluice.engine")
 

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from server.config import KvDtype
-from server.engine.attention.backend import AttentionBackend, HeadNorm, Rotary
+from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import BatchInputs
-from server.engine.kv_cache import LayerSpec
 from server.engine.zeroed import take_pages, zeroed
+from server.modules.attention import HeadNorm, LayerSpec, Rotary
 from server.native import kernels
 from server.native.kernels import address
 

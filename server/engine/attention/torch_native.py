@@ -27,7 +27,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.spans import Span, grouped, spans_of
 from server.engine.batch_inputs import BatchInputs, on_device
-from server.engine.kv_cache import KvCache, LayerSpec
+from server.engine.kv_cache import KvCache
+from server.modules.attention import LayerSpec
 
 MAX_GATHER_BYTES = 64 * 1024 * 1024
 """A group's keys and values of one layer lie in one scratch buffer of about this size."""

@@ -19,7 +19,8 @@ from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import BatchInputs
 from server.engine.executors.lengthwise import Lengthwise, Span, spans_step
 from server.engine.executors.paged import PagedRunner
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import LayerSpec
+from server.modules.unsupported import Unsupported
 from server.native.linear import held_bytes
 
 ATTENTION = "sluice"
@@ -28,10 +29,6 @@ ATTENTION = "sluice"
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 
 Call = Callable[..., Tensor]
-
-
-class Unsupported(Exception):
-    """The module cannot run in this executor; the message says why, as the end of a sentence."""
 
 
 class _Step:

@@ -7,9 +7,9 @@ from transformers import PreTrainedModel
 
 from server.config import ModelConfig
 from server.engine.attention.native import NativeAttention
-from server.engine.executors.generic import ATTENTION, Unsupported, probe, set_attention
-from server.engine.selfcheck import FORWARD_FAILURES
+from server.engine.executors.generic import ATTENTION, probe, set_attention
 from server.errors import EXIT_MODEL, ConfigurationError
+from server.modules.unsupported import FORWARD_FAILURES, Unsupported
 
 
 def require(module: PreTrainedModel, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """A recognised decoder as a short list of fused calls, about nine a layer, without the model's own modules.
 
-`recognise` finds out what a module computes and writes it down as a `layout`; `packing` turns the layout's weights
-into packed products and releases the module's own; `check` compares every layer with the module's; `runner` runs it,
+`server.modules` finds out what a module computes, writes it down as a layout, turns the layout's weights into packed
+products and releases the module's own; `check` compares every layer with the module's; `runner` runs it,
 and `chained` makes one call of all its layers where all that they do is kernels.
 """
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from server.engine.attention.backend import AttentionBackend
-from server.engine.executors.fused.layout import Decoder, Layer
-from server.engine.executors.fused.parts import Norm
+from server.modules.layout import Decoder, Layer
+from server.modules.parts import Norm
 from server.native.chain import NOWHERE, Chain
 from server.native.linear import Linear
 from server.native.packing import NativeWeight

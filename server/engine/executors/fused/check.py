@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from server.engine import batch_inputs
 from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import Row
-from server.engine.executors.fused.layout import Embedding, Layer
 from server.engine.executors.fused.runner import advance
-from server.engine.executors.generic import Unsupported
+from server.modules.layout import Embedding, Layer
+from server.modules.unsupported import Unsupported
 from server.native.linear import Linear
 
 STEP_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.005, torch.bfloat16: 0.03}

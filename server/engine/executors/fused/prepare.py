@@ -15,14 +15,17 @@ from transformers import PreTrainedModel
 
 from server.engine import selfcheck
 from server.engine.attention.backend import AttentionBackend
-from server.engine.executors.fused import packing, steady
+from server.engine.executors.fused import steady
 from server.engine.executors.fused.check import LayerCheck, observe
-from server.engine.executors.fused.layout import Decoder, Product
-from server.engine.executors.fused.recognise import layers_of, recognise
 from server.engine.executors.fused.runner import FusedRunner
-from server.engine.executors.generic import Unsupported, set_attention
-from server.engine.kv_cache import LayerSpec
+from server.engine.executors.generic import set_attention
+from server.engine.lengths import LengthRule
 from server.engine.selfcheck import Reference
+from server.modules import products
+from server.modules.attention import LayerSpec
+from server.modules.layout import Decoder, Product
+from server.modules.recognise import layers_of, recognise
+from server.modules.unsupported import Unsupported
 from server.native.linear import Linear, Quantize
 
 MakeBackend = Callable[[Sequence[LayerSpec], int], AttentionBackend]
@@ -36,7 +39,7 @@ class Prepared:
         self,
         layout: Decoder[Product],
         decoder: Decoder[Linear],
-        weights: packing.Weights,
+        weights: products.Weights,
         make_backend: MakeBackend,
         *,
         expected: Reference,
@@ -75,9 +78,9 @@ class Prepared:
         layers, head = list(self.decoder.layers), self.decoder.head
         # Nobody else may hold a layer while it is replaced; and an embedding keeps its bits.
         self.decoder = dataclasses.replace(self.decoder, layers=(), embedding=self._layout.embedding)
-        for i, products in enumerate(self._layout.layers):
-            layers[i] = packing.quantised_layer(layers[i], products, quantize)
-        head = packing.quantised(head, self._layout.head, quantize)
+        for i, layer in enumerate(self._layout.layers):
+            layers[i] = products.quantised_layer(layers[i], layer, quantize)
+        head = products.quantised(head, self._layout.head, quantize)
         self.decoder = dataclasses.replace(self.decoder, layers=tuple(layers), head=head)
 
     def small_runner(self, num_blocks: int) -> FusedRunner:
@@ -95,12 +98,12 @@ def prepare(
     block_size: int,
 ) -> Prepared:
     """Raises `Unsupported` or what a strange module raises; its weights are then as they were."""
-    layout = recognise(module, specs, num_positions, expected.rule)
+    layout = recognise(module, specs, _rotary_lengths(expected.rule, num_positions))
     set_attention(module, "eager")
     observed = observe(module, layers_of(module), expected.sequences[1])
     num_blocks = expected.num_blocks(block_size)
     backend = make_backend(layout.specs, num_blocks)
-    weights = packing.Weights(module)
+    weights = products.Weights(module)
     try:
         decoder = _pack(layout, weights, LayerCheck(observed, backend, block_size, module.device))
         prepared = Prepared(layout, decoder, weights, make_backend, expected=expected, block_size=block_size)
@@ -113,17 +116,26 @@ def prepare(
     return prepared
 
 
-def _pack(layout: Decoder[Product], weights: packing.Weights, check: LayerCheck) -> Decoder[Linear]:
+def _rotary_lengths(rule: LengthRule | None, num_positions: int) -> list[int]:
+    """Those of short sequences, then those of long ones: `BatchInputs.rotary_ids_T` counts on it."""
+    if rule is None:
+        return [num_positions]
+    if rule.is_by_prompt:
+        raise Unsupported("its rotary factors change with every token of a long sequence")
+    return [rule.switch, num_positions]
+
+
+def _pack(layout: Decoder[Product], weights: products.Weights, check: LayerCheck) -> Decoder[Linear]:
     check.embedding(layout.embedding)
     layers = []
     for i, layer in enumerate(layout.layers):
-        packed = packing.pack_layer(layer)
+        packed = products.pack_layer(layer)
         check.layer(packed, i)
         weights.release_layer(layer, packed)
         layers.append(packed)
-    head = packing.pack(layout.head)
+    head = products.pack(layout.head)
     embedding = layout.embedding
-    is_tied = packing.is_tied(layout.head, embedding.table_VD)
+    is_tied = products.is_tied(layout.head, embedding.table_VD)
     if is_tied and head.has_rows:
         embedding = dataclasses.replace(embedding, table_VD=head)
         check.embedding(embedding)

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from server.engine.attention.backend import AttentionBackend, Rotary
+from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import BatchInputs
 from server.engine.executors.fused.chained import chained
-from server.engine.executors.fused.layout import Decoder, Layer
-from server.engine.executors.fused.parts import Norm
 from server.engine.executors.paged import PagedRunner
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import LayerSpec, Rotary
+from server.modules.layout import Decoder, Layer
+from server.modules.parts import Norm
 from server.native.linear import Linear
 
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from server.engine.batch_inputs import Row
-from server.engine.executors.fused.layout import Decoder
-from server.engine.executors.fused.packing import ROLES
 from server.engine.executors.fused.runner import logits, products
 from server.engine.executors.paged import PagedRunner
 from server.engine.model_runner import ModelRunner
+from server.modules.layout import Decoder
+from server.modules.products import ROLES
 from server.native.linear import Linear
 
 PROBED_ROWS = 300

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from server.engine.executors.generic import Unsupported
+from server.modules.unsupported import Unsupported
 from server.native import ops, reference
 
 PROBED_SCALES = (1e-3, 0.1, 1.0, 30.0)

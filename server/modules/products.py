@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from server.engine.executors.fused.layout import Layer, Product, num_outputs
+from server.modules.layout import Layer, Product, num_outputs
 from server.native.linear import Linear, Quantize
 
 ROLES = ("qkv", "o", "up", "down")

@@ -6,14 +6,14 @@ Dimension key: P positions, R rotated pairs of a head.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from server.engine.attention.backend import Rotary
-from server.engine.executors.generic import Unsupported
-from server.engine.lengths import LengthRule
+from server.modules.attention import Rotary
+from server.modules.unsupported import Unsupported
 
 
 class RotaryTables:
@@ -23,16 +23,13 @@ class RotaryTables:
         self,
         module: nn.Module | None,
         config: Any,
-        num_positions: int,
+        lengths: Sequence[int],
         device: torch.device,
-        rule: LengthRule | None = None,
     ) -> None:
-        if rule is not None and rule.is_by_prompt:
-            raise Unsupported("its rotary factors change with every token of a long sequence")
-        self._rule = rule
+        """``lengths``: of sequences whose factors differ, ascending; each has the positions below it in every table."""
         self._module = module
         self._layer_types = getattr(config, "layer_types", None)
-        self._num_positions = num_positions
+        self._lengths = lengths
         self._device = device
         self._is_by_type = module is not None and "layer_type" in inspect.signature(module.forward).parameters
         self._tables: dict[str, Rotary] = {}
@@ -47,9 +44,7 @@ class RotaryTables:
 
     def _make(self, module: nn.Module, layer_type: str) -> Rotary:
         options = {"layer_type": layer_type} if self._is_by_type else {}
-        # Those of short sequences, then those of long ones: `BatchInputs.rotary_ids_T` counts on it.
-        sizes = [self._num_positions] if self._rule is None else [self._rule.switch, self._num_positions]
-        parts = [self._of_length(module, size, options) for size in sizes]
+        parts = [self._of_length(module, length, options) for length in self._lengths]
         cos, sin = (torch.cat(tables) for tables in zip(*parts, strict=True))
         return Rotary(cos_PR=cos, sin_PR=sin)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from server.engine.executors.generic import Unsupported
+from server.modules.unsupported import Unsupported
 
 IDLE = (nn.Dropout, nn.Identity)
 """Does nothing in a model that is not trained."""

@@ -16,9 +16,8 @@ from typing import Generic, TypeVar
 from torch import Tensor, nn
 from torch.nn import functional
 
-from server.engine.attention.backend import HeadNorm, Rotary
-from server.engine.executors.fused.parts import Norm
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import HeadNorm, LayerSpec, Rotary
+from server.modules.parts import Norm
 from server.native.linear import Linear
 
 Weights = TypeVar("Weights")

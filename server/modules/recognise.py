@@ -13,22 +13,18 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from server.engine.attention.backend import HeadNorm
-from server.engine.executors.fused.children import Children, first_attribute
-from server.engine.executors.fused.layout import Decoder, Embedding, Layer, Product, num_outputs
-from server.engine.executors.fused.parts import Norm, activation_of, norm_of
-from server.engine.executors.fused.rotary import RotaryTables
-from server.engine.executors.generic import Unsupported
-from server.engine.kv_cache import LayerSpec
-from server.engine.lengths import LengthRule
+from server.modules.attention import HeadNorm, LayerSpec
+from server.modules.children import Children, first_attribute
+from server.modules.layout import Decoder, Embedding, Layer, Product, num_outputs
+from server.modules.parts import Norm, activation_of, norm_of
+from server.modules.rotary import RotaryTables
+from server.modules.unsupported import Unsupported
 
 LAYERS = ("layers", "h")
 
 
-def recognise(
-    module: PreTrainedModel, specs: Sequence[LayerSpec], num_positions: int, rule: LengthRule | None = None
-) -> Decoder[Product]:
-    """The layout of ``module`` for sequences of up to ``num_positions`` tokens, or `Unsupported`."""
+def recognise(module: PreTrainedModel, specs: Sequence[LayerSpec], rotary_lengths: Sequence[int]) -> Decoder[Product]:
+    """The layout of ``module``, or `Unsupported`. ``rotary_lengths`` are those of `RotaryTables`."""
     config = module.config.get_text_config(decoder=True)
     if _scales_far_queries(config):
         raise Unsupported("it scales its queries by their positions")
@@ -43,7 +39,7 @@ def recognise(
     children.finish()
     if not isinstance(layers, nn.ModuleList) or len(layers) != len(specs):
         raise Unsupported(f"its layers attend {len(specs)} times")
-    rotary = RotaryTables(rotary_module, config, num_positions, module.device, rule)
+    rotary = RotaryTables(rotary_module, config, rotary_lengths, module.device)
     described = [_layer(layer, i, spec, rotary) for i, (layer, spec) in enumerate(zip(layers, specs, strict=True))]
     return Decoder(
         specs=tuple(spec for _, spec in described),

@@ -1,0 +1,52 @@
+"""What one attention call of a module looks like, and what is done to its queries and keys before.
+
+Dimension key
+    Dk   width of a key
+    P, R  positions of the model, rotated pairs of a head
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """What one attention call of the model looks like, as seen in a probe forward."""
+
+    num_heads: int
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    scaling: float
+    window: int | None = None
+    """Sliding window: a token sees itself and the ``window - 1`` tokens before it."""
+    softcap: float | None = None
+    has_sinks: bool = False
+
+    @property
+    def width(self) -> int:
+        return max(self.key_dim, self.value_dim)
+
+    def block_bytes(self, block_size: int, dtype: torch.dtype) -> int:
+        return 2 * self.num_kv_heads * block_size * self.width * dtype.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotary:
+    """Rotary positions, place i of a head with place i + R. Float32; scaling of the model is in the tables."""
+
+    cos_PR: Tensor
+    sin_PR: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadNorm:
+    """RMS norm of each query and key head before its rotation. Weights float32, ``[Dk]``."""
+
+    query_weight_D: Tensor
+    key_weight_D: Tensor
+    eps: float
