@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from importlib.resources import files
 
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
+
+from server.serving.options import form
 
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 POLICY = "; ".join(
@@ -33,6 +36,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+GENERATION_SETTINGS = "generation_settings.js"
 FOR_EVER = "public, max-age=31536000, immutable"
 ASK_AGAIN = "no-cache"
 """The browser may keep it, and asks each time whether it is still the same."""
@@ -49,7 +53,14 @@ class PageFile:
 
 def _read() -> dict[str, bytes]:
     entries = [entry for entry in files("server.page").iterdir() if _suffix(entry.name) in MEDIA_TYPES]
-    return {entry.name: entry.read_bytes() for entry in sorted(entries, key=lambda entry: entry.name)}
+    found = {entry.name: entry.read_bytes() for entry in entries}
+    return dict(sorted({**found, GENERATION_SETTINGS: _generation_settings()}.items()))
+
+
+def _generation_settings() -> bytes:
+    """A script with the table of options, as far as the page offers them."""
+    groups = json.dumps(form.groups(), separators=(",", ":"))
+    return f"export const GENERATE = {groups};\n".encode()
 
 
 def _suffix(name: str) -> str:

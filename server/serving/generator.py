@@ -16,9 +16,9 @@ from server.errors import DeadlineExceeded, NoTokenLeft, SluiceError
 from server.protocol import Generate, Ready, Tokens
 from server.serving.admission import Admission
 from server.serving.generation import Generation, OutputToken, Prompt, unfinished
-from server.serving.options import resolve as sampling
+from server.serving.options.reading import model_defaults
 from server.serving.options.rules import FORBIDDING
-from server.serving.options.table import GenerateOptions
+from server.serving.options.table import MAX_STOP_STRINGS, GenerateOptions
 from server.serving.prompts import PromptMaker, PromptSource
 from server.serving.ranking import LabelScorer, rank
 from server.serving.record import RequestRecord
@@ -48,8 +48,8 @@ class ServedGenerator:
         self.admission = admission
         self.tokenizer = Tokenizer(ready.tokenizer, ready.vocab_size)
         self._classifiers = services.classifiers
-        self._prompts = PromptMaker(config, ready, self.tokenizer, services)
-        sound, problems = sampling.model_defaults(ready)
+        sound, problems = model_defaults(ready)
+        self._prompts = PromptMaker(config, ready, sound, self.tokenizer, services)
         self._defaults = {k: v for k, v in ready.generation_config.items() if k in sound or k == "end_token_ids"}
         for problem in problems:
             log.warning("model %s: generation_config.json is ignored in part: %s", model.name, problem.message)
@@ -59,7 +59,7 @@ class ServedGenerator:
             "max_total_tokens": self.ready.max_model_len,
             "max_input_tokens": self.ready.max_model_len - 1,
             "default_max_new_tokens": self._defaults.get("max_new_tokens") or self.config.default_max_new_tokens,
-            "max_stop_sequences": sampling.MAX_STOP_STRINGS,
+            "max_stop_sequences": MAX_STOP_STRINGS,
             "vocab_size": self.ready.vocab_size,
             "has_chat_template": self.ready.tokenizer.chat_template is not None,
             "generation_config": self._defaults,

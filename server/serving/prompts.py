@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from pydantic_core import to_json
 
 from server.config import ServeConfig
 from server.errors import InvalidParameter
@@ -16,9 +17,10 @@ from server.phrases import PhraseMatcher
 from server.protocol import Ready, SamplingParams
 from server.serving import text_threads
 from server.serving.generation import EndWatch, Prompt
-from server.serving.options import resolve as sampling
-from server.serving.options.merge import put_together
-from server.serving.options.table import GenerateOptions, from_mapping
+from server.serving.options.merge import Merged, check, merge
+from server.serving.options.reading import from_mapping
+from server.serving.options.resolve import Resolved, check_length, prompt_field, random_seed, resolve
+from server.serving.options.table import GenerateOptions
 from server.serving.ranking import LabelScorer
 from server.serving.services import Services
 from server.serving.turns import check_roles, cut_after_last
@@ -69,11 +71,14 @@ class PromptMaker:
         self,
         config: ServeConfig,
         ready: Ready,
+        defaults: Mapping[str, Any],
         tokenizer: Tokenizer,
         services: Services,
     ) -> None:
+        """``defaults`` are the options that the model's generation_config sets."""
         self._config = config
         self._ready = ready
+        self._defaults = defaults
         self._tokenizer = tokenizer
         self._services = services
 
@@ -87,10 +92,13 @@ class PromptMaker:
             raise InvalidParameter(
                 "cache_salt", source.cache_salt, f"must have at most {MAX_SALT_CHARACTERS} characters"
             )
-        sampling.check(options, self._ready, body=source.body)
+        check(options, self._ready, source.body)
+        # What a template sets is not known before it is rendered.
+        merged = self._merged(source, options, {}) if source.template is None else None
         texts = await self._texts(source)
-        defaults = texts[0].parameters if isinstance(texts[0], RenderedPrompt) else {}
-        wanted = self._wanted(source, options, defaults)
+        if merged is None:
+            merged = self._merged(source, options, texts[0].parameters if isinstance(texts[0], RenderedPrompt) else {})
+        wanted = GenerateOptions.model_construct(**merged.values)
         if wanted.rank_by is not None:
             LabelScorer.find(wanted.rank_by, self._services.classifiers)
         work = _Work(
@@ -98,8 +106,7 @@ class PromptMaker:
             ready=self._ready,
             tokenizer=self._tokenizer,
             source=source,
-            options=options,
-            defaults=defaults,
+            merged=merged,
             wanted=wanted,
             grammar=None if wanted.grammar is None else await self._services.grammars.text(wanted.grammar),
             topics=self._services.topics.phrases if wanted.penalties else {},
@@ -107,6 +114,9 @@ class PromptMaker:
         return await text_threads.each(
             work.prompt, texts, work.num_characters(texts), num_option_characters=work.num_option_characters
         )
+
+    def _merged(self, source: PromptSource, options: GenerateOptions, of_template: Mapping[str, Any]) -> Merged:
+        return merge(options, from_mapping(of_template), self._defaults, self._ready, source.body)
 
     async def _texts(self, source: PromptSource) -> Sequence[str | list[int] | RenderedPrompt]:
         templates = self._services.templates
@@ -126,10 +136,6 @@ class PromptMaker:
             return [cut_after_last(source.messages, rendered) if source.continues else rendered]
         return source.texts or []
 
-    def _wanted(self, source: PromptSource, options: GenerateOptions, defaults: Mapping[str, Any]) -> GenerateOptions:
-        """What request, template and model ask for together."""
-        return GenerateOptions(**put_together(options, from_mapping(defaults), self._ready, source.body).values)
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
@@ -139,18 +145,29 @@ class _Work:
     ready: Ready
     tokenizer: Tokenizer
     source: PromptSource
-    options: GenerateOptions
-    """The request's own."""
-    defaults: Mapping[str, Any]
-    """The template's."""
+    merged: Merged
     wanted: GenerateOptions
     """What request, template and model ask for together."""
     grammar: str | None
     topics: Mapping[str, Sequence[str]]
 
     @functools.cached_property
-    def seed(self) -> int:
-        return sampling.choose_seed(self.wanted)
+    def resolved(self) -> Resolved:
+        return resolve(
+            self.merged,
+            self.ready,
+            default_max_new_tokens=self.config.default_max_new_tokens,
+            seed=random_seed(),
+            tokenizer=self.tokenizer,
+            topics=self.topics,
+            grammar=self.grammar,
+            source=prompt_field(self.source.body),
+        )
+
+    @functools.cached_property
+    def banned(self) -> PhraseMatcher | None:
+        phrases = self.resolved.chosen["banned_phrases"]
+        return PhraseMatcher(phrases, fold=True) if phrases else None
 
     def num_characters(self, sources: Sequence[str | list[int] | RenderedPrompt]) -> int:
         """Of all that is to be read. A token id counts as one."""
@@ -160,34 +177,21 @@ class _Work:
     @property
     def num_option_characters(self) -> int:
         """Roughly, as JSON; topics count with their phrases."""
-        given = [value for value in vars(self.wanted).values() if value is not None]
-        return len(msgspec.json.encode([given, self.topics, self.grammar]))
+        return len(to_json([list(self.merged.values.values()), self.topics, self.grammar]))
 
     def prompt(self, source: str | list[int] | RenderedPrompt) -> Prompt:
         text, ids, template_spans = self._tokenized(source)
         if not ids:
             raise InvalidParameter("inputs", text, "must have at least one token")
-        resolved = sampling.resolve(
-            self.options,
-            self.ready,
-            num_prompt_tokens=len(ids),
-            default_max_new_tokens=self.config.default_max_new_tokens,
-            seed=self.seed,
-            tokenizer=self.tokenizer,
-            template_parameters=self.defaults,
-            body=self.source.body,
-            topics=self.topics,
-            grammar=self.grammar,
-        )
-        params = self._with_special_stops(resolved.params)
-        banned = params.banned_phrases
+        params = self.resolved.params(len(ids))
+        with_stops = self._with_special_stops(params)
         return Prompt(
             text=text,
             ids=ids,
-            params=params,
-            options=resolved.options,
-            parameters=resolved.parameters(),
-            banned=PhraseMatcher(banned, fold=True) if banned else None,
+            params=with_stops,
+            options=self.wanted,
+            parameters=self.resolved.parameters(params),
+            banned=self.banned,
             template=_template_name(source),
             template_spans=template_spans if self.wanted.penalize_template is False else [],
             negative_ids=self._negative_ids(params),
@@ -217,7 +221,7 @@ class _Work:
     def _check_least(self, text: str) -> None:
         """Raise for a text that is certainly too long, before it is read: reading takes much memory and time."""
         num_tokens = self.tokenizer.at_least(text, self.ready.max_model_len)
-        sampling.check_length(num_tokens, self.ready, sampling.prompt_field(self.source.body), is_least=True)
+        check_length(num_tokens, self.ready, prompt_field(self.source.body), is_least=True)
 
     def _checked(self, ids: list[int]) -> list[int]:
         for id_ in ids:

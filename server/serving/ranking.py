@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from server.errors import InvalidParameter
 from server.serving.classifier import ServedClassifier
 from server.serving.generation import Generation, OutputText
-from server.serving.options.table import RankBy
+from server.serving.options.types import RankBy
 from server.serving.record import RequestRecord
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from server.errors import ConfigurationError, InvalidParameter, InvalidRequest, UnknownParameter
-from server.serving.options.table import from_mapping
+from server.serving.options.reading import from_mapping
 
 TemplateTask = Literal["generate", "classify", "ner"]
 FILE_STEM = re.compile(r"(?P<name>[a-z0-9][a-z0-9_-]{0,63})(@(?P<version>[1-9][0-9]{0,5}))?")

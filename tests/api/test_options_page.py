@@ -15,11 +15,11 @@ from starlette.testclient import TestClient
 from server.engine.engine import DecoderEngine
 from server.errors import FAILURES
 from server.protocol import Failed, Generate, Tokens
+from server.serving.options.docs import COLUMNS, PAGE, body_of, cell, page, parameters_of
 from server.vocabulary import TokenBytes
 from tests.api.scripted import MAX_MODEL_LEN, VOCAB_SIZE, Step, front
 from tests.engine.fake_runner import FakeRunner
 from tests.option_examples import EXAMPLES, NEEDS_MORE
-from tests.options_page import COLUMNS, PAGE, body_of, cell, page, parameters_of
 from tests.tiny_tokenizers import tokenizer_files
 
 SUMMARY = 'task = "generate"\ntext = "Sum up: {{ text }}"\n[variables.text]\n'
@@ -81,7 +81,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
 
 
 def test_the_page_is_made_from_the_tables() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "python -m tests.options_page"
+    assert PAGE.read_text(encoding="utf-8") == page(), "python -m server.serving.options.docs"
 
 
 @pytest.mark.parametrize("name", [name for name in EXAMPLES if name not in NEEDS_MORE])

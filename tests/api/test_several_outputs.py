@@ -264,4 +264,4 @@ def test_where_no_token_is_left_the_fields_that_forbid_are_named(stream: bool) -
     response = client.post("/generate", json={"inputs": "a", "parameters": given, "stream": stream})
     assert response.status_code == 422
     message = response.json()["error"]["message"]
-    assert message.endswith("forbid tokens: allowed_token_ids, bad_words_ids.")
+    assert message.endswith("forbid tokens: bad_words_ids, allowed_token_ids.")

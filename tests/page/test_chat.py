@@ -253,9 +253,9 @@ def test_a_message_that_is_too_long_is_refused_in_plain_words_and_in_view(page_s
 
 def test_a_field_that_cannot_be_read_says_so_and_is_not_sent(page_server, opened):
     page = opened(page_server.url, "chat")
-    page.fill(".settings input", "9")
+    page.fill(".settings input", "900")
     page.press("Tab")
-    assert "at most 2" in page.text(".settings .field-error:not([hidden])")
+    assert "at most 100" in page.text(".settings .field-error:not([hidden])")
     assert page.run("localStorage['sluice.sides.chat'] ?? ''").count("temperature") == 0
 
 

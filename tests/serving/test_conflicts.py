@@ -8,12 +8,11 @@ import pytest
 
 from server.errors import ConflictingParameters, InvalidParameter, WithoutEffect
 from server.serving.generator import ServedGenerator
-from server.serving.options import resolve as sampling
-from server.serving.options.resolve import Resolved
+from server.serving.options.reading import model_defaults
 from server.serving.options.rules import BODY_FIELDS, RULES, SYNONYMS
-from server.serving.options.table import from_mapping
-from tests.api.scripted import END_ID, TOKENIZER, front, ready, says
+from tests.api.scripted import END_ID, front, ready, says
 from tests.option_examples import EXAMPLES
+from tests.serving.resolving import One, checked, resolved
 
 BROKEN: dict[tuple[str, str], dict[str, Any]] = {
     ("min_new_tokens", "max_new_tokens"): {"min_new_tokens": 9, "max_new_tokens": 8},
@@ -78,7 +77,7 @@ def test_every_rule_refuses_by_naming_the_fields_that_were_sent(
 ) -> None:
     parameters, body = parameters_that_break(first, second, has_no_effect), BODIES.get((first, second), {"inputs": "a"})
     with pytest.raises(ConflictingParameters) as refused:
-        sampling.check(from_mapping(parameters), ready(), body=body)
+        checked(parameters, ready(), body)
     assert refused.value.fields == (first, second)
     blamed = refused.value.message.partition(": ")[0].split()
     assert first in blamed and (second in blamed) is (second in {*parameters, *body})
@@ -107,37 +106,29 @@ def test_every_rule_refuses_by_naming_the_fields_that_were_sent(
     ids=str,
 )
 def test_what_no_rule_forbids_is_accepted(parameters: dict[str, Any]) -> None:
-    sampling.check(from_mapping(parameters), ready(), body={"inputs": "a"})
+    checked(parameters, ready(), {"inputs": "a"})
 
 
 def test_a_field_is_named_as_the_client_wrote_it() -> None:
     with pytest.raises(ConflictingParameters, match=r"^n and num_beams"):
-        sampling.check(from_mapping({"n": 3, "num_beams": 2}), ready())
+        checked({"n": 3, "num_beams": 2}, ready())
     with pytest.raises(ConflictingParameters, match=r"^num_return_sequences and num_beams"):
-        sampling.check(from_mapping({"num_return_sequences": 3, "num_beams": 2}), ready())
+        checked({"num_return_sequences": 3, "num_beams": 2}, ready())
     with pytest.raises(ConflictingParameters, match=r"^best_of and temperature cannot be combined"):
-        sampling.check(from_mapping({"best_of": 2, "temperature": 0.0}), ready())
+        checked({"best_of": 2, "temperature": 0.0}, ready())
 
 
 # Between the layers.
 
 
-def layered(request: dict[str, Any], template: dict[str, Any] | None = None, **model: Any) -> Resolved:
-    return sampling.resolve(
-        from_mapping(request),
-        ready(generation_config={"end_token_ids": [END_ID], **model}),
-        num_prompt_tokens=5,
-        default_max_new_tokens=16,
-        seed=3,
-        tokenizer=TOKENIZER,
-        template_parameters=template,
-    )
+def layered(request: dict[str, Any], template: dict[str, Any] | None = None, **model: Any) -> One:
+    return resolved(request, ready(generation_config={"end_token_ids": [END_ID], **model}), template=template)
 
 
 def test_the_request_comes_before_the_template_and_that_before_the_model() -> None:
-    resolved = layered({"top_k": 1}, {"top_k": 2, "top_p": 0.5}, top_k=3, top_p=0.6, min_p=0.7, do_sample=True)
-    assert (resolved.params.top_k, resolved.params.top_p, resolved.params.min_p) == (1, 0.5, 0.7)
-    assert resolved.parameters() == {
+    found = layered({"top_k": 1}, {"top_k": 2, "top_p": 0.5}, top_k=3, top_p=0.6, min_p=0.7, do_sample=True)
+    assert (found.params.top_k, found.params.top_p, found.params.min_p) == (1, 0.5, 0.7)
+    assert found.parameters() == {
         "top_k": {"value": 1, "origin": "request"},
         "top_p": {"value": 0.5, "origin": "template"},
         "min_p": {"value": 0.7, "origin": "model"},
@@ -149,9 +140,9 @@ def test_the_request_comes_before_the_template_and_that_before_the_model() -> No
 
 
 def test_an_empty_list_and_a_neutral_value_undo_a_default() -> None:
-    resolved = layered({"suppress_tokens": [], "repetition_penalty": 1.0}, suppress_tokens=[4], repetition_penalty=2.0)
-    assert resolved.params.suppress_tokens == () and resolved.params.repetition_penalty == 1.0
-    assert not {"suppress_tokens", "repetition_penalty"} & {*resolved.parameters()}
+    found = layered({"suppress_tokens": [], "repetition_penalty": 1.0}, suppress_tokens=[4], repetition_penalty=2.0)
+    assert found.params.suppress_tokens == () and found.params.repetition_penalty == 1.0
+    assert not {"suppress_tokens", "repetition_penalty"} & {*found.parameters()}
 
 
 @pytest.mark.parametrize(
@@ -187,25 +178,24 @@ def test_a_template_is_never_undone_by_a_conflict_but_refused_by_name() -> None:
 
 
 def test_what_one_template_lacks_another_may_bring() -> None:
-    options = from_mapping({"max_rewinds": 3})
-    sampling.check(options, ready(), body={"template": "a"})
+    checked({"max_rewinds": 3}, ready(), {"template": "a"})
     assert layered({"max_rewinds": 3}, {"banned_phrases": ["a"]}).params.max_rewinds == 3
     with pytest.raises(WithoutEffect, match="max_rewinds has no effect: set banned_phrases"):
         layered({"max_rewinds": 3}, {"top_k": 1})
 
 
 def test_what_the_request_leaves_without_effect_in_a_template_is_dropped() -> None:
-    resolved = layered({"do_sample": False}, {"temperature": 0.5, "num_beams": 2})
-    assert resolved.params.do_sample is False and resolved.params.num_beams == 2
-    assert "temperature" not in resolved.parameters()
+    found = layered({"do_sample": False}, {"temperature": 0.5, "num_beams": 2})
+    assert found.params.do_sample is False and found.params.num_beams == 2
+    assert "temperature" not in found.parameters()
 
 
 def test_another_name_for_one_thing_is_one_wish() -> None:
-    resolved = layered({"max_new_tokens": 4, "n": 2, "do_sample": True}, {"max_length": 90, "num_return_sequences": 3})
-    assert resolved.params.max_new_tokens == 4 and resolved.params.num_return_sequences == 2
-    assert resolved.parameters()["num_return_sequences"] == {"value": 2, "origin": "request"}
-    resolved = layered({"num_return_sequences": 2, "do_sample": True}, {"n": 3})
-    assert resolved.params.num_return_sequences == 2
+    found = layered({"max_new_tokens": 4, "n": 2, "do_sample": True}, {"max_length": 90, "num_return_sequences": 3})
+    assert found.params.max_new_tokens == 4 and found.params.num_return_sequences == 2
+    assert found.parameters()["num_return_sequences"] == {"value": 2, "origin": "request"}
+    found = layered({"num_return_sequences": 2, "do_sample": True}, {"n": 3})
+    assert found.params.num_return_sequences == 2
 
 
 @pytest.mark.parametrize(
@@ -219,7 +209,7 @@ def test_a_wrong_value_of_a_template_is_refused_by_name(template: dict[str, Any]
 
 def test_an_unsound_default_of_the_models_is_left_out_and_told() -> None:
     config = {"temperature": -1, "top_k": 10**9, "suppress_tokens": [-4], "sequence_bias": [[[1]]], "top_p": 0.5}
-    values, problems = sampling.model_defaults(ready(generation_config=config))
+    values, problems = model_defaults(ready(generation_config=config))
     assert values == {"top_p": 0.5}
     assert {problem.param for problem in problems} == {*config} - {"top_p"}
     assert layered({"do_sample": True}, **config).params.top_p == 0.5

@@ -12,31 +12,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import server
 from server.api.bodies.schemas import GenerateParameters
 from server.errors import InvalidParameter, InvalidRequest, WithoutEffect
 from server.length_errors import PromptTooLong
 from server.protocol import SamplingParams
-from server.serving.options import resolve as sampling
-from server.serving.options.ranges import RANGES
-from server.serving.options.resolve import Resolved
-from server.serving.options.rules import UNSUPPORTED
-from server.serving.options.table import GenerateOptions, from_mapping
+from server.serving.options.table import OPTIONS, GenerateOptions
 from server.serving.options.wishes import NEUTRAL
 from tests.api.scripted import END_ID, MAX_MODEL_LEN, TOKENIZER, VOCAB_SIZE, ready
 from tests.option_examples import EXAMPLES
+from tests.serving import resolving
+from tests.serving.resolving import One
 
-NAMES = list(GenerateOptions.__dataclass_fields__)
+RANGES = [name for name, option in OPTIONS.items() if option.range is not None]
+UNSUPPORTED = [name for name, option in OPTIONS.items() if option.unsupported is not None]
+
+NAMES = list(OPTIONS)
 HINTS = get_type_hints(GenerateOptions)
-SERVER = Path(sampling.__file__).parents[2]
+SERVER = Path(server.__file__).parent
 
 
-def resolved(parameters: dict[str, Any], **changes: Any) -> Resolved:
-    """As a request is: checked once, then resolved for its prompt."""
-    options = from_mapping(parameters)
+def resolved(parameters: dict[str, Any], **changes: Any) -> One:
     model = ready(**{"generation_config": {"end_token_ids": [END_ID]}, **changes.pop("ready", {})})
-    sampling.check(options, model, body=changes.get("body"))
-    given = {"num_prompt_tokens": 5, "default_max_new_tokens": 16, "seed": 3, "tokenizer": TOKENIZER, **changes}
-    return sampling.resolve(options, model, **given)
+    return resolving.resolved(parameters, model, **changes)
 
 
 # The list of options.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.serving.options.range_kinds import Penalties, Texts
-from server.serving.options.table import Penalty
+from server.serving.options.ranges import Penalties, Texts
+from server.serving.options.types import Penalty
 from tests.api.scripted import ready
 
 NOTHING = ["", " \n", "\u0307", " \u0307\u0307 "]

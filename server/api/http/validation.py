@@ -9,31 +9,7 @@ from pydantic import BaseModel
 
 from server.api.http.errors import InvalidJson
 from server.errors import InvalidParameter, InvalidRequest, SluiceError, UnknownParameter
-
-RULES = {
-    "string_type": "must be a string",
-    "int_type": "must be an integer",
-    "int_from_float": "must be an integer",
-    "float_type": "must be a number",
-    "bool_type": "must be true or false",
-    "list_type": "must be a list",
-    "dict_type": "must be an object",
-    "model_type": "must be an object",
-    "model_attributes_type": "must be an object",
-    "tuple_type": "must be a list",
-    "finite_number": "must be a finite number",
-    "greater_than": "must be greater than {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be less than {lt}",
-    "less_than_equal": "must be at most {le}",
-    "string_too_short": "must have at least {min_length} characters",
-    "string_too_long": "must have at most {max_length} characters",
-    "too_short": "must have at least {min_length} entries",
-    "too_long": "must have at most {max_length} entries",
-    "literal_error": "must be {expected}",
-    "enum": "must be {expected}",
-    "none_required": "must be null",
-}
+from server.serving.strict_model import rule_of
 
 
 def from_pydantic(errors: Sequence[Mapping[str, Any]], body: type[BaseModel] | None) -> SluiceError:
@@ -48,19 +24,11 @@ def from_pydantic(errors: Sequence[Mapping[str, Any]], body: type[BaseModel] | N
     if first["type"] == "missing":
         what = f"{name} is missing" if name else "The body is missing"
         return InvalidRequest(f"{what}: it is required.", param=name or None)
-    rules = [_rule(error) for error in errors if _locate(error["loc"], body)[0] == path]
+    rules = [rule_of(error) for error in errors if _locate(error["loc"], body)[0] == path]
     rule = " or ".join(dict.fromkeys(rules)).replace(" or must ", " or ")
     if not name:
         return InvalidRequest(f"The body {rule}.")
     return InvalidParameter(name, first.get("input"), rule)
-
-
-def _rule(error: Mapping[str, Any]) -> str:
-    """What the value must be, to stand after "it"."""
-    if error["type"] in RULES:
-        return RULES[error["type"]].format(**error.get("ctx", {}))
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return message if message.startswith("must") else f"is refused: {message}"
 
 
 def _locate(loc: Sequence[str | int], body: type[BaseModel] | None) -> tuple[list[str], list[str]]:

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.api.text.options import SYNONYMS
-from server.serving.options.range_kinds import Keywords
-from server.serving.options.ranges import RANGES
-from server.serving.options.rules import RULES, UNSUPPORTED
+from server.serving.options.ranges import Keywords
+from server.serving.options.rules import RULES
 from server.serving.options.rules import SYNONYMS as SAME
-from server.serving.options.table import GenerateOptions
+from server.serving.options.table import OPTIONS, GenerateOptions
 from server.settings import field_docstrings
 
 PARTS = ("items", "additionalProperties")
@@ -39,18 +38,19 @@ class OptionDocs:
     def describe(self, name: str, schema: dict[str, Any]) -> None:
         """Complete the schema of the field ``name``, if it is an option or another name of one."""
         option = SYNONYMS.get(name, name)
-        if option not in self._helps:
+        if option not in OPTIONS:
             return
-        if option in RANGES:
-            limit(schema, RANGES[option].keywords)
+        if (range_ := OPTIONS[option].range) is not None:
+            limit(schema, range_.keywords)
         schema["description"] = " ".join(self._sentences(option))
 
     def _sentences(self, option: str) -> list[str]:
+        facts = OPTIONS[option]
         found = [self._helps[option].replace("`", "")]
-        if option in RANGES:
-            found.append(f"It {RANGES[option].rule}.")
-        if option in UNSUPPORTED:
-            found.append(f"Not supported: {UNSUPPORTED[option]}.")
+        if facts.range is not None:
+            found.append(f"It {facts.range.rule}.")
+        if facts.unsupported is not None:
+            found.append(f"Not supported: {facts.unsupported}.")
         for first, second, reason in [*((r.first, r.second, r.words) for r in RULES), *SAME]:
             if option == first:
                 found.append(f"With {second}: {reason}.")

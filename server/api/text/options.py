@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from server.api.bodies.schemas import GenerateParameters
 from server.api.text.schemas import NO_PLACE, TOLD_OTHERWISE, TextBody, ToldFields
 from server.errors import ConflictingParameters, InvalidParameter, UnsupportedParameter
 from server.protocol import Ready
-from server.serving.options.table import GenerateOptions, from_mapping
+from server.serving.options.table import OPTIONS, GenerateOptions
 from server.serving.options.wishes import DRAW, is_wish
 
-OPTION_NAMES = frozenset(GenerateParameters.model_fields)
 SYNONYMS = {
     "max_output_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
@@ -30,7 +28,8 @@ ALL_OF_THEM = -1
 
 def generate_options(body: TextBody, ready: Ready, added: Mapping[str, Any]) -> GenerateOptions:
     """What the body asks for; ``added`` is what the dialect makes of fields of its own."""
-    values = body.model_dump(include=set(OPTION_NAMES - TOLD_OTHERWISE.keys()), exclude_none=True)
+    names = [name for name in OPTIONS if name not in TOLD_OTHERWISE]
+    values = {name: value for name in names if (value := getattr(body, name)) is not None}
     for name, own in SYNONYMS.items():
         if (value := getattr(body, name, None)) is not None:
             if values.get(own, value) != value:
@@ -40,7 +39,7 @@ def generate_options(body: TextBody, ready: Ready, added: Mapping[str, Any]) -> 
         values["top_k"] = 0
     if _leaves_the_draw_open(values, ready):
         values["do_sample"] = True
-    return from_mapping({**values, **added})
+    return GenerateOptions.model_construct(**{**values, **added})
 
 
 def _leaves_the_draw_open(values: Mapping[str, Any], ready: Ready) -> bool:

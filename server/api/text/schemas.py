@@ -17,6 +17,7 @@ from server.api.bodies.schemas import (
     Texts,
     one_error,
 )
+from server.serving.options import types
 
 
 class StreamOptions(LenientModel):
@@ -108,7 +109,7 @@ class ToldFields(LenientModel):
     """Log-probabilities call a token ``token_id:N``."""
     prompt_logprobs: int | None = None
     """Add the log-probability of each prompt token and of the N most likely tokens at its place; not for streams."""
-    logprob_token_ids: Ids | None = None
+    logprob_token_ids: types.Ids | None = None
     """With logprobs: the log-probabilities of these tokens at each place of the output, in this order and in place of
     those of the most likely tokens."""
 

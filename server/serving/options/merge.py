@@ -8,39 +8,34 @@ the model's, which yields.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from server.errors import ConflictingParameters, InvalidParameter, WithoutEffect
 from server.protocol import Ready
-from server.sentences import echo, sentence
-from server.serving.options import ranges
+from server.sentences import Field, echo, sentence
+from server.serving.options.reading import check_values, given
 from server.serving.options.rules import BODY_RULES, OPTION_RULES, RULES, SYNONYMS, Rule
-from server.serving.options.table import GenerateOptions, from_mapping
+from server.serving.options.table import GenerateOptions
+from server.serving.options.types import Ids
 from server.serving.options.wishes import DRAW, GREEDY_BELOW, Wishes
 
 Origin = Literal["request", "template", "model", "server"]
 
-OPTION_NAMES = tuple(field.name for field in fields(GenerateOptions))
-RANDOM_SEED = -1
-"""How clients ask for a seed that nobody chose."""
-NOT_THE_MODELS = {"num_return_sequences", "n", "max_length", "min_length", "end_token_ids"}
-"""What a model's generation_config may not decide: how many answers there are, and lengths that most configs hold
-without meaning them. Its end tokens are no default but a fact."""
+HOW_TO_END = sentence("the model has no end token; set {eos_token_id} or {stop_token_ids}")
 
 
 @dataclass
-class Layered:
+class Merged:
     """Options that have been put together. Their keys are those that someone has set."""
 
-    values: dict[str, Any]
-    origins: dict[str, Origin]
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, Origin] = field(default_factory=dict)
+    decided_by: dict[str, str] = field(default_factory=dict)
+    """Options that another one's value decides, and that other one."""
 
     def drop(self, name: str) -> None:
         del self.values[name], self.origins[name]
-
-    decided_by: dict[str, str] = field(default_factory=dict)
-    """Options that another one's value decides, and that other one."""
 
     def shown(self, name: str) -> str:
         """The field that its author wrote."""
@@ -49,53 +44,41 @@ class Layered:
         return self.decided_by.get(name, name)
 
 
-def given(options: GenerateOptions) -> dict[str, Any]:
-    values = {name: value for name in OPTION_NAMES if (value := getattr(options, name)) is not None}
-    return {name: value for name, value in values.items() if (name, value) != ("seed", RANDOM_SEED)}
-
-
-def model_defaults(ready: Ready) -> tuple[dict[str, Any], list[InvalidParameter]]:
-    """The options that the model's generation_config sets, and the findings about those that cannot be used."""
-    values: dict[str, Any] = {}
-    problems = []
-    for name, value in ready.generation_config.items():
-        if value is None or name in NOT_THE_MODELS:
-            continue
-        try:
-            options = from_mapping({name: value})
-            for problem in ranges.findings(options, ready):
-                raise problem
-        except InvalidParameter as problem:
-            problems.append(problem)
-        else:
-            values[name] = getattr(options, name)
-    return values, problems
-
-
-def put_together(
-    request: GenerateOptions, template: GenerateOptions, ready: Ready, body: Mapping[str, Any] | None
-) -> Layered:
-    """Raises `ConflictingParameters`. ``body`` are the fields beside the parameters; None looks at none of them."""
-    model, _ = model_defaults(ready)
-    layers: list[tuple[Origin, dict[str, Any]]] = [("request", given(request)), ("template", given(template))]
-    layered = Layered({}, {})
-    for origin, values in [*layers, ("model", model)]:
-        _add(layered, origin, values)
-    _decide_sampling(layered, [values for _, values in layers])
-    _settle(layered, body)
-    return layered
-
-
-def check_body(body: Mapping[str, Any]) -> None:
-    """Raise for what does not go together whatever the parameters are."""
+def check(request: GenerateOptions, ready: Ready, body: Mapping[str, Any]) -> None:
+    """Raise for what no template could make right. ``body`` are the fields beside the parameters."""
+    check_values(request, ready)
     for rule in BODY_RULES:
         if rule.is_broken(Wishes(body)):
-            raise _refusal(rule, Layered({}, {}), body)
+            raise _refusal(rule, Merged(), body)
 
 
-def _add(layered: Layered, origin: Origin, values: dict[str, Any]) -> None:
+def merge(
+    request: GenerateOptions,
+    template: GenerateOptions,
+    defaults: Mapping[str, Any],
+    ready: Ready,
+    body: Mapping[str, Any] | None = None,
+) -> Merged:
+    """What request, template and model ask for together; done once for a request, which passed `check`.
+
+    ``defaults`` are the model's own. ``body`` are the fields beside the parameters; None looks at none of them.
+    Raises `InvalidRequest`.
+    """
+    check_values(template, ready)
+    layers: list[tuple[Origin, Mapping[str, Any]]] = [("request", given(request)), ("template", given(template))]
+    merged = Merged()
+    for origin, values in [*layers, ("model", defaults)]:
+        _add(merged, origin, values)
+    _decide_sampling(merged, [values for _, values in layers])
+    _settle(merged, body)
+    _check_rows(merged, ready)
+    _check_ends(merged, ready)
+    return merged
+
+
+def _add(merged: Merged, origin: Origin, values: Mapping[str, Any]) -> None:
     """What a higher layer has said, by either of two names, stays."""
-    heard = set(layered.values)
+    heard = set(merged.values)
     for first, second, reason in SYNONYMS:
         if first in values and second in values:
             raise ConflictingParameters(first, second, reason)
@@ -103,35 +86,35 @@ def _add(layered: Layered, origin: Origin, values: dict[str, Any]) -> None:
             heard |= {first, second}
     for name, value in values.items():
         if name not in heard:
-            layered.values[name], layered.origins[name] = value, origin
-    if "n" in layered.values and "num_return_sequences" not in layered.values:
-        layered.values["num_return_sequences"] = layered.values["n"]
-        layered.origins["num_return_sequences"] = layered.origins["n"]
+            merged.values[name], merged.origins[name] = value, origin
+    if "n" in merged.values and "num_return_sequences" not in merged.values:
+        merged.values["num_return_sequences"] = merged.values["n"]
+        merged.origins["num_return_sequences"] = merged.origins["n"]
 
 
-def _decide_sampling(layered: Layered, layers: list[dict[str, Any]]) -> None:
+def _decide_sampling(merged: Merged, layers: list[Mapping[str, Any]]) -> None:
     """Whoever names an option of the draw wants to sample: with transformers' rule it would be accepted and ignored."""
     asker = next((values for values in layers if "do_sample" in values or any(name in values for name in DRAW)), None)
     if asker is None or "do_sample" in asker:
         return
     name = next(name for name in DRAW if name in asker)
-    layered.values["do_sample"] = layered.values.get("temperature", 1.0) >= GREEDY_BELOW
-    layered.origins["do_sample"] = layered.origins[name]
-    layered.decided_by["do_sample"] = name
+    merged.values["do_sample"] = merged.values.get("temperature", 1.0) >= GREEDY_BELOW
+    merged.origins["do_sample"] = merged.origins[name]
+    merged.decided_by["do_sample"] = name
 
 
-def _settle(layered: Layered, body: Mapping[str, Any] | None) -> None:
+def _settle(merged: Merged, body: Mapping[str, Any] | None) -> None:
     """Every round drops one value or ends."""
     rules = OPTION_RULES if body is None else RULES
     while True:
-        wishes = Wishes({**(body or {}), **layered.values})
+        wishes = Wishes({**(body or {}), **merged.values})
         broken = next((rule for rule in rules if rule.is_broken(wishes)), None)
         if broken is None:
             return
-        yielding = _yielding(broken, layered.origins)
+        yielding = _yielding(broken, merged.origins)
         if yielding is None:
-            raise _refusal(broken, layered, body or {})
-        layered.drop(yielding)
+            raise _refusal(broken, merged, body or {})
+        merged.drop(yielding)
 
 
 def _yielding(rule: Rule, origins: dict[str, Origin]) -> str | None:
@@ -141,11 +124,46 @@ def _yielding(rule: Rule, origins: dict[str, Origin]) -> str | None:
     return next((name for name in (rule.second, rule.first) if origins.get(name) == "model"), None)
 
 
-def _refusal(rule: Rule, layered: Layered, body: Mapping[str, Any]) -> ConflictingParameters:
+def _refusal(rule: Rule, merged: Merged, body: Mapping[str, Any]) -> ConflictingParameters:
     error = WithoutEffect if rule.has_no_effect else ConflictingParameters
-    from_template = [name for name in (rule.first, rule.second) if layered.origins.get(name) == "template"]
-    reason = rule.told(*(echo(layered.values.get(name)) for name in (rule.first, rule.second)))
+    from_template = [name for name in (rule.first, rule.second) if merged.origins.get(name) == "template"]
+    reason = rule.told(*(echo(merged.values.get(name)) for name in (rule.first, rule.second)))
     if from_template:
         reason = sentence("{reason}; the template sets {names}", reason=reason, names=" and ".join(from_template))
-    is_second_sent = rule.second in layered.values or rule.second in body
-    return error(layered.shown(rule.first), layered.shown(rule.second), reason, is_second_sent=is_second_sent)
+    is_second_sent = rule.second in merged.values or rule.second in body
+    return error(merged.shown(rule.first), merged.shown(rule.second), reason, is_second_sent=is_second_sent)
+
+
+def _check_rows(merged: Merged, ready: Ready) -> None:
+    """All of a request's sequences run in one step."""
+    wishes = Wishes(merged.values)
+    name = max(("num_beams", "best_of", "num_return_sequences"), key=lambda name: int(wishes[name]))
+    shown, is_guided = merged.shown(name), wishes.has("guidance_scale")
+    num_rows = wishes[name] * (2 if is_guided else 1)
+    if num_rows > max(1, ready.max_running):
+        twice = ", two for each output ({shown} is {count})" if is_guided else ""
+        rule = sentence(
+            f"needs {{num_rows}} sequences{twice}, but the server runs at most {{limit}} (max_running)",
+            num_rows=num_rows,
+            shown=Field(shown),
+            count=wishes[name],
+            limit=ready.max_running,
+        )
+        name, shown = ("guidance_scale", "guidance_scale") if is_guided else (name, shown)
+        raise InvalidParameter(shown, merged.values[name], rule)
+
+
+def _check_ends(merged: Merged, ready: Ready) -> None:
+    """What raises the chance of the end needs a token that ends the output."""
+    wishes, name = Wishes(merged.values), "exponential_decay_length_penalty"
+    has_end = wishes["eos_token_id"] or wishes["stop_token_ids"] or end_token_ids(ready)
+    if wishes.has(name) and not has_end:
+        if merged.origins[name] != "model":
+            raise WithoutEffect(name, "eos_token_id", HOW_TO_END, is_second_sent=False)
+        merged.drop(name)
+
+
+def end_token_ids(ready: Ready) -> Ids:
+    """The model's own."""
+    ids = ready.generation_config.get("end_token_ids")
+    return tuple(ids) if isinstance(ids, list) else ()

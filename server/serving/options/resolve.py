@@ -1,7 +1,6 @@
-"""A client's decoding options, the template's, the model's and the server's become one complete `SamplingParams`.
+"""A request's options become complete `SamplingParams`, for each of its prompts. Knows no HTTP.
 
-`table` says what can be asked, `ranges` which values, `rules` what goes together, `merge` whose value holds.
-Knows no HTTP.
+`table` says what can be asked, `rules` what goes together, `merge` whose value holds.
 """
 
 from __future__ import annotations
@@ -11,180 +10,113 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.errors import InvalidParameter, UnsupportedParameter, WithoutEffect
+from pydantic import BaseModel
+
+from server.errors import InvalidParameter
 from server.length_errors import OutputTooLong, PromptTooLong
 from server.protocol import Ready, SamplingParams
 from server.sentences import Field, sentence
-from server.serving.options import ranges
-from server.serving.options.merge import Layered, Origin, check_body, model_defaults, put_together
-from server.serving.options.ranges import MAX_SEED, MAX_STOP_STRINGS
-from server.serving.options.rules import UNSUPPORTED
-from server.serving.options.table import Bias, GenerateOptions, Ids, from_mapping
-from server.serving.options.wishes import DRAW, Wishes, is_wish
+from server.serving.options.merge import Merged, Origin, end_token_ids
+from server.serving.options.table import MAX_SEED, OPTIONS
+from server.serving.options.types import Bias, Ids
+from server.serving.options.wishes import Wishes
 from server.serving.options.word_ids import bad_word_ids, breaker_ids
 from server.text.tokenizer import Tokenizer
-
-__all__ = [
-    "MAX_STOP_STRINGS",
-    "GenerateOptions",
-    "Resolved",
-    "check",
-    "check_length",
-    "choose_seed",
-    "model_defaults",
-    "prompt_field",
-    "resolve",
-]
 
 BAN = float("-inf")
 LEAST_TOP_P = 1e-30
 """Less than any probability that is not 0: it keeps the most likely token alone."""
-HOW_TO_END = sentence("the model has no end token; set {eos_token_id} or {stop_token_ids}")
 NO_TOPICS: Mapping[str, Sequence[str]] = {}
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What holds for one prompt."""
+    """What holds for one request: all but the lengths, which each prompt leaves its own room for."""
 
-    params: SamplingParams
-    options: GenerateOptions
-    """All that was asked for, by request, template and model together."""
-    origins: dict[str, Origin]
+    merged: Merged
+    ready: Ready
+    chosen: Mapping[str, Any]
+    """The fields of `SamplingParams` but its lengths."""
+    origins: Mapping[str, Origin]
     """Where each option that has an effect comes from."""
+    default_max_new_tokens: int
+    source: str
+    """The field of the body that the prompts come from."""
 
-    def parameters(self) -> dict[str, dict[str, Any]]:
+    def params(self, num_prompt_tokens: int) -> SamplingParams:
+        """For a prompt of so many tokens."""
+        max_new_tokens = self._max_new_tokens(num_prompt_tokens)
+        min_new_tokens = _min_new_tokens(self.merged, max_new_tokens, num_prompt_tokens)
+        return SamplingParams(max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, **self.chosen)
+
+    def parameters(self, params: SamplingParams) -> dict[str, dict[str, Any]]:
         """Every option that has an effect, for the client: its value and where it comes from."""
-        decided: dict[str, Any] = {name: getattr(self.params, name) for name in ("max_new_tokens", "seed", "do_sample")}
-        decided["eos_token_id"] = self.params.end_token_ids
-        values = {name: decided.get(name, getattr(self.options, name)) for name in self.origins}
+        decided: dict[str, Any] = {name: getattr(params, name) for name in ("max_new_tokens", "seed", "do_sample")}
+        decided["eos_token_id"] = params.end_token_ids
+        values = {name: decided.get(name, _plain(self.merged.values.get(name))) for name in self.origins}
         return {name: {"value": value, "origin": self.origins[name]} for name, value in values.items()}
 
-
-def check(options: GenerateOptions, ready: Ready, *, body: Mapping[str, Any] | None = None) -> None:
-    """Raise for the first option that no prompt could make right.
-
-    ``body`` holds the fields beside the parameters, such as ``stream`` and ``template``.
-    """
-    _check_values(options, ready)
-    check_body(body or {})
-    # A template's own parameters are not known yet: `resolve` judges all together.
-    if "template" not in (body or {}):
-        layered = put_together(options, GenerateOptions(), ready, body)
-        _check_rows(layered, ready)
-        _check_ends(layered, ready)
-
-
-def _check_values(options: GenerateOptions, ready: Ready) -> None:
-    for name, reason in UNSUPPORTED.items():
-        if is_wish(name, getattr(options, name)):
-            raise UnsupportedParameter(name, reason)
-    for problem in ranges.findings(options, ready):
-        raise problem
+    def _max_new_tokens(self, num_prompt_tokens: int) -> int:
+        merged, limit = self.merged, self.ready.max_model_len
+        check_length(num_prompt_tokens, self.ready, self.source)
+        room = limit - num_prompt_tokens
+        if "max_length" in merged.values:
+            if merged.values["max_length"] <= num_prompt_tokens:
+                rule = f"must be more than the input's {num_prompt_tokens} tokens"
+                raise InvalidParameter("max_length", merged.values["max_length"], rule)
+            return int(merged.values["max_length"]) - num_prompt_tokens
+        wanted = merged.values.get("max_new_tokens", self.default_max_new_tokens)
+        if wanted > room and merged.origins.get("max_new_tokens") in ("request", "template"):
+            raise OutputTooLong("max_new_tokens", wanted, limit=limit, num_tokens=num_prompt_tokens)
+        return int(min(wanted, room))
 
 
-def _check_rows(layered: Layered, ready: Ready) -> None:
-    """All of a request's sequences run in one step."""
-    wishes = Wishes(layered.values)
-    name = max(("num_beams", "best_of", "num_return_sequences"), key=lambda name: int(wishes[name]))
-    shown, is_guided = layered.shown(name), wishes.has("guidance_scale")
-    num_rows = wishes[name] * (2 if is_guided else 1)
-    if num_rows > max(1, ready.max_running):
-        twice = ", two for each output ({shown} is {count})" if is_guided else ""
-        rule = sentence(
-            f"needs {{num_rows}} sequences{twice}, but the server runs at most {{limit}} (max_running)",
-            num_rows=num_rows,
-            shown=Field(shown),
-            count=wishes[name],
-            limit=ready.max_running,
-        )
-        name, shown = ("guidance_scale", "guidance_scale") if is_guided else (name, shown)
-        raise InvalidParameter(shown, layered.values[name], rule)
+def _plain(value: Any) -> Any:
+    """Without our classes."""
+    if isinstance(value, tuple):
+        return [_plain(entry) for entry in value]
+    return value.model_dump() if isinstance(value, BaseModel) else value
 
 
-def _check_ends(layered: Layered, ready: Ready) -> None:
-    """What raises the chance of the end needs a token that ends the output."""
-    wishes, name = Wishes(layered.values), "exponential_decay_length_penalty"
-    has_end = wishes["eos_token_id"] or wishes["stop_token_ids"] or _end_token_ids(ready)
-    if wishes.has(name) and not has_end:
-        if layered.origins[name] != "model":
-            raise WithoutEffect(name, "eos_token_id", HOW_TO_END, is_second_sent=False)
-        layered.drop(name)
-
-
-def choose_seed(options: GenerateOptions) -> int:
-    return secrets.randbelow(MAX_SEED + 1) if options.seed is None else options.seed
+def random_seed() -> int:
+    return secrets.randbelow(MAX_SEED + 1)
 
 
 def resolve(
-    options: GenerateOptions,
+    merged: Merged,
     ready: Ready,
     *,
-    num_prompt_tokens: int,
     default_max_new_tokens: int,
     seed: int,
     tokenizer: Tokenizer,
-    template_parameters: Mapping[str, Any] | None = None,
-    body: Mapping[str, Any] | None = None,
     topics: Mapping[str, Sequence[str]] = NO_TOPICS,
     grammar: str | None = None,
+    source: str = "inputs",
 ) -> Resolved:
-    """What holds for one prompt. ``options`` passed `check`; ``grammar`` is the compiled form of the option's."""
-    template = from_mapping(template_parameters or {})
-    _check_values(template, ready)
-    layered = put_together(options, template, ready, body)
-    _check_rows(layered, ready)
-    _check_ends(layered, ready)
-    wishes = Wishes(layered.values)
-    source = prompt_field(body or {})
-    max_new_tokens = _max_new_tokens(layered, ready, num_prompt_tokens, default_max_new_tokens, source)
-    params = SamplingParams(
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=_min_new_tokens(layered, max_new_tokens, num_prompt_tokens),
-        seed=layered.values.get("seed", seed) % (MAX_SEED + 1),
-        grammar=grammar,
-        **_by_the_same_name(layered, wishes),
+    """All that is not about lengths. Slow where options are words. Raises `InvalidParameter`.
+
+    ``seed`` holds where no other is set; ``grammar`` is the compiled form of the option's.
+    """
+    wishes = Wishes(merged.values)
+    chosen = {
+        **_by_the_same_name(merged, wishes),
         **_by_another_name(wishes, ready, tokenizer, topics),
-    )
-    return Resolved(params, GenerateOptions(**layered.values), _effective_origins(layered, wishes, ready))
+        "seed": merged.values.get("seed", seed) % (MAX_SEED + 1),
+        "grammar": grammar,
+    }
+    origins = _effective_origins(merged, wishes, ready)
+    return Resolved(merged, ready, chosen, origins, default_max_new_tokens, source)
 
 
-SAME_NAME = (
-    "num_beams",
-    "num_beam_groups",
-    "diversity_penalty",
-    "length_penalty",
-    "early_stopping",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "encoder_repetition_penalty",
-    "penalty_scope",
-    "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size",
-    "dry_multiplier",
-    "dry_base",
-    "dry_allowed_length",
-    "dry_range",
-    "allowed_token_ids",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "forced_bos_token_id",
-    "exponential_decay_length_penalty",
-    "renormalize_logits",
-    "guidance_scale",
-    "max_rewinds",
-    "stop_token_ids",
-    "ignore_eos",
-    "top_n_tokens",
-    "logprobs_mode",
-)
-DRAW_FIELDS = (*DRAW, "xtc_threshold")
+LENGTHS = ("max_new_tokens", "min_new_tokens")
+SAME_NAME = tuple(name for name in SamplingParams.__struct_fields__ if name in OPTIONS and name not in LENGTHS)
+OF_THE_DRAW = tuple(name for name, option in OPTIONS.items() if option.draw is not None)
 
 
-def _by_the_same_name(layered: Layered, wishes: Wishes) -> dict[str, Any]:
-    names = (*SAME_NAME, *DRAW_FIELDS) if wishes.is_sampling else SAME_NAME
-    found = {name: layered.values[name] for name in names if name in layered.values}
+def _by_the_same_name(merged: Merged, wishes: Wishes) -> dict[str, Any]:
+    """Options that `SamplingParams` has too; the next function overrides those that have another shape there."""
+    skipped = () if wishes.is_sampling else OF_THE_DRAW
+    found = {name: merged.values[name] for name in SAME_NAME if name in merged.values and name not in skipped}
     if "top_p" in found:
         found["top_p"] = max(found["top_p"], LEAST_TOP_P)
     # JSON's -0.0 is no value of its own.
@@ -200,7 +132,7 @@ def _by_another_name(
         "do_sample": wishes.is_sampling,
         "num_return_sequences": wishes.num_outputs,
         "stop_strings": wishes["stop"] or () if wishes["num_beams"] > 1 else (),
-        "end_token_ids": wishes["eos_token_id"] or _end_token_ids(ready),
+        "end_token_ids": wishes["eos_token_id"] or end_token_ids(ready),
         "forced_eos_token_ids": wishes["forced_eos_token_id"] or (),
         "dry_breaker_ids": breaker_ids(tokenizer, ready.vocab_size, wishes["dry_sequence_breakers"]) if dry else (),
         "logit_bias": _logit_bias(wishes["logit_bias"] or ()),
@@ -212,11 +144,6 @@ def _by_another_name(
         "prompt_logprobs": wishes["decoder_input_details"],
         "logprob_token_ids": tuple(dict.fromkeys(wishes["logprob_token_ids"] or ())),
     }
-
-
-def _end_token_ids(ready: Ready) -> Ids:
-    ids = ready.generation_config.get("end_token_ids")
-    return tuple(ids) if isinstance(ids, list) else ()
 
 
 def _amount(bias: Bias) -> float:
@@ -259,47 +186,33 @@ def prompt_field(body: Mapping[str, Any]) -> str:
     return next((name for name in ("messages", "template") if body.get(name) is not None), "inputs")
 
 
-def _max_new_tokens(layered: Layered, ready: Ready, num_prompt_tokens: int, default: int, source: str) -> int:
-    check_length(num_prompt_tokens, ready, source)
-    room = ready.max_model_len - num_prompt_tokens
-    if "max_length" in layered.values:
-        if layered.values["max_length"] <= num_prompt_tokens:
-            rule = f"must be more than the input's {num_prompt_tokens} tokens"
-            raise InvalidParameter("max_length", layered.values["max_length"], rule)
-        return int(layered.values["max_length"]) - num_prompt_tokens
-    wanted = layered.values.get("max_new_tokens", default)
-    if wanted > room and layered.origins.get("max_new_tokens") in ("request", "template"):
-        raise OutputTooLong("max_new_tokens", wanted, limit=ready.max_model_len, num_tokens=num_prompt_tokens)
-    return int(min(wanted, room))
-
-
-def _min_new_tokens(layered: Layered, max_new_tokens: int, num_prompt_tokens: int) -> int:
-    if "min_length" in layered.values:
-        name, wanted = "min_length", max(0, layered.values["min_length"] - num_prompt_tokens)
+def _min_new_tokens(merged: Merged, max_new_tokens: int, num_prompt_tokens: int) -> int:
+    if "min_length" in merged.values:
+        name, wanted = "min_length", max(0, merged.values["min_length"] - num_prompt_tokens)
     else:
-        name, wanted = "min_new_tokens", layered.values.get("min_new_tokens", 0)
+        name, wanted = "min_new_tokens", merged.values.get("min_new_tokens", 0)
     if wanted <= max_new_tokens:
         return int(wanted)
-    if layered.origins[name] == "model":
+    if merged.origins[name] == "model":
         return max_new_tokens
     limit = max_new_tokens if name == "min_new_tokens" else max_new_tokens + num_prompt_tokens
-    most = "max_length" if "max_length" in layered.values else "max_new_tokens"
+    most = "max_length" if "max_length" in merged.values else "max_new_tokens"
     rule = sentence(
         "must be at most {limit}, for {most} leaves room for {count} new tokens",
         limit=limit,
         most=Field(most),
         count=max_new_tokens,
     )
-    raise InvalidParameter(name, layered.values[name], rule)
+    raise InvalidParameter(name, merged.values[name], rule)
 
 
-def _effective_origins(layered: Layered, wishes: Wishes, ready: Ready) -> dict[str, Origin]:
+def _effective_origins(merged: Merged, wishes: Wishes, ready: Ready) -> dict[str, Origin]:
     """Without the options of a draw that does not take place; with what the server decides."""
-    skipped = {"n"} if wishes.is_sampling else {"n", *DRAW_FIELDS} - {"temperature"}
-    found = {name: origin for name, origin in layered.origins.items() if wishes.has(name) and name not in skipped}
-    if not wishes["ignore_eos"] and _end_token_ids(ready):
+    skipped = {"n"} if wishes.is_sampling else {"n", *OF_THE_DRAW} - {"temperature"}
+    found = {name: origin for name, origin in merged.origins.items() if wishes.has(name) and name not in skipped}
+    if not wishes["ignore_eos"] and end_token_ids(ready):
         found.setdefault("eos_token_id", "model")
     for name in ("max_new_tokens", "seed", "do_sample"):
-        if not (name == "max_new_tokens" and "max_length" in layered.origins):
-            found[name] = layered.origins.get(name, "server")
+        if not (name == "max_new_tokens" and "max_length" in merged.origins):
+            found[name] = merged.origins.get(name, "server")
     return found

@@ -11,35 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.sentences import Sentence, sentence
+from server.serving.options.table import OPTIONS
 from server.serving.options.wishes import DRAW, GREEDY_BELOW, Wishes
 
 BODY_FIELDS = ("inputs", "template", "variables", "examples", "messages", "chat_template_kwargs", "stream")
 """Fields beside the parameters that rules look at."""
 
-UNSUPPORTED = {
-    "penalty_alpha": "contrastive search is not supported; leave it out",
-    "adapter_id": "an adapter is served as a model of its own; name it in model",
-    "watermark": "watermarks are not supported; leave it out",
-}
-"""Options that peers know and this server refuses by name."""
-
-FORBIDDING = (
-    "grammar",
-    "allowed_token_ids",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "logit_bias",
-    "sequence_bias",
-    "bad_words_ids",
-    "bad_words",
-    "banned_phrases",
-    "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size",
-    "min_new_tokens",
-    "min_length",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-)
+FORBIDDING = tuple(name for name, option in OPTIONS.items() if option.can_forbid)
 """Options that can forbid tokens: together they may forbid all, which is known only when the place is reached."""
 
 SYNONYMS = (

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from server.api.bodies.fields import LenientModel, Refusal
-from server.api.bodies.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, Texts, one_error
+from server.api.bodies.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, one_error
 from server.api.text.schemas import (
     NOT_TOLD,
     REFUSED,
@@ -22,6 +22,7 @@ from server.api.text.schemas import (
 )
 from server.api.text.turn_plan import ToolWish
 from server.errors import InvalidRequest
+from server.serving.options.types import Texts
 
 NO_TOOLS_OF_ITS_OWN = Refusal("the server does not run tools itself; send function tools", ([],))
 REFUSED_HERE: dict[str, Refusal] = {

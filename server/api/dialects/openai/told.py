@@ -10,7 +10,7 @@ from server.api.text.schemas import ToldFields
 from server.errors import InvalidParameter, InvalidRequest
 from server.protocol import TokenLogprob
 from server.serving.generation import Generation, OutputText, OutputToken
-from server.serving.options.ranges import MAX_TOP_TOKENS
+from server.serving.options.table import MAX_TOP_TOKENS
 from server.text.tokenizer import Tokenizer
 
 

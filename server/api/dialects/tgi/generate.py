@@ -17,7 +17,7 @@ from server.api.text.prompt import prompt_source
 from server.errors import InvalidParameter, InvalidRequest, UnsupportedParameter
 from server.serving.generation import Generation, OutputToken
 from server.serving.generator import ServedGenerator
-from server.serving.options.table import GenerateOptions, from_mapping
+from server.serving.options.table import GenerateOptions
 from server.serving.prompts import PromptSource
 from server.serving.record import RequestRecord
 from server.tasks import GENERATE
@@ -55,7 +55,7 @@ async def _generated(body: GenerateRequest, request: Request, *, is_list: bool =
     record.task, record.model = GENERATE.name, generator.name
     record.num_inputs, record.streamed = source.num_prompts, bool(body.stream)
     with parameter_paths(GenerateParameters):
-        prompts = await until_disconnect(request, generator.prepare(source, _options(body)))
+        prompts = await until_disconnect(request, generator.prepare(source, body.parameters or GenerateOptions()))
     generations = [generator.start(prompt) for prompt in prompts]
     if body.stream:
         events = _events(generator, generations[0], record)
@@ -90,10 +90,6 @@ def _source(body: GenerateRequest) -> PromptSource:
         examples=body.examples or [],
         messages=None if body.messages is None else [message.model_dump() for message in body.messages],
     )
-
-
-def _options(body: GenerateRequest) -> GenerateOptions:
-    return from_mapping(body.parameters.model_dump(exclude_none=True) if body.parameters is not None else {})
 
 
 async def _events(

@@ -1,4 +1,4 @@
-"""Makes `server/OPTIONS.md` from the tables that the server uses. ``python -m tests.options_page`` writes it.
+"""`server/OPTIONS.md`, made from the table and the rules. ``python -m server.serving.options.docs`` writes it.
 
 A cell of the second table is the outcome of a trial: the option's example together with the column's.
 """
@@ -7,38 +7,47 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from server.errors import ConflictingParameters
-from server.serving.options import resolve as sampling
-from server.serving.options.ranges import RANGES
-from server.serving.options.rules import RULES, SYNONYMS, UNSUPPORTED
-from server.serving.options.table import GenerateOptions, from_mapping
+from server.protocol import Ready, TokenizerFiles
+from server.serving.options.merge import check, merge
+from server.serving.options.reading import from_mapping
+from server.serving.options.rules import RULES, SYNONYMS
+from server.serving.options.table import OPTIONS, GenerateOptions
 from server.settings import field_docstrings
-from tests.api.scripted import ready
-from tests.option_examples import BEAMS, BODIES, EXAMPLES, GRAMMAR, SAMPLING
 
-PAGE = Path(__file__).parents[1] / "server" / "OPTIONS.md"
+PAGE = Path(__file__).parents[2] / "OPTIONS.md"
+SAMPLING = {"do_sample": True, "seed": 7}
+BEAMS = {"num_beams": 2}
+GRAMMAR = {"grammar": OPTIONS["grammar"].example}
 COLUMNS = ("sampling", "beams", "stream", "n", "grammar", "adapter")
-GROUPS = {
-    "max_new_tokens": "Length and end",
-    "do_sample": "Sampling",
-    "num_return_sequences": "Several outputs and beam search",
-    "repetition_penalty": "Penalties",
-    "logit_bias": "Token biases, bans and guidance",
-    "banned_phrases": "Text and structure",
-    "details": "Contents of the response",
-    "penalty_alpha": "Not supported",
+EXAMPLES: dict[str, dict[str, Any]] = {
+    name: {name: option.example, **option.beside} for name, option in OPTIONS.items() if option.example is not None
 }
-"""Name of the group that begins with an option."""
-NAMES = [field.name for field in fields(GenerateOptions)]
+"""Parameters with which each option has an effect."""
+MODEL = Ready(
+    task="generate",
+    architecture="Model",
+    tokenizer=TokenizerFiles(""),
+    vocab_size=50_000,
+    max_model_len=4096,
+    device="cpu",
+    dtype="float32",
+    executor="generic",
+    attention="native",
+    num_parameters=0,
+    weight_bytes=0,
+    max_running=64,
+    generation_config={"end_token_ids": [0]},
+)
+"""One whose limits no example exceeds."""
 
 HEAD = """# Options of /generate
 
-The `parameters` of `POST /generate`. `python -m tests.options_page` writes this page from the tables that the server
-checks requests with. A test tries every cell and every example.
+The `parameters` of `POST /generate`. `python -m server.serving.options.docs` writes this page from the table that the
+server checks requests with. A test tries every cell and every example.
 
 A value comes from the request, else from its template, else from the model's `generation_config.json`, else from the
 server. A field that is null or has its neutral value counts as left out. All others are applied exactly, or rejected
@@ -74,11 +83,10 @@ several outputs. Adapters are served as models and support every option.
 
 def range_of(name: str) -> str:
     """What the value must be."""
-    if name in UNSUPPORTED:
-        return UNSUPPORTED[name]
-    words = ""
-    if name in RANGES:
-        words = RANGES[name].rule
+    option = OPTIONS[name]
+    if option.unsupported is not None:
+        return option.unsupported
+    words = "" if option.range is None else option.range.rule
     hint = get_type_hints(GenerateOptions)[name]
     if bool in get_args(hint) and not words:
         words = "true or false"
@@ -105,7 +113,7 @@ def context(column: str, example: dict[str, Any]) -> dict[str, Any]:
 
 def body_of(name: str, column: str = "") -> dict[str, Any]:
     """What stands beside the parameters."""
-    return {**BODIES.get(name, {"inputs": "The old mill"}), **({"stream": True} if column == "stream" else {})}
+    return {**(OPTIONS[name].body or {"inputs": "The old mill"}), **({"stream": True} if column == "stream" else {})}
 
 
 def parameters_of(name: str, column: str) -> dict[str, Any]:
@@ -114,8 +122,10 @@ def parameters_of(name: str, column: str) -> dict[str, Any]:
 
 def cell(name: str, column: str) -> str:
     """The outcome of asking for both."""
+    options, body = from_mapping(parameters_of(name, column)), body_of(name, column)
     try:
-        sampling.check(from_mapping(parameters_of(name, column)), ready(), body=body_of(name, column))
+        check(options, MODEL, body)
+        merge(options, GenerateOptions(), {}, MODEL, body)
     except ConflictingParameters as error:
         others = [field for field in error.fields if field != name]
         return "no: " + " with ".join(f"`{field}`" for field in others)
@@ -125,11 +135,11 @@ def cell(name: str, column: str) -> str:
 def page() -> str:
     helps = field_docstrings(GenerateOptions)
     parts = [HEAD]
-    for name in NAMES:
-        if name in GROUPS:
-            parts.append(f"\n## {GROUPS[name]}\n\n| Option | Meaning | Value | Example |\n| --- | --- | --- | --- |\n")
+    for name, option in OPTIONS.items():
+        if option.begins is not None:
+            parts.append(f"\n## {option.begins}\n\n| Option | Meaning | Value | Example |\n| --- | --- | --- | --- |\n")
         example = f"`{json.dumps(EXAMPLES[name], ensure_ascii=False)}`" if name in EXAMPLES else ""
-        example += f" beside `{json.dumps(BODIES[name])}`" if name in BODIES else ""
+        example += f" beside `{json.dumps(option.body)}`" if option.body is not None else ""
         parts.append(f"| `{name}` | {helps[name]} | {range_of(name)} | {example} |\n")
     parts += [BODY_TABLE, TABLE_HEAD, f"| Option | {' | '.join(COLUMNS)} |\n|{' --- |' * (len(COLUMNS) + 1)}\n"]
     for name in EXAMPLES:

@@ -1,0 +1,73 @@
+"""Values from outside become options: their names, types and ranges are checked, and not yet what goes together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from server.errors import InvalidParameter, UnsupportedParameter
+from server.protocol import Ready
+from server.serving.options.table import OPTIONS, GenerateOptions
+from server.serving.options.wishes import is_wish
+from server.serving.strict_model import rule_of
+
+RANDOM_SEED = -1
+"""How clients ask for a seed that nobody chose."""
+
+
+def from_mapping(values: Mapping[str, Any]) -> GenerateOptions:
+    """Plain values as JSON has them, under the client's names. Raises `InvalidParameter` for a wrong name or type."""
+    try:
+        return GenerateOptions.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])
+        is_unknown = first["type"] == "extra_forbidden" and len(first["loc"]) == 1
+        rule = "is not an option of generation" if is_unknown else rule_of(first)
+        raise InvalidParameter(name, values[name], rule) from None
+
+
+def given(options: GenerateOptions) -> dict[str, Any]:
+    """The options that say something."""
+    values = {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
+    return {name: value for name, value in values.items() if (name, value) != ("seed", RANDOM_SEED)}
+
+
+def check_values(options: GenerateOptions, ready: Ready) -> None:
+    """Raise for the first option that is not supported, else for the first out of its range."""
+    for name, option in OPTIONS.items():
+        if option.unsupported is not None and is_wish(name, getattr(options, name)):
+            raise UnsupportedParameter(name, option.unsupported)
+    for problem in _findings(options, ready):
+        raise problem
+
+
+def model_defaults(ready: Ready) -> tuple[dict[str, Any], list[InvalidParameter]]:
+    """The options that the model's generation_config sets, and the findings about those that cannot be used."""
+    values: dict[str, Any] = {}
+    problems = []
+    for name, value in ready.generation_config.items():
+        if value is None or name not in OPTIONS or not OPTIONS[name].from_model:
+            continue
+        try:
+            options = from_mapping({name: value})
+            for problem in _findings(options, ready):
+                raise problem
+        except InvalidParameter as problem:
+            problems.append(problem)
+        else:
+            values[name] = getattr(options, name)
+    return values, problems
+
+
+def _findings(options: GenerateOptions, ready: Ready) -> Iterator[InvalidParameter]:
+    """The first fault of each option."""
+    for name, option in OPTIONS.items():
+        value = getattr(options, name)
+        if value is None or option.range is None:
+            continue
+        for wrong, rule in option.range.findings(value, ready):
+            yield InvalidParameter(name, wrong, rule)
+            break
