@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from server.config import ModelConfig
 from server.engine.engine import DecoderEngine
 from server.engine.executors.build import build_runner
+from server.engine.model_runner import ModelRunner
 from server.errors import ConfigurationError
 from server.models.packed_linear import pack_linears
 from server.native import kernels
@@ -23,6 +24,7 @@ from tests.tiny_models import tiny_decoder
 
 torch.set_num_threads(1)
 
+MAX_MODEL_LEN = 512
 DEFAULT_MODEL = Path("models/smollm2-135m-instruct")
 Told = list[tuple[list[int], list[float]]]
 """Token ids and log-probabilities of each of a request's sequences."""
@@ -34,13 +36,17 @@ def load(name: str, dtype: torch.dtype) -> PreTrainedModel:
     return tiny_decoder(name).to(dtype)
 
 
-def engine_of(module: PreTrainedModel, max_model_len: int, num_blocks: int = 0, **limits: Any) -> DecoderEngine:
+def runner_of(module: PreTrainedModel) -> ModelRunner:
     config = ModelConfig(name="m", path="unused", deterministic=True, kv_cache_gib=0.1, max_running=64)
-    runner = build_runner(module, config, max_model_len, pack=pack_linears)
+    return build_runner(module, config, MAX_MODEL_LEN, pack=pack_linears)
+
+
+def engine_of(runner: ModelRunner, num_blocks: int = 0, **limits: Any) -> DecoderEngine:
+    """An engine with an empty cache. One runner serves several, one after the other."""
     assert num_blocks <= runner.num_blocks
     runner.num_blocks = num_blocks or runner.num_blocks
     defaults = {"max_batch_tokens": 256, "max_running": 64, "prefix_cache": True, "deterministic": True}
-    return DecoderEngine(runner, max_model_len=max_model_len, **{**defaults, **limits})
+    return DecoderEngine(runner, max_model_len=MAX_MODEL_LEN, **{**defaults, **limits})
 
 
 def run(engine: DecoderEngine, commands: list[Generate], *, is_cramped: bool = False) -> dict[str, Told]:
@@ -112,18 +118,18 @@ def test_logprobs_are_bitwise_equal_alone_together_preempted_resumed_and_after_a
     is_tiny = name != "default"
     # Of the default model one request of each kind, and too few tokens to be preempted.
     lengths = [3, 40, 1, 129, 200, 33, 300, 64, 150, 5, 31, 257][: 12 if is_tiny else 6]
-    requests = commands(lengths, 380, 40 if is_tiny else 8)
-    module = load(name, dtype)
-    first = engine_of(module, 512, prefix_cache=False)
+    requests = commands(lengths, 380, 40 if is_tiny else 2)
+    runner = runner_of(load(name, dtype))
+    first = engine_of(runner, prefix_cache=False)
     alone: dict[str, Told] = {}
     for request in requests:
         alone |= run(first, [request])
     assert run(first, requests) == alone, "another batch"
-    engine = engine_of(load(name, dtype), 512)
+    engine = engine_of(runner)
     run(engine, requests[::2])
     assert run(engine, requests[::-1]) == alone, "prefix hits"
     if is_tiny:
-        cramped = engine_of(load(name, dtype), 512, num_blocks=16)
+        cramped = engine_of(runner, num_blocks=16)
         assert run(cramped, requests, is_cramped=True) == alone, "preempted"
 
 
@@ -133,11 +139,12 @@ def test_a_resumed_request_goes_on_with_bitwise_the_same_logprobs(native: str) -
         for command in commands([3, 40, 129, 200, 33, 300], 380)
         if command.params.num_beams == 1 and command.params.num_return_sequences == 1
     ]
-    whole = run(engine_of(load("llama", torch.bfloat16), 512), requests)
+    runner = runner_of(load("llama", torch.bfloat16))
+    whole = run(engine_of(runner), requests)
     resumed = [
         Generate(r.request_id, r.prompt_ids, r.params, [Output(whole[r.request_id][0][0][:5])]) for r in requests
     ]
-    rest = run(engine_of(load("llama", torch.bfloat16), 512), resumed)
+    rest = run(engine_of(runner), resumed)
     for request in requests:
         token_ids, logprobs = whole[request.request_id][0]
         assert rest[request.request_id] == [(token_ids[5:], logprobs[5:])]
