@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from server.client.environment import available_cpus
 from tests.server_process import ServerProcess, running_server
 
 if forced := os.environ.get("SLUICE_KERNELS"):
@@ -22,6 +24,12 @@ if forced := os.environ.get("SLUICE_KERNELS"):
 
 TINY_SETTINGS = ("--dtype", "float32", "--threads", "1", "--kv-cache-gib", "0.02", "--drain-timeout-s", "60")
 """float32, so that tokens do not depend on who shares the batch; one thread a worker, for two cores are few."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One for each CPU, as far as each has 3 GiB of memory for its models and servers."""
+    return max(1, min(available_cpus(), psutil.virtual_memory().total // (3 << 30)))
 
 
 @pytest.fixture(autouse=True)
