@@ -89,6 +89,7 @@ def test_a_second_sigterm_ends_every_request_with_an_error_and_exits_0(one_model
         requests = [body(f"Number {i}", stream=True, max_new_tokens=450) for i in range(40)]
         requests += [body(f"Number {i}", stream=False, max_new_tokens=450) for i in range(40)]
         clients = Clients(server, requests)
+        assert eventually(lambda: server.metric("sluice_admitted_requests") > 60, within_s=30)
         server.signal(signal.SIGTERM)
         assert eventually(lambda: server.get("/readyz")[0] == 503, within_s=20)
         server.signal(signal.SIGTERM)
