@@ -8,7 +8,7 @@ Dimension key
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,22 +17,19 @@ import torch
 from torch import Tensor
 
 from server.engine.batch_inputs import on_device
-from server.engine.draw_rules import epsilon_cutoff, eta_cutoff, exclude_top_choices, min_p, typical_p
+from server.engine.draw_rules import LATER, MIN_P, DrawRule, exclude_top_choices
 from server.engine.randomness import XTC_STREAM, side_keys, uniforms_at
 from server.protocol import SamplingParams
 
 LEAST_TEMPERATURE = 1e-20
 """Below it a logit over the temperature may be infinite; the greatest is taken away first then."""
 
-Apply = Callable[[Tensor, Tensor, int], Tensor]
-
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One rule and the rows that ask for it."""
 
-    apply: Apply
-    """Of scores, values and how many tokens stay at least."""
+    rule: DrawRule
     rows: list[int]
     value_K1: Tensor
 
@@ -67,16 +64,12 @@ class Controls:
         top_p = np.array([p.top_p for p in params])
         packed = on_device(np.stack([temperature, top_k, top_p]), device)
 
-        def rule(apply: Apply, values: list[float], neutral: float) -> Rule | None:
-            rows = [i for i, value in enumerate(values) if value != neutral]
-            asked = np.array([[values[i]] for i in rows], dtype=np.float32)
-            return Rule(apply, rows, on_device(asked, device)) if rows else None
+        def asked(rule: DrawRule) -> Rule | None:
+            values = [getattr(p, rule.name) for p in params]
+            rows = [i for i, value in enumerate(values) if value != rule.neutral]
+            value_K1 = np.array([[values[i]] for i in rows], dtype=np.float32)
+            return Rule(rule, rows, on_device(value_K1, device)) if rows else None
 
-        later = [
-            rule(typical_p, [p.typical_p for p in params], 1.0),
-            rule(epsilon_cutoff, [p.epsilon_cutoff for p in params], 0.0),
-            rule(eta_cutoff, [p.eta_cutoff for p in params], 0.0),
-        ]
         return cls(
             temperature_R1=packed[0].float()[:, None],
             cold_R1=on_device(is_cold, device)[:, None] if is_cold.any() else None,
@@ -85,8 +78,8 @@ class Controls:
             any_top_k=bool((top_k > 0).any()),
             any_top_p=bool((top_p < 1).any()),
             unbounded_rows=np.flatnonzero((top_k == 0) & (top_p < 1)).tolist(),
-            min_p=rule(min_p, [p.min_p for p in params], 0.0),
-            later=tuple(asked for asked in later if asked is not None),
+            min_p=asked(MIN_P),
+            later=tuple(found for rule in LATER if (found := asked(rule)) is not None),
             min_tokens_to_keep=min_tokens_to_keep,
         )
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from server.engine import reductions
 from server.engine.controls import Controls, Exclusions, Rule
-from server.engine.draw_rules import keep_top_n_sigma
+from server.engine.draw_rules import LATER, keep_top_n_sigma
 from server.engine.randomness import stream_keys
 from server.engine.reductions import ROOM_FOR_TIES, Scratch
 from server.protocol import SamplingParams
@@ -63,7 +63,7 @@ def method_of(params: SamplingParams, vocab_size: int) -> Method:
         return _window(params.top_k + ROOM_FOR_TIES, vocab_size)
     if params.top_p < 1.0 or params.min_p > 0.0:
         return wider(0, params, vocab_size)
-    is_plain = params.typical_p == 1.0 and not (params.epsilon_cutoff or params.eta_cutoff or params.xtc_probability)
+    is_plain = not params.xtc_probability and all(getattr(params, rule.name) == rule.neutral for rule in LATER)
     return UNRANKED if is_plain else UNSORTED
 
 
@@ -188,6 +188,6 @@ def _apply(rule: Rule | None, scores_RW: Tensor, controls: Controls) -> Tensor:
     if rule is None:
         return scores_RW
     if len(rule.rows) == len(scores_RW):
-        return rule.apply(scores_RW, rule.value_K1, controls.min_tokens_to_keep)
-    scores_RW[rule.rows] = rule.apply(scores_RW[rule.rows], rule.value_K1, controls.min_tokens_to_keep)
+        return rule.rule.apply(scores_RW, rule.value_K1, controls.min_tokens_to_keep)
+    scores_RW[rule.rows] = rule.rule.apply(scores_RW[rule.rows], rule.value_K1, controls.min_tokens_to_keep)
     return scores_RW

@@ -13,6 +13,9 @@ Dimension key
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -133,3 +136,35 @@ def _farthest_sorted(distance_KW: Tensor, probs_KW: Tensor, mass_K1: Tensor, num
     nearest_KW, order_KW = distance_KW.sort(dim=-1, stable=True)
     num_below_K1 = (probs_KW.gather(1, order_KW).cumsum(-1) < mass_K1).sum(-1, keepdim=True)
     return nearest_KW.gather(1, num_below_K1.clamp(min=num_kept - 1, max=distance_KW.shape[1] - 1))
+
+
+class DrawRule(NamedTuple):
+    """A rule as a sequence asks for it: by the field of `SamplingParams` of its name."""
+
+    name: str
+    apply: Callable[[Tensor, Tensor, int], Tensor]
+    """Of scores, values and how many tokens stay at least."""
+    neutral: float
+
+
+MIN_P = DrawRule("min_p", min_p, 0.0)
+LATER = (
+    DrawRule("typical_p", typical_p, 1.0),
+    DrawRule("epsilon_cutoff", epsilon_cutoff, 0.0),
+    DrawRule("eta_cutoff", eta_cutoff, 0.0),
+)
+"""Rules after those that bound a window, in order."""
+
+CONTROLS = (
+    "do_sample",
+    "temperature",
+    "top_n_sigma",
+    "top_k",
+    "top_p",
+    MIN_P.name,
+    *(rule.name for rule in LATER),
+    "xtc_threshold",
+    "excludes_top",
+    "uniform",
+)
+"""What the CPU kernel needs of a row, in the order of ``Control`` in `native/src/sampling.h`. The rules are there too."""

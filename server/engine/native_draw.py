@@ -20,12 +20,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from server.engine.draw_rules import CONTROLS
 from server.engine.randomness import XTC_STREAM, side_keys, stream_keys, uniforms_at
 from server.engine.sequence import Sequence
 from server.protocol import SamplingParams
 
-# The last columns of the controls, which change with every step.
-EXCLUDES_TOP, UNIFORM = 10, 11
+CHANGING = ("excludes_top", "uniform")
+"""Columns of the controls that change with every step."""
+EXCLUDES_TOP, UNIFORM = (CONTROLS.index(name) for name in CHANGING)
 LEAST, GREATEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
 
@@ -72,18 +74,9 @@ def can_draw(logits_SV: Tensor) -> bool:
 
 
 def _controls(params: SamplingParams, vocab_size: int) -> list[float]:
-    """In the order of the kernel."""
-    return [
-        float(params.do_sample),
-        min(max(params.temperature, LEAST), GREATEST),
-        params.top_n_sigma,
-        float(params.top_k if 0 < params.top_k < vocab_size else 0),
-        params.top_p,
-        params.min_p,
-        params.typical_p,
-        params.epsilon_cutoff,
-        params.eta_cutoff,
-        params.xtc_threshold,
-        0.0,
-        0.0,
-    ]
+    values = {
+        "temperature": min(max(params.temperature, LEAST), GREATEST),
+        "top_k": params.top_k if 0 < params.top_k < vocab_size else 0,
+        **dict.fromkeys(CHANGING, 0.0),
+    }
+    return [float(values[name] if name in values else getattr(params, name)) for name in CONTROLS]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from server.engine.draw_rules import CONTROLS
 from server.engine.native_draw import can_draw
 from server.engine.reductions import Scratch, largest, top_and_its_logprob
 from server.engine.sampler import Sampled, Sampler
@@ -30,6 +33,12 @@ OPTIONS: dict[str, list[Any]] = {
     "xtc_probability": [0.0, 0.5, 1.0],
     "xtc_threshold": [0.1, 0.02, 0.3],
 }
+
+
+def test_the_controls_have_the_kernels_order() -> None:
+    source = (Path(kernels.__file__).parent / "src" / "sampling.h").read_text(encoding="utf-8")
+    (columns,) = re.findall(r"enum Control : int \{(.*?)\}", source, re.DOTALL)
+    assert [name.lower() for name in re.findall(r"\w+", columns)] == [*CONTROLS, "num_controls"]
 
 
 @pytest.fixture(params=list(kernels.VARIANTS), autouse=True)
