@@ -167,4 +167,4 @@ CONTROLS = (
     "excludes_top",
     "uniform",
 )
-"""What the CPU kernel needs of a row, in the order of ``Control`` in `native/src/sampling.h`. The rules are there too."""
+"""What the CPU kernel needs of a row, in the order of ``Control`` in `native/src/sampling.h`, which has the rules."""

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.models.configs import token_id
-from server.protocol import GenerationValue
+from server.protocol import GenerationValue, SamplingParams
 from server.tasks import CLASSIFY, EMBED, TASKS
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
@@ -20,35 +20,19 @@ ProblemType = Literal["regression", "single_label_classification", "multi_label_
 HEADS = {ending: task.name for task in TASKS.values() for ending in task.heads}
 """Ending of an architecture's class name -> task. A model without a head makes embeddings."""
 
+OTHER_SHAPES = ("bad_words_ids", "forced_eos_token_id")
+"""Fields of transformers' GenerationConfig that `SamplingParams` has under another name."""
+LEFT_TO_CLIENTS = ("num_return_sequences", "stop_strings", "num_beam_groups", "diversity_penalty")
+"""Fields of both that no model decides."""
 GENERATION_FIELDS = (
-    "max_new_tokens",
-    "min_new_tokens",
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "epsilon_cutoff",
-    "eta_cutoff",
-    "num_beams",
-    "length_penalty",
-    "early_stopping",
-    "repetition_penalty",
-    "encoder_repetition_penalty",
-    "no_repeat_ngram_size",
-    "encoder_no_repeat_ngram_size",
-    "sequence_bias",
-    "bad_words_ids",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "exponential_decay_length_penalty",
-    "renormalize_logits",
-    "guidance_scale",
+    *(
+        name
+        for name in SamplingParams.__struct_fields__
+        if hasattr(GenerationConfig(), name) and name not in LEFT_TO_CLIENTS
+    ),
+    *OTHER_SHAPES,
 )
-"""Fields of transformers' GenerationConfig that `SamplingParams` has too, in this or another shape."""
+"""Fields of a GenerationConfig that become a model's defaults."""
 
 NONE_BELOW_ZERO = (
     "max_new_tokens",

@@ -16,6 +16,7 @@ import server
 from server.api.bodies.schemas import GenerateParameters
 from server.errors import InvalidParameter, InvalidRequest, WithoutEffect
 from server.length_errors import PromptTooLong
+from server.models.describe import GENERATION_FIELDS
 from server.protocol import SamplingParams
 from server.serving.options.table import OPTIONS, GenerateOptions
 from server.serving.options.wishes import NEUTRAL
@@ -53,6 +54,17 @@ def test_every_option_that_is_no_switch_has_a_range() -> None:
     free = {"rank_by", "grammar", "early_stopping", "logprobs_mode", "adapter_id"}
     switches = {name for name in NAMES if HINTS[name] == bool | None}
     assert {*RANGES} == {*NAMES} - switches - free
+
+
+def test_the_worker_reads_the_defaults_that_the_front_takes_from_a_model() -> None:
+    assert {*GENERATION_FIELDS} == {name for name, option in OPTIONS.items() if option.from_model}
+
+
+def test_a_neutral_value_is_the_protocols_default() -> None:
+    defaults = zip(SamplingParams.__struct_fields__[1:], SamplingParams.__struct_defaults__, strict=True)
+    shared = {name: default for name, default in defaults if NEUTRAL.get(name) is not None}
+    assert len(shared) > 25
+    assert shared == {name: NEUTRAL[name] for name in shared}
 
 
 READ_BY_THE_FRONT = {
