@@ -136,6 +136,6 @@ def client_of(*workers: EngineWorker, **settings: Any) -> TestClient:
     """A client of an application that serves these models."""
     config = ServeConfig(models=tuple(worker.model for worker in workers), **settings)
     app = build_app(config, LoadedSupervisor({worker.model.name: worker for worker in workers}))  # type: ignore[arg-type]
-    app.state.registry.load()
-    app.state.lifecycle.is_loaded = True
+    app.front.registry.load()
+    app.front.lifecycle.is_loaded = True
     return TestClient(app)

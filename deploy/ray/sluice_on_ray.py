@@ -10,17 +10,16 @@ import argparse
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
 from ray import serve
 
 from server import logs, metrics, settings
-from server.api.app import build_app
+from server.api.app import Application, build_app
 from server.api.lifespan import load, stop
 from server.client.supervisor import Supervisor
 from server.errors import SluiceError
 
 
-def build() -> FastAPI:
+def build() -> Application:
     """The application, which loads its models when Serve starts it."""
     parser = argparse.ArgumentParser()
     settings.add_flags(parser)
@@ -31,8 +30,8 @@ def build() -> FastAPI:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    config = app.state.config
+async def _lifespan(app: Application) -> AsyncIterator[None]:
+    config = app.front.config
     handler = logs.set_up(config.log_format, config.log_level, on_drop=metrics.LOG_LINES_DROPPED.inc)
     try:
         await load(app)
@@ -49,7 +48,7 @@ class Sluice:
 
     async def check_health(self) -> None:
         """Raise if the workers cannot be restarted any more: what /livez asks."""
-        if not self.app.state.supervisor.is_live():
+        if not self.app.front.supervisor.is_live():
             raise SluiceError("The workers cannot be restarted.")
 
 

@@ -11,6 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from server import __version__
 from server.api import page, templates
+from server.api.context import Front
 from server.api.dialects import rerank, tei
 from server.api.dialects.anthropic import route as anthropic
 from server.api.dialects.hf import zero_shot
@@ -52,30 +53,38 @@ DOCS = ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")
 
 
 class Application(FastAPI):
-    """Sluice's routes, with a documentation of its own."""
+    """Sluice's routes over what stands behind them, with a documentation of its own."""
+
+    def __init__(self, front: Front) -> None:
+        super().__init__(
+            title="Sluice",
+            version=__version__,
+            description="One server for fine-tuned language models.",
+            redirect_slashes=False,
+        )
+        self.front = front
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = document(self)
+            self.openapi_schema = document(self, has_keys=self.front.has_keys)
         return self.openapi_schema
 
 
-def build_app(config: ServeConfig, supervisor: Supervisor) -> FastAPI:
+def build_app(config: ServeConfig, supervisor: Supervisor) -> Application:
     """The application; `Registry.load` and `Lifecycle.is_loaded` make it serve once the workers are ready.
 
     Raises ConfigurationError for keys that cannot be read.
     """
     api_keys = keys.load(config.api_keys_file)
     app = Application(
-        title="Sluice",
-        version=__version__,
-        description="One server for fine-tuned language models.",
-        redirect_slashes=False,
+        Front(
+            config=config,
+            supervisor=supervisor,
+            registry=Registry(config, supervisor),
+            lifecycle=Lifecycle(),
+            has_keys=bool(api_keys),
+        )
     )
-    app.state.config = config
-    app.state.supervisor = supervisor
-    app.state.registry = Registry(config, supervisor)
-    app.state.lifecycle = Lifecycle()
     tasks = _task_routes()
     for _, router in ROUTERS:
         app.include_router(router)
@@ -87,14 +96,13 @@ def build_app(config: ServeConfig, supervisor: Supervisor) -> FastAPI:
     # The last one added is the outermost.
     app.add_middleware(Idempotency, paths=frozenset(tasks))
     app.add_middleware(BodyGate, paths=frozenset(tasks), max_bytes=config.max_body_bytes)
-    app.state.has_keys = bool(api_keys)
     if api_keys:
         app.add_middleware(Access, keys=api_keys)
     if config.cors_origins is not None:
         _allow_origins(app, config.allowed_origins)
     app.add_middleware(
         RequestContext,
-        lifecycle=app.state.lifecycle,
+        lifecycle=app.front.lifecycle,
         task_routes=tasks,
         quiet_routes=_quiet_routes(with_status),
         proxies=TrustedProxies(config.proxy_networks or []),

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import logging
 
-from fastapi import FastAPI
+from server.api.app import Application
 
 log = logging.getLogger("sluice.server")
 
@@ -14,9 +14,9 @@ LAST_WORDS_S = 1.0
 """For streams to send their last event once the workers are gone, and for connections to close."""
 
 
-async def load(app: FastAPI) -> None:
+async def load(app: Application) -> None:
     """Start the workers and return once every model can serve. Raises ConfigurationError if one cannot."""
-    registry, supervisor = app.state.registry, app.state.supervisor
+    registry, supervisor = app.front.registry, app.front.supervisor
     await registry.services.start()
     preparing = asyncio.create_task(registry.prepare())
     # Writing it takes half a second, which no stream should wait for.
@@ -32,17 +32,17 @@ async def load(app: FastAPI) -> None:
     await registry.check_chat_templates()
     # Modules and tokenizers stay for good: the collector need not stop the streams to look at them again and again.
     gc.freeze()
-    app.state.lifecycle.is_loaded = True
+    app.front.lifecycle.is_loaded = True
     log.info("ready", extra={"fields": {"models": ", ".join(supervisor.clients)}})
 
 
-async def stop(app: FastAPI) -> None:
+async def stop(app: Application) -> None:
     """Stop the workers, which ends what still runs with an error, and let the errors out. `load` may have failed."""
-    lifecycle = app.state.lifecycle
+    lifecycle = app.front.lifecycle
     lifecycle.is_draining = True
-    app.state.registry.refuse_new_work()
+    app.front.registry.refuse_new_work()
     if lifecycle.num_active:
         log.warning("requests cut short", extra={"fields": {"active_requests": lifecycle.num_active}})
-    await app.state.supervisor.stop()
-    await app.state.registry.services.close()
+    await app.front.supervisor.stop()
+    await app.front.registry.services.close()
     await lifecycle.wait_idle(LAST_WORDS_S)

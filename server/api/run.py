@@ -19,11 +19,10 @@ from typing import Any
 
 import uvicorn
 import uvloop
-from fastapi import FastAPI
 
 from server import logs, metrics
 from server.api import loading
-from server.api.app import build_app
+from server.api.app import Application, build_app
 from server.api.http.client_address import TrustedProxies
 from server.api.http.connections import Connections, affordable
 from server.api.http.hosts import ANY, AllowedHosts, allowed_hosts
@@ -193,9 +192,9 @@ class HttpServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def http_server(app: FastAPI, hosts: AllowedHosts | None = None) -> HttpServer:
+def http_server(app: Application, hosts: AllowedHosts | None = None) -> HttpServer:
     """The server of an application's HTTP; without ``hosts`` it may be called by any name."""
-    config: ServeConfig = app.state.config
+    config: ServeConfig = app.front.config
     connections = Connections(
         affordable(config.max_connections),
         config.max_connections_per_address,
@@ -231,7 +230,7 @@ async def _run(
     signals = Signals()
     signals.install()
     app = build_app(config, Supervisor(config, template=template))
-    http = http_server(app, allowed_hosts(config, has_keys=app.state.has_keys))
+    http = http_server(app, allowed_hosts(config, has_keys=app.front.has_keys))
     host, port = listener.getsockname()[:2]
     log.info("listening", extra={"fields": {"url": f"http://{f'[{host}]' if ':' in host else host}:{port}"}})
     http_task = asyncio.create_task(http.serve(sockets=accepting(listener)))
@@ -247,7 +246,7 @@ async def _run(
         if not first_signal.done():
             raise RuntimeError("the server stopped unexpectedly")
     finally:
-        is_ready = app.state.supervisor.is_ready()
+        is_ready = app.front.supervisor.is_ready()
         hurrying = first_signal
         if first_signal.done():
             hurrying = asyncio.create_task(_hurry(http, signals, is_ready=is_ready))
@@ -256,35 +255,37 @@ async def _run(
     log.info("stopped")
 
 
-async def _work(config: ServeConfig, app: FastAPI, status: StatusLine | None, handler: logs.BackgroundHandler) -> None:
+async def _work(
+    config: ServeConfig, app: Application, status: StatusLine | None, handler: logs.BackgroundHandler
+) -> None:
     """Load the models, say so, and watch the workers for as long as there are any."""
-    supervisor = app.state.supervisor
+    supervisor = app.front.supervisor
     async with loading.shown(supervisor.clients, status):
         await load(app)
         # The log lines about loading stand above the status line, and above the greeting.
         await asyncio.to_thread(handler.wait_written, LOG_WAIT_S)
-    if not app.state.lifecycle.is_draining:
+    if not app.front.lifecycle.is_draining:
         # A server whose greeting nobody can read still serves.
         with contextlib.suppress(OSError):
-            sys.stdout.write(banner(config, supervisor.clients, has_keys=app.state.has_keys) + "\n")
+            sys.stdout.write(banner(config, supervisor.clients, has_keys=app.front.has_keys) + "\n")
             sys.stdout.flush()
     await supervisor.run()
 
 
-async def _drain(config: ServeConfig, app: FastAPI, signals: Signals) -> None:
+async def _drain(config: ServeConfig, app: Application, signals: Signals) -> None:
     """Not ready at once; then no new work; then wait for what runs, all of it cut short by a second signal."""
-    lifecycle = app.state.lifecycle
+    lifecycle = app.front.lifecycle
     lifecycle.is_draining = True
     log.info("draining", extra={"fields": {"active_requests": lifecycle.num_active}})
     if not lifecycle.is_loaded:
-        app.state.registry.refuse_new_work()
+        app.front.registry.refuse_new_work()
         return
-    if not await _unless(signals.second, app.state.supervisor.ready_within(RECOVERY_S)):
+    if not await _unless(signals.second, app.front.supervisor.ready_within(RECOVERY_S)):
         # Its requests could not go on before it is back, and nobody knows when that is.
-        app.state.registry.refuse_new_work()
+        app.front.registry.refuse_new_work()
         return
     await _unless(signals.second, asyncio.sleep(config.drain_delay_s))
-    app.state.registry.refuse_new_work()
+    app.front.registry.refuse_new_work()
     await _unless(signals.second, lifecycle.wait_idle(config.drain_timeout_s))
 
 
@@ -299,7 +300,7 @@ async def _unless(event: asyncio.Event, wait: Coroutine[Any, Any, Any]) -> Any:
     return result
 
 
-async def _end(app: FastAPI, http: HttpServer, http_task: asyncio.Task[None], work: asyncio.Task[None]) -> None:
+async def _end(app: Application, http: HttpServer, http_task: asyncio.Task[None], work: asyncio.Task[None]) -> None:
     """Stop the workers, and close the connections when the last words are out."""
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from server import __version__, metrics
-from server.config import ServeConfig
+from server.api.context import Front, FrontDep
 from server.errors import Draining, EngineRestarting, QueueFull, SluiceError, Starting
 from server.protocol import Ready
 from server.serving.lifecycle import Lifecycle
@@ -28,55 +28,54 @@ def check_started(lifecycle: Lifecycle) -> None:
         raise Starting("The models are loading.", retry_after_s=RETRY_S)
 
 
-def check_engines(request: Request) -> None:
+def check_engines(front: Front) -> None:
     """Raise unless every worker can take work now."""
-    check_started(request.app.state.lifecycle)
-    if not request.app.state.supervisor.is_ready():
+    check_started(front.lifecycle)
+    if not front.supervisor.is_ready():
         raise EngineRestarting("A worker is restarting.", retry_after_s=RETRY_S)
 
 
-def check_ready(request: Request) -> None:
+def check_ready(front: Front) -> None:
     """Raise unless new work should be sent here."""
-    if request.app.state.lifecycle.is_draining:
+    if front.lifecycle.is_draining:
         raise Draining("The server is stopping.", retry_after_s=RETRY_S)
-    check_engines(request)
-    mark = request.app.state.config.unready_queue_percent
-    if mark and 100 * request.app.state.registry.fullness >= mark:
+    check_engines(front)
+    mark = front.config.unready_queue_percent
+    if mark and 100 * front.registry.fullness >= mark:
         raise QueueFull(f"A model's queue is at least {mark}% full (unready_queue_percent).", retry_after_s=RETRY_S)
 
 
-async def livez(request: Request) -> dict[str, str]:
+async def livez(front: FrontDep) -> dict[str, str]:
     """200 as long as the process can do its work or restore it: restart the server where this fails."""
-    if not request.app.state.supervisor.is_live():
+    if not front.supervisor.is_live():
         raise SluiceError("The workers cannot be restarted.")
     return {"status": "live"}
 
 
-async def readyz(request: Request) -> dict[str, str]:
+async def readyz(front: FrontDep) -> dict[str, str]:
     """200 if new requests should be sent here: not while starting, restarting a worker or draining.
 
     Nor while a queue is fuller than the setting `unready_queue_percent`.
     """
-    check_ready(request)
+    check_ready(front)
     return {"status": "ready"}
 
 
-async def startupz(request: Request) -> dict[str, str]:
+async def startupz(front: FrontDep) -> dict[str, str]:
     """200 once every model has been loaded."""
-    check_started(request.app.state.lifecycle)
+    check_started(front.lifecycle)
     return {"status": "started"}
 
 
-async def health(request: Request) -> dict[str, str]:
+async def health(front: FrontDep) -> dict[str, str]:
     """200 if every model's worker is up; while draining too."""
-    check_engines(request)
+    check_engines(front)
     return {"status": "healthy"}
 
 
-async def info(request: Request) -> dict[str, Any]:
+async def info(front: FrontDep) -> dict[str, Any]:
     """The models by task, their limits, and the server's."""
-    registry: Registry = request.app.state.registry
-    config: ServeConfig = request.app.state.config
+    registry, config = front.registry, front.config
     models = [_describe(model.name, registry) for model in config.models]
     first = registry.ready_models.get(config.models[0].name)
     return {
@@ -142,16 +141,16 @@ async def version() -> dict[str, str]:
     return {"version": __version__}
 
 
-async def load(request: Request) -> dict[str, int]:
+async def load(front: FrontDep) -> dict[str, int]:
     """How many requests for work are being answered."""
-    return {"server_load": request.app.state.lifecycle.num_active}
+    return {"server_load": front.lifecycle.num_active}
 
 
-async def render_metrics(request: Request) -> Response:
+async def render_metrics(request: Request, front: FrontDep) -> Response:
     """The metrics in Prometheus' text format, or OpenMetrics where the client asks for it."""
     accept = request.headers.get("accept", "")
     metrics.FRONT_TASKS.set(len(asyncio.all_tasks()))
-    render = partial(metrics.render, accept, vllm_names=request.app.state.config.vllm_metrics)
+    render = partial(metrics.render, accept, vllm_names=front.config.vllm_metrics)
     content, content_type = await asyncio.get_running_loop().run_in_executor(METRICS_THREAD, render)
     return Response(content, headers={"Content-Type": content_type, "Cache-Control": "no-store"})
 

@@ -70,7 +70,7 @@ def all_tasks(**settings: Any) -> Iterator[TestClient]:
         settings = {"default_max_new_tokens": 4, "templates": folder, **settings}
         with client_of(generator(), *encoders(), **settings) as client:
             assert client.portal is not None
-            services = client.app.state.registry.services  # type: ignore[attr-defined]
+            services = client.app.front.registry.services  # type: ignore[attr-defined]
             client.portal.call(services.start)
             try:
                 yield client

@@ -153,8 +153,8 @@ def front(
     worker = ScriptedWorker(script, ready(vocab_size=vocab_size, **changes))
     config = ServeConfig(models=(MODEL,), **settings)
     app = build_app(config, FakeSupervisor(config, {MODEL.name: worker}))  # type: ignore[arg-type]
-    app.state.registry.load()
-    app.state.lifecycle.is_loaded = True
+    app.front.registry.load()
+    app.front.lifecycle.is_loaded = True
     app.state.worker = worker
     return app
 

@@ -67,7 +67,7 @@ def test_the_best_of_several_is_the_one_that_a_served_classifier_likes_best(labe
 def test_samples_are_ranked_though_the_classifiers_queue_is_full_or_draining() -> None:
     """What has been computed is not lost to a limit on new work."""
     client = ranked_client(says_each("The mill", "The river"))
-    classifier = client.app.state.registry.services.classifiers["mood"]  # type: ignore[attr-defined]
+    classifier = client.app.front.registry.services.classifiers["mood"]  # type: ignore[attr-defined]
     rank_by = {"model": "mood", "label": "neutral"}
     with classifier._admission.admit(classifier._admission.max_tokens):
         classifier._admission.draining = True

@@ -147,7 +147,7 @@ def test_hugging_faces_client_reads_every_answer() -> None:
 
 def test_every_option_of_a_body_is_read() -> None:
     from server.api.dialects.hf import classify, fill_mask, ner
-    from server.api.encode.schemas import ClassifyParameters, FillMaskParameters, NerParameters
+    from server.api.dialects.hf.schemas import ClassifyParameters, FillMaskParameters, NerParameters
 
     for module, schema in ((classify, ClassifyParameters), (ner, NerParameters), (fill_mask, FillMaskParameters)):
         base = module._options(schema())

@@ -89,7 +89,7 @@ def walk() -> Iterator[Walk]:
     with client_of(served, *encoders) as client:
         yield Walk(client, worker)
         assert client.portal is not None
-        client.portal.call(client.app.state.registry.services.close)  # type: ignore[attr-defined]
+        client.portal.call(client.app.front.registry.services.close)  # type: ignore[attr-defined]
 
 
 def fields() -> Iterator[Any]:

@@ -76,7 +76,7 @@ def walk() -> Iterator[Walk]:
     with client_of(served, tiny_worker("nli", "bert", "classify", labels=labels)) as client:
         yield Walk(client, worker)
         assert client.portal is not None
-        client.portal.call(client.app.state.registry.services.close)  # type: ignore[attr-defined]
+        client.portal.call(client.app.front.registry.services.close)  # type: ignore[attr-defined]
 
 
 def changed(body: dict[str, Any], place: Place, name: str, value: Any) -> dict[str, Any]:

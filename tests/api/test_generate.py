@@ -280,7 +280,7 @@ def test_a_seed_is_chosen_and_told_where_none_was_given() -> None:
 
 
 def test_a_served_generator_describes_its_limits() -> None:
-    described = client_of().app.state.registry.get(ServedGenerator, None).describe()
+    described = client_of().app.front.registry.get(ServedGenerator, None).describe()
     assert described["max_total_tokens"] == MAX_MODEL_LEN
     json.dumps(described)
 

@@ -60,7 +60,7 @@ def fronted(chat_template: str | None = None, **settings: Any) -> Iterator[Front
             yield Front(client, worker)
         finally:
             assert client.portal is not None
-            client.portal.call(client.app.state.registry.services.close)  # type: ignore[attr-defined]
+            client.portal.call(client.app.front.registry.services.close)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_a_grammar_is_tried_before_the_response_starts() -> None:
 def test_a_topic_is_the_operators_list_of_phrases(tmp_path: Path) -> None:
     (tmp_path / "water.txt").write_text("river\nmill race\n", encoding="utf-8")
     with fronted(topics=str(tmp_path)) as front:
-        topics = front.client.app.state.registry.services.topics  # type: ignore[attr-defined]
+        topics = front.client.app.front.registry.services.topics  # type: ignore[attr-defined]
         topics.load()
         penalties = [{"topic": "water", "strength": 2.5}, {"phrase": "sack", "strength": 1.0}]
         front.post(inputs="a", parameters={"penalties": penalties})

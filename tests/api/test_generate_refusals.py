@@ -206,7 +206,7 @@ def test_an_unknown_model_is_a_404(client: TestClient) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_full_queue_is_a_503_with_a_time_to_come_back(stream: bool) -> None:
     app = front(says("yes"), max_queued_requests=1)
-    admission = app.state.registry.get(ServedGenerator, None).admission
+    admission = app.front.registry.get(ServedGenerator, None).admission
     caller.set_current(Caller.of_address("testclient"))
     with admission.admit(10):
         body = {"inputs": "a", "stream": stream}
@@ -224,7 +224,7 @@ def test_a_failure_before_the_first_token_keeps_its_status(stream: bool, error: 
     response = TestClient(app).post("/generate", json={"inputs": "a", "stream": stream})
     assert response.status_code == error.status
     assert response.json()["error"]["code"] == error.code
-    assert app.state.registry.get(ServedGenerator, None).admission.num_requests == 0
+    assert app.front.registry.get(ServedGenerator, None).admission.num_requests == 0
 
 
 def test_one_failed_input_ends_the_others_of_its_list() -> None:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from server.api.bodies.schemas import GenerateRequest
-from server.api.encode.schemas import NerRequest
+from server.api.dialects.hf.schemas import NerRequest
 from server.api.http import protocol as http_protocol
 from server.api.http.errors import InvalidJson
 from server.api.http.json_body import check_json

@@ -69,7 +69,7 @@ def engine_client(**settings: Any) -> Iterator[TestClient]:
             yield client
         finally:
             assert client.portal is not None
-            client.portal.call(client.app.state.registry.services.close)  # type: ignore[attr-defined]
+            client.portal.call(client.app.front.registry.services.close)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")

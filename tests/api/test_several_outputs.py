@@ -142,7 +142,7 @@ def test_a_hypothesis_that_the_engine_ended_at_a_stop_string_is_cut_before_it() 
 )
 def test_admission_counts_every_row_that_is_computed(parameters: dict[str, Any], rows: int) -> None:
     app = front(says_each(*TEXTS))
-    admission = app.state.registry.get(ServedGenerator, None).admission
+    admission = app.front.registry.get(ServedGenerator, None).admission
     costs: list[int] = []
     admit = admission.admit
     admission.admit = lambda num_tokens, num_requests=1: costs.append(num_tokens) or admit(num_tokens, num_requests)
@@ -152,7 +152,7 @@ def test_admission_counts_every_row_that_is_computed(parameters: dict[str, Any],
 
 def test_guidance_costs_its_prompt_and_its_rows_too() -> None:
     app = front(says_each(*TEXTS))
-    admission = app.state.registry.get(ServedGenerator, None).admission
+    admission = app.front.registry.get(ServedGenerator, None).admission
     costs: list[int] = []
     admit = admission.admit
     admission.admit = lambda num_tokens, num_requests=1: costs.append(num_tokens) or admit(num_tokens, num_requests)

@@ -46,7 +46,7 @@ def streaming(app: FastAPI, **body: Any) -> Iterator[httpx2.Response]:
 
 
 def admission_of(app: FastAPI) -> Any:
-    return app.state.registry.get(ServedGenerator, None).admission
+    return app.front.registry.get(ServedGenerator, None).admission
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_a_client_that_leaves_frees_its_blocks_within_a_second(
         hang_up(connection, how)
         assert happens(lambda: not worker.running)
         assert happens(lambda: admission_of(app).num_requests == 0)
-        assert happens(lambda: app.state.lifecycle.num_active == 0)
+        assert happens(lambda: app.front.lifecycle.num_active == 0)
 
 
 def test_a_queued_stream_whose_head_was_sent_is_freed_when_its_client_leaves(monkeypatch: pytest.MonkeyPatch) -> None:

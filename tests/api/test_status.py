@@ -42,9 +42,9 @@ CODES = {
 
 def app_in(state: tuple[bool, bool, bool, bool, int, int]) -> Any:
     app = shell(max_queued_requests=8, unready_queue_percent=state[5])
-    app.state.lifecycle.is_loaded, app.state.lifecycle.is_draining = state[:2]
-    app.state.supervisor.is_up, app.state.supervisor.live = state[2:4]
-    app.state.registry.admissions["tiny"].num_requests = state[4]
+    app.front.lifecycle.is_loaded, app.front.lifecycle.is_draining = state[:2]
+    app.front.supervisor.is_up, app.front.supervisor.live = state[2:4]
+    app.front.registry.admissions["tiny"].num_requests = state[4]
     return app
 
 
@@ -81,7 +81,7 @@ def test_version_and_load_have_the_shapes_of_vllm():
     client = client_of(app)
     assert client.get("/version").json() == {"version": __version__}
     assert client.get("/load").json() == {"server_load": 0}
-    with app.state.lifecycle.active():
+    with app.front.lifecycle.active():
         assert client.get("/load").json() == {"server_load": 1}
 
 
@@ -139,7 +139,7 @@ def test_metrics_are_served_while_every_thread_is_busy_with_a_long_text():
         client = threading.Thread(target=httpx2.get, args=[url + "/work"], kwargs={"timeout": 40})
         client.start()
         try:
-            assert happens(lambda: app.state.lifecycle.num_active == 1)
+            assert happens(lambda: app.front.lifecycle.num_active == 1)
             assert httpx2.get(url + "/metrics", timeout=30).status_code == 200
         finally:
             is_over.set()

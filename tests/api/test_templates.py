@@ -58,7 +58,7 @@ def served(folder: str | None, *tasks: str) -> Iterator[TestClient]:
     with client_of(*map(worker, tasks), templates=folder) as client:
         yield client
         assert client.portal is not None
-        client.portal.call(client.app.state.registry.services.close)  # type: ignore[attr-defined]
+        client.portal.call(client.app.front.registry.services.close)  # type: ignore[attr-defined]
 
 
 def test_templates_are_listed_with_their_variables(folder: str) -> None:

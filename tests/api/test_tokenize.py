@@ -102,7 +102,7 @@ def test_without_a_name_the_model_that_generates_is_asked_and_by_name_any() -> N
 
 def test_tokenizer_info_tells_special_tokens_and_chat_template(client: TestClient) -> None:
     info = client.get("/tokenizer_info").json()
-    files: TokenizerFiles = client.app.state.registry.find(None).ready.tokenizer  # type: ignore[attr-defined]
+    files: TokenizerFiles = client.app.front.registry.find(None).ready.tokenizer  # type: ignore[attr-defined]
     assert (info["bos_token"], info["eos_token"]) == (files.bos_token, files.eos_token)
     assert info["chat_template"] == files.chat_template
     assert info["model_max_length"] == MAX_MODEL_LEN

@@ -56,7 +56,7 @@ def test_no_broken_client_is_answered_wrongly_or_kept(
         received = pool.map(lambda client: play(port, client, LIMIT_S), programs)
         statuses = [status for client, data in zip(programs, received, strict=True) for status in judge(client, data)]
     assert {200, 400} <= set(statuses)
-    assert happens(lambda: app.state.lifecycle.num_active == 0 and not app.state.worker.running)
+    assert happens(lambda: app.front.lifecycle.num_active == 0 and not app.state.worker.running)
     assert not [record for record in caplog.records if record.name.startswith("sluice")], caplog.text
     assert threading.active_count() <= num_threads + AT_ONCE + 40
     alive = Program((b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",), 0.0, "half close")

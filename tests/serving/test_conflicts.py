@@ -220,6 +220,6 @@ def test_an_unsound_default_of_the_models_is_logged_and_not_described(caplog: py
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "model tiny: generation_config.json is ignored in part: top_p is 2.0: it must be from 0 to 1."
     ]
-    described = app.state.registry.get(ServedGenerator, None).describe()
+    described = app.front.registry.get(ServedGenerator, None).describe()
     assert described["generation_config"] == {"end_token_ids": [END_ID], "max_new_tokens": 3}
     assert described["default_max_new_tokens"] == 3

@@ -6,13 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from fastapi import Request
 from pydantic import BaseModel, ConfigDict
 
 from server.api.bodies.schemas import StrictModel
-from server.config import ServeConfig
+from server.api.context import Context
 from server.errors import UnknownParameter, UnsupportedParameter
-from server.serving.record import RequestRecord
 
 MAX_NAMED = 32
 """Most fields that are named to the client."""
@@ -48,7 +46,7 @@ class Refusal(NamedTuple):
 NO_REFUSALS: Mapping[str, Refusal] = {}
 
 
-def check_fields(request: Request, body: LenientModel, refusals: Mapping[str, Refusal] = NO_REFUSALS) -> None:
+def check_fields(context: Context, body: LenientModel, refusals: Mapping[str, Refusal] = NO_REFUSALS) -> None:
     """Refuse what cannot be honoured and is not neutral; the answer's header names what else is left out.
 
     With the setting ``strict`` the first of those is refused too.
@@ -58,11 +56,9 @@ def check_fields(request: Request, body: LenientModel, refusals: Mapping[str, Re
         if (value := _without_nulls(extra.get(name))) is not None and not refusal.is_neutral(value):
             raise UnsupportedParameter(name, refusal.reason)
     names = [name for name in dict.fromkeys(unread_fields(body)) if name not in refusals]
-    config: ServeConfig = request.app.state.config
-    if names and config.strict:
+    if names and context.front.config.strict:
         raise UnknownParameter(names[0], sorted(type(body).model_fields))
-    record: RequestRecord = request.state.record
-    record.ignored_fields = ", ".join(quote(name[:MAX_NAME_CHARACTERS]) for name in names[:MAX_NAMED])
+    context.record.ignored_fields = ", ".join(quote(name[:MAX_NAME_CHARACTERS]) for name in names[:MAX_NAMED])
 
 
 def _without_nulls(value: Any) -> Any:

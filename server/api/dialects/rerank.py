@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from server.api.bodies.fields import LenientModel, Refusal, check_fields
 from server.api.bodies.schemas import AT_LEAST_1, STOP_AT_FIRST_ERROR, Texts, one_error
 from server.api.bodies.truncation import EitherTruncation
-from server.api.dialects.openai.embeddings import usage
-from server.api.encode import run as encoder_route
-from server.api.encode.pairs import relevances
+from server.api.context import ContextDep
+from server.api.encode.run import relevances, usage
+from server.api.http.json_reply import json_reply
 from server.errors import ConflictingParameters, InvalidParameter, InvalidRequest
 from server.serving.classifier import TextPair
 from server.serving.record import RequestRecord
@@ -69,20 +69,20 @@ OF_DOCUMENTS = ("top_n", "return_documents")
 @router.post("/rerank", response_model=None)
 @router.post("/v1/rerank", response_model=None)
 @router.post("/v2/rerank", response_model=None)
-async def rerank(body: RerankBody, request: Request) -> Response:
+async def rerank(body: RerankBody, context: ContextDep) -> Response:
     """``texts`` or ``documents``, each by its place in the list, in falling order of how well it answers ``query``."""
-    check_fields(request, body, REFUSED)
+    check_fields(context, body, REFUSED)
     name, texts = _texts(body)
     if body.top_n is not None and body.top_n < 1:
         raise InvalidParameter("top_n", body.top_n, "must be at least 1")
     pairs = [TextPair(body.query, text) for text in texts]
     names = {"inputs": name}
-    scores = await relevances(request, body.model, pairs, body.truncation(), names, is_raw=bool(body.raw_scores))
+    scores = await relevances(context, body.model, pairs, body.truncation(), names, is_raw=bool(body.raw_scores))
     ranked = sorted(enumerate(scores), key=lambda entry: entry[1], reverse=True)
     if name == "texts":
         shown = bool(body.return_text)
-        return encoder_route.reply([_tei(index, score, texts[index] if shown else None) for index, score in ranked])
-    return encoder_route.reply(_cohere(body, texts, ranked[: body.top_n], request.state.record))
+        return json_reply([_tei(index, score, texts[index] if shown else None) for index, score in ranked])
+    return json_reply(_cohere(body, texts, ranked[: body.top_n], context.record))
 
 
 def _texts(body: RerankBody) -> tuple[str, list[str]]:

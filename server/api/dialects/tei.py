@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from pydantic import Field
 
-from server.api.bodies.field_names import field_names
 from server.api.bodies.lookup import model_name
 from server.api.bodies.schemas import AT_LEAST_1, STOP_AT_FIRST_ERROR, StrictModel, TextOrTexts, one_error
 from server.api.bodies.truncation import TeiTruncation
-from server.api.encode import run as encoder_route
-from server.api.encode.schemas import LabelReply
-from server.api.encode.vectors import vectors
-from server.api.http.disconnect import until_disconnect
+from server.api.context import ContextDep
+from server.api.dialects.hf.schemas import LabelReply
+from server.api.encode.run import reply_to_texts, run, vectors
+from server.api.http.json_reply import json_reply
 from server.serving.classifier import ClassifyOptions, LabelScore, ServedClassifier, TextPair
 from server.serving.embedder import EmbedOptions, cosines
-from server.serving.record import RequestRecord
-from server.serving.registry import Registry
 
 classify_router = APIRouter(tags=["text-embeddings-inference"])
 embed_router = APIRouter(tags=["text-embeddings-inference"])
@@ -76,23 +73,20 @@ class SimilarityBody(StrictModel):
 
 
 @classify_router.post("/predict", response_model=list[LabelReply] | list[list[LabelReply]])
-async def predict(body: PredictBody, request: Request) -> Response:
+async def predict(body: PredictBody, context: ContextDep) -> Response:
     """Labels of a text or a pair, the highest score first; a list of such lists for a list of lists."""
     is_batch = isinstance(body.inputs, list) and isinstance(body.inputs[0], list)
     inputs = body.inputs if is_batch else [body.inputs]
     pairs = [TextPair(item) if isinstance(item, str) else TextPair(*item) for item in inputs]
-    registry: Registry = request.app.state.registry
-    served: ServedClassifier = registry.get(ServedClassifier, model_name(registry, ServedClassifier, body.model))
+    served = context.registry.get(ServedClassifier, model_name(context.registry, ServedClassifier, body.model))
     options = ClassifyOptions(function="none" if body.raw_scores else None, truncation=body.tei_truncation())
-    record: RequestRecord = request.state.record
-    record.model, record.num_inputs = served.name, len(pairs)
-    results = await until_disconnect(request, served.classify(pairs, options, record))
+    results = await run(context, served, pairs, lambda record: served.classify(pairs, options, record))
     labels = [[_label(score) for score in scores] for scores in results]
-    return encoder_route.reply(labels if is_batch else labels[0])
+    return json_reply(labels if is_batch else labels[0])
 
 
 @embed_router.post("/embed", response_model=list[list[float]])
-async def embed(body: EmbedBody, request: Request) -> Response:
+async def embed(body: EmbedBody, context: ContextDep) -> Response:
     """The vector of each text, also where there is but one, with the length 1 unless ``normalize`` is false."""
     options = EmbedOptions(
         dimensions=body.dimensions,
@@ -101,20 +95,19 @@ async def embed(body: EmbedBody, request: Request) -> Response:
         truncation=body.tei_truncation(),
     )
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
-    found = await vectors(request, body.model, texts, options, {})
-    return await encoder_route.reply_to_texts(texts, found, lambda vector: vector.tolist())
+    found = await vectors(context, body.model, texts, options, {})
+    return await reply_to_texts(texts, found, lambda vector: vector.tolist())
 
 
 @embed_router.post("/similarity", response_model=list[float])
-async def similarity(body: SimilarityBody, request: Request) -> Response:
+async def similarity(body: SimilarityBody, context: ContextDep) -> Response:
     """For each of ``sentences`` the cosine of the angle between its vector and that of ``source_sentence``."""
     parameters = body.parameters or SimilarityParameters()
     options = EmbedOptions(prompt_name=parameters.prompt_name, truncation=parameters.tei_truncation())
-    with field_names({"prompt_name": "parameters.prompt_name", "inputs": "inputs.sentences"}):
-        first, *others = await vectors(
-            request, body.model, [body.inputs.source_sentence, *body.inputs.sentences], options, {}
-        )
-    return encoder_route.reply(cosines(first, others))
+    names = {"prompt_name": "parameters.prompt_name", "inputs": "inputs.sentences"}
+    texts = [body.inputs.source_sentence, *body.inputs.sentences]
+    first, *others = await vectors(context, body.model, texts, options, names)
+    return json_reply(cosines(first, others))
 
 
 def _label(score: LabelScore) -> LabelReply:

@@ -1,75 +1,85 @@
-"""What the encoder routes have in common: fill the template, note the request, run while the client stays, reply."""
+"""One request to an encoder: note its model and its inputs, run until the client leaves, reply."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
-import msgspec
-from fastapi import Request, Response
+from fastapi import Response
 
-from server.api.bodies.parameter_paths import parameter_paths
-from server.api.bodies.schemas import StrictModel
-from server.api.encode.schemas import ClassifyRequest, NerRequest
-from server.api.http.disconnect import until_disconnect
-from server.errors import ConflictingParameters, InvalidRequest
+from server.api.bodies.field_names import field_names
+from server.api.bodies.lookup import model_name
+from server.api.context import Context
+from server.api.http.json_reply import json_reply
+from server.sentences import Names
+from server.serving import pair_scores
+from server.serving.classifier import ServedClassifier, TextPair
+from server.serving.embedder import EmbedOptions, ServedEmbedder, Vector
 from server.serving.encoder_client import ServedEncoder
 from server.serving.record import RequestRecord
-from server.serving.template_files import TemplateTask
-from server.serving.templates import Templates
-from server.text.templated import RenderedPrompt
+from server.text.truncation import Truncation
 
 R = TypeVar("R")
 
 
-async def rendered(request: Request, body: ClassifyRequest | NerRequest, task: TemplateTask) -> RenderedPrompt | None:
-    """The text that the body's template makes; None if the body has ``inputs``. It has one of them."""
-    if body.template is None:
-        _check_no_template(body)
-        return None
-    if body.inputs is not None:
-        raise ConflictingParameters("template", "inputs", "a template creates the input; send only one of them")
-    templates: Templates = request.app.state.registry.services.templates
-    rendering = templates.render(body.template, task, body.variables or {}, body.examples or [])
-    return await until_disconnect(request, rendering)
-
-
-def _check_no_template(body: ClassifyRequest | NerRequest) -> None:
-    if body.inputs is None:
-        raise InvalidRequest("inputs is required unless there is a template.", param="inputs")
-    for name in ("variables", "examples"):
-        if getattr(body, name) is not None:
-            raise InvalidRequest(f"{name} requires a template.", param=name)
-
-
 async def run(
-    request: Request,
+    context: Context,
     served: ServedEncoder,
     inputs: Sequence[Any],
-    parameters: StrictModel,
     work: Callable[[RequestRecord], Awaitable[R]],
+    naming: AbstractContextManager[None] | None = None,
 ) -> R:
-    """The work's result."""
-    record: RequestRecord = request.state.record
+    """The work's result. ``naming`` puts the client's names into errors, see `field_names` and `parameter_paths`."""
+    record = context.record
     record.model, record.num_inputs = served.name, len(inputs)
-    with parameter_paths(type(parameters)):
-        return await until_disconnect(request, work(record))
+    with naming or nullcontext():
+        return await context.until_disconnect(work(record))
 
 
-def reply(value: Any) -> Response:
-    """A JSON answer. FastAPI's own would check each of its numbers again."""
-    return Response(msgspec.json.encode(value), media_type="application/json")
+async def vectors(
+    context: Context, model: str | None, texts: Sequence[str | list[int]], options: EmbedOptions, names: Names
+) -> list[Vector]:
+    """Each text's vector by the named model for embeddings, or the first one."""
+    served = context.registry.get(ServedEmbedder, model_name(context.registry, ServedEmbedder, model))
+    return await run(context, served, texts, lambda record: served.embed(texts, options, record), field_names(names))
+
+
+async def relevances(
+    context: Context,
+    model: str | None,
+    pairs: Sequence[TextPair],
+    truncation: Truncation | None,
+    names: Names,
+    *,
+    is_raw: bool = False,
+) -> list[float]:
+    """How well each pair's second text answers the first, by the named reranker or the first one."""
+    registry = context.registry
+    served = pair_scores.find_reranker(registry, model_name(registry, ServedClassifier, model))
+    return await run(
+        context,
+        served,
+        pairs,
+        lambda record: pair_scores.relevances(served, pairs, truncation, record, is_raw=is_raw),
+        field_names(names),
+    )
+
+
+def usage(record: RequestRecord) -> dict[str, Any]:
+    """OpenAI's usage of a request whose answer has no tokens."""
+    return {"prompt_tokens": record.prompt_tokens, "total_tokens": record.prompt_tokens}
 
 
 async def reply_to_texts(inputs: str | list[str], results: Sequence[R], render: Callable[[R], Any]) -> Response:
-    """What one text got, or a list of that for a list of texts.
+    """One text's result, or a list of results for a list of texts.
 
     Rendered in a thread: an answer may hold a hundred thousand entities, or tens of thousands of candidates with texts.
     """
 
     def rendered() -> Response:
         replies = [render(result) for result in results]
-        return reply(replies[0] if isinstance(inputs, str) else replies)
+        return json_reply(replies[0] if isinstance(inputs, str) else replies)
 
     return await asyncio.to_thread(rendered)

@@ -56,6 +56,7 @@ def error_event(data: bytes) -> bytes:
 async def event_stream(
     request: Request,
     events: Events,
+    config: ServeConfig,
     *,
     error_event: Callable[[bytes], bytes] = error_event,
     empty_chunk: bytes | None = None,
@@ -73,7 +74,6 @@ async def event_stream(
     except BaseException:
         await _close(first, events)
         raise
-    config: ServeConfig = request.app.state.config
     return EventStream(
         first,
         events,

@@ -14,7 +14,7 @@ FASTAPI_ERRORS = ("HTTPValidationError", "ValidationError")
 """What FastAPI documents for every body, and this server never sends."""
 
 
-def document(app: FastAPI) -> dict[str, Any]:
+def document(app: FastAPI, *, has_keys: bool) -> dict[str, Any]:
     """OpenAPI 3.1."""
     found = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = found["components"]["schemas"]
@@ -25,8 +25,8 @@ def document(app: FastAPI) -> dict[str, Any]:
     schemas |= answers
     for path, item in found["paths"].items():
         for method, operation in item.items():
-            _complete(operation, method, path, has_keys=app.state.has_keys)
-    if app.state.has_keys:
+            _complete(operation, method, path, has_keys=has_keys)
+    if has_keys:
         found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     return found
 

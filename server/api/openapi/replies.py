@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
+from server.api.dialects.hf.schemas import ClassifyReply
 from server.api.dialects.tgi import answers
-from server.api.encode.schemas import ClassifyReply
 from server.api.openapi import shapes
 from server.api.openapi.errors import REQUEST_ID, reply_name
 from server.api.text.shapes import Usage

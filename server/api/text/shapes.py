@@ -12,7 +12,6 @@ from msgspec import UNSET, UnsetType
 from server.serving.generation import Generation, OutputText
 from server.serving.record import RequestRecord
 
-encode = msgspec.json.Encoder().encode
 FINISH_REASONS = {"length": "length", "max_time": "length", "stop": "stop", "banned_phrase": "content_filter"}
 """In the words that clients know."""
 

@@ -9,31 +9,28 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import Request
-
 from server.api.bodies.field_names import field_names
 from server.api.bodies.lookup import model_name
-from server.api.http.disconnect import until_disconnect
-from server.api.http.sse import EventStream, data_event, event_stream
+from server.api.context import Context
+from server.api.http.json_reply import encode
+from server.api.http.sse import EventStream, data_event
 from server.api.text.options import check_told, clients_names, generate_options
 from server.api.text.schemas import TextBody
-from server.api.text.shapes import Usage, encode, head, usage
+from server.api.text.shapes import Usage, head, usage
 from server.serving.generation import Generation, OutputToken
 from server.serving.generator import ServedGenerator
 from server.serving.prompts import PromptSource
 from server.serving.record import RequestRecord
-from server.serving.registry import Registry
 from server.tasks import GENERATE
 
 DONE = b"data: [DONE]\n\n"
 NOTHING: Mapping[str, Any] = {}
 
 
-def generator_of(request: Request, body: TextBody) -> ServedGenerator:
+def generator_of(context: Context, body: TextBody) -> ServedGenerator:
     """The model that the body means, noted in the request's record."""
-    registry: Registry = request.app.state.registry
-    generator = registry.get(ServedGenerator, model_name(registry, ServedGenerator, body.model))
-    record: RequestRecord = request.state.record
+    generator = context.registry.get(ServedGenerator, model_name(context.registry, ServedGenerator, body.model))
+    record = context.record
     record.task, record.model, record.streamed = GENERATE.name, generator.name, bool(body.stream)
     return generator
 
@@ -42,7 +39,7 @@ def generator_of(request: Request, body: TextBody) -> ServedGenerator:
 class TextWork:
     """One request, understood."""
 
-    request: Request
+    context: Context
     body: TextBody
     generator: ServedGenerator
     renamed: Mapping[str, str]
@@ -57,13 +54,11 @@ class TextWork:
 
     @property
     def record(self) -> RequestRecord:
-        record: RequestRecord = self.request.state.record
-        return record
+        return self.context.record
 
     def head(self, kind: str, id_prefix: str) -> dict[str, Any]:
         """What an answer and all chunks of a stream begin with."""
-        registry: Registry = self.request.app.state.registry
-        origin = registry.origins[self.generator.name]
+        origin = self.context.registry.origins[self.generator.name]
         return {**head(kind, id_prefix, self.record), "system_fingerprint": origin.fingerprint}
 
     @property
@@ -80,18 +75,17 @@ class TextWork:
         self.record.num_inputs = source.num_prompts
         with field_names(self._names):
             options = generate_options(self.body, self.generator.ready, added)
-            prompts = await until_disconnect(self.request, self.generator.prepare(source, options))
+            prompts = await self.context.until_disconnect(self.generator.prepare(source, options))
         self.generations = [self.generator.start(prompt) for prompt in prompts]
 
     async def run(self) -> list[list[OutputToken]]:
         """Each generation's tokens, of all its outputs."""
         with field_names(self._names):
-            return await until_disconnect(self.request, self.generator.generate(self.generations, self.record))
+            return await self.context.until_disconnect(self.generator.generate(self.generations, self.record))
 
     async def stream(self, writer: StreamWriter) -> EventStream:
-        return await event_stream(
-            self.request, self._events(writer), error_event=writer.error, empty_chunk=writer.empty()
-        )
+        events = self._events(writer)
+        return await self.context.stream(events, error_event=writer.error, empty_chunk=writer.empty())
 
     async def _events(self, writer: StreamWriter) -> AsyncGenerator[bytes, None]:
         with field_names(self._names):

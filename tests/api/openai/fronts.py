@@ -262,7 +262,7 @@ def fronted(
             yield Front(client, worker)
         finally:
             assert client.portal is not None
-            client.portal.call(client.app.state.registry.services.close)  # type: ignore[attr-defined]
+            client.portal.call(client.app.front.registry.services.close)  # type: ignore[attr-defined]
 
 
 def tells(text: str, *, end: bool = True) -> Script:

@@ -51,4 +51,4 @@ def fronted_saying(
             yield Front(client, worker)
         finally:
             assert client.portal is not None
-            client.portal.call(client.app.state.registry.services.close)  # type: ignore[attr-defined]
+            client.portal.call(client.app.front.registry.services.close)  # type: ignore[attr-defined]

@@ -64,7 +64,7 @@ def test_a_failure_of_one_prompt_ends_all_of_a_stream() -> None:
         *events, last = events_of(response.read().decode())
     assert json.loads(last)["error"]["code"] == "numerical_error"
     assert all(json.loads(event)["choices"][0]["index"] == 1 for event in events)
-    assert not app.state.worker.running and not app.state.registry.get(ServedGenerator, None).admission.num_requests
+    assert not app.state.worker.running and not app.front.registry.get(ServedGenerator, None).admission.num_requests
 
 
 def test_a_failure_before_the_first_token_is_an_answer_of_its_own_status() -> None:
@@ -139,7 +139,7 @@ def test_a_client_that_leaves_frees_its_blocks(prompt: Any, stream: bool) -> Non
         assert happens(lambda: len(app.state.worker.running) == num_prompts)
         connection.close()
         assert happens(lambda: not app.state.worker.running)
-        assert happens(lambda: app.state.registry.get(ServedGenerator, None).admission.num_requests == 0)
+        assert happens(lambda: app.front.registry.get(ServedGenerator, None).admission.num_requests == 0)
 
 
 def test_a_stream_is_finished_after_the_servers_end_was_asked_for() -> None:
@@ -147,7 +147,7 @@ def test_a_stream_is_finished_after_the_servers_end_was_asked_for() -> None:
     with streaming(app) as response:
         parts = response.iter_raw()
         text = next(parts).decode()
-        app.state.registry.refuse_new_work()
+        app.front.registry.refuse_new_work()
         text += b"".join(parts).decode()
     chunks = chunks_of(COMPLETIONS, text)
     assert "".join(chunk.choices[0].text for chunk in chunks) == "The miller counts the sacks of flour"

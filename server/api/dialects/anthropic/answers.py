@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 from pydantic_core import from_json
 
+from server.api.http.json_reply import encode
 from server.api.http.sse import data_event
 from server.api.text.scribe import Scribe
-from server.api.text.shapes import encode
 from server.api.text.turn_plan import TurnPlan
 from server.api.text.work import StreamWriter, TextWork
 from server.serving.generation import OutputToken

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from server.api.bodies.field_names import field_names
-from server.api.dialects.vllm import classify as openai_classify
-from server.api.encode import run as encoder_route
-from server.api.encode.schemas import (
+from server.api.bodies.parameter_paths import parameter_paths
+from server.api.context import Context, ContextDep
+from server.api.dialects.hf.schemas import (
     ClassifyInput,
     ClassifyParameters,
     ClassifyReply,
@@ -15,6 +15,9 @@ from server.api.encode.schemas import (
     LabelReply,
     TextPairBody,
 )
+from server.api.dialects.vllm import classify as vllm_classify
+from server.api.encode.run import run
+from server.api.http.json_reply import json_reply
 from server.errors import ConflictingParameters, InvalidRequest
 from server.serving.classifier import ClassifyOptions, LabelScore, ServedClassifier, TextPair
 from server.text.truncation import Truncation
@@ -23,35 +26,39 @@ router = APIRouter()
 
 
 @router.post("/classify", response_model=ClassifyReply)
-async def classify(body: ClassifyRequest, request: Request) -> Response:
+async def classify(body: ClassifyRequest, context: ContextDep) -> Response:
     """Label ``inputs``: a text, a pair ``{"text", "text_pair"}``, or a list of these; or what a ``template`` makes.
 
     The answer holds one list for each input, also where there is but one: its labels, the highest score first, all of
     them unless ``top_k`` or ``threshold`` says otherwise. With ``input`` it is that of ``/v1/classify``.
     """
     if body.input is not None:
-        return await _as_vllm(body, body.input, request)
+        return await _as_vllm(body, body.input, context)
     if body.use_activation is not None:
         raise InvalidRequest(
             "use_activation requires input; with inputs, set function_to_apply.", param="use_activation"
         )
-    served: ServedClassifier = request.app.state.registry.get(ServedClassifier, body.model)
-    prompt = await encoder_route.rendered(request, body, "classify")
+    served = context.registry.get(ServedClassifier, body.model)
+    prompt = await body.rendered(context, body.inputs, "classify")
     inputs = _pairs(body.inputs) if prompt is None else [TextPair(prompt.text)]
     parameters = body.parameters or ClassifyParameters()
     options = _options(parameters)
-    results = await encoder_route.run(
-        request, served, inputs, parameters, lambda record: served.classify(inputs, options, record)
+    results = await run(
+        context,
+        served,
+        inputs,
+        lambda record: served.classify(inputs, options, record),
+        parameter_paths(ClassifyParameters),
     )
-    return encoder_route.reply([[_label(score) for score in scores] for scores in results])
+    return json_reply([[_label(score) for score in scores] for scores in results])
 
 
-async def _as_vllm(body: ClassifyRequest, inputs: str | list[str], request: Request) -> Response:
+async def _as_vllm(body: ClassifyRequest, inputs: str | list[str], context: Context) -> Response:
     for name in ("inputs", "template", "variables", "examples", "parameters"):
         if getattr(body, name) is not None:
             raise ConflictingParameters("input", name, "they belong to different APIs; send only inputs")
     with field_names({"inputs": "input"}):
-        return await openai_classify.answer(request, body.model, inputs, body.use_activation is False)
+        return await vllm_classify.answer(context, body.model, inputs, body.use_activation is False)
 
 
 def _pairs(inputs: ClassifyInput | list[ClassifyInput] | None) -> list[TextPair]:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
-from server.api.encode import run as encoder_route
-from server.api.encode.schemas import FillingReply, FillMaskParameters, FillMaskReply, FillMaskRequest
+from server.api.bodies.parameter_paths import parameter_paths
+from server.api.context import ContextDep
+from server.api.dialects.hf.schemas import FillingReply, FillMaskParameters, FillMaskReply, FillMaskRequest
+from server.api.encode.run import reply_to_texts, run
 from server.serving.mask_filler import DEFAULT_TOP_K, Filling, FillOptions, ServedMaskFiller
 
 router = APIRouter()
 
 
 @router.post("/fill-mask", response_model=FillMaskReply)
-async def fill_mask(body: FillMaskRequest, request: Request) -> Response:
+async def fill_mask(body: FillMaskRequest, context: ContextDep) -> Response:
     """Fill the masks of ``inputs``: a list of candidates for a text with one mask, for several one list per mask.
 
     A list of texts is answered with a list of these.
     """
-    served: ServedMaskFiller = request.app.state.registry.get(ServedMaskFiller, body.model)
+    served = context.registry.get(ServedMaskFiller, body.model)
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     parameters = body.parameters or FillMaskParameters()
     options = _options(parameters)
-    results = await encoder_route.run(
-        request, served, texts, parameters, lambda record: served.fill(texts, options, record)
+    results = await run(
+        context, served, texts, lambda record: served.fill(texts, options, record), parameter_paths(FillMaskParameters)
     )
-    return await encoder_route.reply_to_texts(body.inputs, results, _masks)
+    return await reply_to_texts(body.inputs, results, _masks)
 
 
 def _options(parameters: FillMaskParameters) -> FillOptions:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
-from server.api.encode import run as encoder_route
-from server.api.encode.schemas import EntityReply, NerParameters, NerReply, NerRequest
+from server.api.bodies.parameter_paths import parameter_paths
+from server.api.context import ContextDep
+from server.api.dialects.hf.schemas import EntityReply, NerParameters, NerReply, NerRequest
+from server.api.encode.run import reply_to_texts, run
 from server.serving.tagger import ServedTagger, TagOptions
 from server.text.entities import Entity
 from server.text.templated import RenderedPrompt
@@ -16,24 +18,24 @@ router = APIRouter()
 
 
 @router.post("/ner", response_model=NerReply)
-async def ner(body: NerRequest, request: Request) -> Response:
+async def ner(body: NerRequest, context: ContextDep) -> Response:
     """Find the entities of ``inputs``: a list of them for a text, a list of lists for a list of texts.
 
     ``start`` and ``end`` count characters of the text. A text longer than the model is read in windows that overlap
     by ``stride`` tokens, and answered as one. Of what a ``template`` makes, the answer holds the entities inside one
     variable's text, which ``variable`` names and ``start`` and ``end`` count in.
     """
-    served: ServedTagger = request.app.state.registry.get(ServedTagger, body.model)
-    prompt = await encoder_route.rendered(request, body, "ner")
+    served = context.registry.get(ServedTagger, body.model)
+    prompt = await body.rendered(context, body.inputs, "ner")
     inputs = prompt.text if prompt is not None else body.inputs
     assert inputs is not None
     texts = [inputs] if isinstance(inputs, str) else inputs
     parameters = body.parameters or NerParameters()
     options = _options(parameters)
-    results = await encoder_route.run(
-        request, served, texts, parameters, lambda record: served.tag(texts, options, record)
+    results = await run(
+        context, served, texts, lambda record: served.tag(texts, options, record), parameter_paths(NerParameters)
     )
-    return await encoder_route.reply_to_texts(inputs, results, _entities if prompt is None else _in_variables(prompt))
+    return await reply_to_texts(inputs, results, _entities if prompt is None else _in_variables(prompt))
 
 
 def _options(parameters: NerParameters) -> TagOptions:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from server.api.bodies.lookup import model_name
+from server.api.bodies.parameter_paths import parameter_paths
 from server.api.bodies.schemas import NOT_EMPTY, StrictModel, TextOrTexts, one_error
-from server.api.encode import run as encoder_route
-from server.api.encode.schemas import LabelReply
+from server.api.context import ContextDep
+from server.api.dialects.hf.schemas import LabelReply
+from server.api.encode.run import reply_to_texts, run
 from server.serving import pair_scores
 from server.serving.classifier import LabelScore, ServedClassifier
-from server.serving.registry import Registry
 from server.text.truncation import Truncation
 
 router = APIRouter()
@@ -41,24 +42,24 @@ class ZeroShotRequest(StrictModel):
 
 
 @router.post("/zero-shot-classification", response_model=list[LabelReply] | list[list[LabelReply]])
-async def zero_shot_classification(body: ZeroShotRequest, request: Request) -> Response:
+async def zero_shot_classification(body: ZeroShotRequest, context: ContextDep) -> Response:
     """How well each of ``candidate_labels`` fits, the highest score first; a list of such lists for a list of texts.
 
     The model is asked whether the text entails ``hypothesis_template`` with the label in place of ``{}``.
     """
-    registry: Registry = request.app.state.registry
+    registry = context.registry
     served = pair_scores.find_nli(registry, model_name(registry, ServedClassifier, body.model))
     parameters = body.parameters
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
     truncation = Truncation() if parameters.truncate else None
-    results = await encoder_route.run(
-        request,
+    results = await run(
+        context,
         served,
         texts,
-        parameters,
         lambda record: pair_scores.zero_shot(served, texts, _hypotheses(parameters), truncation, record),
+        parameter_paths(ZeroShotParameters),
     )
-    return await encoder_route.reply_to_texts(body.inputs, results, _labels)
+    return await reply_to_texts(body.inputs, results, _labels)
 
 
 def _hypotheses(parameters: ZeroShotParameters) -> pair_scores.Hypotheses:

@@ -6,16 +6,17 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from server.api.bodies.fields import check_fields
+from server.api.context import ContextDep
 from server.api.dialects.openai.chat_answers import ChatChunks, chat_answer
 from server.api.dialects.openai.told import told_options
+from server.api.http.json_reply import json_reply
 from server.api.text.efforts import with_effort
 from server.api.text.messages import chat_template_of, template_messages
 from server.api.text.prompt import chat_source
 from server.api.text.schemas import REFUSED_IN_CHAT, AllowedTools, ChatBody
-from server.api.text.shapes import encode
 from server.api.text.structure import structure_of
 from server.api.text.turn_plan import ToolWish, TurnPlan, allowed_tools, turn_plan
 from server.api.text.work import TextWork, generator_of
@@ -26,10 +27,10 @@ router = APIRouter(tags=["openai"])
 
 
 @router.post("/v1/chat/completions", response_model=None)
-async def chat_completions(body: ChatBody, request: Request) -> Response:
+async def chat_completions(body: ChatBody, context: ContextDep) -> Response:
     """Answer ``messages``, by way of the model's own chat template; with ``tools``, perhaps by calling some."""
-    check_fields(request, body, REFUSED_IN_CHAT)
-    generator = generator_of(request, body)
+    check_fields(context, body, REFUSED_IN_CHAT)
+    generator = generator_of(context, body)
     template = chat_template_of(generator)
     body = with_effort(body, body.reasoning_effort, template, "reasoning_effort")
     messages = template_messages(body.messages, template)
@@ -41,7 +42,7 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
         "inputs": "messages",
         **(structure.names if structure else {}),
     }
-    work = TextWork(request, body, generator, names)
+    work = TextWork(context, body, generator, names)
     source = chat_source(body, messages, **plan.prompt, **_turn(body))
     await work.prepare(source, _added(body, structure and structure.grammar))
     if body.stream:
@@ -54,7 +55,7 @@ async def chat_completions(body: ChatBody, request: Request) -> Response:
 
 
 def _reply(work: TextWork, body: ChatBody, plan: TurnPlan, tokens: Sequence[OutputToken]) -> Response:
-    return Response(encode(chat_answer(work, body, plan, tokens)), media_type="application/json")
+    return json_reply(chat_answer(work, body, plan, tokens))
 
 
 def _plan(body: ChatBody, template: str, continued: str) -> TurnPlan:

@@ -6,14 +6,16 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from server.api.bodies.fields import check_fields
+from server.api.context import ContextDep
 from server.api.dialects.openai.logprobs import CompletionLogprobs, CompletionScribe
 from server.api.dialects.openai.told import num_others, output_ids, prompt_ids, prompt_scores, token_name, told_options
+from server.api.http.json_reply import json_reply
 from server.api.text.prompt import prompt_source
 from server.api.text.schemas import REFUSED_IN_COMPLETIONS, CompletionBody
-from server.api.text.shapes import encode, ending
+from server.api.text.shapes import ending
 from server.api.text.structure import structure_of
 from server.api.text.work import Chunks, TextWork, by_output, generator_of
 from server.errors import ConflictingParameters, UnsupportedParameter
@@ -27,9 +29,9 @@ OBJECT = "text_completion"
 
 
 @router.post("/v1/completions", response_model=None)
-async def completions(body: CompletionBody, request: Request) -> Response:
+async def completions(body: CompletionBody, context: ContextDep) -> Response:
     """Continue ``prompt``: a text, token ids, or a list of either; ``n`` samples of each, or a beam search's best."""
-    check_fields(request, body, REFUSED_IN_COMPLETIONS)
+    check_fields(context, body, REFUSED_IN_COMPLETIONS)
     if body.suffix:
         raise UnsupportedParameter("suffix", "inserting text is not supported")
     structure = structure_of(body)
@@ -38,7 +40,7 @@ async def completions(body: CompletionBody, request: Request) -> Response:
         "decoder_input_details": "echo with logprobs" if body.prompt_logprobs is None else "prompt_logprobs",
         **(structure.names if structure else {}),
     }
-    work = TextWork(request, body, generator_of(request, body), names, is_scored=_is_scored(body))
+    work = TextWork(context, body, generator_of(context, body), names, is_scored=_is_scored(body))
     await work.prepare(_source(body), _added(body, structure and structure.grammar))
     if body.stream:
         return await work.stream(CompletionChunks(work, body))
@@ -88,7 +90,7 @@ def _reply(work: TextWork, body: CompletionBody, tokens: Sequence[Sequence[Outpu
             written = scribe.write(output, of_output[output.number])
             choices.append({"index": len(choices), **written, **prompt_scores(body, generation)})
     answer = {**work.head(OBJECT, "cmpl"), "choices": choices, "usage": work.usage()}
-    return Response(encode(answer), media_type="application/json")
+    return json_reply(answer)
 
 
 def _scribe(body: CompletionBody, tokenizer: Tokenizer) -> CompletionScribe | None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from server.api.bodies.fields import LenientModel, Refusal, check_fields
 from server.api.bodies.schemas import AT_LEAST_1, STOP_AT_FIRST_ERROR, Ids, one_error
 from server.api.bodies.truncation import VllmTruncation
-from server.api.encode import run as encoder_route
-from server.api.encode.vectors import vectors
+from server.api.context import ContextDep
+from server.api.encode.run import usage, vectors
+from server.api.http.json_reply import json_reply
 from server.api.text.shapes import head
 from server.serving.embedder import EmbedOptions, Vector
 from server.serving.record import RequestRecord
@@ -47,13 +48,13 @@ class EmbeddingsBody(VllmTruncation, LenientModel):
 
 
 @router.post("/v1/embeddings", response_model=None)
-async def embeddings(body: EmbeddingsBody, request: Request) -> Response:
+async def embeddings(body: EmbeddingsBody, context: ContextDep) -> Response:
     """The vector of ``input``, or of each of a list: as the model's folder says, or with the length ``dimensions``.
 
     Token ids are the model's own, special ones included, and no prompt goes before them.
     ``base64`` is of float32 numbers, the lowest byte first.
     """
-    check_fields(request, body, REFUSED)
+    check_fields(context, body, REFUSED)
     options = EmbedOptions(
         dimensions=body.dimensions,
         normalize=body.normalize,
@@ -61,9 +62,9 @@ async def embeddings(body: EmbeddingsBody, request: Request) -> Response:
         truncation=body.vllm_truncation(),
     )
     names = {"inputs": "input", "truncate to true": "truncate_prompt_tokens to -1"}
-    found = await vectors(request, body.model, _inputs(body.input), options, names)
+    found = await vectors(context, body.model, _inputs(body.input), options, names)
     # In a thread: hundreds of vectors are hundreds of thousands of numbers to write.
-    return await asyncio.to_thread(_reply, found, body.encoding_format == "base64", request.state.record)
+    return await asyncio.to_thread(_reply, found, body.encoding_format == "base64", context.record)
 
 
 def _inputs(given: str | Sequence[str] | Sequence[int] | Sequence[list[int]]) -> list[str | list[int]]:
@@ -79,12 +80,7 @@ def _reply(found: Sequence[Vector], is_base64: bool, record: RequestRecord) -> R
         {"object": "embedding", "index": index, "embedding": _base64(vector) if is_base64 else vector.tolist()}
         for index, vector in enumerate(found)
     ]
-    return encoder_route.reply({**head("list", "embd", record), "data": data, "usage": usage(record)})
-
-
-def usage(record: RequestRecord) -> dict[str, Any]:
-    """Of a request whose answer has no tokens."""
-    return {"prompt_tokens": record.prompt_tokens, "total_tokens": record.prompt_tokens}
+    return json_reply({**head("list", "embd", record), "data": data, "usage": usage(record)})
 
 
 def _base64(vector: Vector) -> str:

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 
+from server.api.context import ContextDep
 from server.serving.registry import Registry, Served
 
 router = APIRouter(tags=["openai"])
 
 
 @router.get("/v1/models", response_model=None)
-async def models(request: Request) -> dict[str, Any]:
+async def models(context: ContextDep) -> dict[str, Any]:
     """Every model, the first of a task before the others of it. ``task`` says which routes it answers."""
-    request.state.record.route = "/v1/models"
-    registry: Registry = request.app.state.registry
+    context.record.route = "/v1/models"
+    registry = context.registry
     return {"object": "list", "data": [_model(served, registry) for served in registry.all()]}
 
 
 @router.get("/v1/models/{name:path}", response_model=None)
-async def model(name: str, request: Request) -> dict[str, Any]:
+async def model(name: str, context: ContextDep) -> dict[str, Any]:
     """One model. Its name may hold slashes."""
-    request.state.record.route = "/v1/models"
-    registry: Registry = request.app.state.registry
-    return _model(registry.find(name), registry)
+    context.record.route = "/v1/models"
+    return _model(context.registry.find(name), context.registry)
 
 
 def _model(served: Served, registry: Registry) -> dict[str, Any]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from server.api.bodies.fields import check_fields
+from server.api.context import ContextDep
 from server.api.dialects.openai.responses_answers import Events, Items, response_object
 from server.api.dialects.openai.responses_body import REFUSED_HERE, ResponsesBody, format_of, tool_wish
 from server.api.dialects.openai.responses_turns import chat_turns
+from server.api.http.json_reply import json_reply
 from server.api.text.efforts import with_effort
 from server.api.text.messages import chat_template_of, template_messages
 from server.api.text.options import check_single
 from server.api.text.prompt import chat_source
-from server.api.text.shapes import encode
 from server.api.text.structure import structure_of, with_response_format
 from server.api.text.turn_plan import turn_plan
 from server.api.text.work import TextWork, generator_of
@@ -23,18 +24,18 @@ router = APIRouter(tags=["openai"])
 
 
 @router.post("/v1/responses", response_model=None)
-async def responses(body: ResponsesBody, request: Request) -> Response:
+async def responses(body: ResponsesBody, context: ContextDep) -> Response:
     """Answer ``input``, by way of the model's own chat template; with ``tools``, perhaps by calling some."""
-    check_fields(request, body, REFUSED_HERE)
+    check_fields(context, body, REFUSED_HERE)
     check_single(body, "a response")
-    generator = generator_of(request, body)
+    generator = generator_of(context, body)
     template = chat_template_of(generator)
     formatted = with_response_format(body, format_of(body), "text.format")
     plan = turn_plan(template, tool_wish(body), structure_of(formatted))
     structure = structure_of(formatted, plan.wish.forced())
     added: dict[str, Any] = {} if structure is None else {"grammar": structure.grammar}
     names = {"messages": "input", **(structure.names if structure else {})}
-    work = TextWork(request, body, generator, names)
+    work = TextWork(context, body, generator, names)
     turns = template_messages(chat_turns(body), template)
     effort = None if body.reasoning is None else body.reasoning.effort
     source_body = with_effort(body, effort, template, "reasoning.effort")
@@ -45,4 +46,4 @@ async def responses(body: ResponsesBody, request: Request) -> Response:
     items = Items(work, plan)
     for events in (items.read(tokens), items.end()):
         list(events)
-    return Response(encode(response_object(work, body, items)), media_type="application/json")
+    return json_reply(response_object(work, body, items))

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from server.api.dialects.openai.responses_body import ResponsesBody
+from server.api.http.json_reply import encode
 from server.api.http.sse import data_event
 from server.api.text.scribe import Scribe
-from server.api.text.shapes import encode
 from server.api.text.turn_plan import TurnPlan
 from server.api.text.work import StreamWriter, TextWork
 from server.serving.generation import OutputToken

@@ -103,9 +103,6 @@ class Answer(msgspec.Struct, omit_defaults=True):
     details: Details | None = None
 
 
-encode = msgspec.json.Encoder().encode
-
-
 def answer(generation: Generation, tokens: Sequence[OutputToken]) -> Answer:
     """``tokens`` are those of all its outputs."""
     texts = [_text(generation, output) for output in generation.answers]

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from server.api.bodies.parameter_paths import parameter_paths
 from server.api.bodies.schemas import GenerateParameters, GenerateRequest
+from server.api.context import Context, ContextDep
 from server.api.dialects.tgi import answers
-from server.api.http.disconnect import until_disconnect
-from server.api.http.sse import data_event, event_stream
+from server.api.http.json_reply import encode, json_reply
+from server.api.http.sse import data_event
 from server.api.text.prompt import prompt_source
 from server.errors import InvalidParameter, InvalidRequest, UnsupportedParameter
 from server.serving.generation import Generation, OutputToken
@@ -26,41 +27,40 @@ router = APIRouter()
 
 
 @router.post("/generate", response_model=None)
-async def generate(body: GenerateRequest, request: Request) -> Response:
+async def generate(body: GenerateRequest, context: ContextDep) -> Response:
     """Continue the text of ``inputs``, or of each of a list, or of a ``template`` or of ``messages``.
 
     With ``stream`` as one event per token.
     """
-    return await _generated(body, request)
+    return await _generated(body, context)
 
 
 @router.post("/generate_stream", response_model=None)
-async def generate_stream(body: GenerateRequest, request: Request) -> Response:
+async def generate_stream(body: GenerateRequest, context: ContextDep) -> Response:
     """As ``/generate`` with ``stream``, which must be true or left out: this path streams."""
     if body.stream is False:
         raise InvalidParameter("stream", False, "must be true or omitted, because this path streams")
-    return await _generated(body.model_copy(update={"stream": True}), request)
+    return await _generated(body.model_copy(update={"stream": True}), context)
 
 
 @router.post("/", response_model=None)
-async def root(body: GenerateRequest, request: Request) -> Response:
+async def root(body: GenerateRequest, context: ContextDep) -> Response:
     """As ``/generate``; a JSON answer is always a list, as clients that are given the server's bare URL expect."""
-    return await _generated(body, request, is_list=True)
+    return await _generated(body, context, is_list=True)
 
 
-async def _generated(body: GenerateRequest, request: Request, *, is_list: bool = False) -> Response:
-    record: RequestRecord = request.state.record
+async def _generated(body: GenerateRequest, context: Context, *, is_list: bool = False) -> Response:
+    record = context.record
     source = _source(body)
-    generator: ServedGenerator = request.app.state.registry.get(ServedGenerator, body.model)
+    generator = context.registry.get(ServedGenerator, body.model)
     record.task, record.model = GENERATE.name, generator.name
     record.num_inputs, record.streamed = source.num_prompts, bool(body.stream)
     with parameter_paths(GenerateParameters):
-        prompts = await until_disconnect(request, generator.prepare(source, body.parameters or GenerateOptions()))
+        prompts = await context.until_disconnect(generator.prepare(source, body.parameters or GenerateOptions()))
     generations = [generator.start(prompt) for prompt in prompts]
     if body.stream:
-        events = _events(generator, generations[0], record)
-        return await event_stream(request, events)
-    tokens = await until_disconnect(request, generator.generate(generations, record))
+        return await context.stream(_events(generator, generations[0], record))
+    tokens = await context.until_disconnect(generator.generate(generations, record))
     is_list = is_list or isinstance(body.inputs, list)
     if not prompts[0].options.details:
         return _reply(generations, tokens, is_list)
@@ -70,8 +70,7 @@ async def _generated(body: GenerateRequest, request: Request, *, is_list: bool =
 
 def _reply(generations: Sequence[Generation], tokens: Sequence[Sequence[OutputToken]], is_list: bool) -> Response:
     replies = [answers.answer(*pair) for pair in zip(generations, tokens, strict=True)]
-    content = answers.encode(replies if is_list else replies[0])
-    return Response(content, media_type="application/json")
+    return json_reply(replies if is_list else replies[0])
 
 
 def _source(body: GenerateRequest) -> PromptSource:
@@ -98,5 +97,5 @@ async def _events(
     """One event per token. All tokens of one step leave together."""
     async with aclosing(generator.stream(generation, record)) as steps:
         async for tokens in steps:
-            events = [data_event(answers.encode(event)) for event in answers.events(generation, tokens)]
+            events = [data_event(encode(event)) for event in answers.events(generation, tokens)]
             yield events[0] if len(events) == 1 else b"".join(events)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 from numpy.typing import NDArray
 
 from server.api.bodies.field_names import field_names
@@ -14,13 +14,12 @@ from server.api.bodies.fields import LenientModel, check_fields
 from server.api.bodies.lookup import model_name
 from server.api.bodies.schemas import TextOrTexts
 from server.api.bodies.truncation import VllmTruncation
-from server.api.dialects.openai.embeddings import REFUSED, usage
-from server.api.encode import run as encoder_route
-from server.api.http.disconnect import until_disconnect
+from server.api.context import Context, ContextDep
+from server.api.dialects.openai.embeddings import REFUSED
+from server.api.encode.run import run, usage
+from server.api.http.json_reply import json_reply
 from server.api.text.shapes import head
 from server.serving.classifier import ServedClassifier, TextPair
-from server.serving.record import RequestRecord
-from server.serving.registry import Registry
 from server.text.truncation import Truncation
 
 router = APIRouter(tags=["openai"])
@@ -38,28 +37,25 @@ class ClassifyBody(VllmTruncation, LenientModel):
 
 
 @router.post("/v1/classify", response_model=None)
-async def classify(body: ClassifyBody, request: Request) -> Response:
+async def classify(body: ClassifyBody, context: ContextDep) -> Response:
     """The likeliest label of ``input``, or of each of a list, and the scores of all in the model's order.
 
     ``/info`` names the labels in that order. With ``use_activation`` false the scores are logits.
     """
-    check_fields(request, body, REFUSED)
+    check_fields(context, body, REFUSED)
     with field_names(NAMES):
-        return await answer(request, body.model, body.input, body.use_activation is False, body.vllm_truncation())
+        return await answer(context, body.model, body.input, body.use_activation is False, body.vllm_truncation())
 
 
 async def answer(
-    request: Request, model: str | None, inputs: str | list[str], is_raw: bool, truncation: Truncation | None = None
+    context: Context, model: str | None, inputs: str | list[str], is_raw: bool, truncation: Truncation | None = None
 ) -> Response:
     """What vLLM's clients read."""
-    registry: Registry = request.app.state.registry
-    served: ServedClassifier = registry.get(ServedClassifier, model_name(registry, ServedClassifier, model))
+    served = context.registry.get(ServedClassifier, model_name(context.registry, ServedClassifier, model))
     pairs = [TextPair(text) for text in ([inputs] if isinstance(inputs, str) else inputs)]
-    record: RequestRecord = request.state.record
-    record.model, record.num_inputs = served.name, len(pairs)
-    scores = await until_disconnect(request, served.scores(pairs, truncation, record, is_raw=is_raw))
-    answered = {"data": _data(served.ready.labels, scores), "usage": usage(record)}
-    return encoder_route.reply({**head("list", "classify", record), **answered})
+    scores = await run(context, served, pairs, lambda record: served.scores(pairs, truncation, record, is_raw=is_raw))
+    answered = {"data": _data(served.ready.labels, scores), "usage": usage(context.record)}
+    return json_reply({**head("list", "classify", context.record), **answered})
 
 
 def _data(labels: Sequence[str], scores: Sequence[NDArray[np.float32]]) -> list[dict[str, Any]]:

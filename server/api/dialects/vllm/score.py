@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from server.api.bodies.fields import LenientModel, check_fields
 from server.api.bodies.schemas import TextOrTexts
 from server.api.bodies.truncation import VllmTruncation
-from server.api.dialects.openai.embeddings import REFUSED, usage
-from server.api.encode import run as encoder_route
-from server.api.encode.pairs import relevances
+from server.api.context import ContextDep
+from server.api.dialects.openai.embeddings import REFUSED
+from server.api.encode.run import relevances, usage
+from server.api.http.json_reply import json_reply
 from server.api.text.shapes import head
 from server.errors import ConflictingParameters, InvalidRequest
 from server.serving.classifier import TextPair
@@ -35,17 +36,17 @@ class ScoreBody(VllmTruncation, LenientModel):
 
 @router.post("/v1/score", response_model=None)
 @router.post("/score", response_model=None)
-async def score(body: ScoreBody, request: Request) -> Response:
+async def score(body: ScoreBody, context: ContextDep) -> Response:
     """A score for each pair: one text with each of a list, or two lists side by side."""
-    check_fields(request, body, REFUSED)
+    check_fields(context, body, REFUSED)
     first, second = ("queries", "documents") if body.queries is not None else ("text_1", "text_2")
     pairs = _pairs(body, first, second)
     names = {"inputs": second, "truncate to true": "truncate_prompt_tokens to -1"}
     is_raw = body.use_activation is False
-    scores = await relevances(request, body.model, pairs, body.vllm_truncation(), names, is_raw=is_raw)
+    scores = await relevances(context, body.model, pairs, body.vllm_truncation(), names, is_raw=is_raw)
     data = [{"index": index, "object": "score", "score": value} for index, value in enumerate(scores)]
-    record = request.state.record
-    return encoder_route.reply({**head("list", "score", record), "data": data, "usage": usage(record)})
+    record = context.record
+    return json_reply({**head("list", "score", record), "data": data, "usage": usage(record)})
 
 
 def _pairs(body: ScoreBody, first: str, second: str) -> list[TextPair]:

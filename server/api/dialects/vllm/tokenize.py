@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Response
 
 from server.api.bodies.fields import LenientModel, Refusal, check_fields
 from server.api.bodies.lookup import MEAN_THE_DEFAULT
 from server.api.bodies.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, Ids
-from server.api.encode import run as encoder_route
-from server.api.http.disconnect import until_disconnect
+from server.api.context import Context, ContextDep
+from server.api.http.json_reply import json_reply
 from server.api.text.messages import template_messages, template_tools
 from server.api.text.schemas import ChatMessage, Tool
 from server.errors import ConflictingParameters, InvalidRequest
 from server.serving import tokenizing
-from server.serving.record import RequestRecord
-from server.serving.registry import Registry, Served
+from server.serving.registry import Served
 
 router = APIRouter(tags=["tokenizer"])
 
@@ -54,32 +53,32 @@ class DetokenizeBody(LenientModel):
 
 
 @router.post("/tokenize", response_model=None)
-async def tokenize(body: TokenizeBody, request: Request) -> Response:
+async def tokenize(body: TokenizeBody, context: ContextDep) -> Response:
     """The tokens of a text, special ones added unless ``add_special_tokens`` is false, or of a chat."""
-    check_fields(request, body, REFUSED)
-    served = _served(request, body.model)
-    ids = await until_disconnect(request, _ids(body, served, request))
+    check_fields(context, body, REFUSED)
+    served = _served(context, body.model)
+    ids = await context.until_disconnect(_ids(body, served, context))
     strings = await tokenizing.pieces(served, ids) if body.return_token_strs else None
     length = served.ready.max_model_len
-    return encoder_route.reply({"count": len(ids), "max_model_len": length, "tokens": ids, "token_strs": strings})
+    return json_reply({"count": len(ids), "max_model_len": length, "tokens": ids, "token_strs": strings})
 
 
 @router.post("/detokenize", response_model=None)
-async def detokenize(body: DetokenizeBody, request: Request) -> Response:
+async def detokenize(body: DetokenizeBody, context: ContextDep) -> Response:
     """The text of tokens together, special ones as they are written."""
-    check_fields(request, body)
-    served = _served(request, body.model)
-    return encoder_route.reply({"prompt": await until_disconnect(request, tokenizing.text_of(served, body.tokens))})
+    check_fields(context, body)
+    served = _served(context, body.model)
+    return json_reply({"prompt": await context.until_disconnect(tokenizing.text_of(served, body.tokens))})
 
 
 @router.get("/tokenizer_info", response_model=None)
-async def tokenizer_info(request: Request, model: str | None = None) -> dict[str, Any]:
+async def tokenizer_info(context: ContextDep, model: str | None = None) -> dict[str, Any]:
     """Special tokens, limits and chat template, under the names of a tokenizer_config.json."""
-    request.state.record.route = "/tokenizer_info"
-    return tokenizing.describe_tokenizer(_served(request, model))
+    context.record.route = "/tokenizer_info"
+    return tokenizing.describe_tokenizer(_served(context, model))
 
 
-async def _ids(body: TokenizeBody, served: Served, request: Request) -> list[int]:
+async def _ids(body: TokenizeBody, served: Served, context: Context) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequest("Send either prompt or messages.", param="prompt")
     if body.prompt is not None:
@@ -89,7 +88,7 @@ async def _ids(body: TokenizeBody, served: Served, request: Request) -> list[int
         return await tokenizing.text_ids(served, body.prompt, add_special_tokens=body.add_special_tokens is not False)
     return await tokenizing.chat_ids(
         served,
-        request.app.state.registry.services.templates,
+        context.registry.services.templates,
         template_messages(body.messages or [], served.ready.tokenizer.chat_template or ""),
         body.chat_template_kwargs or {},
         template_tools(body.tools or []),
@@ -98,10 +97,8 @@ async def _ids(body: TokenizeBody, served: Served, request: Request) -> list[int
     )
 
 
-def _served(request: Request, name: str | None) -> Served:
+def _served(context: Context, name: str | None) -> Served:
     """The model of that name, of any task; without a name the one that generates."""
-    registry: Registry = request.app.state.registry
-    served = registry.find(None if name in MEAN_THE_DEFAULT else name)
-    record: RequestRecord = request.state.record
-    record.model = served.name
+    served = context.registry.find(None if name in MEAN_THE_DEFAULT else name)
+    context.record.model = served.name
     return served

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
 from server.api.bodies.schemas import STOP_AT_FIRST_ERROR, StrictModel, TextOrTexts, one_error
+from server.api.encode.templated import TemplatedRequest
 from server.serving.classifier import Function
 from server.text.entities import Strategy
 
@@ -41,17 +42,6 @@ class ClassifyParameters(StrictModel):
     top_k: Count | None = None
     threshold: float | None = None
     truncate: bool | None = None
-
-
-class TemplatedRequest(StrictModel):
-    """What a body may have in place of ``inputs``: an operator's template and what goes into it."""
-
-    template: str | None = None
-    """The name of a template of this server, or name@version. A template creates the input; send only one of them."""
-    variables: dict[str, Any] | None = None
-    """Values for the template's variables. They require a template."""
-    examples: Annotated[list[dict[str, Any]], STOP_AT_FIRST_ERROR] | None = None
-    """Examples for a template. They require a template."""
 
 
 class ClassifyRequest(TemplatedRequest):

@@ -1,0 +1,77 @@
+"""What FastAPI hands to a route: the request, its record, and the server behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from fastapi import Depends, Request
+
+from server.api.http.disconnect import until_disconnect
+from server.api.http.sse import Events, EventStream, error_event, event_stream
+from server.client.supervisor import Supervisor
+from server.config import ServeConfig
+from server.serving.lifecycle import Lifecycle
+from server.serving.record import RequestRecord
+from server.serving.registry import Registry
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """What the routes of one application share."""
+
+    config: ServeConfig
+    supervisor: Supervisor
+    registry: Registry
+    lifecycle: Lifecycle
+    has_keys: bool
+    """Whether clients need an API key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One request to one application."""
+
+    request: Request
+    front: Front
+
+    @property
+    def registry(self) -> Registry:
+        return self.front.registry
+
+    @property
+    def record(self) -> RequestRecord:
+        record: RequestRecord = self.request.state.record
+        return record
+
+    async def until_disconnect(self, work: Awaitable[T]) -> T:
+        """The work's result; it is cancelled and `ClientDisconnect` raised if the client leaves first."""
+        return await until_disconnect(self.request, work)
+
+    async def stream(
+        self,
+        events: Events,
+        *,
+        error_event: Callable[[bytes], bytes] = error_event,
+        empty_chunk: bytes | None = None,
+    ) -> EventStream:
+        """See `event_stream`."""
+        config = self.front.config
+        return await event_stream(self.request, events, config, error_event=error_event, empty_chunk=empty_chunk)
+
+
+# Coroutines, although they wait for nothing: FastAPI calls plain functions in a thread.
+async def front_of(request: Request) -> Front:
+    front: Front = request.app.front
+    return front
+
+
+async def context_of(request: Request) -> Context:
+    return Context(request, request.app.front)
+
+
+FrontDep = Annotated[Front, Depends(front_of)]
+ContextDep = Annotated[Context, Depends(context_of)]
