@@ -47,13 +47,13 @@ PHASES = (
     Phase("facts", 25, "gpu.facts", "versions, memory, bandwidth, products"),
     Phase("kernels", 60, "gpu.kernels", "every attention back end against float64"),
     Phase("families", 90, "gpu.families", "every family against transformers in float32"),
-    Phase("waits", 20, "gpu.waits", "where a step waits for the device"),
+    Phase("waits", 40, "gpu.waits", "where a step waits for the device"),
     Phase("server", 130, "gpu.serving", "a server over HTTP, its worker killed, and its end"),
     Phase("baseline", 60, "gpu.baseline", "transformers' generate on the same model"),
     Phase("engine", 75, "gpu.engine", "the engine alone: throughput, decoding, prompts"),
     Phase("profile", 20, "gpu.profile", "kernels by time, launches of a step"),
 )
-"""In order of importance. The limits sum up to 480 s."""
+"""In order of importance. The limits sum up to 500 s."""
 
 
 def main() -> int:

@@ -49,12 +49,13 @@ class Sandbox:
         num_processes: int = NUM_PROCESSES,
         command: Sequence[str] = SANDBOX_COMMAND,
         work: str = "templates",
+        max_waiting: int = 64,
         niceness: int = 0,
     ) -> None:
-        """``work`` names what its processes do, for messages."""
+        """``work`` names what its processes do, for messages; ``max_waiting`` is each caller's limit of waiting calls."""
         self._command = command
         self._niceness = niceness
-        self._places = FairPlaces(num_processes, work=work)
+        self._places = FairPlaces(num_processes, work=work, max_waiting=max_waiting)
         self._idle: list[_Process] = []
         self._all: set[_Process] = set()
         self._killed: list[_Process] = []

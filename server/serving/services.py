@@ -17,8 +17,10 @@ class Services:
 
     def __init__(self, config: ServeConfig) -> None:
         # Apart, so that a chat never waits for a grammar.
-        self._template_sandbox = Sandbox(work="templates")
-        self._grammar_sandbox = Sandbox(work="grammars", niceness=LOW_PRIORITY)
+        # A client may wait here with as many requests as a model's queue takes: an application is one client.
+        most = config.max_queued_requests
+        self._template_sandbox = Sandbox(work="templates", max_waiting=most)
+        self._grammar_sandbox = Sandbox(work="grammars", max_waiting=most, niceness=LOW_PRIORITY)
         self.grammars = Grammars(self._grammar_sandbox)
         self.templates = Templates(config.templates, self._template_sandbox)
         self.topics = Topics(config.topics)

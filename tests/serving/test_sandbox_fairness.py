@@ -55,3 +55,17 @@ def test_a_chat_does_not_wait_for_the_same_clients_grammars() -> None:
             await services.templates.render_chat(FILES, [{"role": "user", "content": "hi"}])
 
     asyncio.run(asyncio.wait_for(main(), 100))
+
+
+def test_one_client_may_send_as_many_chats_at_once_as_a_queue_takes() -> None:
+    async def main() -> None:
+        services = Services(ServeConfig(models=(ModelConfig(name="tiny", path="nowhere"),), max_queued_requests=200))
+        caller.set_current(Caller("application"))
+        try:
+            chats = [[{"role": "user", "content": f"hi {i}"}] for i in range(200)]
+            prompts = await asyncio.gather(*(services.templates.render_chat(FILES, chat) for chat in chats))
+            assert all(f"hi {i}" in prompt.text for i, prompt in enumerate(prompts))
+        finally:
+            await services.close()
+
+    asyncio.run(asyncio.wait_for(main(), 100))
