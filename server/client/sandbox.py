@@ -52,7 +52,7 @@ class Sandbox:
         max_waiting: int = 64,
         niceness: int = 0,
     ) -> None:
-        """``work`` names what its processes do, for messages; ``max_waiting`` is each caller's limit of waiting calls."""
+        """``work`` names what its processes do, for messages; ``max_waiting`` limits each caller's waiting calls."""
         self._command = command
         self._niceness = niceness
         self._places = FairPlaces(num_processes, work=work, max_waiting=max_waiting)

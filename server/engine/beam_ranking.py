@@ -33,6 +33,7 @@ from server.engine.processors import order as processors_order
 from server.engine.processors.base import LogitsProcessor
 from server.engine.processors.diversity import HammingDiversity
 from server.engine.reductions import Scratch
+from server.engine.row_index import RowIndex
 
 Processors = tuple[LogitsProcessor, ...]
 
@@ -109,7 +110,10 @@ def _advance_lanes(logprobs_RV: Tensor, own_RV: Tensor, lanes: list[LaneRows], *
     for lane in lanes:
         lane.first = len(rows)
         rows += lane.rows
-    scores_SV = logprobs_RV if may_change and len(rows) == len(logprobs_RV) else logprobs_RV[rows]
+    index = RowIndex.of(rows, len(logprobs_RV), logprobs_RV.device)
+    scores_SV = index.take(logprobs_RV)
+    if index.is_whole and not may_change:
+        scores_SV = scores_SV.clone()
     _apply_rules(scores_SV, lanes)
     choices = _choose(scores_SV, lanes)
     # All of them before any search changes: memory may run out here, and then the step is made again.
@@ -173,7 +177,7 @@ def _ranked(scores_SV: Tensor, lanes: list[LaneRows], width: int) -> list[Choice
     num_rows = sum(len(lane.rows) for lane in lanes)
     if num_rows < len(scores_SV):
         rows = [row for lane in lanes for row in range(len(scores_SV))[lane.place]]
-        scores_SV = scores_SV[rows]
+        scores_SV = RowIndex.of(rows, len(scores_SV), scores_SV.device).take(scores_SV)
     # A row's best tokens suffice: adding its running score keeps their order.
     values_SW, columns_SW = reductions.largest(scores_SV, width)
     host = torch.stack([values_SW.double(), columns_SW.double()]).cpu().numpy()  # the one copy to the host

@@ -27,6 +27,7 @@ from server.engine.batch import Batch, Share
 from server.engine.beam_ranking import advance
 from server.engine.beams import BeamStep
 from server.engine.guidance import Pair, Unguided
+from server.engine.row_index import RowIndex
 from server.engine.sampler import Sampled, Sampler
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
@@ -160,14 +161,15 @@ def _last_logits(logits_RV: Tensor, shares: list[Share]) -> Tensor:
     for share, stop, is_scored in zip(shares, stops, scored, strict=True):
         if is_scored:
             prompt_scores.take(share.group, logits_RV[stop - share.num_new_tokens : stop])
-    return logits_RV[[stop - 1 for stop in stops]]
+    return RowIndex.of([stop - 1 for stop in stops], len(logits_RV), logits_RV.device).take(logits_RV)
 
 
 def _find_failed(logits_BV: Tensor, shares: list[Share], choices: Choices) -> None:
     """The sampler looks at its own rows; beams and shadows are looked at here."""
     rows = [row for row, share in enumerate(shares) if share.group.is_joint]
     if rows:
-        is_finite = logits_BV[rows].amax(-1).isfinite().tolist()  # NaN and infinity survive a maximum
+        logits_RV = RowIndex.of(rows, len(logits_BV), logits_BV.device).take(logits_BV)
+        is_finite = logits_RV.amax(-1).isfinite().tolist()  # NaN and infinity survive a maximum
         for row, is_good in zip(rows, is_finite, strict=True):
             if not is_good:
                 choices.fail(shares[row].group, has_logits=False)

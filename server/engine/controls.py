@@ -19,6 +19,7 @@ from torch import Tensor
 from server.engine.batch_inputs import on_device
 from server.engine.draw_rules import LATER, MIN_P, DrawRule, exclude_top_choices
 from server.engine.randomness import XTC_STREAM, side_keys, uniforms_at
+from server.engine.row_index import RowIndex
 from server.protocol import SamplingParams
 
 LEAST_TEMPERATURE = 1e-20
@@ -30,7 +31,7 @@ class Rule:
     """One rule and the rows that ask for it."""
 
     rule: DrawRule
-    rows: list[int]
+    rows: RowIndex
     value_K1: Tensor
 
 
@@ -46,8 +47,8 @@ class Controls:
     top_p_R: Tensor
     any_top_k: bool
     any_top_p: bool
-    unbounded_rows: list[int]
-    """Rows with top_p and without top_k, whose nucleus is measured by the whole vocabulary."""
+    unbounded_rows: RowIndex | None
+    """Rows with top_p and without top_k, whose nucleus is measured by the whole vocabulary; None without such rows."""
     min_p: Rule | None
     later: tuple[Rule, ...]
     """Rules after those that bound a window."""
@@ -68,8 +69,9 @@ class Controls:
             values = [getattr(p, rule.name) for p in params]
             rows = [i for i, value in enumerate(values) if value != rule.neutral]
             value_K1 = np.array([[values[i]] for i in rows], dtype=np.float32)
-            return Rule(rule, rows, on_device(value_K1, device)) if rows else None
+            return Rule(rule, RowIndex.of(rows, len(params), device), on_device(value_K1, device)) if rows else None
 
+        unbounded = np.flatnonzero((top_k == 0) & (top_p < 1)).tolist()
         return cls(
             temperature_R1=packed[0].float()[:, None],
             cold_R1=on_device(is_cold, device)[:, None] if is_cold.any() else None,
@@ -77,7 +79,7 @@ class Controls:
             top_p_R=packed[2].float(),
             any_top_k=bool((top_k > 0).any()),
             any_top_p=bool((top_p < 1).any()),
-            unbounded_rows=np.flatnonzero((top_k == 0) & (top_p < 1)).tolist(),
+            unbounded_rows=RowIndex.of(unbounded, len(params), device) if unbounded else None,
             min_p=asked(MIN_P),
             later=tuple(found for rule in LATER if (found := asked(rule)) is not None),
             min_tokens_to_keep=min_tokens_to_keep,
@@ -92,8 +94,9 @@ class Controls:
     def unbounded(self) -> Controls:
         """Those of the ``unbounded_rows`` only, as far as their temperature."""
         rows = self.unbounded_rows
-        cold_K1 = None if self.cold_R1 is None else self.cold_R1[rows]
-        return replace(self, temperature_R1=self.temperature_R1[rows], cold_R1=cold_K1)
+        assert rows is not None
+        cold_K1 = None if self.cold_R1 is None else rows.take(self.cold_R1)
+        return replace(self, temperature_R1=rows.take(self.temperature_R1), cold_R1=cold_K1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,8 @@ class Exclusions:
         uniforms = uniforms_at(self.keys, [positions[row] for row in self.rows])
         places = np.flatnonzero(uniforms < self.probabilities).tolist()
         if places:
-            rows = [self.rows[k] for k in places]
-            scores_RW[rows] = exclude_top_choices(scores_RW[rows], self.threshold_K1[places], num_kept)
+            device = scores_RW.device
+            rows = RowIndex.of([self.rows[k] for k in places], len(scores_RW), device)
+            threshold_K1 = RowIndex.of(places, len(self.rows), device).take(self.threshold_K1)
+            rows.put(scores_RW, exclude_top_choices(rows.take(scores_RW), threshold_K1, num_kept))
         return scores_RW

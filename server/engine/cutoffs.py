@@ -22,6 +22,7 @@ from server.engine.controls import Controls, Exclusions, Rule
 from server.engine.draw_rules import LATER, keep_top_n_sigma
 from server.engine.randomness import stream_keys
 from server.engine.reductions import ROOM_FOR_TIES, Scratch
+from server.engine.row_index import RowIndex
 from server.protocol import SamplingParams
 
 WINDOW_WIDTHS = (64, 256, 1024)
@@ -132,7 +133,8 @@ def _apply_full(logprobs_RV: Tensor, params: SamplingParams, min_tokens_to_keep:
     vocab_size = logprobs_RV.shape[1]
     if params.top_n_sigma > 0.0:
         logprobs_RV = logprobs_RV.clone()
-        keep_top_n_sigma(logprobs_RV, list(range(len(logprobs_RV))), [params.top_n_sigma] * len(logprobs_RV))
+        everyone = RowIndex.of(range(len(logprobs_RV)), len(logprobs_RV), logprobs_RV.device)
+        keep_top_n_sigma(logprobs_RV, everyone, [params.top_n_sigma] * len(logprobs_RV))
     controls = Controls.of([params] * len(logprobs_RV), logprobs_RV, min_tokens_to_keep)
     method = method_of(params, vocab_size)
     scratch = Scratch()
@@ -173,13 +175,12 @@ def _keep_ranked(scores_RW: Tensor, controls: Controls, mass_R: Tensor | None) -
 def _mass(logits_RV: Tensor, controls: Controls, scratch: Scratch) -> Tensor | None:
     """Weight of the whole vocabulary in rows with top_p and without top_k, where the most likely token's is 1."""
     rows = controls.unbounded_rows
-    if not rows:
+    if rows is None:
         return None
+    logits_KV, controls = rows.take(logits_RV), controls.unbounded()
+    mass_K = scratch.softmax(controls.scores(logits_KV, out=scratch.like(logits_KV))).amax(-1).reciprocal()
     mass_R = logits_RV.new_zeros(len(logits_RV))
-    logits_KV, controls = (
-        (logits_RV, controls) if len(rows) == len(logits_RV) else (logits_RV[rows], controls.unbounded())
-    )
-    mass_R[rows] = scratch.softmax(controls.scores(logits_KV, out=scratch.like(logits_KV))).amax(-1).reciprocal()
+    rows.put(mass_R, mass_K)
     return mass_R
 
 
@@ -187,7 +188,8 @@ def _apply(rule: Rule | None, scores_RW: Tensor, controls: Controls) -> Tensor:
     """The scores after a rule; the same tensor may be changed."""
     if rule is None:
         return scores_RW
-    if len(rule.rows) == len(scores_RW):
-        return rule.rule.apply(scores_RW, rule.value_K1, controls.min_tokens_to_keep)
-    scores_RW[rule.rows] = rule.rule.apply(scores_RW[rule.rows], rule.value_K1, controls.min_tokens_to_keep)
+    scores_KW = rule.rule.apply(rule.rows.take(scores_RW), rule.value_K1, controls.min_tokens_to_keep)
+    if rule.rows.is_whole:
+        return scores_KW
+    rule.rows.put(scores_RW, scores_KW)
     return scores_RW

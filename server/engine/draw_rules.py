@@ -22,26 +22,26 @@ from torch import Tensor
 
 from server.engine import reductions
 from server.engine.batch_inputs import on_device
+from server.engine.row_index import RowIndex
 
 NEAREST_WIDTHS = (1024, 8192)
 """Tokens that typical_p sorts at the first and second try; after that, all."""
 HUGE = 1e30
 
 
-def keep_top_n_sigma(logits_SV: Tensor, rows: list[int], num_sigmas: list[float]) -> None:
+def keep_top_n_sigma(logits_SV: Tensor, rows: RowIndex, num_sigmas: list[float]) -> None:
     """Leave out, in place, logits that are more than so many standard deviations below the greatest of their row.
 
     Before the temperature, which changes nothing of it.
     """
-    is_all = len(rows) == len(logits_SV)
-    logits_RV = logits_SV if is_all else logits_SV[rows]
+    logits_RV = rows.take(logits_SV)
     top_R1 = logits_RV.amax(-1, keepdim=True)
     below_RV = logits_RV - top_R1
     num_sigmas_R1 = on_device(np.array(num_sigmas)[:, None], logits_SV.device)
     removed_RV = logits_RV - top_R1 < -(num_sigmas_R1 * _deviation(below_RV)).float()
     logits_RV.masked_fill_(removed_RV, -torch.inf)
-    if not is_all:
-        logits_SV[rows] = logits_RV
+    if not rows.is_whole:
+        rows.put(logits_SV, logits_RV)
 
 
 def _deviation(values_RV: Tensor) -> Tensor:
@@ -119,7 +119,8 @@ def _farthest(
     widths: tuple[int, ...] = NEAREST_WIDTHS,
 ) -> Tensor:
     """The distance up to which tokens have the mass and are at least ``num_kept``, ``[K, 1]``."""
-    if not widths or 4 * widths[0] > distance_KW.shape[1]:
+    # To wait for a GPU's answer would cost more than the sort.
+    if not widths or 4 * widths[0] > distance_KW.shape[1] or not distance_KW.is_cpu:
         return _farthest_sorted(distance_KW, probs_KW, mass_K1, num_kept)
     # A few nearest ones have it nearly always: no sort of the vocabulary then.
     negative_KW, columns_KW = reductions.largest(-distance_KW, widths[0])

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from server.engine import reductions
+from server.engine.batch_inputs import on_device
 from server.engine.reductions import Scratch
+from server.engine.row_index import RowIndex
 from server.protocol import SamplingParams, TokenLogprob
 
 ROWS_AT_ONCE = 32
@@ -36,19 +40,24 @@ class Distribution:
         # The maximum goes first: a difference of near numbers is exact.
         return self._logits_RV.gather(1, columns_RN) - self._top_R1 + self._log_top_R1
 
-    def most_likely(self, num_tokens: int) -> Tensor:
-        """Columns of the greatest logits in falling order, of equal ones the lower first."""
+    def _most_likely(self, num_tokens: int) -> tuple[Tensor, Tensor | None]:
+        """Columns of the greatest logits in falling order, of equal ones the lower first, ``[R, N]``.
+
+        Beside them the rows in which so many logits are equal that `_sorted` has to look; None if there can be none.
+        """
         width = self._logits_RV.shape[1]
         num_candidates = min(num_tokens + reductions.ROOM_FOR_TIES, width)
         values_RW, columns_RW = reductions.largest(self._logits_RV, num_candidates)
         falling_RW, order_RW = values_RW.sort(dim=-1, descending=True, stable=True)
         columns_RN = columns_RW.gather(1, order_RW)[:, :num_tokens]
-        last_R = falling_RW[:, min(num_tokens, width) - 1]
-        reaches_over_R = (last_R == falling_RW[:, -1]) & last_R.isfinite()
-        if num_candidates < width and reaches_over_R.any():
-            whole = self._logits_RV[reaches_over_R].sort(dim=-1, descending=True, stable=True).indices
-            columns_RN[reaches_over_R] = whole[:, :num_tokens]
-        return columns_RN
+        if num_candidates == width:
+            return columns_RN, None
+        last_R = falling_RW[:, num_tokens - 1]
+        return columns_RN, (last_R == falling_RW[:, -1]) & last_R.isfinite()
+
+    def _sorted(self, rows: RowIndex, num_tokens: int) -> Tensor:
+        """As the first of `_most_likely`, of some rows and whatever they hold."""
+        return rows.take(self._logits_RV).sort(dim=-1, descending=True, stable=True).indices[:, :num_tokens]
 
     def tell(self, columns_R: Tensor, top_n: int, columns_RW: Tensor | None = None) -> Told:
         """The log-probabilities of the rows' tokens and of their ``top_n`` most likely ones.
@@ -56,12 +65,30 @@ class Distribution:
         ``columns_RW`` are the token ids of the columns, where these are not the vocabulary.
         """
         columns_RN = columns_R[:, None]
+        is_unsure_R = None
         if top_n:
-            columns_RN = torch.cat([columns_RN, self.most_likely(top_n)], dim=1)
-        ids_RN = columns_RN if columns_RW is None else columns_RW.gather(1, columns_RN)
-        ids, logprobs = torch.stack([ids_RN.double(), self.of(columns_RN).double()]).cpu().numpy()
+            top_RN, is_unsure_R = self._most_likely(top_n)
+            columns_RN = torch.cat([columns_RN, top_RN], dim=1)
+        ids, logprobs, is_unsure = self._read(columns_RN, columns_RW, is_unsure_R)
+        if is_unsure.any():
+            rows = RowIndex.of(np.flatnonzero(is_unsure[:, 0]).tolist(), len(columns_RN), self.device)
+            rows.put(columns_RN[:, 1:], self._sorted(rows, top_n))
+            ids, logprobs, _ = self._read(columns_RN, columns_RW, None)
         tops = zip(ids[:, 1:].tolist(), logprobs[:, 1:].tolist(), strict=True)
         return logprobs[:, 0].tolist(), [top_list(*row) for row in tops]
+
+    def _read(
+        self, columns_RN: Tensor, columns_RW: Tensor | None, is_unsure_R: Tensor | None
+    ) -> npt.NDArray[np.float64]:
+        """Token ids, log-probabilities and ``is_unsure_R``, each ``[R, N]``, in one copy to the host."""
+        ids_RN = columns_RN if columns_RW is None else columns_RW.gather(1, columns_RN)
+        parts_3RN = torch.zeros((3, *ids_RN.shape), dtype=torch.float64, device=self.device)
+        parts_3RN[0] = ids_RN
+        parts_3RN[1] = self.of(columns_RN)
+        if is_unsure_R is not None:
+            parts_3RN[2] = is_unsure_R[:, None]
+        host: npt.NDArray[np.float64] = parts_3RN.cpu().numpy()
+        return host
 
     def given(
         self, wanted: Sequence[tuple[int, Sequence[int]]], columns_RW: Tensor | None = None
@@ -73,7 +100,7 @@ class Distribution:
         pairs = [(row, token_id) for row, ids in wanted for token_id in ids]
         if not pairs:
             return [[] for _ in wanted]
-        rows_L, ids_L = torch.tensor(pairs, dtype=torch.int64, device=self.device).unbind(1)
+        rows_L, ids_L = on_device(np.array(pairs, dtype=np.int64), self.device).unbind(1)
         columns_L, is_candidate_L = ids_L, torch.ones_like(ids_L, dtype=torch.bool)
         if columns_RW is not None:
             is_its_LW = columns_RW[rows_L] == ids_L[:, None]
@@ -85,7 +112,7 @@ class Distribution:
 
 def logprobs_of(logits_RV: Tensor, ids_R: Sequence[int], top_n: int) -> Told:
     """Each row's log-probability of its token, and its ``top_n`` most likely tokens."""
-    told_ids_R = torch.tensor(ids_R, dtype=torch.int64, device=logits_RV.device)
+    told_ids_R = on_device(np.array(ids_R, dtype=np.int64), logits_RV.device)
     logprobs: list[float] = []
     tops: list[list[TokenLogprob]] = []
     scratch = Scratch()
@@ -123,24 +150,25 @@ class ToldRows:
         self._raw, self._drawn_from = None, []
         if not self._raw_rows:
             return
-        if len(self._raw_rows) < len(logits_SV):
-            logits_SV = logits_SV[self._raw_rows]
-        elif will_change:
+        rows = RowIndex.of(self._raw_rows, len(logits_SV), logits_SV.device)
+        logits_SV = rows.take(logits_SV)
+        if rows.is_whole and will_change:
             logits_SV = logits_SV.clone()
         self._raw = Distribution(logits_SV, self._scratch)
 
     def take_drawn(self, rows: list[int], scores_RW: Tensor, chosen_R: Tensor, columns_RW: Tensor | None) -> None:
         """Remember what rows were drawn from: of a row's several times the last counts."""
         places = [k for k, row in enumerate(rows) if row in self._processed_rows]
-        columns = None if columns_RW is None else columns_RW[places]
-        self._drawn_from.append(([rows[k] for k in places], scores_RW[places], chosen_R[places], columns))
+        index = RowIndex.of(places, len(rows), scores_RW.device)
+        columns = None if columns_RW is None else index.take(columns_RW)
+        self._drawn_from.append(([rows[k] for k in places], index.take(scores_RW), index.take(chosen_R), columns))
 
     def tell(self, token_ids: list[int]) -> Told:
         """Of every row; 0 and nothing where not asked for."""
         logprobs = [0.0] * len(self._tops)
         tops: list[list[TokenLogprob]] = [[] for _ in self._tops]
         if self._raw is not None:
-            chosen_R = torch.tensor([token_ids[i] for i in self._raw_rows], device=self._raw.device)
+            chosen_R = on_device(np.array([token_ids[i] for i in self._raw_rows], dtype=np.int64), self._raw.device)
             self._write(logprobs, tops, self._raw_rows, self._raw.tell(chosen_R, self._most(self._raw_rows)))
             self._write_given(tops, self._raw_rows, self._raw, None)
         for rows, scores_RW, chosen_R, columns_RW in self._drawn_from:

@@ -38,6 +38,7 @@ from server.engine.native_draw import NativeDraws
 from server.engine.processors import order as processors_order
 from server.engine.randomness import stream_keys, uniforms_at
 from server.engine.reductions import Scratch
+from server.engine.row_index import RowIndex
 from server.engine.sequence import Sequence
 from server.native import kernels
 from server.protocol import TokenLogprob
@@ -78,12 +79,20 @@ class Asked:
         self.told = ToldRows(params, scratch)
         self._vocab_size = vocab_size
         self._sequences = list(sequences)
+        self._indices: dict[tuple[int, ...], RowIndex] = {}
         self._sample_indices = [sequence.sample_index for sequence in sequences]
 
     @functools.cached_property
     def native_draws(self) -> NativeDraws:
         """Made where the kernel draws."""
         return NativeDraws(self._sequences, self._vocab_size)
+
+    def index(self, rows: list[int], device: torch.device) -> RowIndex:
+        """Of some of the rows, made once."""
+        key = tuple(rows)
+        if key not in self._indices:
+            self._indices[key] = RowIndex.of(key, len(self._sequences), device)
+        return self._indices[key]
 
     def is_of(self, sequences: Rows[Sequence]) -> bool:
         return self._sequences == sequences and self._sample_indices == [s.sample_index for s in sequences]
@@ -112,28 +121,29 @@ class Sampler:
         module = kernels.module()
         if module is not None and native_draw.can_draw(logits_SV):
             token_ids, is_finite = _draw_natively(module, logits_SV, asked)
+            if is_finite_S is not None:
+                is_finite = [was and still for was, still in zip(is_finite_S.tolist(), is_finite, strict=True)]
         else:
-            token_ids, is_finite = self._draw_by_torch(logits_SV, sequences, told)
-        if is_finite_S is not None:
-            is_finite = [
-                was_finite and still for was_finite, still in zip(is_finite_S.tolist(), is_finite, strict=True)
-            ]
+            token_ids, is_finite = self._draw_by_torch(logits_SV, sequences, asked, is_finite_S)
         return Sampled(token_ids, is_finite, *told.tell(token_ids))
 
     def _draw_by_torch(
-        self, logits_SV: Tensor, sequences: Rows[Sequence], told: ToldRows
+        self, logits_SV: Tensor, sequences: Rows[Sequence], asked: Asked, is_finite_S: Tensor | None
     ) -> tuple[list[int], list[bool]]:
-        """As `_draw_natively`."""
+        """As `_draw_natively`. ``is_finite_S`` says so of the logits before the processors, if there are any."""
         params = [sequence.params for sequence in sequences]
-        top_S = logits_SV.amax(-1)
+        still_finite_S = logits_SV.amax(-1).isfinite()
         sigma_rows = [i for i, p in enumerate(params) if p.top_n_sigma > 0.0 and p.do_sample]
         if sigma_rows:
-            keep_top_n_sigma(logits_SV, sigma_rows, [params[i].top_n_sigma for i in sigma_rows])
-        host = self._draw(logits_SV, sequences, told, top_S.isfinite())
+            index = asked.index(sigma_rows, logits_SV.device)
+            keep_top_n_sigma(logits_SV, index, [params[i].top_n_sigma for i in sigma_rows])
+        if is_finite_S is not None:
+            still_finite_S &= is_finite_S
+        host = self._draw(logits_SV, sequences, asked, still_finite_S)
         return host[0].astype(np.int64).tolist(), (host[2] == 1).tolist()
 
     def _draw(
-        self, logits_SV: Tensor, sequences: Rows[Sequence], told: ToldRows, is_finite_S: Tensor
+        self, logits_SV: Tensor, sequences: Rows[Sequence], asked: Asked, is_finite_S: Tensor
     ) -> npt.NDArray[np.float64]:
         """Each row's token, whether it is settled, whether it is finite: float64 holds all of them exactly."""
         vocab_size = logits_SV.shape[1]
@@ -147,12 +157,16 @@ class Sampler:
             for i in unsettled:
                 rows_by_method.setdefault(methods[i], []).append(i)
             for method, rows in rows_by_method.items():
-                is_told = told.wants_processed(rows)
-                choice = self._choose(method, _take(logits_SV, rows), [sequences[i] for i in rows], is_told=is_told)
-                _put(results[0], rows, choice.token_ids())
-                _put(results[1], rows, choice.candidates.settled_R)
+                is_told = asked.told.wants_processed(rows)
+                index = asked.index(rows, logits_SV.device)
+                choice = self._choose(method, index.take(logits_SV), [sequences[i] for i in rows], is_told=is_told)
+                index.put(results[0], choice.token_ids())
+                if choice.candidates.settled_R is not None:
+                    index.put(results[1], choice.candidates.settled_R)
                 if is_told:
-                    told.take_drawn(rows, choice.candidates.scores_RW, choice.columns_R, choice.candidates.columns_RW)
+                    asked.told.take_drawn(
+                        rows, choice.candidates.scores_RW, choice.columns_R, choice.candidates.columns_RW
+                    )
             host = results.cpu().numpy()  # the one copy to the host, unless a window was too narrow
             unsettled = np.flatnonzero((host[1] == 0) & (host[2] == 1)).tolist()
             for i in unsettled:
@@ -223,17 +237,3 @@ class Draws:
         if self._exclusions is None:
             return candidates
         return replace(candidates, scores_RW=self._exclusions.apply(candidates.scores_RW, self._positions))
-
-
-def _take(values_SV: Tensor, rows: list[int]) -> Tensor:
-    """The rows; the tensor itself where they are all."""
-    return values_SV if len(rows) == len(values_SV) else values_SV[rows]
-
-
-def _put(target_S: Tensor, rows: list[int], values_R: Tensor | None) -> None:
-    if values_R is None:
-        return
-    if len(rows) == len(target_S):
-        target_S.copy_(values_R)
-    else:
-        target_S[rows] = values_R.to(target_S.dtype)

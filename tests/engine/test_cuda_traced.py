@@ -35,7 +35,7 @@ from server.modules.recognise import recognise
 from server.protocol import Encode
 from tests.engine import paged_kernels
 from tests.engine.driving import generate
-from tests.fake_cuda import DEVICE, fake_cuda, move_to_fake
+from tests.fake_cuda import DEVICE, BlockingCopies, fake_cuda, move_to_fake
 from tests.tiny_encoders import tiny_encoder
 from tests.tiny_models import VOCAB_SIZE, tiny_decoder
 
@@ -169,22 +169,25 @@ def test_an_encoders_products_in_bfloat16_have_float32_around_them_on_a_gpu() ->
         assert (product.plain_weight.device, product.plain_weight.dtype) == (DEVICE, torch.bfloat16)
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        [{}, {"do_sample": True}],
-        [{"do_sample": True, "top_k": 5}, {"do_sample": True, "top_p": 0.9, "temperature": 0.7}, {}],
-        [{"do_sample": True, "min_p": 0.1}, {"do_sample": True, "top_n_sigma": 1.0}],
-    ],
-)
-def test_a_draw_copies_to_the_host_once(params: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+MIXED_DRAWS: list[list[dict[str, Any]]] = [
+    [{}, {"do_sample": True}],
+    [{"do_sample": True, "top_k": 5}, {"do_sample": True, "top_p": 0.9, "temperature": 0.7}, {}],
+    [{"do_sample": True, "min_p": 0.1}, {"do_sample": True, "top_n_sigma": 1.0}],
+    [{"do_sample": True, "typical_p": 0.9}, {"do_sample": True, "epsilon_cutoff": 0.01}, {"do_sample": True}],
+    [{"repetition_penalty": 1.1}, {"presence_penalty": 0.5, "logit_bias": {5: 1.0}, "min_new_tokens": 30}, {}],
+]
+
+
+def draw_twice(monkeypatch: pytest.MonkeyPatch, params: list[dict[str, Any]]) -> tuple[int, list[tuple[int, ...]]]:
+    """Copies to the host, and blocking copies from it, of the second draw of a batch."""
     copies = []
 
     def copied(values: Tensor) -> Any:
-        """Ones, as a draw that is settled everywhere would give."""
+        """What a draw that is settled everywhere gives, and log-probabilities without ties."""
         assert isinstance(values, FakeTensor)
         copies.append(values.shape)
-        return SimpleNamespace(numpy=lambda: np.ones(values.shape))
+        fill = np.ones if values.dim() == 2 else np.zeros
+        return SimpleNamespace(numpy=lambda: fill(values.shape))
 
     monkeypatch.setattr(Tensor, "cpu", copied)
     sequences = [
@@ -193,7 +196,23 @@ def test_a_draw_copies_to_the_host_once(params: list[dict[str, Any]], monkeypatc
     ]
     with fake_cuda():
         sampler = Sampler()
-        for _ in range(2):
-            copies.clear()
+        sampler.sample(torch.empty(len(sequences), VOCAB_SIZE, device=DEVICE), sequences)
+        copies.clear()
+        with BlockingCopies() as blocking:
             sampler.sample(torch.empty(len(sequences), VOCAB_SIZE, device=DEVICE), sequences)
-            assert len(copies) == 1
+    return len(copies), blocking.shapes
+
+
+@pytest.mark.parametrize("params", MIXED_DRAWS)
+def test_a_draw_copies_to_the_host_once(params: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert draw_twice(monkeypatch, params)[0] == 1
+
+
+@pytest.mark.parametrize("params", MIXED_DRAWS)
+def test_a_draw_waits_for_no_copy_from_the_host(params: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert draw_twice(monkeypatch, params)[1] == []
+
+
+def test_log_probabilities_cost_one_more_copy_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {"logprobs": True, "top_n_tokens": 3}
+    assert draw_twice(monkeypatch, [asked, {}, {"do_sample": True, **asked}]) == (2, [])

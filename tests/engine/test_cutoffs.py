@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from server.engine import cutoffs, draw_rules
 from server.engine.controls import Controls
 from server.engine.reductions import Scratch
+from server.engine.row_index import RowIndex
 from server.engine.sampler import Sampler
 from server.protocol import SamplingParams
 from tests.engine.reference_rules import drawn_from
@@ -144,7 +145,8 @@ def test_rows_of_equal_logits_are_drawn_from(logit, rules):
 
 def test_sigmas_are_counted_over_finite_logits_only():
     logits = torch.tensor([[4.0, 2.0, 0.0, -2.0, -torch.inf, -4.0], [1.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
-    draw_rules.keep_top_n_sigma(logits, [0, 1], [1.0, 3.0])  # the first row's deviation is the root of 8
+    # The first row's deviation is the root of 8.
+    draw_rules.keep_top_n_sigma(logits, RowIndex.of([0, 1], 2, logits.device), [1.0, 3.0])
     assert logits[0].tolist() == [4.0, 2.0, *[-torch.inf] * 4]
     assert logits[1].tolist() == [1.0] * 6
 
