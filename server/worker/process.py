@@ -37,10 +37,6 @@ PR_SET_NAME = 15
 NAME = b"sluice-worker"
 """What lists of processes show: a fork has the command line of what it was forked from."""
 
-NICENESS = 5
-"""Below the front, which needs a processor often and briefly: an answer wakes it and the sandbox several times, and
-each time it would wait for a thread of a step to use up its slice."""
-
 log = logging.getLogger("sluice.worker")
 
 
@@ -64,8 +60,6 @@ def run(build: Build, sock: socket.socket) -> NoReturn:
     """Serve one model on ``sock`` and end the process, which is prepared."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_NAME, NAME)
-    # Threads that are started later have it too. Not in `prepare`: a fork would have the template's twice.
-    os.nice(NICENESS)
     connection = Connection(sock)
     connection.exit_with_front()
     end(_exit_code(build, connection))

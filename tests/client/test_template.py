@@ -20,7 +20,6 @@ from server.client.supervisor import Supervisor
 from server.client.template import Template, serves
 from server.config import ModelConfig, ServeConfig
 from server.errors import EXIT_CRASH_LOOP, ConfigurationError
-from server.worker.process import NICENESS
 from tests.supervised import FAKE_WORKER, FAST, collect, generate, is_alive, kill_worker, run, until, worker_pids
 
 FAKE_TEMPLATE = (sys.executable, "-m", "tests.client.fake_template")
@@ -65,18 +64,6 @@ def test_a_forked_worker_is_a_child_of_the_front_and_serves_like_any(tmp_path: P
                 worker = psutil.Process(pid)
                 assert (worker.ppid(), worker.name()) == (os.getpid(), "sluice-worker")
                 assert len(await collect(supervisor.clients["fake"], generate(3))) == 40
-
-    run(main())
-
-
-@pytest.mark.parametrize("is_forked", [True, False])
-def test_a_worker_leaves_processors_to_the_front(tmp_path: Path, is_forked: bool) -> None:
-    async def main() -> None:
-        with started(tmp_path, *([] if is_forked else ["--threads"])) as template:
-            async with supervised(tmp_path, template):
-                (pid,) = worker_pids(tmp_path)
-                assert is_fork(pid) == is_forked
-                assert psutil.Process(pid).nice() == psutil.Process().nice() + NICENESS
 
     run(main())
 
