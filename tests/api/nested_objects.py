@@ -167,14 +167,14 @@ OBJECTS: dict[str, list[tuple[str, dict[str, Any], Place]]] = {
         )
     ],
     "bodies.schemas.Message": [(GENERATE, {"messages": USER}, ("messages", 0))],
-    "bodies.schemas.Penalty": [
+    "serving.options.types.Penalty": [
         (
             GENERATE,
             {"inputs": "A", "parameters": {"penalties": [{"phrase": "the mill", "strength": 4}]}},
             ("parameters", "penalties", 0),
         ),
     ],
-    "bodies.schemas.RankBy": [
+    "serving.options.types.RankBy": [
         (
             GENERATE,
             {

@@ -38,7 +38,7 @@ NEUTRAL = {
 
 
 def class_name(model: type[BaseModel]) -> str:
-    return f"{model.__module__}.{model.__name__}".removeprefix("server.api.")
+    return f"{model.__module__}.{model.__name__}".removeprefix("server.").removeprefix("api.")
 
 
 def nested() -> dict[str, type[BaseModel]]:
