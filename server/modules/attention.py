@@ -1,7 +1,8 @@
 """What one attention call of a module looks like, and what is done to its queries and keys before.
 
 Dimension key
-    Dk   width of a key
+    T     tokens
+    Dk    width of a key
     P, R  positions of the model, rotated pairs of a head
 """
 
@@ -26,6 +27,26 @@ class LayerSpec:
     """Sliding window: a token sees itself and the ``window - 1`` tokens before it."""
     softcap: float | None = None
     has_sinks: bool = False
+
+    @property
+    def projected_widths(self) -> list[int]:
+        """Of a token's queries, keys and values, as they lie in one product."""
+        keys, values = self.num_kv_heads * self.key_dim, self.num_kv_heads * self.value_dim
+        return [self.num_heads * self.key_dim, keys, values]
+
+    @property
+    def attended_width(self) -> int:
+        """Of all heads' results."""
+        return self.num_heads * self.value_dim
+
+    def split(self, qkv_TX: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ``[T, heads, width]`` of a product of the three projections."""
+        query, key, value = torch.split(qkv_TX, self.projected_widths, dim=-1)
+        return (
+            query.view(-1, self.num_heads, self.key_dim),
+            key.view(-1, self.num_kv_heads, self.key_dim),
+            value.view(-1, self.num_kv_heads, self.value_dim),
+        )
 
     @property
     def width(self) -> int:

@@ -1,4 +1,4 @@
-"""What a decoder computes, as plain tensors and numbers; knows neither transformers' modules nor how to run it.
+"""What a transformer computes, as plain tensors and numbers; knows neither transformers' modules nor how to run it.
 
 Dimension key
     T  tokens
@@ -10,18 +10,21 @@ Dimension key
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from server.modules.attention import HeadNorm, LayerSpec, Rotary
 from server.modules.parts import Norm
 from server.native.linear import Linear
+from server.native.packing import NativeWeight
 
-Weights = TypeVar("Weights")
-"""`Product` before packing, `Linear` after."""
+Weights = TypeVar("Weights", covariant=True)
+"""`Product` before packing, `Packed` after."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,22 @@ class Product:
     """Row n of the product is row ``order_N[n]`` of the linears'."""
     activation: str | None = None
     is_gated: bool = False
+
+
+class Packed(Protocol):
+    """What a product is made into before it runs: a `Linear`, or torch alone for proofs."""
+
+    in_features: int
+    out_features: int
+    dtype: torch.dtype
+    """Of its input."""
+    native: NativeWeight | None
+    """Where our own kernels have it."""
+
+    @property
+    def is_row_invariant(self) -> bool: ...
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None, *, out_float: bool = False) -> Tensor: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,39 +79,73 @@ class Embedding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer(Generic[Weights]):
-    """One decoder layer."""
+class Attention:
+    """What stands between the two products of a sublayer that attends."""
 
-    attention_norm: Norm | None
-    qkv: Weights
-    wide_norms: tuple[Norm, Norm] | None
+    spec: LayerSpec
+    rotary: Rotary | None = None
+    head_norm: HeadNorm | None = None
+    wide_norms: tuple[Norm, Norm] | None = None
     """Of all queries of a token, and of all its keys."""
-    head_norm: HeadNorm | None
-    rotary: Rotary | None
-    o: Weights
-    attention_post_norm: Norm | None
-    """Of what attention adds to the hidden states."""
-    is_parallel: bool
-    """The MLP reads what attention read, not what attention has changed."""
-    mlp_norm: Norm | None
-    """None where the MLP is parallel and reads attention's norm."""
-    up: Weights
-    down: Weights
-    mlp_post_norm: Norm | None
-    residual_multiplier: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sublayer(Generic[Weights]):
+    """Attention or an MLP: two products, and what they add to the hidden states."""
+
+    norm: Norm | None = None
+    """Of the hidden states that it reads; None where it reads them as they are."""
+    first: Weights
+    """To queries, keys and values; or the MLP's way up, with its activation and gate."""
+    attention: Attention | None = None
+    """None for an MLP, whose products follow one another."""
+    second: Weights
+    post_norm: Norm | None = None
+    norms_sum: bool = False
+    """Whether ``post_norm`` is of the sum, as in BERT; else of what is added to the hidden states."""
+    multiplier: float = 1.0
+    """Of what is added."""
+
+    @property
+    def products(self) -> tuple[tuple[str, Weights], tuple[str, Weights]]:
+        """By the names that messages give them."""
+        first, second = ("up", "down") if self.attention is None else ("qkv", "o")
+        return (first, self.first), (second, self.second)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer(Generic[Weights]):
+    """Sublayers one after another, or all of what the first one reads."""
+
+    sublayers: tuple[Sublayer[Weights], ...]
+    is_parallel: bool = False
+
+    @property
+    def spec(self) -> LayerSpec:
+        (spec,) = (part.attention.spec for part in self.sublayers if part.attention is not None)
+        return spec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder(Generic[Weights]):
     """A whole decoder."""
 
-    specs: tuple[LayerSpec, ...]
     embedding: Embedding
     layers: tuple[Layer[Weights], ...]
     final_norm: Norm | None
     head: Weights
     logits_divisor: float = 1.0
     logits_softcap: float | None = None
+
+    @property
+    def specs(self) -> tuple[LayerSpec, ...]:
+        return tuple(layer.spec for layer in self.layers)
+
+    def products(self) -> Iterator[Weights]:
+        for layer in self.layers:
+            for sublayer in layer.sublayers:
+                yield from (sublayer.first, sublayer.second)
+        yield self.head
 
 
 def num_outputs(linear: nn.Module) -> int:

@@ -11,32 +11,58 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from server.modules.layout import Layer, Product, num_outputs
+from server.modules.attention import Rotary
+from server.modules.layout import Layer, Product, Sublayer, num_outputs
 from server.native.linear import Linear, Quantize
+from server.native.reference import ACTIVATIONS
 
-ROLES = ("qkv", "o", "up", "down")
-"""The products of a layer."""
+PackedT = TypeVar("PackedT")
 
 
-def pack(product: Product) -> Linear:
-    """The module keeps its weights."""
+def pack(product: Product, dtype: torch.dtype | None = None, quantize: Quantize = "none") -> Linear:
+    """In ``dtype``, or in the module's own. The module keeps its weights.
+
+    Raises ValueError for a weight that cannot be quantised.
+    """
+    weight_NK, bias_N = joined(product)
+    if dtype is not None:
+        weight_NK = weight_NK.to(dtype)
+    options: dict[str, Any] = {"activation": product.activation, "is_gated": product.is_gated}
+    return Linear(weight_NK.contiguous(), bias_N, quantize=quantize, **options)
+
+
+def joined(product: Product) -> tuple[Tensor, Tensor | None]:
+    """Weight ``[N, K]`` and bias of all linears, in the product's order."""
     weight_NK = _joined([_weight(linear) for linear in product.linears])
     bias_N = _bias(product)
-    if product.order_N is not None:
-        order_N = product.order_N.to(weight_NK.device)
-        weight_NK, bias_N = weight_NK[order_N], None if bias_N is None else bias_N[order_N]
-    return Linear(weight_NK.contiguous(), bias_N, activation=product.activation, is_gated=product.is_gated)
+    if product.order_N is None:
+        return weight_NK, bias_N
+    order_N = product.order_N.to(weight_NK.device)
+    return weight_NK[order_N], None if bias_N is None else bias_N[order_N]
 
 
 def pack_layer(layer: Layer[Product]) -> Layer[Linear]:
-    return _with_products(layer, lambda role: pack(getattr(layer, role)))
+    return with_products(layer, pack)
+
+
+def with_products(layer: Layer[Product], make: Callable[[Product], PackedT]) -> Layer[PackedT]:
+    """The layer with what ``make`` makes of its products."""
+    sublayers = [
+        Sublayer(
+            **{field.name: getattr(sublayer, field.name) for field in dataclasses.fields(sublayer)}
+            | {"first": make(sublayer.first), "second": make(sublayer.second)}
+        )
+        for sublayer in layer.sublayers
+    ]
+    return Layer(sublayers=tuple(sublayers), is_parallel=layer.is_parallel)
 
 
 def is_tied(head: Product, table_VD: Tensor | Linear) -> bool:
@@ -47,7 +73,15 @@ def is_tied(head: Product, table_VD: Tensor | Linear) -> bool:
 
 def quantised_layer(layer: Layer[Linear], products: Layer[Product], quantize: Quantize) -> Layer[Linear]:
     """Of ``products`` only what follows them is read."""
-    return _with_products(layer, lambda role: quantised(getattr(layer, role), getattr(products, role), quantize))
+    sublayers = [
+        dataclasses.replace(
+            packed,
+            first=quantised(packed.first, sublayer.first, quantize),
+            second=quantised(packed.second, sublayer.second, quantize),
+        )
+        for packed, sublayer in zip(layer.sublayers, products.sublayers, strict=True)
+    ]
+    return dataclasses.replace(layer, sublayers=tuple(sublayers))
 
 
 def quantised(linear: Linear, product: Product, quantize: Quantize) -> Linear:
@@ -56,9 +90,24 @@ def quantised(linear: Linear, product: Product, quantize: Quantize) -> Linear:
     )
 
 
-def _with_products(layer: Layer[Any], make: Callable[[str], Linear]) -> Layer[Linear]:
-    made: dict[str, Any] = {role: make(role) for role in ROLES}
-    return dataclasses.replace(layer, **made)
+class PlainProduct:
+    """In float32 and by torch alone: for proofs."""
+
+    dtype = torch.float32
+    native = None
+    is_row_invariant = False
+
+    def __init__(self, product: Product) -> None:
+        assert not product.is_gated, "encoders have no gates"
+        weight_NK, bias_N = joined(product)
+        self._weight_NK, self._bias_N = weight_NK.float(), None if bias_N is None else bias_N.float()
+        self._activation = product.activation
+        self.out_features, self.in_features = weight_NK.shape
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None, *, out_float: bool = False) -> Tensor:  # noqa: ARG002
+        out = functional.linear(x, self._weight_NK, self._bias_N)
+        out = out if self._activation is None else ACTIVATIONS[self._activation](out)
+        return out if residual is None else out + residual
 
 
 class Weights:
@@ -84,8 +133,9 @@ class Weights:
         self._released.append((product, linear))
 
     def release_layer(self, layer: Layer[Product], packed: Layer[Linear]) -> None:
-        for role in ROLES:
-            self.release(getattr(layer, role), getattr(packed, role))
+        for products, linears in zip(layer.sublayers, packed.sublayers, strict=True):
+            self.release(products.first, linears.first)
+            self.release(products.second, linears.second)
 
     def restore(self) -> None:
         """Bring back whatever was released."""
@@ -137,3 +187,22 @@ def _bias(product: Product) -> Tensor | None:
 
 def _joined(parts: list[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def held_bytes(part: Any) -> int:
+    """Of the weights in a layout or in a part of it. What several parts share is counted once."""
+    found = {id(weight): weight for weight in _weights(part)}
+    return sum(w.weight_bytes if isinstance(w, Linear) else w.numel() * w.itemsize for w in found.values())
+
+
+def _weights(part: Any) -> Iterator[Tensor | Linear]:
+    if isinstance(part, Linear):
+        yield part if part.plain_weight is None else part.plain_weight
+    elif isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, tuple):
+        for each in part:
+            yield from _weights(each)
+    # Rotary positions are computed, not learned.
+    elif dataclasses.is_dataclass(part) and not isinstance(part, Rotary):
+        yield from _weights(tuple(getattr(part, field.name) for field in dataclasses.fields(part)))

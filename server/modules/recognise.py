@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from server.modules.attention import HeadNorm, LayerSpec
 from server.modules.children import Children, first_attribute
-from server.modules.layout import Decoder, Embedding, Layer, Product, num_outputs
+from server.modules.layout import Attention, Decoder, Embedding, Layer, Product, Sublayer, num_outputs
 from server.modules.parts import Norm, activation_of, norm_of
 from server.modules.rotary import RotaryTables
 from server.modules.unsupported import Unsupported
@@ -42,9 +42,8 @@ def recognise(module: PreTrainedModel, specs: Sequence[LayerSpec], rotary_length
     rotary = RotaryTables(rotary_module, config, rotary_lengths, module.device)
     described = [_layer(layer, i, spec, rotary) for i, (layer, spec) in enumerate(zip(layers, specs, strict=True))]
     return Decoder(
-        specs=tuple(spec for _, spec in described),
         embedding=embedding,
-        layers=tuple(layer for layer, _ in described),
+        layers=tuple(described),
         final_norm=final_norm,
         head=Product(linears=_linears(head)),
         logits_divisor=first_attribute(config, ("logits_scaling",), 1.0),
@@ -88,7 +87,7 @@ def _embedding(children: Children, config: object) -> Embedding:
     )
 
 
-def _layer(module: nn.Module, index: int, spec: LayerSpec, rotary: RotaryTables) -> tuple[Layer[Product], LayerSpec]:
+def _layer(module: nn.Module, index: int, spec: LayerSpec, rotary: RotaryTables) -> Layer[Product]:
     children = Children(module)
     attention = children.take("self_attn", "attn", "attention")
     norms = _norms(children, is_parallel=bool(getattr(module, "use_parallel_residual", False)))
@@ -96,24 +95,28 @@ def _layer(module: nn.Module, index: int, spec: LayerSpec, rotary: RotaryTables)
     mlp = children.find("mlp")
     up, down = _mlp(children if mlp is None else Children(mlp))
     children.finish()
-    # OPT scales its queries before it attends.
-    spec = dataclasses.replace(spec, scaling=first_attribute(attention, ("scaling",), spec.scaling))
-    layer = Layer(
-        attention_norm=norms.attention,
-        qkv=qkv,
-        wide_norms=wide_norms,
-        head_norm=head_norm,
+    multiplier = first_attribute(module, ("residual_multiplier",), 1.0)
+    attending = Attention(
+        # OPT scales its queries before it attends.
+        spec=dataclasses.replace(spec, scaling=first_attribute(attention, ("scaling",), spec.scaling)),
         rotary=rotary.of_layer(index) if getattr(attention, "use_rope", True) else None,
-        o=o,
-        attention_post_norm=norms.attention_post,
-        is_parallel=norms.is_parallel,
-        mlp_norm=norms.mlp,
-        up=up,
-        down=down,
-        mlp_post_norm=norms.mlp_post,
-        residual_multiplier=first_attribute(module, ("residual_multiplier",), 1.0),
+        head_norm=head_norm,
+        wide_norms=wide_norms,
     )
-    return layer, spec
+    return Layer(
+        sublayers=(
+            Sublayer(
+                norm=norms.attention,
+                first=qkv,
+                attention=attending,
+                second=o,
+                post_norm=norms.attention_post,
+                multiplier=multiplier,
+            ),
+            Sublayer(norm=norms.mlp, first=up, second=down, post_norm=norms.mlp_post, multiplier=multiplier),
+        ),
+        is_parallel=norms.is_parallel,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +125,7 @@ class _Norms:
 
     attention: Norm | None
     mlp: Norm | None
+    """Where the parts are parallel it may be attention's."""
     attention_post: Norm | None = None
     mlp_post: Norm | None = None
     is_parallel: bool = False
@@ -138,7 +142,7 @@ def _norms(children: Children, *, is_parallel: bool) -> _Norms:
     if second and last and not (first or third or is_parallel):
         return _Norms(attention=None, attention_post=second, mlp=None, mlp_post=last)
     if first and not (third or last):
-        return _Norms(attention=first, mlp=second, is_parallel=is_parallel or second is None)
+        return _Norms(attention=first, mlp=second or first, is_parallel=is_parallel or second is None)
     raise Unsupported("the norms of its layers are in no order that is known here")
 
 

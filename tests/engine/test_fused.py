@@ -291,7 +291,7 @@ def test_the_check_of_single_layers_names_the_layer(monkeypatch: pytest.MonkeyPa
         packed.append(layer)
         if len(packed) == 2:
             with torch.no_grad():
-                layer.o.linears[0].weight.mul_(1.5)  # type: ignore[operator, union-attr]
+                layer.sublayers[0].second.linears[0].weight.mul_(1.5)  # type: ignore[operator, union-attr]
         return right(layer)
 
     monkeypatch.setattr(products, "pack_layer", spoiled)

@@ -76,11 +76,7 @@ class AttentionBackend(ABC):
         """
         spec = self.specs[layer]
         num_tokens = qkv_TX.shape[0]
-        widths = [spec.num_heads * spec.key_dim, spec.num_kv_heads * spec.key_dim, spec.num_kv_heads * spec.value_dim]
-        query, key, value = torch.split(qkv_TX, widths, dim=-1)
-        query = query.view(num_tokens, spec.num_heads, spec.key_dim)
-        key = key.view(num_tokens, spec.num_kv_heads, spec.key_dim)
-        value = value.view(num_tokens, spec.num_kv_heads, spec.value_dim)
+        query, key, value = spec.split(qkv_TX)
         if head_norm is not None:
             query = reference.rms_norm(query, head_norm.query_weight_D, head_norm.eps)
             key = reference.rms_norm(key, head_norm.key_weight_D, head_norm.eps)

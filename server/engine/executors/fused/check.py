@@ -19,8 +19,9 @@ from transformers import PreTrainedModel
 from server.engine import batch_inputs
 from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import Row
-from server.engine.executors.fused.runner import advance
+from server.engine.executors.fused.runner import attending
 from server.modules.layout import Embedding, Layer
+from server.modules.operations import operations, run
 from server.modules.unsupported import Unsupported
 from server.native.linear import Linear
 
@@ -82,7 +83,8 @@ class LayerCheck:
     @torch.inference_mode()
     def layer(self, layer: Layer[Linear], index: int) -> None:
         before_TD, after_TD = self._states_TD[index : index + 2]
-        ours_TD = advance(layer, index, before_TD, self._inputs.rotary_ids_T, self._backend)
+        attend = attending(self._backend, self._inputs.rotary_ids_T)
+        ours_TD, _ = run(operations(layer, index), before_TD, attend)
         self._compare(ours_TD, before_TD, after_TD, f"its layer {index} computes")
 
     def _compare(self, ours_TD: Tensor, before_TD: Tensor, theirs_TD: Tensor, what: str) -> None:

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from server.engine.batch_inputs import Row
-from server.engine.executors.fused.runner import logits, products
+from server.engine.executors.fused.runner import logits
 from server.engine.executors.paged import PagedRunner
 from server.engine.model_runner import ModelRunner
 from server.modules.layout import Decoder
-from server.modules.products import ROLES
 from server.native.linear import Linear
 
 PROBED_ROWS = 300
@@ -34,7 +33,7 @@ OTHER_CHUNK = 19
 @torch.inference_mode()
 def unsteady(decoder: Decoder[Linear]) -> str | None:
     """Which part gives a row another result among other rows, as the end of a sentence; else None."""
-    if not all(linear.is_row_invariant for linear in products(decoder)):
+    if not all(linear.is_row_invariant for linear in decoder.products()):
         # What a probe finds steady by luck is not.
         return "its products have no kernels whose rows do not depend on one another"
     head = decoder.head
@@ -51,14 +50,13 @@ def unsteady(decoder: Decoder[Linear]) -> str | None:
 def _distinct(decoder: Decoder[Linear]) -> Iterator[tuple[str, Callable[[Tensor], Tensor], int, int]]:
     """Parts by name, each with the width and the number of the rows that it is tried on."""
     seen: set[object] = set()
-    for layer in decoder.layers:
-        for role in ROLES:
-            linear: Linear = getattr(layer, role)
+    for sublayer in (sublayer for layer in decoder.layers for sublayer in layer.sublayers):
+        for role, linear in sublayer.products:
             kind = (role, linear.in_features, linear.out_features)
             if kind not in seen:
                 seen.add(kind)
                 yield f"{role} product", linear, linear.in_features, PROBED_ROWS
-        norm = layer.attention_norm or layer.attention_post_norm
+        norm = sublayer.norm or sublayer.post_norm
         if norm is not None and norm.is_centred not in seen:
             seen.add(norm.is_centred)
             yield "norm", norm, norm.weight_D.shape[0], PROBED_ROWS

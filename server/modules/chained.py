@@ -1,0 +1,101 @@
+"""Layers as one chain of kernels, where all of their operations are kernels.
+
+Dimension key: T tokens, D width of the hidden states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from server.modules.attention import HeadNorm, Rotary
+from server.modules.layout import Packed
+from server.modules.operations import NUM_PLACES, Attending, Multiply, Normalise, Operation
+from server.native.chain import NOWHERE, Chain
+from server.native.packing import NativeWeight
+
+
+class ChainedAttention(Protocol):
+    """Attention that is a kernel of a chain."""
+
+    dtype: torch.dtype
+    step_address: int
+
+    def packed_call(
+        self, layer: int, width: int, rotary: Rotary | None, head_norm: HeadNorm | None
+    ) -> tuple[int, int]: ...
+
+
+class ChainedLayers:
+    """Raises `Unchained` where a layer cannot be one of a chain."""
+
+    def __init__(self, layers: Sequence[Sequence[Operation]], attention: ChainedAttention) -> None:
+        self._attention = attention
+        self._chain = Chain(attention.dtype, _widths(operation for layer in layers for operation in layer))
+        self._ends: list[int] = []
+        for layer in layers:
+            for operation in layer:
+                self._add(operation)
+            self._ends.append(len(self._chain))
+
+    def advance(self, h_TD: Tensor, positions_T: Tensor, num_layers: int) -> Tensor:
+        """The first ``num_layers`` layers; ``h_TD`` is overwritten."""
+        if not num_layers:
+            return h_TD
+        count = self._ends[num_layers - 1]
+        return self._chain.run(h_TD.contiguous(), positions_T, self._attention.step_address, count)
+
+    def _add(self, operation: Operation) -> None:
+        match operation:
+            case Normalise():
+                self._norm(operation)
+            case Multiply(multiplier=1.0, out_float=False):
+                weight = self._native(operation.product)
+                self._chain.linear(weight, operation.source, operation.to, _place(operation.residual))
+            case Attending(attention=attention) if attention.wide_norms is None:
+                width = sum(attention.spec.projected_widths)
+                call = self._attention.packed_call(operation.layer, width, attention.rotary, attention.head_norm)
+                self._chain.attention(*call, operation.source, operation.to)
+            case _:
+                raise Unchained
+
+    def _native(self, product: Packed) -> NativeWeight:
+        if product.native is None or product.dtype != self._attention.dtype:
+            raise Unchained
+        return product.native
+
+    def _norm(self, operation: Normalise) -> None:
+        norm, places = operation.norm, (operation.source, operation.to)
+        if not norm.is_centred:
+            self._chain.rms_norm(*places, norm.weight_D, norm.eps, _place(operation.residual))
+        elif operation.residual is None:
+            self._chain.layer_norm(*places, norm.weight_D, norm.bias_D, norm.eps)
+        else:
+            raise Unchained
+
+
+def _place(place: int | None) -> int:
+    return NOWHERE if place is None else place
+
+
+def _widths(operations: Iterator[Operation]) -> list[int]:
+    """Of each place, what the widest operation writes there."""
+    widths = [0] * NUM_PLACES
+    for operation in operations:
+        widths[operation.to] = max(widths[operation.to], operation.width)
+    return widths
+
+
+class Unchained(Exception):
+    """Layers do something that is no kernel."""
+
+
+def chained(layers: Sequence[Sequence[Operation]], attention: ChainedAttention) -> ChainedLayers | None:
+    """None where the layers cannot be a chain."""
+    try:
+        return ChainedLayers(layers, attention)
+    except Unchained:
+        return None
