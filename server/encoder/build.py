@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,12 +19,12 @@ from torch import nn
 from server.encoder import precision, quality
 from server.encoder.attention import ATTENTION, num_calls
 from server.encoder.forward import FlatForward, Forward, Numbering, PaddedForward, numbering_after, plain_numbering
-from server.encoder.fused import FusedLayer, FusedLayers, MakeProduct, recognise
+from server.encoder.fused import FusedLayers, MakeProduct, recognise
 from server.encoder.grouping import ONE_BY_ONE, Grouping
-from server.encoder.products import packed_product, plain_product, reduce_linears
 from server.encoder.trial import Frame, Trial, end_tokens, run_alone
 from server.errors import ConfigurationError
 from server.module_state import ModuleState
+from server.modules import products
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
 from server.native.linear import Quantize
 from server.out_of_memory import raise_if_memory
@@ -88,8 +89,7 @@ def build_forward(
         _reduce(module, plan, dtype, wishes.quantize)
         forward: Forward = PaddedForward(module, pad_token_id, grouping)
         if plan is not None:
-            make = packed_product(dtype, wishes.quantize) if plan.is_fused else plain_product
-            forward, _ = _install(module, plan, make, dtype)
+            forward, _ = _install(module, plan, partial(products.pack, dtype=dtype, quantize=wishes.quantize))
     except ValueError as error:
         raise ConfigurationError(f"{error} Set quantize to none.") from error
     forward.dtype, forward.dtype_reason = dtype, reason
@@ -116,10 +116,10 @@ def _narrowing(
     """Whether the fused layers run in bfloat16, and why or why not. The module is as before."""
     layers = recognise(module.get_submodule(plan.core))
     assert layers is not None, "a fused plan is of layers that were recognised"
-    factor = precision.speed_up(layers[0].linears["up"].weight)
+    factor = precision.speed_up(layers[0].sublayers[-1].first.linears[0].get_parameter("weight"))
     if slow := precision.too_slow(factor):
         return False, slow
-    forward, undo = _install(module, plan, packed_product(torch.bfloat16, "none"), torch.bfloat16)
+    forward, undo = _install(module, plan, partial(products.pack, dtype=torch.bfloat16))
     try:
         found = compare(forward)
     finally:
@@ -161,17 +161,17 @@ def _reduce(module: Any, plan: _Plan | None, dtype: torch.dtype, quantize: Quant
     """Products in fewer bits, but for layers that make their own."""
     is_ours = plan is not None and plan.is_fused
     if not is_ours and (quantize != "none" or dtype != module.dtype):
-        reduce_linears(module.base_model, dtype, quantize)
+        products.reduce_linears(module.base_model, dtype, quantize)
 
 
-def _install(module: Any, plan: _Plan, make: MakeProduct, dtype: torch.dtype) -> tuple[FlatForward, Callable[[], None]]:
+def _install(module: Any, plan: _Plan, make: MakeProduct) -> tuple[FlatForward, Callable[[], None]]:
     """Attention calls are ours from here on, and for a fused plan the layers are."""
     before = [(config, config._attn_implementation) for config in _configs(module)]
     core = original = module.get_submodule(plan.core)
     if plan.is_fused:
         parts = recognise(original)
         assert parts is not None, "a fused plan is of layers that were recognised"
-        layers = [FusedLayer(each, make, dtype) for each in parts]
+        layers = [products.with_products(each, make) for each in parts]
         core = FusedLayers(layers, reads_first_only=plan.reads_first_only)
         module.set_submodule(plan.core, core)
     for config, _ in before:
@@ -237,7 +237,7 @@ def _flat_plans(module: Any, trial: Trial) -> Iterator[_Plan]:
 
 def _passes(module: Any, plan: _Plan, trial: Trial, reasons: dict[str, None]) -> bool:
     """Whether the texts together give what each gives alone; else why not goes to ``reasons``."""
-    forward, undo = _install(module, plan, plain_product, torch.float32)
+    forward, undo = _install(module, plan, products.PlainProduct)
     state = ModuleState(module)
     try:
         problem = _problem(forward, trial)

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from server.modules.attention import Rotary
 from server.modules.layout import Layer, Product, Sublayer, num_outputs
 from server.native.linear import Linear, Quantize
+from server.native.packing import NativeWeight
 from server.native.reference import ACTIVATIONS
 
 PackedT = TypeVar("PackedT")
@@ -93,8 +94,8 @@ def quantised(linear: Linear, product: Product, quantize: Quantize) -> Linear:
 class PlainProduct:
     """In float32 and by torch alone: for proofs."""
 
-    dtype = torch.float32
-    native = None
+    dtype: torch.dtype = torch.float32
+    native: NativeWeight | None = None
     is_row_invariant = False
 
     def __init__(self, product: Product) -> None:
@@ -108,6 +109,15 @@ class PlainProduct:
         out = functional.linear(x, self._weight_NK, self._bias_N)
         out = out if self._activation is None else ACTIVATIONS[self._activation](out)
         return out if residual is None else out + residual
+
+
+def reduce_linears(module: nn.Module, dtype: torch.dtype, quantize: Quantize) -> None:
+    """Replace the linear layers of ``module``: inputs are rounded, results have the input's dtype."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            # Exactly this class: a subclass may do more than a product.
+            if type(child) is nn.Linear and child.weight.numel():
+                setattr(parent, name, Linear(child.weight.detach().to(dtype), child.bias, quantize=quantize))
 
 
 class Weights:

@@ -45,7 +45,7 @@ def recognise(module: PreTrainedModel, specs: Sequence[LayerSpec], rotary_length
         embedding=embedding,
         layers=tuple(described),
         final_norm=final_norm,
-        head=Product(linears=_linears(head)),
+        head=Product(linears=plain_linears(head)),
         logits_divisor=first_attribute(config, ("logits_scaling",), 1.0),
         logits_softcap=getattr(config, "final_logit_softcapping", None),
     )
@@ -166,12 +166,12 @@ def _attention(
     norms = [_norm(children, name) for name in ("q_norm", "k_norm")]
     children.finish("rotary_emb")
     width = spec.num_heads * spec.key_dim + spec.num_kv_heads * (spec.key_dim + spec.value_dim)
-    product = Product(linears=_linears(*qkv), order_N=order)
+    product = Product(linears=plain_linears(*qkv), order_N=order)
     if sum(num_outputs(linear) for linear in product.linears) != width:
         raise Unsupported("its projections are not those of its queries, keys and values")
     if spec.has_sinks:
         raise Unsupported("its attention has sinks")
-    return product, Product(linears=_linears(o)), *_query_and_key_norms(norms[0], norms[1], spec)
+    return product, Product(linears=plain_linears(o)), *_query_and_key_norms(norms[0], norms[1], spec)
 
 
 def _query_and_key_norms(
@@ -212,11 +212,11 @@ def _mlp(children: Children) -> tuple[Product, Product]:
         up, is_gated = (children.take("fc1", "c_fc", "dense_h_to_4h", "up_proj"),), False
     down = children.take("down_proj", "fc2", "c_proj", "dense_4h_to_h")
     children.finish()
-    product = Product(linears=_linears(*up), activation=activation, is_gated=is_gated)
-    return product, Product(linears=_linears(down))
+    product = Product(linears=plain_linears(*up), activation=activation, is_gated=is_gated)
+    return product, Product(linears=plain_linears(down))
 
 
-def _linears(*modules: nn.Module) -> tuple[nn.Module, ...]:
+def plain_linears(*modules: nn.Module) -> tuple[nn.Module, ...]:
     """Exactly the two known classes: a subclass may do more than a product."""
     for module in modules:
         if type(module) not in (nn.Linear, Conv1D):

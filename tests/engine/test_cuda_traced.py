@@ -14,7 +14,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from server.encoder.forward import PaddedForward
-from server.encoder.products import reduce_linears
 from server.engine import batch_inputs
 from server.engine.attention import cuda_flashinfer
 from server.engine.attention.backend import AttentionBackend
@@ -31,6 +30,7 @@ from server.engine.executors.paged import PagedRunner
 from server.engine.sampler import Sampler
 from server.engine.sequence import Sequence
 from server.modules import products
+from server.modules.products import reduce_linears
 from server.modules.recognise import recognise
 from server.protocol import Encode
 from tests.engine import paged_kernels
