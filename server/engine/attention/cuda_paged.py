@@ -71,7 +71,7 @@ class PagedAttention(AttentionBackend):
         self._deterministic = deterministic
         self._num_slots = (num_blocks + 1) * block_size
         self._pools = [
-            torch.zeros((2, num_blocks + 1, block_size, spec.num_kv_heads, spec.key_dim), dtype=dtype, device=device)
+            torch.zeros((2, num_blocks + 1, block_size, spec.num_kv_heads, spec.width), dtype=dtype, device=device)
             for spec in self.specs
         ]
         self.kv_cache_bytes = sum(pool.numel() * pool.itemsize for pool in self._pools)
@@ -89,6 +89,9 @@ class PagedAttention(AttentionBackend):
     @abstractmethod
     def _attend(self, spec: LayerSpec, query_THD: Tensor, keys_NPHD: Tensor, values_NPHD: Tensor) -> Tensor:
         """Causal attention of the new tokens, ``[T, query heads, D]``; their keys and values are in the pool."""
+
+    def poison(self) -> None:
+        """For trials: fill with NaN what kernels must not read, and what they must write."""
 
     def _plan(self, host: HostTables, *, is_static: bool) -> None:
         """What a kernel plans on the host for a step."""

@@ -34,6 +34,8 @@ class Parts(NamedTuple, Generic[Array]):
     """The same of all its tokens."""
     lengths_B: Array
     """Tokens of each sequence, with the new ones."""
+    order_B: Array
+    """The sequences, those with several new tokens first."""
     rows_T: Array
     """The sequence of each new token."""
 
@@ -43,12 +45,14 @@ def parts_of(flat: Array, num_sequences: int, width: int) -> Parts[Array]:
     starts = tables + num_sequences + 1
     length_starts = starts + num_sequences + 1
     lengths = length_starts + num_sequences
+    order = lengths + num_sequences
     return Parts(
         flat[:tables].reshape(num_sequences, width),
         flat[tables:starts],
         flat[starts:length_starts],
         flat[length_starts:lengths],
-        flat[lengths:],
+        flat[lengths:order],
+        flat[order:],
     )
 
 
@@ -60,6 +64,8 @@ class HostTables:
     num_sequences: int
     num_tokens: int
     width: int
+    num_chunks: int
+    """Sequences with several new tokens."""
     most_new: int
     """Most new tokens of a sequence."""
     most_tokens: int
@@ -79,10 +85,11 @@ def host_tables(inputs: BatchInputs, block_size: int, width: int = 0) -> HostTab
     width = width or int(widths.max())
     num_tokens = int(num_new.sum())
     host = HostTables(
-        flat=np.zeros(len(rows) * (width + 3) + 2 + num_tokens, dtype=np.int32),
+        flat=np.zeros(len(rows) * (width + 4) + 2 + num_tokens, dtype=np.int32),
         num_sequences=len(rows),
         num_tokens=num_tokens,
         width=width,
+        num_chunks=int((num_new > 1).sum()),
         most_new=int(num_new.max()),
         most_tokens=int(lengths.max()),
     )
@@ -92,5 +99,6 @@ def host_tables(inputs: BatchInputs, block_size: int, width: int = 0) -> HostTab
     np.cumsum(num_new, out=parts.starts_B1[1:])
     np.cumsum(lengths, out=parts.length_starts_B1[1:])
     parts.lengths_B[:] = lengths
+    parts.order_B[:] = np.argsort(num_new == 1, kind="stable")
     parts.rows_T[:] = np.repeat(np.arange(len(rows), dtype=np.int32), num_new)
     return host
