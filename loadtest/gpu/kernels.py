@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpu import own_kernels
 from gpu.setting import Setting
 from server.engine import batch_inputs
 from server.engine.attention import cuda
 from server.engine.attention.backend import AttentionBackend
+from server.engine.attention.cuda_triton import TritonAttention
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import Row
 from server.modules.attention import LayerSpec
@@ -64,7 +66,7 @@ def packages(setting: Setting, device: torch.device) -> None:
     if device.type != "cuda":
         setting.results.add("packages", why="their kernels need a CUDA device")
         return
-    for kind in cuda.BACKENDS:
+    for kind in (each for each in cuda.BACKENDS if each is not TritonAttention):
         for name, spec in SPECS.items():
             for block_size in (BLOCK_SIZE, 256):
                 for dtype in TOLERANCE:
@@ -76,7 +78,7 @@ def packages(setting: Setting, device: torch.device) -> None:
                     setting.results.add(kind.name, ok=problem is None, problem=problem, **labels)
 
 
-CHECKS = (torchs_own, packages)
+CHECKS = (torchs_own, own_kernels.check, packages)
 
 
 def worst_distance(backend: AttentionBackend, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> float:

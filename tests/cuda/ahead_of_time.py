@@ -65,7 +65,7 @@ def compiled(launch: Launch, capability: int, folder: Path) -> Compiled:
     """For compute capability ``capability``, with what Triton would take for granted of these arguments."""
     names = launch.kernel.arg_names
     constants: dict[str, Any] = {name: value for name, value in launch.constants.items() if name not in OPTIONS}
-    signature = {name: "constexpr" for name in names}
+    signature = dict.fromkeys(names, "constexpr")
     aligned = {}
     for place, (name, value) in enumerate(zip(names, launch.arguments, strict=False)):
         if isinstance(value, Tensor):

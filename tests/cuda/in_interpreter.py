@@ -14,11 +14,11 @@ from torch import Tensor
 
 from server.cuda import attention
 from server.engine import batch_inputs
-from server.engine.attention.backend import AttentionBackend, HeadNorm, Rotary
+from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.cuda_triton import TritonAttention
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import Row
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import HeadNorm, LayerSpec, Rotary
 from tests.engine.attention_driving import CPU, Scene, layer_spec
 
 torch.set_num_threads(1)

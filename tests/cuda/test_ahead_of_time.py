@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from server.engine import batch_inputs
-from server.engine.attention.backend import HeadNorm, Rotary
 from server.engine.attention.cuda_triton import TritonAttention
 from server.engine.batch_inputs import Row
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import HeadNorm, LayerSpec, Rotary
 from tests.cuda.installed import needs_triton
 from tests.engine.attention_driving import CPU, layer_spec
 

@@ -37,12 +37,24 @@ def spec(**changes: Any) -> LayerSpec:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("block_size", [32, 256])
-@pytest.mark.parametrize("changes", [{}, {"num_kv_heads": 8}, {"window": 33}, {"softcap": 20.0}, {"key_dim": 128}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_kv_heads": 8},
+        {"window": 33},
+        {"softcap": 20.0},
+        {"key_dim": 128},
+        {"key_dim": 80},
+        {"has_sinks": True},
+        {"num_heads": 12, "num_kv_heads": 1},
+    ],
+)
 @pytest.mark.parametrize("backend", cuda.BACKENDS, ids=lambda backend: backend.name)
 def test_every_kernel_that_is_there_gives_torchs_results(
     backend: type[PagedAttention], changes: dict[str, Any], block_size: int, dtype: torch.dtype
 ) -> None:
-    specs = [spec(**changes, **({"value_dim": 128} if "key_dim" in changes else {}))]
+    specs = [spec(**changes, **({"value_dim": changes["key_dim"]} if "key_dim" in changes else {}))]
     problem = backend.problem(specs, block_size, dtype, DEVICE)
     if problem:
         pytest.skip(problem)

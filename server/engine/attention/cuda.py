@@ -14,7 +14,7 @@ from torch import Tensor
 
 from server.engine import batch_inputs
 from server.engine.attention import cuda_trial
-from server.engine.attention.backend import AttentionBackend, HeadNorm, Rotary
+from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.cuda_flash_attn import FlashAttention
 from server.engine.attention.cuda_flashinfer import FlashInferAttention
 from server.engine.attention.cuda_paged import PagedAttention
@@ -22,7 +22,7 @@ from server.engine.attention.cuda_triton import TritonAttention
 from server.engine.attention.cuda_varlen import VarlenAttention
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import BatchInputs, Row
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import HeadNorm, LayerSpec, Rotary
 from server.out_of_memory import raise_if_memory
 
 log = logging.getLogger("sluice.engine")

@@ -13,7 +13,7 @@ from functools import cache
 import msgspec
 import torch
 
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import LayerSpec
 
 LIMIT_S = 180.0
 

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from server.cuda import kernels
-from server.engine.attention.backend import HeadNorm, Rotary
 from server.engine.attention.cuda_paged import PagedAttention
 from server.engine.batch_inputs import BatchInputs
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import HeadNorm, LayerSpec, Rotary
 
 if TYPE_CHECKING:
     from server.cuda.attention import Rule, Step
@@ -108,7 +107,7 @@ class TritonAttention(PagedAttention):
         query, key, value = torch.split(qkv_TX, widths, dim=-1)
         query_THD = query.view(num_tokens, spec.num_heads, spec.key_dim)
         is_changed = rotary is not None or head_norm is not None
-        out_THD = self._empty(query_THD.shape) if is_changed else query_THD
+        out_THD = self._empty(query_THD, *query_THD.shape) if is_changed else query_THD
         place(
             key.view(num_tokens, spec.num_kv_heads, spec.key_dim),
             value.view(num_tokens, spec.num_kv_heads, spec.value_dim),
@@ -129,7 +128,7 @@ class TritonAttention(PagedAttention):
         from server.cuda.attention import attend
 
         spec = self.specs[layer]
-        out_THD = self._empty((len(query_THD), spec.num_heads, spec.value_dim))
+        out_THD = self._empty(query_THD, len(query_THD), spec.num_heads, spec.value_dim)
         attend(query_THD, *self._pages(layer), self._whom, rule_of(spec), out_THD, sinks=sinks)
         return out_THD
 
@@ -161,8 +160,8 @@ class TritonAttention(PagedAttention):
             most_tokens=host.most_tokens,
         )
 
-    def _empty(self, shape: Sequence[int]) -> Tensor:
-        out = torch.empty(tuple(shape), dtype=self._dtype, device=self._device)
+    def _empty(self, like: Tensor, *shape: int) -> Tensor:
+        out = like.new_empty(shape)
         return out.fill_(math.nan) if self._is_poisoned else out
 
 
