@@ -15,6 +15,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# What changes from step to step, and must not be compiled for: numbers that are 1 or divide by 16, and addresses that
+# are aligned, which parts of one table are by chance.
+VARIED = {
+    "do_not_specialize": ["window", "skipped", "table_width", "num_splits"],
+    "do_not_specialize_on_alignment": ["table_ptr", "start_ptr", "length_ptr", "order_ptr", "failed_ptr"],
+}
+
 
 @triton.jit
 def _scores(q, k, scale_in, scale_out, HAS_SOFTCAP: tl.constexpr, PRECISION: tl.constexpr):
@@ -80,7 +87,7 @@ def _span(length, window, SPLIT: tl.constexpr, MOST_SPLITS: tl.constexpr, HAS_WI
     return first, size
 
 
-@triton.jit
+@triton.jit(**VARIED)
 def decode(
     q_ptr, k_ptr, v_ptr, table_ptr, start_ptr, length_ptr, order_ptr, failed_ptr, sink_ptr, out_ptr, part_ptr, log_ptr,
     scale_in, scale_out, window, skipped, stride_qt, stride_qh, stride_n, stride_p, stride_h, table_width,
@@ -141,7 +148,7 @@ def decode(
             tl.store(log_ptr + slot, most + tl.log2(total), mask=is_head)
 
 
-@triton.jit
+@triton.jit(**VARIED)
 def merge(
     part_ptr, log_ptr, start_ptr, length_ptr, order_ptr, failed_ptr, out_ptr, window, skipped, num_splits,
     DV: tl.constexpr, DVP: tl.constexpr, CHUNK: tl.constexpr, SPLIT: tl.constexpr, MOST_SPLITS: tl.constexpr,
@@ -180,7 +187,7 @@ def merge(
     tl.store(out, result.to(out_ptr.dtype.element_ty), mask=dv < DV)
 
 
-@triton.jit
+@triton.jit(**VARIED)
 def prefill(
     q_ptr, k_ptr, v_ptr, table_ptr, start_ptr, length_ptr, order_ptr, failed_ptr, sink_ptr, out_ptr,
     scale_in, scale_out, window, stride_qt, stride_qh, stride_n, stride_p, stride_h, table_width,

@@ -8,6 +8,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Parts of one table: whether they are aligned changes from step to step.
+VARIED = {"do_not_specialize_on_alignment": ["slot_ptr", "row_ptr", "position_ptr", "failed_ptr"]}
+
 
 @triton.jit
 def _turned(
@@ -60,7 +63,7 @@ def _write(
     tl.store(place, tl.where(is_finite, x, 0.0).to(pool_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(**VARIED)
 def place(
     q_ptr, k_ptr, v_ptr, out_ptr, key_pool_ptr, value_pool_ptr, slot_ptr, row_ptr, position_ptr, cos_ptr, sin_ptr,
     query_weight_ptr, key_weight_ptr, failed_ptr, eps,

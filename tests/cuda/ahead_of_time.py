@@ -6,7 +6,7 @@ import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 from torch import Tensor
@@ -61,30 +61,45 @@ class Recorder:
         self.launches.append(Launch(kernel, grid, arguments, constants))
 
 
-def compiled(launch: Launch, capability: int, folder: Path) -> Compiled:
-    """For compute capability ``capability``, with what Triton would take for granted of these arguments."""
+class Described(NamedTuple):
+    """What a kernel is compiled for: Triton compiles another one where any of this differs."""
+
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    aligned: tuple[int, ...]
+    """Arguments that divide by 16, by their place."""
+
+
+def described(launch: Launch) -> Described:
     names = launch.kernel.arg_names
     constants: dict[str, Any] = {name: value for name, value in launch.constants.items() if name not in OPTIONS}
     signature = dict.fromkeys(names, "constexpr")
-    aligned = {}
+    aligned = []
     for place, (name, value) in enumerate(zip(names, launch.arguments, strict=False)):
         if isinstance(value, Tensor):
             signature[name] = TYPES[str(value.dtype).removeprefix("torch.")]
         elif isinstance(value, float):
             signature[name] = "fp32"
-        elif value == 1:
+        elif value == 1 and not launch.kernel.params[place].do_not_specialize:
             constants[name] = 1
         else:
             signature[name] = "i32"
-        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
-            aligned[place,] = [["tt.divisibility", 16]]
+        if _is_aligned(launch.kernel.params[place], value):
+            aligned.append(place)
     assert {name for name in names if signature[name] == "constexpr"} == constants.keys(), launch.name
+    return Described(signature, constants, tuple(aligned))
+
+
+def compiled(launch: Launch, capability: int, folder: Path) -> Compiled:
+    """For compute capability ``capability``."""
+    names = launch.kernel.arg_names
+    signature, constants, aligned = described(launch)
     kernel = triton.compile(
         ASTSource(
             fn=launch.kernel,
             signature=signature,
             constexprs={(names.index(name),): value for name, value in constants.items()},
-            attrs=aligned,
+            attrs={(place,): [["tt.divisibility", 16]] for place in aligned},
         ),
         target=GPUTarget("cuda", capability, 32),
         options={name: launch.constants[name] for name in OPTIONS if name in launch.constants} | kernels.OPTIONS,
@@ -98,6 +113,13 @@ def compiled(launch: Launch, capability: int, folder: Path) -> Compiled:
         shared_bytes=kernel.metadata.shared,
         sass=_dumped("--dump-sass", path),
     )
+
+
+def _is_aligned(parameter: Any, value: Any) -> bool:
+    """Whether it is compiled for values like this one that divide by 16."""
+    if isinstance(value, Tensor):
+        return value.data_ptr() % 16 == 0 and not parameter.do_not_specialize_on_alignment
+    return isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize
 
 
 def _dumped(what: str, path: Path) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,44 +31,62 @@ MODELS = {
 """Layers, and whether heads have norms."""
 
 
-def launches(spec: LayerSpec, has_norm: bool, monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Of a step with a prompt and a single token behind 600 others, in bfloat16."""
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Any:
     from server.cuda import attention, place
     from tests.cuda.ahead_of_time import Recorder
 
     recorder = Recorder()
     for module in (attention, place):
         monkeypatch.setattr(module, "launch", recorder)
-    backend = TritonAttention([spec], 40, 32, torch.bfloat16, CPU)
+    return recorder
+
+
+def step(spec: LayerSpec, has_norm: bool, spans: Sequence[tuple[int, int]]) -> None:
+    """One layer in bfloat16; of each sequence, the first and the last of its new tokens."""
+    backend = TritonAttention([spec], 200, 32, torch.bfloat16, CPU)
     rows = [
-        Row(key=0, token_ids=[0] * 70, num_computed=0, block_table=range(3)),
-        Row(key=1, token_ids=[0], num_computed=600, block_table=range(10, 30)),
+        Row(key=i, token_ids=[0] * (stop - start), num_computed=start, block_table=range(40))
+        for i, (start, stop) in enumerate(spans)
     ]
     inputs = batch_inputs.build(rows, 32, CPU)
     backend.begin(inputs)
     factors_PR = torch.zeros(700, spec.key_dim // 2)
     weight_D = torch.zeros(spec.key_dim)
+    width = (spec.num_heads + 2 * spec.num_kv_heads) * spec.key_dim
     backend.attend_packed(
         0,
-        torch.zeros(71, (spec.num_heads + 2 * spec.num_kv_heads) * spec.key_dim, dtype=torch.bfloat16),
+        torch.zeros(len(inputs.slots_T), width, dtype=torch.bfloat16),
         inputs.rotary_ids_T,
         rotary=Rotary(cos_PR=factors_PR, sin_PR=factors_PR),
         head_norm=HeadNorm(query_weight_D=weight_D, key_weight_D=weight_D, eps=1e-6) if has_norm else None,
     )
-    return list(recorder.launches)
+
+
+def test_other_numbers_of_tokens_and_sequences_compile_nothing_anew(recorder: Any) -> None:
+    from tests.cuda.ahead_of_time import described
+
+    spec, has_norm = MODELS["gemma-2-2b"]
+    for single in ([600], [600, 700], [600, 3, 800, 900, 1000], [600] * 16):
+        for chunks in ([], [(0, 9)], [(0, 64), (30, 41)], [(3, 300)] * 7):
+            step(spec, has_norm, [*chunks, *((length, length + 1) for length in single)])
+    for name in ("place", "prefill", "decode", "merge"):
+        kinds = [described(launch) for launch in recorder.launches if launch.name == name]
+        assert len(kinds) > 10
+        assert all(kind == kinds[0] for kind in kinds), name
 
 
 @pytest.mark.parametrize("capability", SHARED_BYTES)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_kernel_fits_into_the_registers_and_the_shared_memory(
-    model: str, capability: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    model: str, capability: int, recorder: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from tests.cuda.ahead_of_time import Launch, compiled
+    from tests.cuda.ahead_of_time import compiled
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
-    started = [launch for launch in launches(*MODELS[model], monkeypatch) if isinstance(launch, Launch)]
-    assert [launch.name for launch in started] == ["place", "prefill", "decode", "merge"]
-    for launch in started:
+    step(*MODELS[model], [(0, 70), (600, 601)])
+    assert [launch.name for launch in recorder.launches] == ["place", "prefill", "decode", "merge"]
+    for launch in recorder.launches:
         result = compiled(launch, capability, tmp_path)
         assert result.stack_bytes == 0, (launch.name, result.num_registers)
         assert result.shared_bytes <= SHARED_BYTES[capability], launch.name
