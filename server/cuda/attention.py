@@ -85,8 +85,8 @@ class Tiling:
 
 
 def decode_tiling(key_dim: int, value_dim: int, group: int, itemsize: int) -> Tiling:
-    token_bytes = (padded(key_dim) + padded(value_dim)) * itemsize
-    keys = max(16, min(64, 32 * 1024 // token_bytes))
+    width = max(padded(key_dim), padded(value_dim))
+    keys = max(16, min(64, 16 * 1024 // (width * itemsize)))
     return Tiling(rows=padded(group), keys=keys, num_warps=4, num_stages=3 if itemsize == 2 else 2)
 
 

@@ -35,6 +35,7 @@ SPECS = {
     "sinks and twelve in a group": layer_spec((12, 1), (16, 16), has_sinks=True),
     "values narrower than keys": layer_spec((2, 1), (64, 32), window=20, softcap=4.0, has_sinks=True),
     "values wider than keys": layer_spec((2, 1), (32, 48)),
+    "192 and 128 wide": layer_spec((2, 1), (192, 128)),
     "256 wide": layer_spec((2, 1), (256, 256)),
     "more than sixteen in a group": layer_spec((17, 1), (16, 16), window=1),
 }
