@@ -51,6 +51,11 @@ BY_TASK: dict[str, list[Request]] = {
     ],
     "ner": [Request("/ner", {"inputs": [TEXT * 30, TEXT]})],
     "fill-mask": [],
+    "question-answering": [
+        Request(
+            "/question-answering", {"inputs": {"question": "Who?", "context": TEXT * 30}, "parameters": {"top_k": 3}}
+        ),
+    ],
     "embed": [
         Request("/embed", {"inputs": [TEXT] * 4}),
         Request("/v1/embeddings", {"input": [TEXT], "encoding_format": "base64"}),

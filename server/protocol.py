@@ -251,6 +251,8 @@ class TokenizerFiles(msgspec.Struct, frozen=True):
     """Whether token types are among what the tokenizer gives a model. If not, the model's default applies."""
     truncation_side: Literal["right", "left"] = "right"
     """Where tokens go from if a text is cut and the client names no side."""
+    padding_side: Literal["right", "left"] = "right"
+    """Models whose texts are padded on the left are trained to read a context before the question."""
 
 
 class Embedding(msgspec.Struct, frozen=True, kw_only=True):

@@ -116,6 +116,18 @@ FILL_MASK = Task(
     router="server.api.dialects.hf.fill_mask:router",
     example={"inputs": "The capital of France is [MASK]."},
 )
+QUESTION_ANSWERING = Task(
+    name="question-answering",
+    heads=("ForQuestionAnswering", "ForQuestionAnsweringSimple"),
+    auto_class="AutoModelForQuestionAnswering",
+    reads="tokens",
+    num_outputs=2,
+    peft_type="QUESTION_ANS",
+    peft_heads=("qa_outputs",),
+    served="server.serving.question_answerer:ServedQuestionAnswerer",
+    router="server.api.dialects.hf.question_answering:router",
+    example={"inputs": {"question": "Where does Maria live?", "context": "Maria Jensen lives in Portland."}},
+)
 EMBED = Task(
     name="embed",
     auto_class="AutoModel",
@@ -127,7 +139,7 @@ EMBED = Task(
 )
 """Models without a head."""
 
-TASKS: dict[str, Task] = {task.name: task for task in (GENERATE, CLASSIFY, NER, FILL_MASK, EMBED)}
+TASKS: dict[str, Task] = {task.name: task for task in (GENERATE, CLASSIFY, NER, FILL_MASK, QUESTION_ANSWERING, EMBED)}
 """By name, in the order in which examples of them are preferred."""
 
 TRAININGS: dict[str, Training] = {task.training.command: task.training for task in TASKS.values() if task.training}

@@ -336,10 +336,12 @@ def test_every_route_of_the_server_is_explained():
 
 def test_every_parameter_of_a_request_is_named():
     from server.api.bodies import schemas
+    from server.api.dialects.hf import question_answering
     from server.api.dialects.hf import schemas as encoder_schemas
 
     text = API.read_text(encoding="utf-8")
     for body in (
+        question_answering.QuestionAnsweringParameters,
         encoder_schemas.ClassifyParameters,
         encoder_schemas.NerParameters,
         encoder_schemas.FillMaskParameters,

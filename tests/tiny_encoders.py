@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedModel,
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from server.protocol import TokenizerFiles
+from server.tasks import TASKS
 
 CORPUS = """
 My name is Maria Gonzalez and I live at 742 Evergreen Terrace, Springfield, IL 62704. Call me at (555) 123-4567 or
@@ -49,7 +51,7 @@ MAX_MODEL_LEN = 64
 TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC", "B-ORG", "I-ORG")
 
 Kind = Literal["wordpiece", "bytes", "metaspace"]
-TaskClass = Literal["classify", "ner", "fill-mask"]
+TaskClass = Literal["classify", "ner", "fill-mask", "question-answering"]
 
 _BERT = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
@@ -71,6 +73,7 @@ _CLASSES = {
     "classify": AutoModelForSequenceClassification,
     "ner": AutoModelForTokenClassification,
     "fill-mask": AutoModelForMaskedLM,
+    "question-answering": AutoModelForQuestionAnswering,
 }
 
 
@@ -160,7 +163,7 @@ def tiny_encoder(
                 parameter.normal_(
                     std=1.0 if name.endswith(("word_embeddings.weight", "tok_embeddings.weight")) else 0.3
                 )
-        if task != "fill-mask":
+        if TASKS[task].has_labels:
             _balance(module)
     return module
 
@@ -174,7 +177,7 @@ def _balance(module: PreTrainedModel) -> None:
 
 
 def _label_fields(task: TaskClass, labels: tuple[str, ...]) -> dict[str, Any]:
-    if task == "fill-mask":
+    if not TASKS[task].has_labels:
         return {}
     return {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
 

@@ -108,7 +108,7 @@ class PaddedForward(Forward):
         try:
             # Some families draw random numbers: each text's are the same ones in every step.
             torch.manual_seed(0)
-            logits: Tensor = self.module(**self._inputs(batch)).logits
+            logits = _logits(self.module(**self._inputs(batch)))
         finally:
             self._state.restore()
         return logits
@@ -167,7 +167,7 @@ class FlatForward(Forward):
         hook = self.core.register_forward_hook(self._pad, prepend=True)
         try:
             with laid_out(texts):
-                logits: Tensor = self.module(**inputs).logits
+                logits = _logits(self.module(**inputs))
         finally:
             hook.remove()
         return logits
@@ -201,6 +201,14 @@ def numbering_after(padding_id: int) -> Numbering:
         return np.where(is_token, counts - before, 0) + padding_id
 
     return positions
+
+
+def _logits(output: Any) -> Tensor:
+    """Of a model that answers questions ``[..., 2]``: where the answer starts, and where it ends."""
+    if "start_logits" in output:
+        return torch.stack((output.start_logits, output.end_logits), dim=-1)
+    logits: Tensor = output.logits
+    return logits
 
 
 def _widest(parts: Sequence[Tensor]) -> list[int]:

@@ -62,6 +62,7 @@ def tokenizer_files(tokenizer: Any) -> TokenizerFiles:
         suffix_ids=suffix_ids,
         gives_token_types="token_type_ids" in tokenizer.model_input_names,
         truncation_side="left" if tokenizer.truncation_side == "left" else "right",
+        padding_side="left" if tokenizer.padding_side == "left" else "right",
     )
 
 

@@ -16,12 +16,12 @@ from tokenizers import Encoding
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
 from server.errors import InvalidParameter
-from server.length_errors import RequestTooLong
 from server.protocol import Encode, Ready
 from server.sentences import sentence
 from server.serving.admission import Admission
-from server.serving.encoder_client import ServedEncoder, rows
+from server.serving.encoder_client import rows
 from server.serving.record import RequestRecord
+from server.serving.windowed import WindowedEncoder
 from server.text.entities import Entity, Strategy, TaggedText, TokenRules, pipeline_entities, softmax
 from server.text.joined import joined_entities
 from server.text.tag_schemes import OUTSIDE, scheme_of
@@ -48,7 +48,7 @@ class _Document:
     """Positions of the text's own tokens, between the special tokens around it. Windows count from its start."""
 
 
-class ServedTagger(ServedEncoder):
+class ServedTagger(WindowedEncoder):
     """A token classifier."""
 
     def __init__(
@@ -57,7 +57,6 @@ class ServedTagger(ServedEncoder):
         super().__init__(config, model, ready, worker, admission)
         self._capacity = ready.max_model_len - ready.tokenizer.num_special_tokens
         self._default_stride = self._capacity // 4
-        self._max_tokens = max(config.max_queued_tokens, ready.max_model_len)
         scheme = scheme_of(ready.labels)
         self._type_by_label = {label: tag.type for label, tag in scheme.tags.items()}
         if scheme.outside is not None:
@@ -82,7 +81,7 @@ class ServedTagger(ServedEncoder):
         # Once, with the first text: in the thread, and after the queue has been asked.
         check = cache(lambda: self._check_least(*texts))
         documents = await self._tokenize(lambda text: self._document(text, check), texts, sum(map(len, texts)))
-        self._check_size(documents, stride)
+        self._check_windows(documents, stride)
         plans = [plan_windows(len(document.content), self._capacity, stride) for document in documents]
         commands = [
             command
@@ -107,22 +106,15 @@ class ServedTagger(ServedEncoder):
     def _label_list(self) -> str:
         return ", ".join(self.ready.labels)
 
-    def _check_size(self, documents: Sequence[_Document], stride: int) -> None:
-        """A stride of almost a window would make a window of every token."""
+    def _check_windows(self, documents: Sequence[_Document], stride: int) -> None:
         counts = [num_windows(len(document.content), self._capacity, stride) for document in documents]
         num_tokens = sum(
             count * min(len(document.content), self._capacity)
             for count, document in zip(counts, documents, strict=True)
         )
-        if num_tokens > self._max_tokens:
-            advice = sentence("Overlapping windows count twice. Send less text, or set a smaller {stride}.")
-            raise RequestTooLong(num_tokens, self._max_tokens, advice)
-
-    def _check_least(self, *texts: str) -> None:
-        """Any length has its windows, up to the limit of a request."""
-        num_tokens = sum(self.tokenizer.at_least(text, self._max_tokens) for text in texts)
-        if num_tokens > self._max_tokens:
-            raise RequestTooLong(num_tokens, self._max_tokens, "Send less text.", is_least=True)
+        self._check_size(
+            num_tokens, sentence("Overlapping windows count twice. Send less text, or set a smaller {stride}.")
+        )
 
     def _document(self, text: str, check: Callable[[], None]) -> _Document:
         check()

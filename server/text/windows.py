@@ -33,8 +33,18 @@ def plan_windows(num_tokens: int, capacity: int, overlap: int) -> list[range]:
     return [range(start, start + capacity) for start in starts]
 
 
+def strided_windows(num_tokens: int, capacity: int, overlap: int) -> list[range]:
+    """As tokenizers cut a text: windows of ``capacity`` tokens that share ``overlap``; the last one may be shorter.
+
+    >>> strided_windows(9, capacity=4, overlap=2)
+    [range(0, 4), range(2, 6), range(4, 8), range(6, 9)]
+    """
+    starts = range(0, max(1, num_tokens - overlap), capacity - overlap)
+    return [range(start, min(start + capacity, num_tokens)) for start in starts]
+
+
 def num_windows(num_tokens: int, capacity: int, overlap: int) -> int:
-    """How many `plan_windows` would make: with a large overlap, one for almost every token.
+    """How many `plan_windows` or `strided_windows` makes: with a large overlap, one for almost every token.
 
     >>> num_windows(10, capacity=4, overlap=2), num_windows(4, capacity=4, overlap=2)
     (4, 1)

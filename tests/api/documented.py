@@ -85,6 +85,7 @@ def encoders() -> list[Any]:
         tiny_worker("pairs", "bert", "classify", labels=("relevance",)),
         tiny_worker("tags", "bert", "ner"),
         tiny_worker("masks", "bert", "fill-mask"),
+        tiny_worker("answers", "bert", "question-answering"),
         embed_worker("vectors"),
     ]
 

@@ -126,6 +126,7 @@ def test_hugging_faces_client_reads_every_answer() -> None:
         tiny_worker("mood", "bert", "classify", labels=("bad", "good")),
         tiny_worker("names", "bert", "ner"),
         tiny_worker("words", "bert", "fill-mask"),
+        tiny_worker("answers", "bert", "question-answering"),
     ]
     app = client_of(*workers).app
     with listening(app) as port:  # type: ignore[arg-type]
@@ -137,6 +138,14 @@ def test_hugging_faces_client_reads_every_answer() -> None:
         )
         tokens = InferenceClient(f"{url}/ner").token_classification(TEXTS[0], aggregation_strategy="none")
         fillings = InferenceClient(f"{url}/fill-mask").fill_mask(f"I am {MASK}.", targets=["maria", "bob"], top_k=2)
+        asked = InferenceClient(f"{url}/question-answering")
+        answer = asked.question_answering("Who?", TEXTS[0])
+        answers = asked.question_answering(
+            "Who?", TEXTS[0], top_k=2, doc_stride=4, max_answer_len=5, max_seq_len=40, max_question_len=3,
+            handle_impossible_answer=True, align_to_words=False,
+        )  # fmt: skip
+    assert TEXTS[0][answer.start : answer.end] == answer.answer and len(answers) == 2
+    assert all(TEXTS[0][each.start : each.end] == each.answer for each in answers)
     assert {label.label for label in labels} == {"bad", "good"}
     assert sum(label.score for label in labels) == pytest.approx(1)
     assert entities and all(TEXTS[0][entity.start : entity.end] == entity.word for entity in entities)

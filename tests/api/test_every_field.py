@@ -26,6 +26,10 @@ BASES: dict[str, list[dict[str, Any]]] = {
     "ClassifyRequest": [{"inputs": ["Alice met Bob"]}, {"input": "Alice met Bob"}, {}],
     "NerRequest": [{"inputs": LONG}, {"inputs": "Alice met Bob in Chicago"}, {}],
     "FillMaskRequest": [{"inputs": "Alice met [MASK]"}],
+    "QuestionAnsweringRequest": [
+        {"inputs": {"question": "Who met Bob?", "context": LONG}},
+        {"inputs": {"question": "Who met Bob?", "context": "Alice met Bob"}},
+    ],
     "EmbedBody": [{"inputs": LONG}, {"inputs": "Alice"}, {"inputs": LONG, "truncate": True}],
     "SimilarityBody": [
         {"inputs": {"source_sentence": "Alice", "sentences": [LONG]}},
@@ -82,6 +86,7 @@ def walk() -> Iterator[Walk]:
         tiny_worker("ranker", "bert", "classify", labels=("relevance",)),
         tiny_worker("names", "bert", "ner"),
         tiny_worker("masks", "bert", "fill-mask"),
+        tiny_worker("answers", "bert", "question-answering"),
         embed_worker(prompts={"query": "question: "}),
     ]
     worker = scripted_worker()

@@ -29,6 +29,7 @@ WORK = {
     "/classify": {"inputs": "The mill"},
     "/ner": {"inputs": "The mill in Paris"},
     "/fill-mask": {"inputs": "The [MASK]"},
+    "/question-answering": {"inputs": {"question": "Who?", "context": "Bob"}},
     "/embed": {"inputs": "The mill"},
     "/similarity": {"inputs": {"source_sentence": "a", "sentences": ["b"]}},
     "/predict": {"inputs": "The mill"},

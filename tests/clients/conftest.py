@@ -34,6 +34,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("clients")
     models = {**MODELS, "mask": write_encoder(folder / "mask", "bert", "fill-mask")}
+    models["answers"] = write_encoder(folder / "answers", "bert", "question-answering")
     models["caller"] = write_caller(folder / "caller")
     flags = [flag for name, path in models.items() for flag in ("--model", f"{name}={path}")]
     keys = folder / "keys"

@@ -9,12 +9,15 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     PreTrainedModel,
 )
 
-Head = Literal["classify", "ner", "fill-mask"]
+from server.tasks import TASKS
+
+Head = Literal["classify", "ner", "fill-mask", "question-answering"]
 
 VOCAB_SIZE = 120
 PAD_ID, CLS_ID, END_ID, MASK_ID = 0, 2, 3, 4
@@ -24,6 +27,7 @@ CLASSES: dict[Head, Any] = {
     "classify": AutoModelForSequenceClassification,
     "ner": AutoModelForTokenClassification,
     "fill-mask": AutoModelForMaskedLM,
+    "question-answering": AutoModelForQuestionAnswering,
 }
 # Texts with positions from 0; RoBERTa's kind needs a few more rows than that.
 BERT = {
@@ -90,8 +94,10 @@ EXCEPTIONS = {
     ("nomic_bert", "classify"): "padded",
     # Only the classifier reads the last place of a row.
     ("xlnet", "ner"): "padded",
+    ("xlnet", "question-answering"): "padded",
     # Only the classifier looks for padding.
     ("llama", "ner"): "padded",
+    ("llama", "question-answering"): "padded",
 }
 
 
@@ -103,6 +109,9 @@ def batching_of(family: str, head: Head) -> str:
 def has_head(family: str, head: Head) -> bool:
     config_class = type(AutoConfig.for_model(family))
     model = CLASSES[head]._model_mapping.get(config_class, None)
+    if (family, head) == ("longformer", "question-answering"):
+        # It fails for a text without a question, and is refused at load.
+        return False
     # A model that writes text is mapped to masks as well, for its pre-training.
     return model is not None and (head != "fill-mask" or model.__name__.endswith("ForMaskedLM"))
 
@@ -114,7 +123,7 @@ def family_model(family: str, head: Head) -> PreTrainedModel:
     fields = {"vocab_size": VOCAB_SIZE, **ids, **FAMILIES[family][0]}
     if family == "modernbert":
         fields |= {"cls_token_id": CLS_ID, "sep_token_id": END_ID}
-    labels = {} if head == "fill-mask" else {"num_labels": 3}
+    labels = {"num_labels": 3} if TASKS[head].has_labels else {}
     torch.manual_seed(0)
     module: PreTrainedModel = CLASSES[head].from_config(AutoConfig.for_model(family, **fields, **labels)).eval()
     with torch.no_grad():

@@ -21,7 +21,7 @@ from server.token_budget import TokenBudget
 from tests.encoder_app import engine_of
 from tests.tiny_encoders import FAMILIES, MASK_ID, tiny_encoder
 
-TASKS = ("classify", "ner", "fill-mask")
+TASKS = ("classify", "ner", "fill-mask", "question-answering")
 
 
 @cache

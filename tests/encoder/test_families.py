@@ -12,6 +12,7 @@ import torch
 from server.encoder.build import Wishes, build_forward
 from server.encoder.engine import EncoderEngine
 from server.encoder.trial import Frame
+from server.errors import ConfigurationError
 from server.protocol import Encode, MaskQuery, Scores, Stats
 from tests.encoder.families import (
     CLS_ID,
@@ -31,12 +32,17 @@ torch.set_num_threads(1)
 
 # Around every switch of the configs, and where the trial at load looks.
 LENGTHS = (150, 3, 17, 40, 9, 41, 41, 160, 29, MAX_MODEL_LEN)
-HEADS: tuple[Head, ...] = ("classify", "ner", "fill-mask")
+HEADS: tuple[Head, ...] = ("classify", "ner", "fill-mask", "question-answering")
 CASES = [(family, head) for family in FAMILIES for head in HEADS if has_head(family, head)]
 
 
 def test_at_least_26_families_are_covered() -> None:
     assert len(FAMILIES) >= 26
+
+
+def test_a_head_that_takes_no_single_text_is_refused_at_load() -> None:
+    with pytest.raises(ConfigurationError, match="separator tokens"):
+        engine_of("longformer", "question-answering")
 
 
 @pytest.mark.parametrize(("family", "head"), CASES)
@@ -83,7 +89,10 @@ def alone(family: str, head: Head, command: Encode) -> np.ndarray:
     torch.manual_seed(0)
     token_ids = torch.tensor([command.token_ids])
     with torch.inference_mode():
-        logits = module(input_ids=token_ids, attention_mask=torch.ones_like(token_ids)).logits[0]
+        output = module(input_ids=token_ids, attention_mask=torch.ones_like(token_ids))
+    if head == "question-answering":
+        return torch.stack((output.start_logits[0], output.end_logits[0]), dim=-1).numpy()
+    logits = output.logits[0]
     return np.asarray(logits[1].softmax(-1) if head == "fill-mask" else logits)
 
 

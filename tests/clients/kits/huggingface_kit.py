@@ -55,6 +55,10 @@ entities = of("/ner").token_classification("I am Maria Jensen from Portland.")
 assert {"GIVEN_NAME", "CITY"} <= {entity.entity_group for entity in entities}
 masks = of("/fill-mask").fill_mask("a [MASK] b", top_k=2)
 assert len(masks) == 2 and masks[0].score >= masks[1].score and masks[0].sequence
+answers = of("/question-answering").question_answering("Who?", "Ann met Bob in Rome.", top_k=2)
+assert len(answers) == 2 and answers[0].score >= answers[1].score
+answer = of("/question-answering").question_answering("Who?", "Ann met Bob in Rome.", handle_impossible_answer=True)
+assert "Ann met Bob in Rome."[answer.start : answer.end] == answer.answer
 
 # Vectors.
 vectors = of("/embed").feature_extraction("a cat")
