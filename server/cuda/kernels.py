@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+from functools import cache
 from typing import Any
 
 import torch
+
+log = logging.getLogger("sluice.cuda")
 
 LEAST_CAPABILITY = (8, 0)
 """Of the device: the first with products in bfloat16."""
@@ -24,12 +28,26 @@ def problem(device: torch.device) -> str | None:
         importlib.import_module("triton")
     except (ImportError, OSError, RuntimeError) as error:
         return f"triton is not installed ({error})"
-    if device.type != "cuda":
+    if device.type != "cuda" or not torch.cuda.is_available():
         return None if os.environ.get(INTERPRET) == "1" else "it needs a CUDA device"
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         return f"it needs compute capability {_dotted(LEAST_CAPABILITY)} and the device has {_dotted(capability)}"
     return None
+
+
+@cache
+def serve_rows(device: torch.device) -> bool:
+    """Whether the kernels of `rows` are here and give torch's results on ``device``. The log says why not."""
+    said = problem(device)
+    if said is None:
+        try:
+            said = importlib.import_module("server.cuda.rows_trial").problem(device)
+        except (RuntimeError, ValueError, TypeError, AttributeError, OSError, ImportError) as error:
+            said = f"they fail ({type(error).__name__}: {error})"
+    if said is not None:
+        log.info("norms and activations are torch's on %s: %s", device, said)
+    return said is None
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:

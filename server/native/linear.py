@@ -10,9 +10,10 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from server.native import onednn, reference
+from server.native import onednn, ops
 from server.native.packing import NativeWeight, problem
 
 Quantize = Literal["none", "int8", "int4"]
@@ -88,8 +89,10 @@ class Linear(nn.Module):
         if self._activation is None and residual is None and not out_float:
             return self._plain(x, self.bias)  # type: ignore[no-any-return]
         product = self._plain(x)
-        out = reference.finish(product, self._bias_N, self._activation, is_gated=self._is_gated, residual=residual)
-        return out if out_float else out.to(x.dtype)
+        dtype = torch.float32 if out_float else x.dtype
+        return ops.finish(
+            product, self._bias_N, self._activation, is_gated=self._is_gated, residual=residual, dtype=dtype
+        )
 
     # Without the hooks of a module, which cost as much as all else that is not the product.
     __call__ = forward

@@ -1,6 +1,6 @@
-"""The small operations between products: a kernel on the CPU where there is one, torch everywhere else.
+"""The small operations between products: a kernel on the CPU or on CUDA where there is one, torch everywhere else.
 
-A kernel takes dense bfloat16 or float32 tensors on the CPU; of them each row's result depends on that row alone.
+A kernel on the CPU takes dense bfloat16 or float32 tensors; of them each row's result depends on that row alone.
 
 Dimension key: T tokens, D width of a token's vector.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from server.cuda import kernels as cuda_kernels
 from server.native import kernels, reference
 from server.native.kernels import address
 
@@ -19,6 +20,10 @@ _IS_BF16 = {torch.bfloat16: True, torch.float32: False}
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, residual_TD: Tensor | None = None) -> Tensor:
     """`reference.rms_norm`."""
+    if x_TD.is_cuda and cuda_kernels.serve_rows(x_TD.device):
+        from server.cuda import rows
+
+        return rows.norm(x_TD, weight_D, None, eps, is_centred=False, residual=residual_TD)
     module = kernels.module()
     if module is None or not _is_dense(x_TD) or (residual_TD is not None and not _is_alike(residual_TD, x_TD)):
         return reference.rms_norm(x_TD, weight_D, eps, residual_TD)
@@ -30,6 +35,10 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, residual_TD: Tensor | N
 
 def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float) -> Tensor:
     """`reference.layer_norm`."""
+    if x_TD.is_cuda and cuda_kernels.serve_rows(x_TD.device):
+        from server.cuda import rows
+
+        return rows.norm(x_TD, weight_D, bias_D, eps, is_centred=True)
     module = kernels.module()
     if module is None or not _is_dense(x_TD):
         return reference.layer_norm(x_TD, weight_D, bias_D, eps)
@@ -37,6 +46,24 @@ def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float
     tensors = (x_TD.data_ptr(), weight_D.data_ptr(), address(bias_D), out_TD.data_ptr())
     module.layer_norm(*tensors, x_TD.numel(), x_TD.size(-1), eps, _IS_BF16[x_TD.dtype])
     return out_TD
+
+
+def finish(
+    product: Tensor,
+    bias_N: Tensor | None,
+    activation: str | None,
+    *,
+    is_gated: bool,
+    residual: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """`reference.finish`, rounded to ``dtype``."""
+    is_plain = bias_N is None and activation is None and residual is None
+    if product.is_cuda and not is_plain and cuda_kernels.serve_rows(product.device):
+        from server.cuda import rows
+
+        return rows.finish(product, bias_N, activation, is_gated=is_gated, residual=residual, dtype=dtype)
+    return reference.finish(product, bias_N, activation, is_gated=is_gated, residual=residual).to(dtype)
 
 
 def _is_dense(x: Tensor) -> bool:

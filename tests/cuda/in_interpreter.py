@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.cuda import attention
+from server.cuda import attention, rows, rows_trial
 from server.engine import batch_inputs
 from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.cuda_triton import TritonAttention
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import Row
 from server.modules.attention import HeadNorm, LayerSpec, Rotary
+from server.native import reference
 from tests.engine.attention_driving import CPU, Scene, layer_spec
 
 torch.set_num_threads(1)
@@ -176,3 +177,45 @@ def test_replayed_steps_keep_their_tensors_and_give_the_results_of_plain_ones() 
         expected = plain.attend(0, query, key, value, None)
         assert torch.equal(replayed.attend(0, query, key, value, None), expected)
     assert len(addresses) == 1
+
+
+@pytest.mark.parametrize("has_residual", [False, True])
+@pytest.mark.parametrize("is_centred", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_norms_are_those_of_the_reference(dtype: torch.dtype, is_centred: bool, has_residual: bool) -> None:
+    torch.manual_seed(0)
+    x, residual = (torch.randn(3, 2, 80).to(dtype) for _ in range(2))
+    weight, bias = torch.rand(80) + 0.5, torch.randn(80) if is_centred else None
+    given = residual if has_residual else None
+    found = rows.norm(x, weight, bias, 1e-5, is_centred=is_centred, residual=given)
+    wide = reference.layer_norm if is_centred else reference.rms_norm
+    arguments = (x.double(), weight, bias, 1e-5) if is_centred else (x.double(), weight, 1e-5)
+    expected = wide(*arguments) + (residual.double() if has_residual else 0)
+    assert found.dtype == dtype
+    assert worst_distance(found, expected) <= TOLERANCE[dtype]
+
+
+# An exponential that is infinite makes the 0 that is meant.
+@pytest.mark.filterwarnings("ignore:.*overflow encountered in exp:RuntimeWarning")
+@pytest.mark.parametrize("activation", [None, *reference.ACTIVATIONS])
+@pytest.mark.parametrize(("is_gated", "has_bias", "has_residual"), [(True, False, False), (False, True, True)])
+def test_what_follows_a_product_is_that_of_the_reference(
+    activation: str | None, is_gated: bool, has_bias: bool, has_residual: bool
+) -> None:
+    is_gated = is_gated and activation is not None
+    torch.manual_seed(0)
+    product = torch.randn(3, 160).half() * 3
+    bias = torch.randn(160) if has_bias else None
+    residual = torch.randn(3, 80 if is_gated else 160).half() if has_residual else None
+    options = {"is_gated": is_gated, "residual": residual}
+    expected = reference.finish(product, bias, activation, **options)
+    for dtype in (torch.float32, torch.float16):
+        found = rows.finish(product, bias, activation, **options, dtype=dtype)
+        assert found.dtype == dtype
+        assert worst_distance(found, expected.double()) <= TOLERANCE[dtype]
+
+
+def test_the_trial_of_norms_and_activations_knows_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rows_trial.problem(CPU) is None
+    monkeypatch.setitem(reference.ACTIVATIONS, "gelu", torch.relu)
+    assert str(rows_trial.problem(CPU)).startswith("their results are ")
