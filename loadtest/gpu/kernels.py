@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpu import own_kernels
+from gpu import own_kernels, own_rows
 from gpu.setting import Setting
 from server.engine import batch_inputs
 from server.engine.attention import cuda
@@ -78,7 +78,7 @@ def packages(setting: Setting, device: torch.device) -> None:
                     setting.results.add(kind.name, ok=problem is None, problem=problem, **labels)
 
 
-CHECKS = (torchs_own, own_kernels.check, packages)
+CHECKS = (own_kernels.check, own_rows.check, torchs_own, packages)
 
 
 def worst_distance(backend: AttentionBackend, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> float:

@@ -33,11 +33,11 @@ MODELS = {
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Any:
-    from server.cuda import attention, place
+    from server.cuda import attention, place, rows
     from tests.cuda.ahead_of_time import Recorder
 
     recorder = Recorder()
-    for module in (attention, place):
+    for module in (attention, place, rows):
         monkeypatch.setattr(module, "launch", recorder)
     return recorder
 
@@ -96,3 +96,22 @@ def test_every_kernel_fits_into_the_registers_and_the_shared_memory(
         if launch.name == "decode":
             # Keys and values are read by 16 bytes, past the registers.
             assert re.search(r"\bLDGSTS\.E\.BYPASS\.128", result.sass)
+
+
+@pytest.mark.parametrize("capability", SHARED_BYTES)
+def test_norms_and_activations_of_wide_models_fit_into_the_registers(
+    capability: int, recorder: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from server.cuda import rows
+    from tests.cuda.ahead_of_time import compiled
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    x, weight_D = torch.zeros(2, 8192, dtype=torch.bfloat16), torch.zeros(8192)
+    rows.norm(x, weight_D, weight_D, 1e-5, is_centred=True, residual=x)
+    rows.norm(x[:, :576], weight_D[:576], None, 1e-5, is_centred=False)
+    for activation in ("silu", "gelu", "gelu_tanh", "relu"):
+        rows.finish(x, weight_D, activation, is_gated=True, residual=x[:, :4096], dtype=torch.bfloat16)
+    for launch in recorder.launches:
+        result = compiled(launch, capability, tmp_path)
+        assert result.stack_bytes == 0, launch.name
+        assert re.search(r"\bLDG\.E\.(64|128)", result.sass), launch.name
