@@ -40,7 +40,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from server.sentences import Field, Names, Words, echo, listed, renamed, sentence
+from server.sentences import Field, Reader, Words, echo, listed, sentence
 
 
 class SluiceError(Exception):
@@ -58,24 +58,21 @@ class SluiceError(Exception):
         self.field = param
         """By our name; None where it is no field's fault."""
         self.retry_after_s = retry_after_s
-        self.dialects: list[Names] = []
-        """What the client calls our fields; the last one renames what those before it wrote."""
-        self.location = ""
-        """Where in the body the field stands, with a dot at the end."""
+        self.reader = Reader()
+        """Set when the error is sent."""
 
     def __str__(self) -> str:
         return self.message
 
     @property
     def message(self) -> str:
-        """The sentence, in the client's names."""
-        return self.words if isinstance(self.words, str) else self.words.written(self.dialects)
+        """The sentence, in the reader's names."""
+        return self.words if isinstance(self.words, str) else self.words.written(self.reader.names)
 
     @property
     def param(self) -> str | None:
-        """The field's path, as the client writes it."""
-        # Some dialects have several words for a field, of which the first is a field.
-        return None if self.field is None else self.location + renamed(self.field, self.dialects).partition(" ")[0]
+        """The field's path, as the reader writes it."""
+        return None if self.field is None else self.reader.path(self.field)
 
 
 class InvalidRequest(SluiceError):

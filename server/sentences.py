@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 Names = Mapping[str, str]
 """Our name of a field, or of the first steps of a path to it, and the reader's."""
+OUR_NAMES: Names = MappingProxyType({})
 MAX_ECHO_CHARACTERS = 64
 
 
@@ -27,9 +30,9 @@ class Sentence:
     def __init__(self, parts: Sequence[str | Field]) -> None:
         self.parts = tuple(parts)
 
-    def written(self, dialects: Sequence[Names] = ()) -> str:
-        """In the names of the reader; each of ``dialects`` renames what the one before it wrote."""
-        return "".join(renamed(part, dialects) if isinstance(part, Field) else part for part in self.parts)
+    def written(self, names: Names = OUR_NAMES) -> str:
+        """In the names of the reader."""
+        return "".join(renamed(part, names) if isinstance(part, Field) else part for part in self.parts)
 
     def __str__(self) -> str:
         return self.written()
@@ -43,7 +46,7 @@ def sentence(template: str, **values: Any) -> Sentence:
     """Fill a template: ``{name}`` is a value if there is one of that name, else the field of that name.
 
     >>> text = sentence("{max_new_tokens} is {value}: it must be at most {limit}.", value="n", limit=8)
-    >>> text.written([{"max_new_tokens": "max_tokens", "n": "m"}])
+    >>> text.written({"max_new_tokens": "max_tokens", "n": "m"})
     'max_tokens is n: it must be at most 8.'
     """
     parts: list[str | Field] = []
@@ -60,12 +63,26 @@ def listed(names: Sequence[str]) -> Sentence:
     return Sentence([part for name in names for part in (", ", Field(name))][1:])
 
 
-def renamed(path: str, dialects: Sequence[Names]) -> str:
+def renamed(path: str, names: Names) -> str:
     """A field's path in the reader's names."""
-    for names in dialects:
-        head, dot, rest = path.partition(".")
-        path = names[path] if path in names else names.get(head, head) + dot + rest
-    return path
+    head, dot, rest = path.partition(".")
+    return names[path] if path in names else names.get(head, head) + dot + rest
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How the client that reads an error writes our fields."""
+
+    names: Names = field(default_factory=dict)
+    parameters: Collection[str] = ()
+    """Fields that stand in the body's ``parameters``."""
+
+    def path(self, field: str) -> str:
+        """The field's place in the body."""
+        if field.partition(".")[0] in self.parameters:
+            return f"parameters.{field}"
+        # Some dialects have several words for a field, of which the first is a field.
+        return renamed(field, self.names).partition(" ")[0]
 
 
 def echo(value: Any) -> str:

@@ -6,9 +6,9 @@ import pytest
 
 from server.errors import ConflictingParameters, InvalidParameter, WithoutEffect
 from server.length_errors import PromptTooLong
-from server.sentences import echo, listed, sentence
+from server.sentences import Reader, echo, listed, sentence
 
-NAMES = [{"details": "logprobs", "inputs": "prompt", "grammar.value": "response_format"}]
+NAMES = {"details": "logprobs", "inputs": "prompt", "grammar.value": "response_format"}
 
 
 def test_renames_fields_and_leaves_values_as_they_came() -> None:
@@ -26,13 +26,9 @@ def test_puts_one_sentence_into_another_with_its_fields() -> None:
     assert sentence("{names}.", names=listed(["details", "seed"])).written(NAMES) == "logprobs, seed."
 
 
-def test_later_names_rename_what_earlier_names_wrote() -> None:
-    assert sentence("{inputs}").written([*NAMES, {"prompt": "texts"}]) == "texts"
-
-
 def test_braces_of_a_client_are_text() -> None:
     error = InvalidParameter("stop", "{inputs}", "must not be {inputs}")
-    error.dialects.extend(NAMES)
+    error.reader = Reader(NAMES)
     assert error.message == 'stop is "{inputs}": it must not be {inputs}.'
 
 
@@ -57,6 +53,12 @@ def test_a_field_that_nobody_sent_is_not_blamed() -> None:
 
 def test_an_error_is_written_when_it_is_read() -> None:
     error = PromptTooLong(9, 8, sentence("Set {truncate}."))
-    error.dialects.append({"inputs": "messages", "truncate": "truncate_prompt_tokens"})
+    error.reader = Reader({"inputs": "messages", "truncate": "truncate_prompt_tokens"})
     assert error.param == "messages" and error.message.endswith("Set truncate_prompt_tokens.")
     assert str(error) == error.message
+
+
+def test_a_parameter_is_named_by_its_place_in_the_body() -> None:
+    error = InvalidParameter("top_k", -1, "must be at least 0")
+    error.reader = Reader(parameters=["top_k"])
+    assert error.param == "parameters.top_k" and error.message.startswith("top_k is -1")

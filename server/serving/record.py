@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server import metrics
+from server.sentences import Reader
 
 log = logging.getLogger("sluice.request")
 
@@ -42,6 +43,8 @@ class RequestRecord:
     queue_s: float | None = None
     ttft_s: float | None = None
     num_inputs: int = 1
+    reader: Reader = field(default_factory=Reader)
+    """What an error is written for; set before anything of the body can be refused under another name."""
     ignored_fields: str = ""
     """Names of the body's fields that were left out, as a header tells them: ASCII. Never logged."""
     streamed: bool = False

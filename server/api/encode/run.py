@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from fastapi import Response
 
-from server.api.bodies.field_names import field_names
 from server.api.bodies.lookup import model_name
 from server.api.context import Context
 from server.api.http.json_reply import json_reply
-from server.sentences import Names
+from server.sentences import Names, Reader
 from server.serving import pair_scores
 from server.serving.classifier import ServedClassifier, TextPair
 from server.serving.embedder import EmbedOptions, ServedEmbedder, Vector
@@ -29,13 +27,13 @@ async def run(
     served: ServedEncoder,
     inputs: Sequence[Any],
     work: Callable[[RequestRecord], Awaitable[R]],
-    naming: AbstractContextManager[None] | None = None,
+    reader: Reader | None = None,
 ) -> R:
-    """The work's result. ``naming`` puts the client's names into errors, see `field_names` and `parameter_paths`."""
+    """The work's result. Errors are written for ``reader``."""
     record = context.record
     record.model, record.num_inputs = served.name, len(inputs)
-    with naming or nullcontext():
-        return await context.until_disconnect(work(record))
+    record.reader = reader or record.reader
+    return await context.until_disconnect(work(record))
 
 
 async def vectors(
@@ -43,7 +41,7 @@ async def vectors(
 ) -> list[Vector]:
     """Each text's vector by the named model for embeddings, or the first one."""
     served = context.registry.get(ServedEmbedder, model_name(context.registry, ServedEmbedder, model))
-    return await run(context, served, texts, lambda record: served.embed(texts, options, record), field_names(names))
+    return await run(context, served, texts, lambda record: served.embed(texts, options, record), Reader(names))
 
 
 async def relevances(
@@ -63,7 +61,7 @@ async def relevances(
         served,
         pairs,
         lambda record: pair_scores.relevances(served, pairs, truncation, record, is_raw=is_raw),
-        field_names(names),
+        Reader(names),
     )
 
 

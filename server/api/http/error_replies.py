@@ -69,6 +69,7 @@ def error_type(error: SluiceError) -> str:
 def error_reply(error: SluiceError, record: RequestRecord, headers: Mapping[str, str] | None = None) -> Response:
     """The HTTP answer, noted in the request's record."""
     record.error_code = error.code
+    error.reader = record.reader
     found = {**error_headers(error), **(headers or {}), "Cache-Control": "no-store"}
     body = error_body(error, record.public_id, record.route)
     return Response(body, error.status, found, media_type="application/json")

@@ -181,6 +181,7 @@ class EventStream(EventSourceResponse):
 
     def _error(self, error: SluiceError) -> bytes:
         self._record.error_code = error.code
+        error.reader = self._record.reader
         return self._error_event(error_body(error, self._record.public_id, self._record.route))
 
     async def _watch(self, send: Send) -> None:

@@ -9,7 +9,6 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.api.bodies.field_names import field_names
 from server.api.bodies.lookup import model_name
 from server.api.context import Context
 from server.api.http.json_reply import encode
@@ -17,6 +16,7 @@ from server.api.http.sse import EventStream, data_event
 from server.api.text.options import check_told, clients_names, generate_options
 from server.api.text.schemas import TextBody
 from server.api.text.shapes import Usage, head, usage
+from server.sentences import Reader
 from server.serving.generation import Generation, OutputToken
 from server.serving.generator import ServedGenerator
 from server.serving.prompts import PromptSource
@@ -61,10 +61,6 @@ class TextWork:
         origin = self.context.registry.origins[self.generator.name]
         return {**head(kind, id_prefix, self.record), "system_fingerprint": origin.fingerprint}
 
-    @property
-    def _names(self) -> dict[str, str]:
-        return {**clients_names(self.body), **self.renamed}
-
     def usage(self) -> Usage:
         """Of all that was computed so far."""
         return usage(self.generations, self.reasoning_tokens, is_scored=self.is_scored)
@@ -73,30 +69,28 @@ class TextWork:
         """Make the generations. All that can be refused is refused here."""
         check_told(self.body)
         self.record.num_inputs = source.num_prompts
-        with field_names(self._names):
-            options = generate_options(self.body, self.generator.ready, added)
-            prompts = await self.context.until_disconnect(self.generator.prepare(source, options))
+        self.record.reader = Reader({**clients_names(self.body), **self.renamed})
+        options = generate_options(self.body, self.generator.ready, added)
+        prompts = await self.context.until_disconnect(self.generator.prepare(source, options))
         self.generations = [self.generator.start(prompt) for prompt in prompts]
 
     async def run(self) -> list[list[OutputToken]]:
         """Each generation's tokens, of all its outputs."""
-        with field_names(self._names):
-            return await self.context.until_disconnect(self.generator.generate(self.generations, self.record))
+        return await self.context.until_disconnect(self.generator.generate(self.generations, self.record))
 
     async def stream(self, writer: StreamWriter) -> EventStream:
         events = self._events(writer)
         return await self.context.stream(events, error_event=writer.error, empty_chunk=writer.empty())
 
     async def _events(self, writer: StreamWriter) -> AsyncGenerator[bytes, None]:
-        with field_names(self._names):
-            if len(self.generations) == 1:
-                async with aclosing(self.generator.stream(self.generations[0], self.record)) as steps:
-                    async for tokens in steps:
-                        yield writer.step(0, by_output(tokens))
-            else:
-                async with aclosing(self.generator.stream_all(self.generations, self.record)) as numbered:
-                    async for number, tokens in numbered:
-                        yield writer.step(number, by_output(tokens))
+        if len(self.generations) == 1:
+            async with aclosing(self.generator.stream(self.generations[0], self.record)) as steps:
+                async for tokens in steps:
+                    yield writer.step(0, by_output(tokens))
+        else:
+            async with aclosing(self.generator.stream_all(self.generations, self.record)) as numbered:
+                async for number, tokens in numbered:
+                    yield writer.step(number, by_output(tokens))
         yield writer.end()
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from server.api.bodies.field_names import field_names
-from server.api.bodies.parameter_paths import parameter_paths
 from server.api.context import Context, ContextDep
 from server.api.dialects.hf.schemas import (
     ClassifyInput,
@@ -19,6 +17,7 @@ from server.api.dialects.vllm import classify as vllm_classify
 from server.api.encode.run import run
 from server.api.http.json_reply import json_reply
 from server.errors import ConflictingParameters, InvalidRequest
+from server.sentences import Reader
 from server.serving.classifier import ClassifyOptions, LabelScore, ServedClassifier, TextPair
 from server.text.truncation import Truncation
 
@@ -48,7 +47,7 @@ async def classify(body: ClassifyRequest, context: ContextDep) -> Response:
         served,
         inputs,
         lambda record: served.classify(inputs, options, record),
-        parameter_paths(ClassifyParameters),
+        Reader(parameters=ClassifyParameters.model_fields),
     )
     return json_reply([[_label(score) for score in scores] for scores in results])
 
@@ -57,8 +56,8 @@ async def _as_vllm(body: ClassifyRequest, inputs: str | list[str], context: Cont
     for name in ("inputs", "template", "variables", "examples", "parameters"):
         if getattr(body, name) is not None:
             raise ConflictingParameters("input", name, "they belong to different APIs; send only inputs")
-    with field_names({"inputs": "input"}):
-        return await vllm_classify.answer(context, body.model, inputs, body.use_activation is False)
+    context.record.reader = Reader({"inputs": "input"})
+    return await vllm_classify.answer(context, body.model, inputs, body.use_activation is False)
 
 
 def _pairs(inputs: ClassifyInput | list[ClassifyInput] | None) -> list[TextPair]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from server.api.bodies.parameter_paths import parameter_paths
 from server.api.context import ContextDep
 from server.api.dialects.hf.schemas import FillingReply, FillMaskParameters, FillMaskReply, FillMaskRequest
 from server.api.encode.run import reply_to_texts, run
+from server.sentences import Reader
 from server.serving.mask_filler import DEFAULT_TOP_K, Filling, FillOptions, ServedMaskFiller
 
 router = APIRouter()
@@ -24,7 +24,11 @@ async def fill_mask(body: FillMaskRequest, context: ContextDep) -> Response:
     parameters = body.parameters or FillMaskParameters()
     options = _options(parameters)
     results = await run(
-        context, served, texts, lambda record: served.fill(texts, options, record), parameter_paths(FillMaskParameters)
+        context,
+        served,
+        texts,
+        lambda record: served.fill(texts, options, record),
+        Reader(parameters=FillMaskParameters.model_fields),
     )
     return await reply_to_texts(body.inputs, results, _masks)
 

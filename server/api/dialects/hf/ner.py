@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from fastapi import APIRouter, Response
 
-from server.api.bodies.parameter_paths import parameter_paths
 from server.api.context import ContextDep
 from server.api.dialects.hf.schemas import EntityReply, NerParameters, NerReply, NerRequest
 from server.api.encode.run import reply_to_texts, run
+from server.sentences import Reader
 from server.serving.tagger import ServedTagger, TagOptions
 from server.text.entities import Entity
 from server.text.templated import RenderedPrompt
@@ -33,7 +33,11 @@ async def ner(body: NerRequest, context: ContextDep) -> Response:
     parameters = body.parameters or NerParameters()
     options = _options(parameters)
     results = await run(
-        context, served, texts, lambda record: served.tag(texts, options, record), parameter_paths(NerParameters)
+        context,
+        served,
+        texts,
+        lambda record: served.tag(texts, options, record),
+        Reader(parameters=NerParameters.model_fields),
     )
     return await reply_to_texts(inputs, results, _entities if prompt is None else _in_variables(prompt))
 

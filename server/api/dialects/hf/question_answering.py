@@ -8,11 +8,11 @@ from fastapi import APIRouter, Response
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from server.api.bodies.parameter_paths import parameter_paths
 from server.api.bodies.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, StrictModel, one_error
 from server.api.context import ContextDep
 from server.api.encode.run import run
 from server.api.http.json_reply import json_reply
+from server.sentences import Reader
 from server.serving.question_answerer import AnswerOptions, Question, ServedQuestionAnswerer
 from server.text.answers import Answer, AnswerRules
 
@@ -92,7 +92,7 @@ async def question_answering(body: QuestionAnsweringRequest, context: ContextDep
         served,
         questions,
         lambda record: served.answer(questions, options, record),
-        parameter_paths(QuestionAnsweringParameters),
+        Reader(parameters=QuestionAnsweringParameters.model_fields),
     )
     replies = [_reply(answers, options.rules.top_k) for answers in results]
     return json_reply(replies[0] if is_one else replies)

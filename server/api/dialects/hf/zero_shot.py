@@ -7,11 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 
 from server.api.bodies.lookup import model_name
-from server.api.bodies.parameter_paths import parameter_paths
 from server.api.bodies.schemas import NOT_EMPTY, StrictModel, TextOrTexts, one_error
 from server.api.context import ContextDep
 from server.api.dialects.hf.schemas import LabelReply
 from server.api.encode.run import reply_to_texts, run
+from server.sentences import Reader
 from server.serving import pair_scores
 from server.serving.classifier import LabelScore, ServedClassifier
 from server.text.truncation import Truncation
@@ -57,7 +57,7 @@ async def zero_shot_classification(body: ZeroShotRequest, context: ContextDep) -
         served,
         texts,
         lambda record: pair_scores.zero_shot(served, texts, _hypotheses(parameters), truncation, record),
-        parameter_paths(ZeroShotParameters),
+        Reader(parameters=ZeroShotParameters.model_fields),
     )
     return await reply_to_texts(body.inputs, results, _labels)
 

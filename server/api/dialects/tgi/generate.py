@@ -8,17 +8,17 @@ from contextlib import aclosing
 
 from fastapi import APIRouter, Response
 
-from server.api.bodies.parameter_paths import parameter_paths
-from server.api.bodies.schemas import GenerateParameters, GenerateRequest
+from server.api.bodies.schemas import GenerateRequest
 from server.api.context import Context, ContextDep
 from server.api.dialects.tgi import answers
 from server.api.http.json_reply import encode, json_reply
 from server.api.http.sse import data_event
 from server.api.text.prompt import prompt_source
 from server.errors import InvalidParameter, InvalidRequest, UnsupportedParameter
+from server.sentences import Reader
 from server.serving.generation import Generation, OutputToken
 from server.serving.generator import ServedGenerator
-from server.serving.options.table import GenerateOptions
+from server.serving.options.table import OPTIONS, GenerateOptions
 from server.serving.prompts import PromptSource
 from server.serving.record import RequestRecord
 from server.tasks import GENERATE
@@ -55,8 +55,8 @@ async def _generated(body: GenerateRequest, context: Context, *, is_list: bool =
     generator = context.registry.get(ServedGenerator, body.model)
     record.task, record.model = GENERATE.name, generator.name
     record.num_inputs, record.streamed = source.num_prompts, bool(body.stream)
-    with parameter_paths(GenerateParameters):
-        prompts = await context.until_disconnect(generator.prepare(source, body.parameters or GenerateOptions()))
+    record.reader = Reader(parameters=OPTIONS)
+    prompts = await context.until_disconnect(generator.prepare(source, body.parameters or GenerateOptions()))
     generations = [generator.start(prompt) for prompt in prompts]
     if body.stream:
         return await context.stream(_events(generator, generations[0], record))

@@ -9,7 +9,6 @@ import numpy as np
 from fastapi import APIRouter, Response
 from numpy.typing import NDArray
 
-from server.api.bodies.field_names import field_names
 from server.api.bodies.fields import LenientModel, check_fields
 from server.api.bodies.lookup import model_name
 from server.api.bodies.schemas import TextOrTexts
@@ -19,6 +18,7 @@ from server.api.dialects.openai.embeddings import REFUSED
 from server.api.encode.run import run, usage
 from server.api.http.json_reply import json_reply
 from server.api.text.shapes import head
+from server.sentences import Reader
 from server.serving.classifier import ServedClassifier, TextPair
 from server.text.truncation import Truncation
 
@@ -43,8 +43,8 @@ async def classify(body: ClassifyBody, context: ContextDep) -> Response:
     ``/info`` names the labels in that order. With ``use_activation`` false the scores are logits.
     """
     check_fields(context, body, REFUSED)
-    with field_names(NAMES):
-        return await answer(context, body.model, body.input, body.use_activation is False, body.vllm_truncation())
+    context.record.reader = Reader(NAMES)
+    return await answer(context, body.model, body.input, body.use_activation is False, body.vllm_truncation())
 
 
 async def answer(
