@@ -14,37 +14,11 @@ import torch
 from torch import Tensor
 
 from server.native import kernels
+from server.native.abi import Link, LinkKind
 from server.native.kernels import address
 from server.native.packing import NativeWeight
 
-RMS_NORM, LAYER_NORM, LINEAR, ATTENTION = range(4)
-"""As `Kind` in chain.h numbers them."""
-
 NOWHERE = -1
-
-
-class _Link(ctypes.Structure):
-    """As chain.h has it, field by field."""
-
-    _fields_ = [
-        ("kind", ctypes.c_int64),
-        ("source", ctypes.c_int64),
-        ("residual", ctypes.c_int64),
-        ("to", ctypes.c_int64),
-        ("weight_kind", ctypes.c_int64),
-        ("width", ctypes.c_int64),
-        ("words", ctypes.c_int64),
-        ("weight", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("offset", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("num_outputs", ctypes.c_int64),
-        ("activation", ctypes.c_int64),
-        ("is_gated", ctypes.c_int64),
-        ("eps", ctypes.c_double),
-        ("layer", ctypes.c_void_p),
-        ("call", ctypes.c_void_p),
-    ]
 
 
 class Chain:
@@ -56,10 +30,10 @@ class Chain:
     def __init__(self, dtype: torch.dtype, widths: Sequence[int]) -> None:
         self._dtype = dtype
         self._widths = tuple(widths)
-        self._links: list[_Link] = []
-        self._array: ctypes.Array[_Link] | None = None
+        self._links: list[Link] = []
+        self._array: ctypes.Array[Link] | None = None
         self._run = kernels.get("chain")
-        self._seconds = (ctypes.c_double * 4)()
+        self._seconds = (ctypes.c_double * len(LinkKind))()
 
     @staticmethod
     def is_possible(dtype: torch.dtype, device: torch.device) -> bool:
@@ -75,17 +49,17 @@ class Chain:
         return {"linears": linears, "attention": attention, "norms": rms_norm + layer_norm}
 
     def rms_norm(self, source: int, to: int, weight_D: Tensor, eps: float, residual: int = NOWHERE) -> None:
-        self._norm(RMS_NORM, source, to, weight_D, None, eps, residual)
+        self._norm(LinkKind.rms_norm, source, to, weight_D, None, eps, residual)
 
     def layer_norm(self, source: int, to: int, weight_D: Tensor, bias_D: Tensor | None, eps: float) -> None:
-        self._norm(LAYER_NORM, source, to, weight_D, bias_D, eps, NOWHERE)
+        self._norm(LinkKind.layer_norm, source, to, weight_D, bias_D, eps, NOWHERE)
 
     def _norm(
         self, kind: int, source: int, to: int, weight_D: Tensor, bias_D: Tensor | None, eps: float, residual: int
     ) -> None:
         self._check(source, to, weight_D.shape[0], weight_D.shape[0])
         self._links.append(
-            _Link(
+            Link(
                 kind=kind,
                 source=source,
                 residual=residual,
@@ -100,12 +74,14 @@ class Chain:
     def linear(self, weight: NativeWeight, source: int, to: int, residual: int = NOWHERE) -> None:
         """``to`` may be ``residual``: every place is read before it is written."""
         self._check(source, to, weight.width, weight.num_outputs)
-        self._links.append(_Link(LINEAR, source, residual, to, *weight.fixed))
+        self._links.append(Link(LinkKind.linear, source, residual, to, *weight.fixed))
 
     def attention(self, layer_address: int, call_address: int, source: int, to: int) -> None:
         """Addresses as `AttentionBackend.packed_call` gives them."""
         self._links.append(
-            _Link(kind=ATTENTION, source=source, residual=NOWHERE, to=to, layer=layer_address, call=call_address)
+            Link(
+                kind=LinkKind.attention, source=source, residual=NOWHERE, to=to, layer=layer_address, call=call_address
+            )
         )
 
     def _check(self, source: int, to: int, width: int, num_outputs: int) -> None:
@@ -114,7 +90,7 @@ class Chain:
     def run(self, h_TD: Tensor, positions_T: Tensor, step_address: int, count: int) -> Tensor:
         """The first ``count`` kernels. Buffer 0 is ``h_TD``, dense and overwritten: it then has the result."""
         if self._array is None:
-            self._array = (_Link * len(self._links))(*self._links)
+            self._array = (Link * len(self._links))(*self._links)
         num_tokens = len(h_TD)
         buffers = [h_TD, *(torch.empty(num_tokens, width, dtype=self._dtype) for width in self._widths[1:])]
         places = (ctypes.c_void_p * len(buffers))(*(buffer.data_ptr() for buffer in buffers))

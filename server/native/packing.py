@@ -11,17 +11,10 @@ import torch
 from torch import Tensor
 
 from server.native import kernels
+from server.native.abi import INT4_GROUP, PANEL, Activation, WeightKind
 
-PANEL = 48
-
-ACTIVATIONS = {None: 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4}
-"""As `Activation` in lanes_math.h numbers them."""
-
-FLOAT32, BFLOAT16, INT8, INT4 = range(4)
-"""As `WeightKind` in linear.h numbers them."""
-
-INT4_GROUP = 32
-"""Weights of a row that share a scale in int4."""
+ACTIVATIONS: dict[str | None, Activation] = {None: Activation.none, **{kind.name: kind for kind in Activation if kind}}
+"""By the names that `reference` gives them."""
 
 INT4_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 """Parts of the largest weight that may become the largest int4: cutting it off often makes all others better."""
@@ -55,19 +48,19 @@ class NativeWeight:
         self._offset_P: Tensor | None = None
         weight_PK = self._padded(weight_NK)
         if quantize == "int4":
-            self._kind, words = INT4, self.width // (2 if self._dtype == torch.bfloat16 else 1)
+            self._kind, words = WeightKind.int4, self.width // (2 if self._dtype == torch.bfloat16 else 1)
             nibbles, scales = quantized_int4(weight_PK)
             pairs = nibbles[:, ::2] | nibbles[:, 1::2] << 4
             self._weight, self._scale = _panels(pairs), _panels(scales)
         elif quantize == "int8":
-            self._kind, words = INT8, self.width // 4
+            self._kind, words = WeightKind.int8, self.width // 4
             weight_PK, self._scale = quantized(weight_PK)
             # Inputs are unsigned with an offset of 128: this takes it back.
             self._offset_P = weight_PK.sum(1, dtype=torch.int32) * 128
             self._weight = _panels(weight_PK.view(torch.int32))
         else:
             self._kind, words = (
-                (BFLOAT16, FLOAT32)[self._dtype == torch.float32],
+                (WeightKind.bfloat16, WeightKind.float32)[self._dtype == torch.float32],
                 self.width * self._dtype.itemsize // 4,
             )
             self._weight = _panels(weight_PK.view(torch.int32))
@@ -102,7 +95,7 @@ class NativeWeight:
     @property
     def has_rows(self) -> bool:
         """Whether single rows can be read from it, as from a table."""
-        return self._kind in (FLOAT32, BFLOAT16) and not self._is_gated
+        return self._kind in (WeightKind.float32, WeightKind.bfloat16) and not self._is_gated
 
     def rows(self, indices_T: Tensor) -> Tensor:
         """``[T, K]``: those rows of the weight."""
@@ -111,11 +104,11 @@ class NativeWeight:
     def dense(self) -> Tensor:
         """``[N, K]`` in the first dtype."""
         rows = _rows(self._weight)
-        if self._kind == INT4:
+        if self._kind == WeightKind.int4:
             assert self._scale is not None
             values = torch.stack((rows & 15, rows >> 4), dim=-1).view(-1, self.width).float() - 8
             weight_PK = values * _rows(self._scale).float().repeat_interleave(INT4_GROUP, dim=1)
-        elif self._kind == INT8:
+        elif self._kind == WeightKind.int8:
             assert self._scale is not None
             weight_PK = rows.view(torch.int8).float() * self._scale[:, None]
         else:

@@ -17,10 +17,11 @@ from server.config import KvDtype
 from server.encoder import attention as encoder_attention
 from server.encoder.texts import Texts
 from server.engine import batch_inputs
-from server.engine.attention.native import BLOCK_SIZE, NativeAttention
+from server.engine.attention.native import NativeAttention
 from server.engine.batch_inputs import Row
 from server.modules.attention import LayerSpec
 from server.native import kernels, ops, packing, reference
+from server.native.abi import BLOCK_SIZE
 from server.native.linear import Linear, Quantize
 
 CPU = torch.device("cpu")

@@ -1,7 +1,6 @@
 """Paged attention by our own CPU kernel.
 
-The structs below are those of the kernel's sources (attention_heads.h), field by field. Every row's result depends on
-that row alone, to the last bit: whatever the batch, the chunks and the number of threads.
+Every row's result depends on that row alone, to the last bit: whatever the batch, the chunks and the number of threads.
 
 Dimension key
     N  blocks of the cache
@@ -29,62 +28,13 @@ from server.engine.batch_inputs import BatchInputs
 from server.engine.zeroed import take_pages, zeroed
 from server.modules.attention import HeadNorm, LayerSpec, Rotary
 from server.native import kernels
+from server.native.abi import BLOCK_SIZE, MAX_HEAD_DIM, Call, Layer, Row, Step
 from server.native.kernels import address
 
-BLOCK_SIZE = 32
-"""Tokens of a block: two vectors of keys, and the one size that the kernel knows."""
 DIM_STEP = 16
-MAX_DIM = 256
-"""Widths of keys and values are multiples of the one, up to the other."""
+"""Widths of keys and values are multiples of this."""
 SCALE_BYTES = 2
 """Of a key or a value in int8: a bfloat16 for each token and head."""
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = [
-        ("pool", ctypes.c_void_p),
-        ("num_heads", ctypes.c_int64),
-        ("num_kv_heads", ctypes.c_int64),
-        ("key_dim", ctypes.c_int64),
-        ("value_dim", ctypes.c_int64),
-        ("window", ctypes.c_int64),
-        ("scaling", ctypes.c_double),
-        ("softcap", ctypes.c_double),
-        ("is_bfloat16", ctypes.c_int64),
-        ("has_bytes", ctypes.c_int64),
-    ]
-
-
-class _Step(ctypes.Structure):
-    _fields_ = [
-        ("rows", ctypes.c_void_p),
-        ("num_rows", ctypes.c_int64),
-        ("block_tables", ctypes.c_void_p),
-        ("failed", ctypes.c_void_p),
-    ]
-
-
-class _Call(ctypes.Structure):
-    _fields_ = [
-        ("query", ctypes.c_void_p),
-        ("key", ctypes.c_void_p),
-        ("value", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("query_head", ctypes.c_int64),
-        ("query_token", ctypes.c_int64),
-        ("key_head", ctypes.c_int64),
-        ("key_token", ctypes.c_int64),
-        ("value_head", ctypes.c_int64),
-        ("value_token", ctypes.c_int64),
-        ("positions", ctypes.c_void_p),
-        ("cos", ctypes.c_void_p),
-        ("sin", ctypes.c_void_p),
-        ("num_rotated", ctypes.c_int64),
-        ("query_norm", ctypes.c_void_p),
-        ("key_norm", ctypes.c_void_p),
-        ("eps", ctypes.c_double),
-        ("sinks", ctypes.c_void_p),
-    ]
 
 
 class NativeAttention(AttentionBackend):
@@ -121,10 +71,10 @@ class NativeAttention(AttentionBackend):
         self._last_step_s = 0.0
         take_pages(self._pools_NW, lambda: self._last_step_s)
         self._layers = [_layer(*each, dtype, kv_dtype) for each in zip(self.specs, self._pools_NW, strict=True)]
-        self._step = _Step()
+        self._step = Step()
         self._layer_addresses = [ctypes.addressof(layer) for layer in self._layers]
         self.step_address = ctypes.addressof(self._step)
-        self._kept_calls: list[_Call] = []
+        self._kept_calls: list[Call] = []
         self._step_arrays: tuple[Any, ...] = ()
         self._failed_B = np.zeros(0, dtype=np.uint8)
         self._num_tokens = 0
@@ -140,13 +90,13 @@ class NativeAttention(AttentionBackend):
         if dtype not in (torch.float32, torch.bfloat16):
             return f"its numbers are {dtype}"
         for width in (width for spec in specs for width in (spec.key_dim, spec.value_dim)):
-            if width % DIM_STEP or width > MAX_DIM:
-                return f"heads of width {width} are no multiple of {DIM_STEP} up to {MAX_DIM}"
+            if width % DIM_STEP or width > MAX_HEAD_DIM:
+                return f"heads of width {width} are no multiple of {DIM_STEP} up to {MAX_HEAD_DIM}"
         return None
 
     def begin(self, inputs: BatchInputs) -> None:
         self._last_step_s = time.monotonic()
-        rows_B4 = np.empty((len(inputs.rows), 4), dtype=np.int64)
+        rows_B4 = np.empty((len(inputs.rows), len(Row._fields_)), dtype=np.int64)
         start = first_block = 0
         for i, row in enumerate(inputs.rows):
             rows_B4[i] = start, len(row.token_ids), row.num_computed, first_block
@@ -164,7 +114,7 @@ class NativeAttention(AttentionBackend):
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
         assert query.shape[2] == self._num_tokens, "these are not the tokens of the step"
         query, key, value = self._dense(query), self._dense(key), self._dense(value)
-        call = _Call()
+        call = Call()
         call.query, call.key, call.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
         _, call.query_head, call.query_token, _ = query.stride()
         _, call.key_head, call.key_token, _ = key.stride()
@@ -201,9 +151,9 @@ class NativeAttention(AttentionBackend):
         self._kept_calls.append(call)
         return self._layer_addresses[layer], ctypes.addressof(call)
 
-    def _packed(self, layer: int, width: int, rotary: Rotary | None, head_norm: HeadNorm | None) -> _Call:
+    def _packed(self, layer: int, width: int, rotary: Rotary | None, head_norm: HeadNorm | None) -> Call:
         """All but the step's own addresses."""
-        spec, call = self.specs[layer], _Call()
+        spec, call = self.specs[layer], Call()
         call.query_head, call.key_head, call.value_head = spec.key_dim, spec.key_dim, spec.value_dim
         call.query_token = call.key_token = call.value_token = width
         if rotary is not None:
@@ -229,7 +179,7 @@ class NativeAttention(AttentionBackend):
         for pool_NW in self._pools_NW:
             pool_NW.index_fill_(0, cleared, 0)
 
-    def _run(self, layer: int, call: _Call, out: Tensor, sinks: Tensor | None) -> None:
+    def _run(self, layer: int, call: Call, out: Tensor, sinks: Tensor | None) -> None:
         wide_sinks = None if sinks is None else sinks.float().contiguous()
         call.out, call.sinks = out.data_ptr(), address(wide_sinks)
         self._attend(self._layer_addresses[layer], self.step_address, ctypes.addressof(call))
@@ -248,8 +198,8 @@ def block_bytes(spec: LayerSpec, dtype: torch.dtype, kv_dtype: KvDtype = "auto")
     return spec.num_kv_heads * BLOCK_SIZE * (spec.key_dim + spec.value_dim) * dtype.itemsize
 
 
-def _layer(spec: LayerSpec, pool_NW: Tensor, dtype: torch.dtype, kv_dtype: KvDtype) -> _Layer:
-    return _Layer(
+def _layer(spec: LayerSpec, pool_NW: Tensor, dtype: torch.dtype, kv_dtype: KvDtype) -> Layer:
+    return Layer(
         address(pool_NW),
         spec.num_heads,
         spec.num_kv_heads,

@@ -8,7 +8,7 @@ namespace attention {
 constexpr int64_t BLOCK = 32;
 constexpr int64_t MOST_DIM = 256;
 
-// What stays the same of a layer. The structs' fields are those of native.py.
+// What stays the same of a layer. The structs' fields are those of abi.py.
 struct Layer {
   uint32_t *pool;
   int64_t num_heads, num_kv_heads, key_dim, value_dim;

@@ -12,10 +12,10 @@ namespace chain {
 
 enum class Kind : int64_t { rms_norm, layer_norm, linear, attention };
 
-// One kernel. Places count buffers of the step, -1 for none. The fields are those of chain.py.
+// One kernel. Places count buffers of the step, -1 for none. The fields are those of abi.py.
 struct Link {
   Kind kind;
-  int64_t from, residual, to;
+  int64_t source, residual, to;
   // Of a product what `linear` takes, of a norm its weight, bias and width.
   int64_t weight_kind, width, words;
   const void *weight, *scale;
@@ -41,7 +41,7 @@ template <class T> const T *at(const Buffers &buffers, int64_t place) {
 }
 
 template <class T> void norm(const Link &link, const Buffers &buffers) {
-  const T *x = at<T>(buffers, link.from), *residual = at<T>(buffers, link.residual);
+  const T *x = at<T>(buffers, link.source), *residual = at<T>(buffers, link.residual);
   const float *weight = static_cast<const float *>(link.weight);
   T *out = static_cast<T *>(buffers.places[link.to]);
   const int64_t width = link.width;
@@ -54,7 +54,7 @@ template <class T> void norm(const Link &link, const Buffers &buffers) {
 
 template <class T> void product(const Link &link, const Buffers &buffers) {
   linear_kernels::Job job{};
-  job.x = at<uint32_t>(buffers, link.from);
+  job.x = at<uint32_t>(buffers, link.source);
   job.num_rows = buffers.num_rows;
   job.words = link.words;
   job.weight = static_cast<const uint32_t *>(link.weight);
@@ -73,7 +73,7 @@ template <class T> void product(const Link &link, const Buffers &buffers) {
 template <class T> void attend(const Link &link, const Buffers &buffers) {
   const attention::Layer &layer = *link.layer;
   attention::Call call = *link.call;
-  const T *query = at<T>(buffers, link.from), *key = query + layer.num_heads * layer.key_dim;
+  const T *query = at<T>(buffers, link.source), *key = query + layer.num_heads * layer.key_dim;
   call.query = query;
   call.key = key;
   call.value = key + layer.num_kv_heads * layer.key_dim;

@@ -2,6 +2,7 @@
 // (kernels.py) imports the best one that the processor has.
 #include "python.h"
 
+#include "abi_checks.h"
 #include "attention.h"
 #include "chain.h"
 #include "elementwise.h"

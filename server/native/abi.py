@@ -1,0 +1,189 @@
+"""The structs and numbers that Python and the kernels share, described once.
+
+`python -m server.native.abi` writes the description as assertions to `src/abi_checks.h`: sources that lay a struct out
+in another way, or that number a choice otherwise, do not compile.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from enum import IntEnum
+from pathlib import Path
+
+INTEGER, REAL, ADDRESS = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+
+HEADER = Path(__file__).parent / "src" / "abi_checks.h"
+
+PANEL = 48
+"""Rows of a weight that lie together."""
+INT4_GROUP = 32
+"""Weights of a row that share a scale in int4."""
+BLOCK_SIZE = 32
+"""Tokens of a block of the KV cache: two vectors of keys, and the one size that the kernel knows."""
+MAX_HEAD_DIM = 256
+
+
+class Layer(ctypes.Structure):
+    """What stays the same of a layer's attention."""
+
+    _fields_ = [
+        ("pool", ADDRESS),
+        ("num_heads", INTEGER),
+        ("num_kv_heads", INTEGER),
+        ("key_dim", INTEGER),
+        ("value_dim", INTEGER),
+        ("window", INTEGER),
+        ("scaling", REAL),
+        ("softcap", REAL),
+        ("is_bfloat16", INTEGER),
+        ("has_bytes", INTEGER),
+    ]
+
+
+class Row(ctypes.Structure):
+    """A sequence's new tokens, and where its block table begins in the step's."""
+
+    _fields_ = [("start", INTEGER), ("count", INTEGER), ("computed", INTEGER), ("table", INTEGER)]
+
+
+class Step(ctypes.Structure):
+    """What is the same for all layers of a step."""
+
+    _fields_ = [("rows", ADDRESS), ("num_rows", INTEGER), ("block_tables", ADDRESS), ("failed", ADDRESS)]
+
+
+class Call(ctypes.Structure):
+    """One layer of one step. Strides count values."""
+
+    _fields_ = [
+        ("query", ADDRESS),
+        ("key", ADDRESS),
+        ("value", ADDRESS),
+        ("out", ADDRESS),
+        ("query_head", INTEGER),
+        ("query_token", INTEGER),
+        ("key_head", INTEGER),
+        ("key_token", INTEGER),
+        ("value_head", INTEGER),
+        ("value_token", INTEGER),
+        ("positions", ADDRESS),
+        ("cos", ADDRESS),
+        ("sin", ADDRESS),
+        ("num_rotated", INTEGER),
+        ("query_norm", ADDRESS),
+        ("key_norm", ADDRESS),
+        ("eps", REAL),
+        ("sinks", ADDRESS),
+    ]
+
+
+class Link(ctypes.Structure):
+    """One kernel of a chain. Places count buffers of the step, -1 for none."""
+
+    _fields_ = [
+        ("kind", INTEGER),
+        ("source", INTEGER),
+        ("residual", INTEGER),
+        ("to", INTEGER),
+        ("weight_kind", INTEGER),
+        ("width", INTEGER),
+        ("words", INTEGER),
+        ("weight", ADDRESS),
+        ("scale", ADDRESS),
+        ("offset", ADDRESS),
+        ("bias", ADDRESS),
+        ("num_outputs", INTEGER),
+        ("activation", INTEGER),
+        ("is_gated", INTEGER),
+        ("eps", REAL),
+        ("layer", ADDRESS),
+        ("call", ADDRESS),
+    ]
+
+
+class LinkKind(IntEnum):
+    """What a link of a chain computes."""
+
+    rms_norm, layer_norm, linear, attention = range(4)
+
+
+class WeightKind(IntEnum):
+    """How a product's weight is held."""
+
+    float32, bfloat16, int8, int4 = range(4)
+
+
+class Activation(IntEnum):
+    """What a product ends with."""
+
+    none, silu, gelu, gelu_tanh, relu = range(5)
+
+
+STRUCTS: dict[str, type[ctypes.Structure]] = {
+    "attention::Layer": Layer,
+    "attention::Row": Row,
+    "attention::Step": Step,
+    "attention::Call": Call,
+    "chain::Link": Link,
+}
+ENUMS: dict[str, type[IntEnum]] = {
+    "chain::Kind": LinkKind,
+    "linear_kernels::WeightKind": WeightKind,
+    "lanes::Activation": Activation,
+}
+CONSTANTS = {
+    "linear_kernels::PANEL": PANEL,
+    "int4::GROUP": INT4_GROUP,
+    "attention::BLOCK": BLOCK_SIZE,
+    "attention::MOST_DIM": MAX_HEAD_DIM,
+}
+
+TRAITS = {ADDRESS: "is_address", REAL: "is_real", INTEGER: "is_integer"}
+
+
+def header() -> str:
+    """The text of `HEADER`."""
+    return HEAD + "\n".join((*_struct_lines(), *_enum_lines(), *_constant_lines())) + "\n"
+
+
+def _struct_lines() -> Iterator[str]:
+    for name, struct in STRUCTS.items():
+        yield f"static_assert(sizeof({name}) == {ctypes.sizeof(struct)});"
+        for field, kind, *_ in struct._fields_:
+            yield f"static_assert(offsetof({name}, {field}) == {getattr(struct, field).offset});"
+            yield f"static_assert(abi::{TRAITS[kind]}<decltype({name}::{field})>);"
+
+
+def _enum_lines() -> Iterator[str]:
+    for name, enum in ENUMS.items():
+        yield from (f"static_assert(static_cast<int64_t>({name}::{each.name}) == {each.value});" for each in enum)
+
+
+def _constant_lines() -> Iterator[str]:
+    yield from (f"static_assert(static_cast<int64_t>({name}) == {value});" for name, value in CONSTANTS.items())
+
+
+HEAD = """// Written by `python -m server.native.abi`: what Python fills lies where the kernels read it. Do not edit.
+#pragma once
+
+#include "attention.h"
+#include "chain.h"
+#include "linear.h"
+
+#include <cstddef>
+#include <type_traits>
+
+namespace abi {
+
+template <class T> constexpr bool is_address = std::is_pointer_v<T> && sizeof(T) == 8;
+template <class T> constexpr bool is_real = std::is_same_v<T, double>;
+template <class T> constexpr bool is_integer = (std::is_integral_v<T> || std::is_enum_v<T>) && sizeof(T) == 8;
+
+} // namespace abi
+
+"""
+
+
+if __name__ == "__main__":
+    HEADER.write_text(header())

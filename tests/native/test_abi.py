@@ -1,0 +1,75 @@
+"""The description of what Python and the kernels share, and the sources that it is compiled with."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from server.native import abi, reference
+from server.native.packing import ACTIVATIONS
+
+SOURCES = abi.HEADER.parent
+
+
+def compiled(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The headers with their assertions, checked by the compiler and not made into code."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    include = sysconfig.get_path("include")
+    if compiler is None or not (Path(include) / "Python.h").exists():
+        pytest.skip("no C++ compiler, or no headers of Python")
+    options = ["-std=c++20", "-fopenmp", "-mavx2", "-mfma", "-mf16c", "-DPy_LIMITED_API=0x030B0000", f"-I{include}"]
+    command = [compiler, "-fsyntax-only", *options, "-include", "python.h", "abi_checks.h"]
+    return subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SOURCES, tmp_path / "src"))
+
+
+def test_the_assertions_are_those_of_the_description() -> None:
+    assert abi.HEADER.read_text() == abi.header(), "run: python -m server.native.abi"
+
+
+def test_every_set_of_kernels_is_compiled_with_the_assertions() -> None:
+    assert '#include "abi_checks.h"' in (SOURCES / "module.cpp").read_text()
+
+
+def test_every_field_of_every_struct_is_asserted() -> None:
+    text = abi.header()
+    for name, struct in abi.STRUCTS.items():
+        assert re.findall(rf"offsetof\({name}, (\w+)\)", text) == [field for field, *_ in struct._fields_]
+
+
+def test_the_sources_compile_with_the_assertions(sources: Path) -> None:
+    found = compiled(sources)
+    assert found.returncode == 0, found.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after"),
+    [
+        ("chain.h", "  double eps;", "  int64_t inserted;\n  double eps;"),
+        ("chain.h", "rms_norm, layer_norm, linear, attention };", "layer_norm, rms_norm, linear, attention };"),
+        ("attention_heads.h", "  double scaling;\n", "  int64_t scaling;\n"),
+        ("attention_heads.h", "num_heads, num_kv_heads, key_dim", "num_kv_heads, num_heads, key_dim"),
+        ("lanes_math.h", "{ none, silu, gelu,", "{ none, gelu, silu,"),
+    ],
+)
+def test_a_struct_or_a_choice_that_is_laid_out_otherwise_does_not_compile(
+    sources: Path, file: str, before: str, after: str
+) -> None:
+    text = (sources / file).read_text()
+    assert text.count(before) == 1
+    (sources / file).write_text(text.replace(before, after))
+    found = compiled(sources)
+    assert found.returncode != 0 and "static assertion failed" in found.stderr
+
+
+def test_every_activation_of_the_reference_has_a_number() -> None:
+    assert ACTIVATIONS.keys() - {None} == reference.ACTIVATIONS.keys()
