@@ -86,7 +86,7 @@ class Tiling:
 
 def decode_tiling(key_dim: int, value_dim: int, group: int, itemsize: int) -> Tiling:
     width = max(padded(key_dim), padded(value_dim))
-    keys = max(16, min(64, 16 * 1024 // (width * itemsize)))
+    keys = max(16, min(128, 32 * 1024 // (width * itemsize)))
     return Tiling(rows=padded(group), keys=keys, num_warps=4, num_stages=3 if itemsize == 2 else 2)
 
 

@@ -63,6 +63,38 @@ def _write(
     tl.store(place, tl.where(is_finite, x, 0.0).to(pool_ptr.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _turn_queries(
+    x_ptr, stride_xh, first_head, cos_ptr, sin_ptr, weight_ptr, eps, out_ptr,
+    HQ: tl.constexpr, DK: tl.constexpr, DKP: tl.constexpr, R: tl.constexpr, BH: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    x = _turned(x_ptr, stride_xh, first_head, cos_ptr, sin_ptr, weight_ptr, eps, HQ, DK, DKP, R, BH, HAS_NORM)
+    head = first_head + tl.arange(0, BH)
+    d = tl.arange(0, DKP)
+    tl.store(out_ptr + head[:, None] * DK + d[None, :], x, mask=(head < HQ)[:, None] & (d < DK)[None, :])
+
+
+@triton.jit
+def _write_keys(
+    x_ptr, stride_xh, first_head, cos_ptr, sin_ptr, weight_ptr, eps, pool_ptr, slot, failed_ptr, stride_p, stride_h,
+    H: tl.constexpr, DK: tl.constexpr, DKP: tl.constexpr, R: tl.constexpr, BH: tl.constexpr, HAS_NORM: tl.constexpr,
+):  # fmt: skip
+    x = _turned(x_ptr, stride_xh, first_head, cos_ptr, sin_ptr, weight_ptr, eps, H, DK, DKP, R, BH, HAS_NORM)
+    _write(pool_ptr, slot, x, first_head, failed_ptr, stride_p, stride_h, H, DK, DKP, BH)
+
+
+@triton.jit
+def _write_values(
+    x_ptr, stride_xh, first_head, pool_ptr, slot, failed_ptr, stride_p, stride_h,
+    H: tl.constexpr, DV: tl.constexpr, DVP: tl.constexpr, BH: tl.constexpr,
+):  # fmt: skip
+    head = first_head + tl.arange(0, BH)
+    d = tl.arange(0, DVP)
+    mask = (head < H)[:, None] & (d < DV)[None, :]
+    x = tl.load(x_ptr + head[:, None] * stride_xh + d[None, :], mask=mask, other=0.0)
+    _write(pool_ptr, slot, x, first_head, failed_ptr, stride_p, stride_h, H, DV, DVP, BH)
+
+
 @triton.jit(**VARIED)
 def place(
     q_ptr, k_ptr, v_ptr, out_ptr, key_pool_ptr, value_pool_ptr, slot_ptr, row_ptr, position_ptr, cos_ptr, sin_ptr,
@@ -82,29 +114,23 @@ def place(
         position = tl.load(position_ptr + t)
         cos = cos_ptr + position * R
         sin = sin_ptr + position * R
+    # Each in a function of its own: a name has one type in all branches.
     if tile < NQ:
         if HAS_QUERIES:
-            first = tile * BH
-            x = _turned(
-                q_ptr + t * stride_qt, stride_qh, first, cos, sin, query_weight_ptr, eps, HQ, DK, DKP, R, BH, HAS_NORM
-            )
-            head = first + tl.arange(0, BH)
-            d = tl.arange(0, DKP)
-            mask = (head < HQ)[:, None] & (d < DK)[None, :]
-            tl.store(out_ptr + t * (HQ * DK) + head[:, None] * DK + d[None, :], x, mask=mask)
+            _turn_queries(
+                q_ptr + t * stride_qt, stride_qh, tile * BH, cos, sin, query_weight_ptr, eps, out_ptr + t * (HQ * DK),
+                HQ, DK, DKP, R, BH, HAS_NORM,
+            )  # fmt: skip
     else:
         slot = tl.load(slot_ptr + t)
         failed = failed_ptr + tl.load(row_ptr + t)
         if tile < NQ + NK:
-            first = (tile - NQ) * BH
-            x = _turned(
-                k_ptr + t * stride_kt, stride_kh, first, cos, sin, key_weight_ptr, eps, H, DK, DKP, R, BH, HAS_NORM
-            )
-            _write(key_pool_ptr, slot, x, first, failed, stride_p, stride_h, H, DK, DKP, BH)
+            _write_keys(
+                k_ptr + t * stride_kt, stride_kh, (tile - NQ) * BH, cos, sin, key_weight_ptr, eps, key_pool_ptr, slot,
+                failed, stride_p, stride_h, H, DK, DKP, R, BH, HAS_NORM,
+            )  # fmt: skip
         else:
-            first = (tile - NQ - NK) * BH
-            head = first + tl.arange(0, BH)
-            d = tl.arange(0, DVP)
-            mask = (head < H)[:, None] & (d < DV)[None, :]
-            x = tl.load(v_ptr + t * stride_vt + head[:, None] * stride_vh + d[None, :], mask=mask, other=0.0)
-            _write(value_pool_ptr, slot, x, first, failed, stride_p, stride_h, H, DV, DVP, BH)
+            _write_values(
+                v_ptr + t * stride_vt, stride_vh, (tile - NQ - NK) * BH, value_pool_ptr, slot, failed, stride_p,
+                stride_h, H, DV, DVP, BH,
+            )  # fmt: skip

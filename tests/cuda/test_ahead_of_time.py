@@ -27,6 +27,7 @@ MODELS = {
     "SmolLM2-135M": (layer_spec((9, 3), (64, 64)), False),
     "Qwen3-0.6B": (layer_spec((16, 8), (128, 128)), True),
     "gemma-2-2b": (layer_spec((8, 4), (256, 256), window=4096, softcap=50.0), False),
+    "values narrower than keys": (layer_spec((4, 2), (192, 128)), True),
 }
 """Layers, and whether heads have norms."""
 
@@ -53,7 +54,7 @@ def step(spec: LayerSpec, has_norm: bool, spans: Sequence[tuple[int, int]]) -> N
     backend.begin(inputs)
     factors_PR = torch.zeros(700, spec.key_dim // 2)
     weight_D = torch.zeros(spec.key_dim)
-    width = (spec.num_heads + 2 * spec.num_kv_heads) * spec.key_dim
+    width = sum(spec.projected_widths)
     backend.attend_packed(
         0,
         torch.zeros(len(inputs.slots_T), width, dtype=torch.bfloat16),
