@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Encoding
 
 from server.errors import InvalidParameter, InvalidRequest
 from server.protocol import Encode
@@ -18,14 +17,12 @@ from server.sentences import sentence
 from server.serving.encoder_client import rows
 from server.serving.record import RequestRecord
 from server.serving.windowed import WindowedEncoder
-from server.text.answers import Answer, AnswerRules, Context, WindowLogits, find_answers
+from server.text.answers import Answer, AnswerRules, find_answers
+from server.text.question_windows import USUAL_SEQ_LEN, USUAL_STRIDE, QuestionEncoding, question_encoding, usual_stride
 from server.text.windows import num_windows, strided_windows
 
 MAX_ANSWERS = 32_768
 """Of all questions of one request."""
-USUAL_SEQ_LEN = 384
-"""Most models that answer questions were trained with windows of this length."""
-USUAL_STRIDE = 128
 
 
 class Question(NamedTuple):
@@ -50,13 +47,8 @@ class AnswerOptions:
 
 @dataclass(frozen=True)
 class _Document:
-    question: Question
-    encoding: Encoding
-    before: Sequence[int]
-    """Positions of the tokens that every window begins with."""
-    content: range
-    """Positions of the context's own tokens. Windows count from its start."""
-    after: Sequence[int]
+    text: str
+    tokens: QuestionEncoding
     capacity: int
     """Tokens of the context in a window."""
     stride: int
@@ -64,9 +56,12 @@ class _Document:
     @property
     def num_tokens(self) -> int:
         """Of all windows."""
-        count = num_windows(len(self.content), self.capacity, self.stride)
-        frame = len(self.before) + len(self.after)
-        return len(self.content) + (count - 1) * self.stride + count * frame
+        size = len(self.tokens.content)
+        count = num_windows(size, self.capacity, self.stride)
+        return size + (count - 1) * self.stride + count * self.tokens.num_frame_tokens
+
+    def windows(self) -> list[range]:
+        return strided_windows(len(self.tokens.content), self.capacity, self.stride)
 
 
 class ServedQuestionAnswerer(WindowedEncoder):
@@ -101,11 +96,11 @@ class ServedQuestionAnswerer(WindowedEncoder):
             sum(document.num_tokens for document in documents),
             sentence("Overlapping windows count twice. Send less text, or set a smaller {doc_stride}."),
         )
-        plans = [strided_windows(len(document.content), document.capacity, document.stride) for document in documents]
+        plans = [document.windows() for document in documents]
         commands = [
             command
             for document, windows in zip(documents, plans, strict=True)
-            for command in self._commands(document, windows, record.request_id)
+            for command in self._commands(document.tokens, windows, record.request_id)
         ]
         scores = iter(await self._encode(commands, record))
         logits = [[rows(next(scores)) for _ in windows] for windows in plans]
@@ -128,56 +123,34 @@ class ServedQuestionAnswerer(WindowedEncoder):
         for name, text in question._asdict().items():
             if not text.strip():
                 raise InvalidParameter(f"inputs.{name}", text, "must contain more than spaces")
-        is_first = self.tokenizer.files.padding_side == "right"
-        encoding = self.tokenizer.encode(*(question if is_first else reversed(question)))
-        before, content, after = _parts(encoding, is_first, options.max_question_len)
-        for name, has_tokens in (("question", _has_question(encoding, is_first)), ("context", len(content) > 0)):
-            if not has_tokens:
+        question_first = self.tokenizer.files.padding_side == "right"
+        encoding = self.tokenizer.encode(*(question if question_first else reversed(question)))
+        tokens = question_encoding(encoding, question_first=question_first, max_question_len=options.max_question_len)
+        for name, num_tokens in (("question", tokens.num_question_tokens), ("context", len(tokens.content))):
+            if not num_tokens:
                 raise InvalidParameter(f"inputs.{name}", getattr(question, name), "must have at least one token")
-        capacity = seq_len - len(before) - len(after)
+        capacity = seq_len - tokens.num_frame_tokens
         if capacity < 1:
             words = sentence(
                 "The question and the special tokens are {num_tokens} tokens, and {max_seq_len} is {limit}: no room is "
                 "left for the context. Shorten the question, or set a smaller {max_question_len}.",
-                num_tokens=len(before) + len(after),
+                num_tokens=tokens.num_frame_tokens,
                 limit=seq_len,
             )
             raise InvalidRequest(words, param="inputs.question")
-        return _Document(question, encoding, before, content, after, capacity, _stride(options, seq_len, capacity))
+        return _Document(question.context, tokens, capacity, _stride(options, seq_len, capacity))
 
-    def _commands(self, document: _Document, windows: Sequence[range], request_id: str) -> list[Encode]:
-        ids, types = document.encoding.ids, self._type_ids(document.encoding)
-
-        def cut(values: list[int], window: range) -> list[int]:
-            start = document.content.start
-            middle = values[start + window.start : start + window.stop]
-            return [*(values[i] for i in document.before), *middle, *(values[i] for i in document.after)]
-
+    def _commands(self, tokens: QuestionEncoding, windows: Sequence[range], request_id: str) -> list[Encode]:
+        ids, types = tokens.encoding.ids, self._type_ids(tokens.encoding)
         return [
-            Encode(request_id, cut(ids, window), None if types is None else cut(types, window)) for window in windows
+            Encode(request_id, tokens.cut(ids, window), None if types is None else tokens.cut(types, window))
+            for window in windows
         ]
-
-
-def _parts(encoding: Encoding, is_first: bool, max_question_len: int | None) -> tuple[list[int], range, list[int]]:
-    """Positions before the context, of the context, and behind it. A question that is too long loses its end."""
-    sequence_ids = encoding.sequence_ids
-    own = [position for position, sequence in enumerate(sequence_ids) if sequence == int(is_first)]
-    asked = [position for position, sequence in enumerate(sequence_ids) if sequence == int(not is_first)]
-    left_out = set() if max_question_len is None else set(asked[max_question_len:])
-    content = range(own[0], own[-1] + 1) if own else range(len(sequence_ids), len(sequence_ids))
-    before = [position for position in range(content.start) if position not in left_out]
-    after = [position for position in range(content.stop, len(sequence_ids)) if position not in left_out]
-    return before, content, after
-
-
-def _has_question(encoding: Encoding, is_first: bool) -> bool:
-    return int(not is_first) in encoding.sequence_ids
 
 
 def _stride(options: AnswerOptions, seq_len: int, capacity: int) -> int:
     if options.doc_stride is None:
-        usual = min(seq_len // 2, USUAL_STRIDE)
-        return usual if usual < capacity else capacity // 2
+        return usual_stride(seq_len, capacity)
     if options.doc_stride >= capacity:
         rule = f"must be 0 to {capacity - 1}, less than the {capacity} tokens of the context in a window"
         raise InvalidParameter("doc_stride", options.doc_stride, rule)
@@ -187,11 +160,5 @@ def _stride(options: AnswerOptions, seq_len: int, capacity: int) -> int:
 def _answers(
     document: _Document, windows: Sequence[range], logits: Sequence[NDArray[np.float32]], rules: AnswerRules
 ) -> list[Answer]:
-    kept, lead = slice(document.content.start, document.content.stop), len(document.before)
-    context = Context(document.question.context, document.encoding.offsets[kept], document.encoding.word_ids[kept])
-    begins_with_special = bool(document.encoding.special_tokens_mask[0])
-    read = [
-        WindowLogits(window, row_T2[lead : lead + len(window)], row_T2[0] if begins_with_special else None)
-        for window, row_T2 in zip(windows, logits, strict=True)
-    ]
-    return find_answers(context, read, rules)
+    read = [document.tokens.logits(window, row_T2) for window, row_T2 in zip(windows, logits, strict=True)]
+    return find_answers(document.tokens.context(document.text), read, rules)

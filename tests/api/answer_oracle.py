@@ -1,13 +1,14 @@
 """Answers as the question answering pipeline of transformers 4 finds them; transformers 5 no longer has it.
 
-Its postprocessing, window by window in float32, over a model and a tokenizer of transformers. Three rules differ: an
+Its postprocessing, window by window in float32, over a model and a tokenizer of transformers. Four rules differ: an
 answer that several windows give has the best of their scores, not the sum, which can be above 1; there are no spaces
-at the ends of an answer; and a word goes on where a window ends inside it.
+at the ends of an answer; marks on its last character are part of it; and a word goes on where a window ends inside it.
 """
 
 from __future__ import annotations
 
 import copy
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,10 @@ def spans(start_C: Any, end_C: Any, count: int, max_answer_len: int, p_mask: Any
 
 def stripped(text: str, start: int, end: int) -> tuple[int, int]:
     answer = text[start:end]
-    return end - len(answer.lstrip()), start + len(answer.rstrip())
+    start, end = end - len(answer.lstrip()), start + len(answer.rstrip())
+    while end < len(text) and unicodedata.category(text[end]).startswith("M"):
+        end += 1
+    return start, end
 
 
 def place(encoding: Any, words: Any, first: int, last: int, align_to_words: bool) -> tuple[int, int]:
