@@ -127,6 +127,12 @@ QUESTION_ANSWERING = Task(
     served="server.serving.question_answerer:ServedQuestionAnswerer",
     router="server.api.dialects.hf.question_answering:router",
     example={"inputs": {"question": "Where does Maria live?", "context": "Maria Jensen lives in Portland."}},
+    training=Training(
+        command="qa",
+        description="a model that finds answers in texts, from JSON nested as SQuAD's (also version 2, with questions "
+        "that have no answer) or JSONL with question, context and answers",
+        trainer="server.finetune.question_answering:AnswerQuestions",
+    ),
 )
 EMBED = Task(
     name="embed",

@@ -24,7 +24,6 @@ from server.models.lengths import longest_input
 from server.models.module import LOAD_FAILURES
 from server.models.tokenizer_files import load_tokenizer
 
-DEFAULT_MAX_LENGTH = 256
 LINEARS = (nn.Linear, Conv1D)
 """Layers that LoRA adapts."""
 
@@ -50,15 +49,9 @@ def load_base(task: TrainedTask, options: Options) -> Base:
     if (Path(options.model) / "adapter_config.json").exists():
         raise ConfigurationError(f"{options.model} is an adapter. Give --model the folder of its base.")
     check_files(Path(options.model))
-    labels = dict(enumerate(task.labels))
     tokenizer = load_tokenizer(Path(options.model))
     try:
-        config = read_config(
-            Path(options.model),
-            id2label=labels,
-            label2id={label: index for index, label in labels.items()},
-            problem_type=task.problem_type,
-        )
+        config = read_config(Path(options.model), **task.config_fields())
         model, info = getattr(transformers, task.task.auto_class).from_pretrained(
             options.model,
             config=config,
@@ -139,4 +132,4 @@ def max_length(task: TrainedTask, model: Any, tokenizer: Any, options: Options) 
     least = tokenizer.num_special_tokens_to_add(pair=True) + 2
     if 0 < options.max_length < least:
         raise ConfigurationError(f"--max-length is {options.max_length}: it must be at least {least} for this base.")
-    return options.max_length or min(DEFAULT_MAX_LENGTH, limit)
+    return options.max_length or min(task.default_max_length, limit)

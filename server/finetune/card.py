@@ -23,7 +23,7 @@ def model_card(
     front = {
         "base_model": base,
         "datasets": [dataset],
-        "metrics": ["f1", "accuracy"],
+        "metrics": list(task.metrics),
         "license": options.license,
         "library_name": "peft" if options.method == "lora" else "transformers",
         "pipeline_tag": task.pipeline_tag,
@@ -40,13 +40,11 @@ def model_card(
 
 A {kind} of `{base}` for {task.pipeline_tag}, trained on {dataset}.
 
-Labels: {", ".join(f"`{_one_line(label)}`" for label in task.labels)}
-
-## Use
+{_labels(task)}## Use
 
 ```sh
 sluice serve --model {name}={options.out}
-curl -s http://127.0.0.1:8000/{task.task.name} -H 'Content-Type: application/json' -d '{{"inputs": "..."}}'
+curl -s http://127.0.0.1:8000/{task.task.name} -H 'Content-Type: application/json' -d '{json.dumps(task.body())}'
 ```
 
 ## Scores
@@ -65,9 +63,14 @@ Held out: {held_out}; no text of it was trained on. {metrics["num_train"]} examp
 ```
 
 {metrics["steps"]} steps ({metrics["epochs"]} epochs) in {metrics["train_runtime_s"] / 60:.1f} minutes.
-The weights are those of step {metrics["best_step"]}. Texts were cut at {metrics["max_length"]} tokens.
+The weights are those of step {metrics["best_step"]}. {task.length_note.format(metrics["max_length"])}
 All options are in `training_args.json`. Made with {made_with}.
 """
+
+
+def _labels(task: TrainedTask) -> str:
+    names = ", ".join(f"`{_one_line(label)}`" for label in task.labels)
+    return f"Labels: {names}\n\n" if names else ""
 
 
 def _score_rows(metrics: dict[str, Any]) -> str:

@@ -19,22 +19,29 @@ class Part:
 
     examples: list[Any]
     encodings: list[Any]
-    """Each a ``tokenizers.Encoding``, cut at the greatest length."""
+    """Each a ``tokenizers.Encoding``, cut at the greatest length, or a window of one."""
     features: list[dict[str, Any]]
+
+    @property
+    def num_examples(self) -> int:
+        """An example with several windows counts once."""
+        return len({id(example) for example in self.examples})
 
 
 def encode(task: TrainedTask, parts: Split, tokenizer: Any, max_length: int) -> dict[str, Part]:
     """The parts by name. What the tokenizer gives decides, as in transformers: of pairs for example token types."""
-    encodings = {
-        name: _encodings(getattr(parts, name), tokenizer, max_length, name) for name in ("train", "validation", "test")
+    encoded = {
+        name: task.encodings(getattr(parts, name), tokenizer, max_length, name)
+        for name in ("train", "validation", "test")
     }
     has_types = "token_type_ids" in tokenizer.model_input_names and any(
-        any(encoding.type_ids) for part in encodings.values() for encoding in part
+        any(encoding.type_ids) for part in encoded.values() for _, encoding in part
     )
-    return {name: _part(task, getattr(parts, name), part, has_types) for name, part in encodings.items()}
+    return {name: _part(task, part, has_types) for name, part in encoded.items()}
 
 
-def _encodings(examples: Sequence[Any], tokenizer: Any, max_length: int, part: str) -> list[Any]:
+def text_encodings(examples: Sequence[Any], tokenizer: Any, max_length: int, part: str) -> list[tuple[Any, Any]]:
+    """Each example with its text, cut where it is too long."""
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
     backend.no_truncation()
@@ -45,7 +52,7 @@ def _encodings(examples: Sequence[Any], tokenizer: Any, max_length: int, part: s
         backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
         encodings = backend.encode_batch(inputs)
         backend.no_truncation()
-    return list(encodings)
+    return list(zip(examples, encodings, strict=True))
 
 
 def task_input(example: Any) -> Any:
@@ -54,14 +61,13 @@ def task_input(example: Any) -> Any:
     return example.text if pair is None else (example.text, pair)
 
 
-def _part(task: TrainedTask, examples: Sequence[Any], encodings: Sequence[Any], has_types: bool) -> Part:
+def _part(task: TrainedTask, encoded: Sequence[tuple[Any, Any]], has_types: bool) -> Part:
     # By length, longest first: what is evaluated together is about equally long.
-    order = sorted(range(len(examples)), key=lambda place: -len(encodings[place].ids))
+    ordered = sorted(encoded, key=lambda pair: -len(pair[1].ids))
     features = []
-    for place in order:
-        encoding = encodings[place]
+    for example, encoding in ordered:
         inputs = {"input_ids": encoding.ids, "attention_mask": encoding.attention_mask}
         if has_types:
             inputs["token_type_ids"] = encoding.type_ids
-        features.append({**inputs, "labels": task.targets(examples[place], encoding)})
-    return Part([examples[place] for place in order], [encodings[place] for place in order], features)
+        features.append({**inputs, **task.labelled(example, encoding)})
+    return Part([example for example, _ in ordered], [encoding for _, encoding in ordered], features)

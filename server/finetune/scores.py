@@ -1,7 +1,9 @@
-"""Held-out scores: F1 of labels, and F1 of whole entities as conlleval and seqeval count them."""
+"""Held-out scores: F1 of labels, of whole entities as conlleval and seqeval count them, of answers as SQuAD does."""
 
 from __future__ import annotations
 
+import re
+import string
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 
@@ -59,3 +61,42 @@ def label_scores(
         "accuracy": float((true_NL == predicted_NL).all(axis=1).mean()),
         **by_label,
     }
+
+
+def answer_scores(true: Sequence[Sequence[str]], predicted: Sequence[str]) -> dict[str, float]:
+    """F1 and exact match of answers, as SQuAD counts them: the best over the true answers of each question.
+
+    A question without true answers has the empty one. ``f1/answered`` and ``f1/impossible`` are of the questions with
+    and without, where there are both.
+
+    >>> answer_scores([["the Rhine"], []], ["Rhine river", ""])["f1"] == (2 / 3 + 1) / 2
+    True
+    """
+    exact = [max(_words(answer) == _words(each) for each in wanted or [""]) for wanted, answer in _zip(true, predicted)]
+    f1 = [max(_word_f1(each, answer) for each in wanted or [""]) for wanted, answer in _zip(true, predicted)]
+    scores = {"f1": float(np.mean(f1)), "exact_match": float(np.mean(exact))}
+    by_kind = {
+        kind: [score for score, wanted in zip(f1, true, strict=True) if bool(wanted) == is_answered]
+        for kind, is_answered in (("answered", True), ("impossible", False))
+    }
+    if all(by_kind.values()):
+        scores |= {f"f1/{kind}": float(np.mean(values)) for kind, values in by_kind.items()}
+    return scores
+
+
+def _zip(true: Sequence[Sequence[str]], predicted: Sequence[str]) -> Iterable[tuple[Sequence[str], str]]:
+    return zip(true, predicted, strict=True)
+
+
+def _words(answer: str) -> list[str]:
+    """Without case, punctuation and articles."""
+    kept = "".join(character for character in answer.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", kept).split()
+
+
+def _word_f1(true: str, predicted: str) -> float:
+    true_words, predicted_words = _words(true), _words(predicted)
+    if not true_words or not predicted_words:
+        return float(true_words == predicted_words)
+    num_same = (Counter(true_words) & Counter(predicted_words)).total()
+    return _f1(num_same, len(predicted_words), len(true_words))[2]

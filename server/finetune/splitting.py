@@ -11,6 +11,7 @@ from typing import Any
 
 from server.errors import ConfigurationError
 from server.finetune.data import TagExample, TextExample
+from server.finetune.questions import QuestionExample
 from server.text.tag_schemes import TagScheme, scheme_of
 
 
@@ -26,7 +27,8 @@ class Split:
 def split(examples: Sequence[Any], *, validation_share: float, test_share: float, seed: int) -> Split:
     """Cut by ``seed`` so that each part has about the same mix of labels.
 
-    Examples with the same text, or pair of texts, stay together. ``test_share`` 0 leaves that part empty.
+    Examples with the same text, or pair of texts, stay together, and so do all questions about one text.
+    ``test_share`` 0 leaves that part empty.
     """
     by_text: dict[tuple[str, ...], list[Any]] = defaultdict(list)
     for example in examples:
@@ -56,12 +58,16 @@ def split(examples: Sequence[Any], *, validation_share: float, test_share: float
     return Split(train=train, validation=validation, test=test)
 
 
-def _key(example: TextExample | TagExample) -> tuple[str, ...]:
+def _key(example: TextExample | TagExample | QuestionExample) -> tuple[str, ...]:
+    if isinstance(example, QuestionExample):
+        return (example.context,)
     pair = example.pair if isinstance(example, TextExample) else None
     return (example.text,) if pair is None else (example.text, pair)
 
 
-def _stratum(example: TextExample | TagExample, scheme: TagScheme) -> tuple[str, ...]:
+def _stratum(example: TextExample | TagExample | QuestionExample, scheme: TagScheme) -> tuple[str, ...]:
+    if isinstance(example, QuestionExample):
+        return ("answered",) if example.answers else ("impossible",)
     if isinstance(example, TextExample):
         return example.labels
     return tuple(sorted({scheme.tags[tag].type for tag in example.tags}))

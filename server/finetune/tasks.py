@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from server.errors import ConfigurationError
 from server.finetune.data import TagExample, TextColumns, TextExample, label_names, read_tags, read_texts
 from server.finetune.options import Options
-from server.finetune.parts import Part
+from server.finetune.parts import Part, text_encodings
 from server.finetune.scores import Span, label_scores, span_scores
 from server.tasks import CLASSIFY, NER, Task
 from server.text.entities import TaggedText, softmax
@@ -41,8 +41,12 @@ class TrainedTask(ABC):
     best_score: str
     """The validation score that chooses the best epoch."""
     pipeline_tag: str
+    metrics: tuple[str, ...] = ("f1", "accuracy")
+    """Names of the scores for the model card."""
     labels: list[str]
     problem_type: str | None = None
+    default_max_length = 256
+    length_note = "Texts were cut at {} tokens."
 
     @abstractmethod
     def read(self, path: Path) -> tuple[list[Any], list[str]]:
@@ -51,9 +55,27 @@ class TrainedTask(ABC):
     @abstractmethod
     def set_labels(self, examples: Iterable[Any]) -> None: ...
 
-    @abstractmethod
+    def config_fields(self) -> dict[str, Any]:
+        """Fields of the base's config that the task decides."""
+        labels = dict(enumerate(self.labels))
+        label_ids = {label: index for index, label in labels.items()}
+        return {"id2label": labels, "label2id": label_ids, "problem_type": self.problem_type}
+
+    def body(self) -> dict[str, Any]:
+        """A request to the task's route."""
+        return {"inputs": "..."}
+
+    def encodings(self, examples: Sequence[Any], tokenizer: Any, max_length: int, part: str) -> list[tuple[Any, Any]]:
+        """Each example with what its text became: a ``tokenizers.Encoding``, or several windows of it."""
+        return text_encodings(examples, tokenizer, max_length, part)
+
+    def labelled(self, example: Any, encoding: Any) -> dict[str, Any]:
+        """What the model is to say of an encoding, by the names of its arguments."""
+        return {"labels": self.targets(example, encoding)}
+
     def targets(self, example: Any, encoding: Any) -> Any:
-        """What the model is to say of one example, whose text became this ``tokenizers.Encoding``."""
+        """The ``labels`` of one encoding."""
+        raise NotImplementedError
 
     @abstractmethod
     def collator(self, tokenizer: Any) -> Any: ...

@@ -43,7 +43,8 @@ def finetune(options: Options) -> dict[str, Any]:
     transformers.set_seed(options.seed)
     base = load_base(task, options)
     say(f"{len(parts.train)} examples to train on, {len(parts.validation)} to choose by, {len(parts.test)} held out")
-    say(f"labels: {', '.join(task.labels)}")
+    if task.labels:
+        say(f"labels: {', '.join(task.labels)}")
     if base.new_modules:
         say(f"new weights, which the base does not have: {', '.join(base.new_modules)}")
     if options.method == "lora":
@@ -141,9 +142,9 @@ def _train(
     return {
         "validation": validation_scores,
         "test": _scores(trainer.predict(test.features).metrics),
-        "num_train": len(train.features),
-        "num_validation": len(validation.features),
-        "num_test": len(test.features),
+        "num_train": train.num_examples,
+        "num_validation": validation.num_examples,
+        "num_test": test.num_examples,
         "epochs": round(float(trainer.state.epoch), 2),
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,29 @@ def write_pairs(path: Path, num_rows: int = 240) -> Path:
             first, second = rng.sample([GOOD, BAD], 2) if index % 2 else [rng.choice([GOOD, BAD])] * 2
             texts = [f"{rng.choice(PLAIN)} {rng.choice(words)}" for words in (first, second)]
             writer.writerow([*texts, "differ" if index % 2 else "agree"])
+    return path
+
+
+def squad(paragraphs: list[tuple[str, list[dict[str, Any]]]]) -> dict[str, Any]:
+    """As a file of SQuAD has them."""
+    return {"version": "2.0", "data": [
+        {"title": "x", "paragraphs": [{"context": context, "qas": asked} for context, asked in paragraphs]}
+    ]}  # fmt: skip
+
+
+def write_questions(path: Path, num_texts: int = 160) -> Path:
+    """Nested as SQuAD's: where a person lives; one text in four names no city, and some are longer than the base."""
+    rng = random.Random(0)
+    paragraphs = []
+    for index in range(num_texts):
+        name, city = rng.choice(NAMES), rng.choice(CITIES) if index % 4 else None
+        before = [rng.choice(PLAIN) for _ in range(rng.choice([2, 4, 80]) if index % 8 == 1 else 3)]
+        words = [*before, name, "lives", "in", *([city] if city else []), *rng.choices(PLAIN, k=3)]
+        context = " ".join(words)
+        answers = [{"text": city, "answer_start": context.index(city)}] if city else []
+        asked = {"id": str(index), "question": f"{name} lives in", "answers": answers, "is_impossible": not answers}
+        paragraphs.append((context, [asked]))
+    path.write_text(json.dumps(squad(paragraphs)), encoding="utf-8")
     return path
 
 

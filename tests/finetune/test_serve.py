@@ -15,7 +15,8 @@ import pytest
 
 from server.finetune.data import TagExample, read_tags, read_texts
 from server.finetune.options import Options
-from server.finetune.scores import span_scores
+from server.finetune.questions import read_questions
+from server.finetune.scores import answer_scores, span_scores
 from server.finetune.splitting import split
 from server.finetune.train import finetune
 from server.text.tag_schemes import scheme_of, spans
@@ -24,6 +25,7 @@ from tests.finetune.bases import (
     write_chinese,
     write_chinese_base,
     write_pairs,
+    write_questions,
     write_reviews,
     write_sentences,
 )
@@ -37,6 +39,7 @@ RUNS: dict[str, tuple[Any, str, str, float]] = {
     "agreement": ("classify", "base", "pairs.csv", 3e-3),
     "names": ("ner", "base", "sentences.conll", 5e-3),
     "chinese": ("ner", "chinese-base", "chinese.conll", 1e-2),
+    "answers": ("qa", "base", "questions.json", 5e-3),
 }
 """Name -> task, base, data and learning rate."""
 
@@ -57,6 +60,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pairs(folder / "pairs.csv")
     write_sentences(folder / "sentences.conll")
     write_chinese(folder / "chinese.conll")
+    write_questions(folder / "questions.json")
     # One as a user types it, in the data's own folder; the others here, where torch is imported already.
     command = [sys.executable, "-m", "server", *options("mood").command().split()[1:]]
     result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200, check=False)
@@ -116,6 +120,19 @@ def test_held_out_sentences_get_the_entities_that_training_scored(
     scores = span_scores([expected(example) for example in held_out], found)
     assert scores["f1"] > 0.8
     assert scores["f1"] == pytest.approx(metrics(workshop / name)["f1"], abs=1e-4)
+
+
+def test_held_out_questions_get_the_answers_that_training_scored(workshop: Path, server: ServerProcess) -> None:
+    examples, _ = read_questions(workshop / "questions.json")
+    held_out = split(examples, validation_share=0.1, test_share=0.1, seed=2).test
+    inputs = [{"question": example.question, "context": example.context} for example in held_out]
+    parameters = {"handle_impossible_answer": True}
+    answers = post(server, "/question-answering", {"model": "answers", "inputs": inputs, "parameters": parameters})
+    true = [[text for text, _ in example.answers] for example in held_out]
+    scores = answer_scores(true, [answer["answer"] for answer in answers])
+    assert scores["f1"] > 0.7 and {"f1/answered", "f1/impossible"} <= scores.keys()
+    for name, score in scores.items():
+        assert score == pytest.approx(metrics(workshop / "answers")[name], abs=1e-4)
 
 
 def expected(sentence: TagExample) -> set[tuple[str, int, int]]:
