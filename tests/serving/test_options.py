@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
 import server
 from server.api.bodies.schemas import GenerateParameters
@@ -18,9 +19,10 @@ from server.errors import InvalidParameter, InvalidRequest, WithoutEffect
 from server.length_errors import PromptTooLong
 from server.models.describe import GENERATION_FIELDS
 from server.protocol import SamplingParams
+from server.serving import prompts
 from server.serving.options.table import OPTIONS, GenerateOptions
-from server.serving.options.wishes import NEUTRAL
-from tests.api.scripted import END_ID, MAX_MODEL_LEN, TOKENIZER, VOCAB_SIZE, ready
+from server.serving.options.values import NEUTRAL
+from tests.api.scripted import END_ID, MAX_MODEL_LEN, TOKENIZER, VOCAB_SIZE, front, ready, says
 from tests.option_examples import EXAMPLES
 from tests.serving import resolving
 from tests.serving.resolving import One
@@ -121,6 +123,19 @@ def test_a_refused_option_is_accepted_with_its_neutral_value() -> None:
         resolved({name: NEUTRAL.get(name)})
         with pytest.raises(InvalidRequest, match=name):
             resolved({name: wish})
+
+
+def test_a_request_is_merged_and_resolved_once_for_all_its_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    for name in ("merge", "resolve"):
+        original = getattr(prompts, name)
+        monkeypatch.setattr(
+            prompts, name, lambda *args, _do=original, **kwargs: calls.append(_do) or _do(*args, **kwargs)
+        )
+    body = {"inputs": ["a", "b", "c"], "parameters": {"max_new_tokens": 2}}
+    response = TestClient(front(says("yes"))).post("/generate", json=body)
+    assert response.status_code == 200 and len(response.json()) == 3
+    assert [call.__name__ for call in calls] == ["merge", "resolve"]
 
 
 # Ranges.

@@ -9,7 +9,7 @@ from server.api.text.schemas import NO_PLACE, TOLD_OTHERWISE, TextBody, ToldFiel
 from server.errors import ConflictingParameters, InvalidParameter, UnsupportedParameter
 from server.protocol import Ready
 from server.serving.options.table import OPTIONS, GenerateOptions
-from server.serving.options.wishes import DRAW, is_wish
+from server.serving.options.values import DRAW, is_set
 
 SYNONYMS = {
     "max_output_tokens": "max_new_tokens",
@@ -44,7 +44,7 @@ def generate_options(body: TextBody, ready: Ready, added: Mapping[str, Any]) -> 
 
 def _leaves_the_draw_open(values: Mapping[str, Any], ready: Ready) -> bool:
     """OpenAI's default is to sample at temperature 1: what the model's own generation_config says comes before it."""
-    has_beams = any(is_wish("num_beams", known.get("num_beams")) for known in (values, ready.generation_config))
+    has_beams = any(is_set("num_beams", known.get("num_beams")) for known in (values, ready.generation_config))
     is_said = any(values.get(name) is not None for name in (*DRAW, "do_sample"))
     return not (is_said or has_beams or "do_sample" in ready.generation_config)
 
@@ -61,7 +61,7 @@ def check_told(body: TextBody) -> None:
     reasons = TOLD_OTHERWISE if has_choices else {**TOLD_OTHERWISE, "logprob_token_ids": NO_PLACE}
     for name, reason in reasons.items():
         value = getattr(body, name)
-        if value != [] and is_wish(name, value):
+        if value != [] and is_set(name, value):
             raise UnsupportedParameter(name, reason)
 
 

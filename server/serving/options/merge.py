@@ -18,7 +18,7 @@ from server.serving.options.reading import check_values, given
 from server.serving.options.rules import BODY_RULES, OPTION_RULES, RULES, SYNONYMS, Rule
 from server.serving.options.table import GenerateOptions
 from server.serving.options.types import Ids
-from server.serving.options.wishes import DRAW, GREEDY_BELOW, Wishes
+from server.serving.options.values import DRAW, GREEDY_BELOW, OptionValues
 
 Origin = Literal["request", "template", "model", "server"]
 
@@ -48,7 +48,7 @@ def check(request: GenerateOptions, ready: Ready, body: Mapping[str, Any]) -> No
     """Raise for what no template could make right. ``body`` are the fields beside the parameters."""
     check_values(request, ready)
     for rule in BODY_RULES:
-        if rule.is_broken(Wishes(body)):
+        if rule.is_broken(OptionValues(body)):
             raise _refusal(rule, Merged(), body)
 
 
@@ -107,8 +107,8 @@ def _settle(merged: Merged, body: Mapping[str, Any] | None) -> None:
     """Every round drops one value or ends."""
     rules = OPTION_RULES if body is None else RULES
     while True:
-        wishes = Wishes({**(body or {}), **merged.values})
-        broken = next((rule for rule in rules if rule.is_broken(wishes)), None)
+        asked = OptionValues({**(body or {}), **merged.values})
+        broken = next((rule for rule in rules if rule.is_broken(asked)), None)
         if broken is None:
             return
         yielding = _yielding(broken, merged.origins)
@@ -136,17 +136,17 @@ def _refusal(rule: Rule, merged: Merged, body: Mapping[str, Any]) -> Conflicting
 
 def _check_rows(merged: Merged, ready: Ready) -> None:
     """All of a request's sequences run in one step."""
-    wishes = Wishes(merged.values)
-    name = max(("num_beams", "best_of", "num_return_sequences"), key=lambda name: int(wishes[name]))
-    shown, is_guided = merged.shown(name), wishes.has("guidance_scale")
-    num_rows = wishes[name] * (2 if is_guided else 1)
+    asked = OptionValues(merged.values)
+    name = max(("num_beams", "best_of", "num_return_sequences"), key=lambda name: int(asked[name]))
+    shown, is_guided = merged.shown(name), asked.has("guidance_scale")
+    num_rows = asked[name] * (2 if is_guided else 1)
     if num_rows > max(1, ready.max_running):
         twice = ", two for each output ({shown} is {count})" if is_guided else ""
         rule = sentence(
             f"needs {{num_rows}} sequences{twice}, but the server runs at most {{limit}} (max_running)",
             num_rows=num_rows,
             shown=Field(shown),
-            count=wishes[name],
+            count=asked[name],
             limit=ready.max_running,
         )
         name, shown = ("guidance_scale", "guidance_scale") if is_guided else (name, shown)
@@ -155,9 +155,9 @@ def _check_rows(merged: Merged, ready: Ready) -> None:
 
 def _check_ends(merged: Merged, ready: Ready) -> None:
     """What raises the chance of the end needs a token that ends the output."""
-    wishes, name = Wishes(merged.values), "exponential_decay_length_penalty"
-    has_end = wishes["eos_token_id"] or wishes["stop_token_ids"] or end_token_ids(ready)
-    if wishes.has(name) and not has_end:
+    asked, name = OptionValues(merged.values), "exponential_decay_length_penalty"
+    has_end = asked["eos_token_id"] or asked["stop_token_ids"] or end_token_ids(ready)
+    if asked.has(name) and not has_end:
         if merged.origins[name] != "model":
             raise WithoutEffect(name, "eos_token_id", HOW_TO_END, is_second_sent=False)
         merged.drop(name)

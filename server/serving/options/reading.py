@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from server.errors import InvalidParameter, UnsupportedParameter
 from server.protocol import Ready
 from server.serving.options.table import OPTIONS, GenerateOptions
-from server.serving.options.wishes import is_wish
+from server.serving.options.values import is_set
 from server.serving.strict_model import rule_of
 
 RANDOM_SEED = -1
@@ -38,7 +38,7 @@ def given(options: GenerateOptions) -> dict[str, Any]:
 def check_values(options: GenerateOptions, ready: Ready) -> None:
     """Raise for the first option that is not supported, else for the first out of its range."""
     for name, option in OPTIONS.items():
-        if option.unsupported is not None and is_wish(name, getattr(options, name)):
+        if option.unsupported is not None and is_set(name, getattr(options, name)):
             raise UnsupportedParameter(name, option.unsupported)
     for problem in _findings(options, ready):
         raise problem

@@ -19,7 +19,7 @@ from server.sentences import Field, sentence
 from server.serving.options.merge import Merged, Origin, end_token_ids
 from server.serving.options.table import MAX_SEED, OPTIONS
 from server.serving.options.types import Bias, Ids
-from server.serving.options.wishes import Wishes
+from server.serving.options.values import OptionValues
 from server.serving.options.word_ids import bad_word_ids, breaker_ids
 from server.text.tokenizer import Tokenizer
 
@@ -97,14 +97,14 @@ def resolve(
 
     ``seed`` holds where no other is set; ``grammar`` is the compiled form of the option's.
     """
-    wishes = Wishes(merged.values)
+    asked = OptionValues(merged.values)
     chosen = {
-        **_by_the_same_name(merged, wishes),
-        **_by_another_name(wishes, ready, tokenizer, topics),
+        **_by_the_same_name(merged, asked),
+        **_by_another_name(asked, ready, tokenizer, topics),
         "seed": merged.values.get("seed", seed) % (MAX_SEED + 1),
         "grammar": grammar,
     }
-    origins = _effective_origins(merged, wishes, ready)
+    origins = _effective_origins(merged, asked, ready)
     return Resolved(merged, ready, chosen, origins, default_max_new_tokens, source)
 
 
@@ -113,9 +113,9 @@ SAME_NAME = tuple(name for name in SamplingParams.__struct_fields__ if name in O
 OF_THE_DRAW = tuple(name for name, option in OPTIONS.items() if option.draw is not None)
 
 
-def _by_the_same_name(merged: Merged, wishes: Wishes) -> dict[str, Any]:
+def _by_the_same_name(merged: Merged, asked: OptionValues) -> dict[str, Any]:
     """Options that `SamplingParams` has too; the next function overrides those that have another shape there."""
-    skipped = () if wishes.is_sampling else OF_THE_DRAW
+    skipped = () if asked.is_sampling else OF_THE_DRAW
     found = {name: merged.values[name] for name in SAME_NAME if name in merged.values and name not in skipped}
     if "top_p" in found:
         found["top_p"] = max(found["top_p"], LEAST_TOP_P)
@@ -124,25 +124,25 @@ def _by_the_same_name(merged: Merged, wishes: Wishes) -> dict[str, Any]:
 
 
 def _by_another_name(
-    wishes: Wishes, ready: Ready, tokenizer: Tokenizer, topics: Mapping[str, Sequence[str]]
+    asked: OptionValues, ready: Ready, tokenizer: Tokenizer, topics: Mapping[str, Sequence[str]]
 ) -> dict[str, Any]:
-    dry = wishes.has("dry_multiplier")
-    banned = (*(wishes["bad_words_ids"] or ()), *bad_word_ids(tokenizer, wishes["bad_words"] or ()))
+    dry = asked.has("dry_multiplier")
+    banned = (*(asked["bad_words_ids"] or ()), *bad_word_ids(tokenizer, asked["bad_words"] or ()))
     return {
-        "do_sample": wishes.is_sampling,
-        "num_return_sequences": wishes.num_outputs,
-        "stop_strings": wishes["stop"] or () if wishes["num_beams"] > 1 else (),
-        "end_token_ids": wishes["eos_token_id"] or end_token_ids(ready),
-        "forced_eos_token_ids": wishes["forced_eos_token_id"] or (),
-        "dry_breaker_ids": breaker_ids(tokenizer, ready.vocab_size, wishes["dry_sequence_breakers"]) if dry else (),
-        "logit_bias": _logit_bias(wishes["logit_bias"] or ()),
-        "sequence_bias": _sequence_bias(wishes["sequence_bias"] or (), banned),
-        "banned_phrases": tuple(dict.fromkeys(phrase.strip() for phrase in wishes["banned_phrases"] or ())),
-        "phrase_penalties": _phrase_penalties(wishes, topics),
+        "do_sample": asked.is_sampling,
+        "num_return_sequences": asked.num_outputs,
+        "stop_strings": asked["stop"] or () if asked["num_beams"] > 1 else (),
+        "end_token_ids": asked["eos_token_id"] or end_token_ids(ready),
+        "forced_eos_token_ids": asked["forced_eos_token_id"] or (),
+        "dry_breaker_ids": breaker_ids(tokenizer, ready.vocab_size, asked["dry_sequence_breakers"]) if dry else (),
+        "logit_bias": _logit_bias(asked["logit_bias"] or ()),
+        "sequence_bias": _sequence_bias(asked["sequence_bias"] or (), banned),
+        "banned_phrases": tuple(dict.fromkeys(phrase.strip() for phrase in asked["banned_phrases"] or ())),
+        "phrase_penalties": _phrase_penalties(asked, topics),
         # The samples of best_of are ranked by them.
-        "logprobs": wishes["details"] or wishes.has("best_of"),
-        "prompt_logprobs": wishes["decoder_input_details"],
-        "logprob_token_ids": tuple(dict.fromkeys(wishes["logprob_token_ids"] or ())),
+        "logprobs": asked["details"] or asked.has("best_of"),
+        "prompt_logprobs": asked["decoder_input_details"],
+        "logprob_token_ids": tuple(dict.fromkeys(asked["logprob_token_ids"] or ())),
     }
 
 
@@ -161,10 +161,10 @@ def _sequence_bias(entries: tuple[tuple[Ids, Bias], ...], banned: tuple[Ids, ...
     return tuple(found.items())
 
 
-def _phrase_penalties(wishes: Wishes, topics: Mapping[str, Sequence[str]]) -> tuple[tuple[str, float], ...]:
+def _phrase_penalties(asked: OptionValues, topics: Mapping[str, Sequence[str]]) -> tuple[tuple[str, float], ...]:
     """A phrase that is named twice, by topics as well, is penalised by the sum."""
     found: dict[str, float] = {}
-    for entry in wishes["penalties"] or ():
+    for entry in asked["penalties"] or ():
         if entry.topic is not None and entry.topic not in topics:
             known = ", ".join(sorted(topics)) or "none"
             raise InvalidParameter("penalties", entry.topic, f"is not a topic of this server: {known}")
@@ -206,11 +206,11 @@ def _min_new_tokens(merged: Merged, max_new_tokens: int, num_prompt_tokens: int)
     raise InvalidParameter(name, merged.values[name], rule)
 
 
-def _effective_origins(merged: Merged, wishes: Wishes, ready: Ready) -> dict[str, Origin]:
+def _effective_origins(merged: Merged, asked: OptionValues, ready: Ready) -> dict[str, Origin]:
     """Without the options of a draw that does not take place; with what the server decides."""
-    skipped = {"n"} if wishes.is_sampling else {"n", *OF_THE_DRAW} - {"temperature"}
-    found = {name: origin for name, origin in merged.origins.items() if wishes.has(name) and name not in skipped}
-    if not wishes["ignore_eos"] and end_token_ids(ready):
+    skipped = {"n"} if asked.is_sampling else {"n", *OF_THE_DRAW} - {"temperature"}
+    found = {name: origin for name, origin in merged.origins.items() if asked.has(name) and name not in skipped}
+    if not asked["ignore_eos"] and end_token_ids(ready):
         found.setdefault("eos_token_id", "model")
     for name in ("max_new_tokens", "seed", "do_sample"):
         if not (name == "max_new_tokens" and "max_length" in merged.origins):

@@ -12,7 +12,7 @@ from typing import Any
 
 from server.sentences import Sentence, sentence
 from server.serving.options.table import OPTIONS
-from server.serving.options.wishes import DRAW, GREEDY_BELOW, Wishes
+from server.serving.options.values import DRAW, GREEDY_BELOW, OptionValues
 
 BODY_FIELDS = ("inputs", "template", "variables", "examples", "messages", "chat_template_kwargs", "stream")
 """Fields beside the parameters that rules look at."""
@@ -36,7 +36,7 @@ class Rule:
     second: str
     reason: str
     """A `sentence` that may hold the two values as ``{first}`` and ``{second}``, and other fields by their names."""
-    is_broken: Callable[[Wishes], bool]
+    is_broken: Callable[[OptionValues], bool]
     has_no_effect: bool = False
     """The first would be ignored: it is dropped silently where it is a default that the request did not ask for."""
 
@@ -96,13 +96,13 @@ def _is_banned(token_id: int, biases: Any) -> bool:
     return by_id.get(str(token_id)) is False or by_id.get(str(token_id)) == "-inf"
 
 
-def _counts_prompt(wishes: Wishes) -> bool:
+def _counts_prompt(values: OptionValues) -> bool:
     """Whether a penalty looks at the prompt: presence and frequency do if the scope says so."""
-    if wishes.has("dry_multiplier") or wishes.has("encoder_repetition_penalty"):
+    if values.has("dry_multiplier") or values.has("encoder_repetition_penalty"):
         return True
-    scope = wishes["penalty_scope"]
-    of_output = wishes.has("presence_penalty") or wishes.has("frequency_penalty")
-    return (wishes.has("repetition_penalty") and scope != "output") or (of_output and scope not in (None, "output"))
+    scope = values["penalty_scope"]
+    of_output = values.has("presence_penalty") or values.has("frequency_penalty")
+    return (values.has("repetition_penalty") and scope != "output") or (of_output and scope not in (None, "output"))
 
 
 PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")

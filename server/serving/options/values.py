@@ -1,4 +1,4 @@
-"""Which values are a wish and which change nothing, so that clients may send every field they know."""
+"""Which values have an effect and which are neutral, so that clients may send every field they know."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ NEUTRAL: dict[str, Any] = {
     **{name: option.neutral for name, option in OPTIONS.items() if option.neutral is not None},
     "stream": False,
 }
-"""The values that are no wish. An option that is not here is a wish whenever it is given, unless its list is empty."""
+"""Values that mean the same as leaving the field out. A field without one has an effect unless it is empty."""
 
 
-class Wishes:
-    """The values that count, under the client's names: options, and the fields beside them in the body."""
+class OptionValues:
+    """The values of options, and of the fields beside them in the body, by the client's names."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
@@ -31,9 +31,9 @@ class Wishes:
         return NEUTRAL.get(name) if value is None else value
 
     def has(self, name: str) -> bool:
-        """Whether the field has a value that wishes something."""
+        """Whether the field has a value that is not neutral."""
         value = self.values.get(name)
-        return value is not None and is_wish(name, value)
+        return value is not None and is_set(name, value)
 
     @property
     def is_sampling(self) -> bool:
@@ -44,5 +44,5 @@ class Wishes:
         return int(max(self["num_return_sequences"], self["best_of"]))
 
 
-def is_wish(name: str, value: Any) -> bool:
+def is_set(name: str, value: Any) -> bool:
     return value is not None and value != () and value != {} and value != NEUTRAL.get(name)
