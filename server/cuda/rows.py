@@ -19,6 +19,28 @@ def norm(
     x: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float, *, is_centred: bool, residual: Tensor | None = None
 ) -> Tensor:
     """RMS norm of rows ``[..., D]``, or layer norm where ``is_centred``; the residual is added last."""
+    return _norm(x, None, None, weight_D, bias_D, eps, is_centred=is_centred, residual=residual)
+
+
+def add_norm(
+    x: Tensor, added: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float, *, is_centred: bool
+) -> tuple[Tensor, Tensor]:
+    """``x + added``, rounded, and the norm of that."""
+    total = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return total, _norm(x, added, total, weight_D, bias_D, eps, is_centred=is_centred, residual=None)
+
+
+def _norm(
+    x: Tensor,
+    added: Tensor | None,
+    total: Tensor | None,
+    weight_D: Tensor,
+    bias_D: Tensor | None,
+    eps: float,
+    *,
+    is_centred: bool,
+    residual: Tensor | None,
+) -> Tensor:
     x, width = x.contiguous(), x.shape[-1]
     out = torch.empty_like(x)
     block = padded(width)
@@ -26,6 +48,8 @@ def norm(
         rows_kernels.norm,
         (x.numel() // width,),
         x,
+        x if added is None else added.contiguous(),
+        x if total is None else total,
         weight_D,
         weight_D if bias_D is None else bias_D,
         x if residual is None else residual.contiguous(),
@@ -34,6 +58,7 @@ def norm(
         D=width,
         BLOCK=block,
         IS_CENTRED=is_centred,
+        HAS_ADDED=added is not None,
         HAS_BIAS=bias_D is not None,
         HAS_RESIDUAL=residual is not None,
         num_warps=max(1, min(16, block // 512)),

@@ -11,15 +11,20 @@ import triton.language as tl
 
 @triton.jit
 def norm(
-    x_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, eps,
-    D: tl.constexpr, BLOCK: tl.constexpr, IS_CENTRED: tl.constexpr, HAS_BIAS: tl.constexpr,
+    x_ptr, added_ptr, sum_ptr, weight_ptr, bias_ptr, residual_ptr, out_ptr, eps,
+    D: tl.constexpr, BLOCK: tl.constexpr, IS_CENTRED: tl.constexpr, HAS_ADDED: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    """Grid [rows]."""
+    """Grid [rows]. Where there is something to add to ``x``, the sum is written too, and normed as it was rounded."""
     row = tl.program_id(0).to(tl.int64) * D
     d = tl.arange(0, BLOCK)
     mask = d < D
     x = tl.load(x_ptr + row + d, mask=mask, other=0.0).to(tl.float32)
+    if HAS_ADDED:
+        x += tl.load(added_ptr + row + d, mask=mask, other=0.0).to(tl.float32)
+        rounded = x.to(sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + row + d, rounded, mask=mask)
+        x = rounded.to(tl.float32)
     if IS_CENTRED:
         x = tl.where(mask, x - tl.sum(x, 0) / D, 0.0)
     x = x * tl.rsqrt(tl.sum(x * x, 0) / D + eps) * tl.load(weight_ptr + d, mask=mask, other=0.0)

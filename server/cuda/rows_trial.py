@@ -32,6 +32,9 @@ def problem(device: torch.device) -> str | None:
                 reference.layer_norm(x, weight, bias[:WIDTH], 1e-5),
             ),
         ]
+        total, normed = rows.add_norm(x, residual, weight, None, 1e-6, is_centred=False)
+        expected_total = (x.float() + residual.float()).to(dtype)
+        pairs += [(total, expected_total), (normed, reference.rms_norm(expected_total, weight, 1e-6))]
         for activation in reference.ACTIVATIONS:
             found = rows.finish(product, bias, activation, is_gated=True, residual=residual, dtype=dtype)
             expected = reference.finish(product, bias, activation, is_gated=True, residual=residual)

@@ -35,6 +35,10 @@ class Norm:
         out = ops.layer_norm(x_TD, self.weight_D, self.bias_D, self.eps)
         return out if residual_TD is None else out + residual_TD
 
+    def of_sum(self, x_TD: Tensor, added_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of the two, and its norm."""
+        return ops.add_norm(x_TD, added_TD, self.weight_D, self.bias_D, self.eps, is_centred=self.is_centred)
+
 
 def norm_of(module: nn.Module) -> Norm:
     """Raises `Unsupported` for one that is neither a layer norm nor an RMS norm."""

@@ -48,6 +48,20 @@ def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float
     return out_TD
 
 
+def add_norm(
+    x_TD: Tensor, added_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float, *, is_centred: bool
+) -> tuple[Tensor, Tensor]:
+    """The sum of the two, and its norm."""
+    if x_TD.is_cuda and cuda_kernels.serve_rows(x_TD.device):
+        from server.cuda import rows
+
+        return rows.add_norm(x_TD, added_TD, weight_D, bias_D, eps, is_centred=is_centred)
+    total_TD = x_TD + added_TD
+    if is_centred:
+        return total_TD, layer_norm(total_TD, weight_D, bias_D, eps)
+    return total_TD, rms_norm(total_TD, weight_D, eps)
+
+
 def finish(
     product: Tensor,
     bias_N: Tensor | None,

@@ -21,6 +21,7 @@ from server.modules.chained import ChainedLayers, chained
 from server.modules.layout import Attention, Decoder
 from server.modules.operations import Attend, Operation, operations, run
 from server.modules.products import held_bytes
+from server.modules.summed import summed
 from server.native.chain import Chain
 from server.native.linear import Linear
 
@@ -45,6 +46,8 @@ class FusedRunner(PagedRunner):
         self._decoder = decoder
         self._layers = [operations(layer, index) for index, layer in enumerate(decoder.layers)]
         self._chained = _chain(decoder, self._layers, backend)
+        if decoder.head.device.type == "cuda":
+            self._layers = summed(self._layers)
         self.weight_bytes = held_bytes(decoder)
         self.is_row_invariant = backend.is_row_invariant and all(
             linear.is_row_invariant for linear in decoder.products()
@@ -54,6 +57,8 @@ class FusedRunner(PagedRunner):
         last = len(self._layers) - 1
         positions_T = inputs.rotary_ids_T
         h_TD = self._decoder.embedding(inputs.token_ids_T, inputs.position_ids_T)
+        # What a layer reads where the one before it has normed its own sum.
+        read_TD = h_TD
         # After the last attention nobody reads the rows without logits.
         wants_all = len(inputs.wanted_R) == len(positions_T)
         num_whole = last + wants_all
@@ -62,10 +67,10 @@ class FusedRunner(PagedRunner):
         else:
             attend = attending(self.backend, positions_T)
             for layer in self._layers[:num_whole]:
-                h_TD, _ = run(layer, h_TD, attend)
+                h_TD, read_TD = run(layer, h_TD, attend, read_TX=read_TD)
         if not wants_all:
             attend = attending(self.backend, positions_T, inputs.wanted_R)
-            h_TD, _ = run(self._layers[last], h_TD, attend, wanted_R=inputs.wanted_R)
+            h_TD, _ = run(self._layers[last], h_TD, attend, read_TX=read_TD, wanted_R=inputs.wanted_R)
         return logits(self._decoder, h_TD) if len(h_TD) else h_TD.new_zeros(0, self.vocab_size, dtype=torch.float32)
 
 
