@@ -17,7 +17,7 @@ from server.engine import memory
 from server.engine.attention.choose import bytes_per_block
 from server.engine.engine import default_max_batch_tokens
 from server.engine.executors import int8_cache
-from server.engine.executors.generic import ATTENTION, probe, set_attention
+from server.engine.executors.generic import probe
 from server.engine.memory import CudaShare
 from server.errors import ConfigurationError
 from server.models import loader
@@ -28,6 +28,7 @@ from server.models.lengths import longest_input
 from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer
 from server.models.weights import read_weights
+from server.modules.attention_calls import ATTENTION, set_attention
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
 from server.native import kernels
 from server.tasks import TASKS

@@ -15,14 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AttentionInterface
 
 from server.encoder.texts import Texts
+from server.modules.attention_calls import answering
 from server.modules.unsupported import Unsupported
 from server.native import kernels
-
-ATTENTION = "sluice-texts"
-"""No mask function is registered under this name, so transformers builds no masks."""
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 KERNEL_MAX_HEAD_DIM = 256
@@ -32,7 +29,7 @@ UNKNOWN = ("position_bias", "softcap", "s_aux", "indices", "block_indices", "cac
 
 
 class _Step:
-    """The texts of the forward pass that is running. Some models do not hand keywords on to their attention."""
+    """The texts of the forward pass that is running."""
 
     texts: Texts | None = None
     num_calls = 0
@@ -43,7 +40,8 @@ def laid_out(texts: Texts) -> Iterator[None]:
     """Within, attention calls are answered for these texts."""
     _Step.texts, _Step.num_calls = texts, 0
     try:
-        yield
+        with answering(_answer):
+            yield
     finally:
         _Step.texts = None
 
@@ -59,8 +57,8 @@ def num_calls() -> int:
 
 
 def _answer(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, options: dict[str, Any]
+) -> Tensor:
     texts = current_texts()
     _Step.num_calls += 1
     if attention_mask is not None:
@@ -78,10 +76,7 @@ def _answer(
         q, k, v, texts, scaling=q.shape[-1] ** -0.5 if scaling is None else float(scaling),
         window=options.get("sliding_window"),
     )  # fmt: skip
-    return out_THD[None], None
-
-
-AttentionInterface.register(ATTENTION, _answer)
+    return out_THD[None]
 
 
 def attend(

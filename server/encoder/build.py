@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from server.encoder import precision, quality
-from server.encoder.attention import ATTENTION, num_calls
+from server.encoder.attention import num_calls
 from server.encoder.forward import FlatForward, Forward, Numbering, PaddedForward, numbering_after, plain_numbering
 from server.encoder.fused import FusedLayers, MakeProduct, recognise
 from server.encoder.grouping import ONE_BY_ONE, Grouping
@@ -25,6 +25,7 @@ from server.encoder.trial import Frame, Trial, end_tokens, run_alone
 from server.errors import ConfigurationError
 from server.module_state import ModuleState
 from server.modules import products
+from server.modules.attention_calls import ATTENTION, configs, set_attention
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
 from server.native.linear import Quantize
 from server.out_of_memory import raise_if_memory
@@ -166,7 +167,7 @@ def _reduce(module: Any, plan: _Plan | None, dtype: torch.dtype, quantize: Quant
 
 def _install(module: Any, plan: _Plan, make: MakeProduct) -> tuple[FlatForward, Callable[[], None]]:
     """Attention calls are ours from here on, and for a fused plan the layers are."""
-    before = [(config, config._attn_implementation) for config in _configs(module)]
+    before = [(config, config._attn_implementation) for config in configs(module)]
     core = original = module.get_submodule(plan.core)
     if plan.is_fused:
         parts = recognise(original)
@@ -174,8 +175,7 @@ def _install(module: Any, plan: _Plan, make: MakeProduct) -> tuple[FlatForward, 
         layers = [products.with_products(each, make) for each in parts]
         core = FusedLayers(layers, reads_first_only=plan.reads_first_only)
         module.set_submodule(plan.core, core)
-    for config, _ in before:
-        config._attn_implementation = ATTENTION
+    set_attention(module, ATTENTION)
 
     def undo() -> None:
         module.set_submodule(plan.core, original)
@@ -251,8 +251,3 @@ def _passes(module: Any, plan: _Plan, trial: Trial, reasons: dict[str, None]) ->
     if problem is not None:
         reasons[problem] = None
     return problem is None
-
-
-def _configs(module: nn.Module) -> list[Any]:
-    """Every config object that a part of the module reads its attention implementation from."""
-    return list({id(part.config): part.config for part in module.modules() if hasattr(part, "config")}.values())

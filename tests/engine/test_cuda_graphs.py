@@ -16,7 +16,8 @@ from server.engine.attention.cuda_varlen import VarlenAttention
 from server.engine.batch_inputs import Row
 from server.engine.executors import cuda_graphs
 from server.engine.executors.cuda_graphs import GraphRunner, row_buckets, table_width, with_graphs
-from server.engine.executors.generic import ATTENTION, GenericRunner, probe, set_attention
+from server.engine.executors.generic import GenericRunner, probe
+from server.modules.attention_calls import ATTENTION, set_attention
 from tests.engine import paged_kernels
 from tests.engine.recorded_graph import RecordedGraph
 from tests.tiny_models import VOCAB_SIZE, tiny_decoder

@@ -25,11 +25,12 @@ from server.engine.attention.spans import grouped, spans_of
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import Row
 from server.engine.executors.fused import FusedRunner
-from server.engine.executors.generic import ATTENTION, GenericRunner, probe, set_attention
+from server.engine.executors.generic import GenericRunner, probe
 from server.engine.executors.paged import PagedRunner
 from server.engine.sampler import Sampler
 from server.engine.sequence import Sequence
 from server.modules import products
+from server.modules.attention_calls import ATTENTION, set_attention
 from server.modules.products import reduce_linears
 from server.modules.recognise import recognise
 from server.protocol import Encode

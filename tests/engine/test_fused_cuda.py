@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.engine.batch_inputs import Row
 from server.engine.executors.fused.runner import FusedRunner
-from server.engine.executors.generic import ATTENTION, probe, set_attention
+from server.engine.executors.generic import probe
+from server.modules.attention_calls import ATTENTION, set_attention
 from server.modules.layout import Product
 from server.modules.recognise import recognise
 from server.native.linear import Linear

@@ -17,8 +17,9 @@ from server.engine import batch_inputs
 from server.engine.attention.cuda_triton import TritonAttention
 from server.engine.batch_inputs import Row
 from server.engine.executors.fused.runner import FusedRunner
-from server.engine.executors.generic import ATTENTION, probe, set_attention
+from server.engine.executors.generic import probe
 from server.modules import products
+from server.modules.attention_calls import ATTENTION, set_attention
 from server.modules.recognise import recognise
 from tests.cuda.installed import needs_triton
 from tests.engine.test_cuda_traced import faked

@@ -22,7 +22,7 @@ from server.engine.executors.cuda_graphs import with_graphs
 from server.engine.executors.deterministic import DeterministicRunner, steady, unsteady
 from server.engine.executors.fused import prepare
 from server.engine.executors.fused.runner import FusedRunner
-from server.engine.executors.generic import ATTENTION, GenericRunner, probe, set_attention
+from server.engine.executors.generic import GenericRunner, probe
 from server.engine.executors.lengthwise import Lengthwise, install
 from server.engine.executors.quantising import cache_loss, quantise_linears, quantised
 from server.engine.memory import CudaShare
@@ -31,6 +31,7 @@ from server.engine.selfcheck import Reference
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.module_state import ModuleState
 from server.modules.attention import LayerSpec
+from server.modules.attention_calls import ATTENTION, set_attention
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
 from server.out_of_memory import raise_if_memory
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from server.engine.executors import generic
+from server.modules.attention_calls import ATTENTION, attention
 
 log = logging.getLogger("sluice.engine")
 
@@ -37,7 +37,7 @@ def compile_layers(module: PreTrainedModel, name: str, check: Callable[[], str |
         log.warning("model %s is not compiled: transformers does not say which of its parts are layers", name)
         return False
     log.info("model %s: compiling %d layers, which takes minutes on few cores", name, len(layers))
-    AttentionInterface.register(generic.ATTENTION, torch.compiler.disable(generic._attention))  # type: ignore[no-untyped-call]
+    AttentionInterface.register(ATTENTION, torch.compiler.disable(attention))  # type: ignore[no-untyped-call]
     for layer in layers:
         for part in layer.modules():
             if type(part).__module__.startswith("server."):

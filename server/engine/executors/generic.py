@@ -7,67 +7,23 @@ function alone.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import BatchInputs
 from server.engine.executors.lengthwise import Lengthwise, Span, spans_step
 from server.engine.executors.paged import PagedRunner
 from server.modules.attention import LayerSpec
+from server.modules.attention_calls import answering, configs
 from server.modules.unsupported import Unsupported
 from server.native.linear import held_bytes
 
-ATTENTION = "sluice"
-"""No mask function is registered under this name, so transformers builds no masks."""
-
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
-
-Call = Callable[..., Tensor]
-
-
-class _Step:
-    """Who answers the attention calls of the forward pass that is running.
-
-    A module attribute and not a keyword of the forward: some models do not hand keywords on to their attention.
-    """
-
-    answer: Call | None = None
-
-
-def _attention(
-    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    assert _Step.answer is not None
-    return _Step.answer(query, key, value, attention_mask, options), None
-
-
-AttentionInterface.register(ATTENTION, _attention)
-
-
-@contextmanager
-def _answering(call: Call) -> Iterator[None]:
-    _Step.answer = call
-    try:
-        yield
-    finally:
-        _Step.answer = None
-
-
-def configs(module: PreTrainedModel) -> list[PreTrainedConfig]:
-    """Every config object that a part of the module reads its attention implementation from."""
-    parts = {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}
-    return list(parts.values())
-
-
-def set_attention(module: PreTrainedModel, name: str) -> None:
-    for config in configs(module):
-        config._attn_implementation = name
 
 
 def probe(module: PreTrainedModel) -> list[LayerSpec]:
@@ -78,7 +34,9 @@ def probe(module: PreTrainedModel) -> list[LayerSpec]:
         raise Unsupported("its forward takes no position_ids")
     specs: list[LayerSpec] = []
 
-    def record(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> Tensor:
+    def record(
+        _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
+    ) -> Tensor:
         if mask is not None:
             raise Unsupported("it builds attention masks of its own")
         for name in ("position_bias", "indices", "block_indices", "cache"):
@@ -100,7 +58,7 @@ def probe(module: PreTrainedModel) -> list[LayerSpec]:
         return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3])
 
     ids = torch.arange(3, device=module.device)[None]
-    with torch.inference_mode(), _answering(record):
+    with torch.inference_mode(), answering(record):
         module(input_ids=ids, position_ids=ids, use_cache=False)
     if not specs:
         raise Unsupported("it does not call the attention interface")
@@ -164,7 +122,7 @@ class GenericRunner(PagedRunner):
         # Not every module takes an empty index: where no logits are wanted, one row is computed and left out.
         wanted_R = inputs.wanted_R if num_wanted else torch.zeros(1, dtype=torch.int64, device=self.device)
         keep = {"logits_to_keep": wanted_R} if self._selects_rows else {}
-        with _answering(self._attend), spans_step(self._lengthwise, lambda: _spans(inputs)):
+        with answering(self._attend), spans_step(self._lengthwise, lambda: _spans(inputs)):
             output = self._module(
                 input_ids=inputs.token_ids_T[None], position_ids=inputs.position_ids_T[None], use_cache=False, **keep
             )
@@ -173,7 +131,13 @@ class GenericRunner(PagedRunner):
         return (logits[:num_wanted] if self._selects_rows else logits[inputs.wanted_R]).float()
 
     def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, _mask: Tensor | None, options: dict[str, Any]
+        self,
+        _module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        _mask: Tensor | None,
+        options: dict[str, Any],
     ) -> Tensor:
         layer = self._layer
         self._layer += 1

@@ -7,8 +7,9 @@ from transformers import PreTrainedModel
 
 from server.config import ModelConfig
 from server.engine.attention.native import NativeAttention
-from server.engine.executors.generic import ATTENTION, probe, set_attention
+from server.engine.executors.generic import probe
 from server.errors import EXIT_MODEL, ConfigurationError
+from server.modules.attention_calls import ATTENTION, set_attention
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
 
 

@@ -18,11 +18,11 @@ from server.engine.attention.backend import AttentionBackend
 from server.engine.executors.fused import steady
 from server.engine.executors.fused.check import LayerCheck, observe
 from server.engine.executors.fused.runner import FusedRunner
-from server.engine.executors.generic import set_attention
 from server.engine.lengths import LengthRule
 from server.engine.selfcheck import Reference
 from server.modules import products
 from server.modules.attention import LayerSpec
+from server.modules.attention_calls import set_attention
 from server.modules.layout import Decoder, Product
 from server.modules.recognise import layers_of, recognise
 from server.modules.unsupported import Unsupported
