@@ -21,8 +21,6 @@ from server.engine.batch_inputs import on_device
 from server.engine.zeroed import take_pages, zeroed
 from server.modules.attention import LayerSpec
 
-__all__ = ["KvCache", "LayerSpec"]
-
 
 class KvCache:
     """One pool a layer, laid out ``[2 (keys, values), H, N, block_size, D]``.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from server.engine.attention.cuda_paged import PagedAttention, layer_problem, window_of
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import LayerSpec
 
 BLOCK_SIZE_STEP = 256
 HEAD_DIMS = range(8, 257, 8)

@@ -20,7 +20,7 @@ from torch import Tensor
 from server.engine.attention.cuda_paged import PagedAttention, layer_problem, window_of
 from server.engine.attention.cuda_tables import HostTables, Int32Array
 from server.engine.batch_inputs import on_device
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import LayerSpec
 
 HEAD_DIMS = (64, 128, 256)
 WORKSPACE_BYTES = 128 * 1024 * 1024

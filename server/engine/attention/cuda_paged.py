@@ -25,7 +25,7 @@ from torch import Tensor
 from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.cuda_tables import HostTables, Parts, host_tables, parts_of
 from server.engine.batch_inputs import BatchInputs, on_device
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import LayerSpec
 
 HALF_TYPES = (torch.float16, torch.bfloat16)
 

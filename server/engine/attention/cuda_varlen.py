@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import activate_flash_attention_impl, varlen
 
 from server.engine.attention.cuda_paged import PagedAttention, layer_problem, window_of
-from server.engine.kv_cache import LayerSpec
+from server.modules.attention import LayerSpec
 
 HEAD_DIMS = range(8, 257, 8)
 KERNELS = {9: "FA3", 10: "FA4"}
