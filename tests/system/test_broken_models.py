@@ -21,13 +21,17 @@ def nest(folder: Path) -> None:
     (folder / "tokenizer.json").write_text('{"model": ' * 100_000)
 
 
+def not_an_object(folder: Path) -> None:
+    (folder / "config.json").write_text("[")
+
+
 def not_numbers(folder: Path) -> None:
     (folder / "config.json").write_text(
         '{"model_type": "llama", "hidden_size": "\\n", "architectures": ["LlamaForCausalLM"]}'
     )
 
 
-@pytest.mark.parametrize("damage", [cut, nest, not_numbers])
+@pytest.mark.parametrize("damage", [cut, nest, not_an_object, not_numbers])
 def test_a_broken_folder_ends_the_server_with_one_sentence(
     damage: Callable[[Path], None], tiny_llama: Path, tmp_path: Path
 ) -> None:
@@ -36,7 +40,8 @@ def test_a_broken_folder_ends_the_server_with_one_sentence(
     with started_server("--model", f"broken={folder}", "--threads", "1") as server:
         assert server.wait(120) == EXIT_MODEL
         assert "Traceback" not in server.logs()
-        said = [line for line in server.logs().splitlines() if line.startswith("sluice: ")]
-        assert len(said) == 1
-        assert str(folder) in said[0]
+        [said] = [line for line in server.logs().splitlines() if line and not line.startswith("{")]
+        assert said.startswith("sluice: ")
+        assert str(folder) in said
+        assert '"ready"' not in server.logs()
         assert server.output() == ""

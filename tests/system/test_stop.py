@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from server.api.run import bind
-from server.errors import EXIT_CONFIG, EXIT_CRASH_LOOP, EXIT_MODEL, EXIT_PORT, ConfigurationError
+from server.errors import EXIT_CONFIG, EXIT_CRASH_LOOP, EXIT_PORT, ConfigurationError
 from tests.api.raw import connected, read_all
 from tests.conftest import TINY_SETTINGS
 from tests.server_process import ServerProcess, running_server, started_server
@@ -190,26 +190,6 @@ def test_a_host_that_is_none_is_refused_like_a_port_in_use(host):
     with pytest.raises(ConfigurationError, match="cannot be used") as refused:
         bind(host, 0)
     assert refused.value.exit_code == EXIT_PORT
-
-
-@pytest.mark.parametrize("damage", ["truncated weights", "not a config"])
-def test_a_broken_model_folder_is_one_line_and_an_exit_code_and_never_ready(tmp_path, tiny_llama, damage):
-    folder = tmp_path / "broken"
-    folder.mkdir()
-    for file in tiny_llama.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    weights = folder / "model.safetensors"
-    if damage == "truncated weights":
-        weights.write_bytes(weights.read_bytes()[:5000])
-    else:
-        (folder / "config.json").write_text("[")
-    with started_server("--model", f"chat={folder}", *TINY_SETTINGS) as server:
-        assert server.wait(60) == EXIT_MODEL
-        [line] = plain_lines(server)
-        assert "chat" in line or str(folder) in line
-        assert "Traceback" not in server.logs()
-        assert '"ready"' not in server.logs()
-        assert server.output() == ""
 
 
 def test_a_wrong_setting_is_one_line_and_an_exit_code(one_model):
