@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -237,20 +238,39 @@ def _shape(
     query_THD: Tensor, keys_NPHD: Tensor, values_NPHD: Tensor, rule: Rule, sinks: Tensor | None
 ) -> dict[str, Any]:
     """What both kernels are compiled for."""
-    num_kv_heads, key_dim, value_dim = keys_NPHD.shape[2], keys_NPHD.shape[3], values_NPHD.shape[3]
     assert keys_NPHD.stride() == values_NPHD.stride()
+    return _constants(
+        query_THD.shape[1],
+        *keys_NPHD.shape[1:],
+        values_NPHD.shape[3],
+        (rule.window is not None, rule.softcap is not None, sinks is not None),
+        "ieee" if query_THD.dtype is torch.float32 else "tf32",
+    )
+
+
+@cache
+def _constants(
+    num_heads: int,
+    page: int,
+    num_kv_heads: int,
+    key_dim: int,
+    value_dim: int,
+    has: tuple[bool, bool, bool],
+    precision: str,
+) -> dict[str, Any]:
+    has_window, has_softcap, has_sinks = has
     return {
         "H": num_kv_heads,
-        "G": query_THD.shape[1] // num_kv_heads,
+        "G": num_heads // num_kv_heads,
         "DK": key_dim,
         "DV": value_dim,
         "DKP": padded(key_dim),
         "DVP": padded(value_dim),
-        "PAGE": keys_NPHD.shape[1],
-        "HAS_WINDOW": rule.window is not None,
-        "HAS_SOFTCAP": rule.softcap is not None,
-        "HAS_SINKS": sinks is not None,
-        "PRECISION": "ieee" if query_THD.dtype == torch.float32 else "tf32",
+        "PAGE": page,
+        "HAS_WINDOW": has_window,
+        "HAS_SOFTCAP": has_softcap,
+        "HAS_SINKS": has_sinks,
+        "PRECISION": precision,
     }
 
 

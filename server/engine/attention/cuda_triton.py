@@ -22,8 +22,7 @@ from server.engine.batch_inputs import BatchInputs
 from server.modules.attention import HeadNorm, LayerSpec, Rotary
 
 if TYPE_CHECKING:
-    from server.cuda.attention import Rule, Step
-    from server.cuda.place import Places
+    from server.cuda.attention import Rule
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 WIDEST = 256
@@ -46,6 +45,11 @@ class TritonAttention(PagedAttention):
     ) -> None:
         super().__init__(specs, num_blocks, block_size, dtype, device, deterministic=deterministic)
         self._is_poisoned = False
+        self._pages = [
+            (keys_NPHD[..., : spec.key_dim], values_NPHD[..., : spec.value_dim])
+            for spec, (keys_NPHD, values_NPHD) in zip(self.specs, self._pools, strict=True)
+        ]
+        self._rules = [rule_of(spec) for spec in self.specs]
         self._failed: dict[int, Tensor] = {}
         self._failed_B = torch.zeros(0, dtype=torch.int32, device=device)
 
@@ -71,23 +75,24 @@ class TritonAttention(PagedAttention):
 
     def begin(self, inputs: BatchInputs) -> None:
         super().begin(inputs)
-        self._failed_B = torch.zeros(len(inputs.rows), dtype=torch.int32, device=self._device)
+        self._mark(torch.zeros(len(inputs.rows), dtype=torch.int32, device=self._device))
 
     def begin_static(self, inputs: BatchInputs, width: int) -> None:
         super().begin_static(inputs, width)
         num_rows = len(inputs.rows)
         if num_rows not in self._failed:
             self._failed[num_rows] = torch.empty(num_rows, dtype=torch.int32, device=self._device)
-        self._failed_B = self._failed[num_rows].zero_()
+        self._mark(self._failed[num_rows].zero_())
 
     def failed_rows(self) -> list[int]:
-        return self._failed_B.nonzero()[:, 0].tolist()
+        # Where all rows have logits, a failure shows in these: nothing waits for the device.
+        return [] if self._failed_T is None else self._failed_B.nonzero()[:, 0].tolist()
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
         from server.cuda.place import place
 
         query_THD, key_THD, value_THD = (dense_heads(x[0].transpose(0, 1)) for x in (query, key, value))
-        place(key_THD, value_THD, *self._pages(layer), self._places)
+        place(key_THD, value_THD, *self._pages[layer], self._places)
         return self._attended(layer, query_THD, sinks)[None]
 
     def attend_packed(
@@ -102,23 +107,20 @@ class TritonAttention(PagedAttention):
     ) -> Tensor:
         from server.cuda.place import Normed, Turn, place
 
-        spec, num_tokens = self.specs[layer], qkv_TX.shape[0]
-        widths = [spec.num_heads * spec.key_dim, spec.num_kv_heads * spec.key_dim, spec.num_kv_heads * spec.value_dim]
-        query, key, value = torch.split(qkv_TX, widths, dim=-1)
-        query_THD = query.view(num_tokens, spec.num_heads, spec.key_dim)
+        query_THD, key_THD, value_THD = self.specs[layer].split(qkv_TX)
         is_changed = rotary is not None or head_norm is not None
         out_THD = self._empty(query_THD, *query_THD.shape) if is_changed else query_THD
         place(
-            key.view(num_tokens, spec.num_kv_heads, spec.key_dim),
-            value.view(num_tokens, spec.num_kv_heads, spec.value_dim),
-            *self._pages(layer),
+            key_THD,
+            value_THD,
+            *self._pages[layer],
             self._places,
             query_THD=query_THD if is_changed else None,
             out_THD=out_THD,
             turn=None if rotary is None else Turn(positions_T=positions_T, cos_MR=rotary.cos_PR, sin_MR=rotary.sin_PR),
             normed=None if head_norm is None else Normed(**vars(head_norm)),
         )
-        return self._attended(layer, out_THD, sinks).view(num_tokens, -1)
+        return self._attended(layer, out_THD, sinks).view(len(qkv_TX), -1)
 
     def _attend(self, spec: LayerSpec, query_THD: Tensor, keys_NPHD: Tensor, values_NPHD: Tensor) -> Tensor:
         raise NotImplementedError("attend and attend_packed start other kernels")
@@ -129,32 +131,23 @@ class TritonAttention(PagedAttention):
 
         spec = self.specs[layer]
         out_THD = self._empty(query_THD, len(query_THD), spec.num_heads, spec.value_dim)
-        attend(query_THD, *self._pages(layer), self._whom, rule_of(spec), out_THD, sinks=sinks)
+        attend(query_THD, *self._pages[layer], self._whom, self._rules[layer], out_THD, sinks=sinks)
         return out_THD
 
-    def _pages(self, layer: int) -> tuple[Tensor, Tensor]:
-        keys_NPHD, values_NPHD = self._pools[layer]
-        spec = self.specs[layer]
-        return keys_NPHD[..., : spec.key_dim], values_NPHD[..., : spec.value_dim]
-
-    @property
-    def _places(self) -> Places:
+    def _mark(self, failed_B: Tensor) -> None:
+        """Set what kernels are told of the step that was planned. ``failed_B`` is zero, and marked by them."""
+        from server.cuda.attention import Step
         from server.cuda.place import Places
 
-        step = self.step
-        return Places(slots_T=step.write_rows[0], rows_T=step.parts.rows_T, failed_B=self._failed_B)
-
-    @property
-    def _whom(self) -> Step:
-        from server.cuda.attention import Step
-
         host, parts = self.step.host, self.step.parts
-        return Step(
+        self._failed_B = failed_B
+        self._places = Places(slots_T=self.step.write_rows[0], rows_T=parts.rows_T, failed_B=failed_B)
+        self._whom = Step(
             tables_BW=parts.tables_BW,
             starts_B1=parts.starts_B1,
             lengths_B=parts.lengths_B,
             order_B=parts.order_B,
-            failed_B=self._failed_B,
+            failed_B=failed_B,
             num_chunks=host.num_chunks,
             most_new=host.most_new,
             most_tokens=host.most_tokens,
