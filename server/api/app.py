@@ -5,12 +5,12 @@ from __future__ import annotations
 from pkgutil import resolve_name
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
-from fastapi.routing import APIRoute
+from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from server import __version__
 from server.api import page, templates
+from server.api.bodies.router import DialectRouter
 from server.api.context import Front
 from server.api.dialects import rerank, tei
 from server.api.dialects.anthropic import route as anthropic
@@ -21,7 +21,7 @@ from server.api.dialects.vllm import score, tokenize
 from server.api.http import error_replies, keys
 from server.api.http.access import Access
 from server.api.http.client_address import TrustedProxies
-from server.api.http.error_replies import OPENAI_PATHS
+from server.api.http.dialect import Dialect
 from server.api.http.idempotency import Idempotency
 from server.api.http.middleware import BodyGate, RequestContext
 from server.api.openapi.document import document
@@ -32,13 +32,15 @@ from server.serving.lifecycle import Lifecycle
 from server.serving.registry import Registry
 from server.tasks import TASKS
 
-ROUTERS: tuple[tuple[str | None, APIRouter], ...] = (
+ROUTERS: tuple[tuple[str | None, DialectRouter], ...] = (
     *((name, resolve_name(task.router)) for name, task in TASKS.items()),
     (None, templates.router),
     ("classify", tei.classify_router),
     ("classify", zero_shot.router),
     ("classify", rerank.router),
+    ("classify", rerank.v1_router),
     ("classify", score.router),
+    ("classify", score.v1_router),
     (None, tokenize.router),
     (None, models.router),
     ("embed", embeddings.router),
@@ -66,7 +68,7 @@ class Application(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = document(self, has_keys=self.front.has_keys)
+            self.openapi_schema = document(self, _dialects(), has_keys=self.front.has_keys)
         return self.openapi_schema
 
 
@@ -90,7 +92,8 @@ def build_app(config: ServeConfig, supervisor: Supervisor) -> Application:
         app.include_router(router)
     if config.page:
         app.include_router(page.router)
-    with_status = [path for path in tasks if path != "/" and not path.startswith(OPENAI_PATHS)]
+    dialects = _dialects()
+    with_status = [path for path in tasks if path != "/" and dialects[path].has_status_routes]
     app.include_router(status_router(with_status))
     error_replies.install(app)
     # The last one added is the outermost.
@@ -104,6 +107,7 @@ def build_app(config: ServeConfig, supervisor: Supervisor) -> Application:
         RequestContext,
         lifecycle=app.front.lifecycle,
         task_routes=tasks,
+        dialects=dialects,
         quiet_routes=_quiet_routes(with_status),
         proxies=TrustedProxies(config.proxy_networks or []),
     )
@@ -124,12 +128,12 @@ def _allow_origins(app: FastAPI, origins: list[str]) -> None:
 
 def _task_routes() -> dict[str, str | None]:
     """The paths that take work, and whose it is where the path says so."""
-    return {
-        route.path: task
-        for task, router in ROUTERS
-        for route in router.routes
-        if isinstance(route, APIRoute) and "POST" in (route.methods or ())
-    }
+    return {path: task for task, router in ROUTERS for path in router.work_paths}
+
+
+def _dialects() -> dict[str, Dialect]:
+    """Of every path, as the document writes it."""
+    return {path: router.dialect for _, router in ROUTERS for path in router.paths}
 
 
 def _quiet_routes(task_paths: list[str]) -> frozenset[str]:

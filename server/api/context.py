@@ -8,8 +8,9 @@ from typing import Annotated, TypeVar
 
 from fastapi import Depends, Request
 
+from server.api.http.dialect import Dialect
 from server.api.http.disconnect import until_disconnect
-from server.api.http.sse import Events, EventStream, error_event, event_stream
+from server.api.http.sse import ErrorBody, Events, EventStream, event_stream
 from server.client.supervisor import Supervisor
 from server.config import ServeConfig
 from server.serving.lifecycle import Lifecycle
@@ -47,6 +48,11 @@ class Context:
         record: RequestRecord = self.request.state.record
         return record
 
+    @property
+    def dialect(self) -> Dialect:
+        dialect: Dialect = self.request.state.dialect
+        return dialect
+
     async def until_disconnect(self, work: Awaitable[T]) -> T:
         """The work's result; it is cancelled and `ClientDisconnect` raised if the client leaves first."""
         return await until_disconnect(self.request, work)
@@ -55,12 +61,12 @@ class Context:
         self,
         events: Events,
         *,
-        error_event: Callable[[bytes], bytes] = error_event,
+        error_body: Callable[[ErrorBody], ErrorBody] | None = None,
         empty_chunk: bytes | None = None,
     ) -> EventStream:
         """See `event_stream`."""
         config = self.front.config
-        return await event_stream(self.request, events, config, error_event=error_event, empty_chunk=empty_chunk)
+        return await event_stream(self.request, events, config, error_body=error_body, empty_chunk=empty_chunk)
 
 
 # Coroutines, although they wait for nothing: FastAPI calls plain functions in a thread.

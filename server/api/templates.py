@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
-
+from server.api.bodies.router import DialectRouter
 from server.api.context import FrontDep
+from server.api.http.dialect import SLUICE
 
-router = APIRouter(tags=["templates"])
+router = DialectRouter(SLUICE, "templates")
 
 
 @router.get("/templates", response_model=None)

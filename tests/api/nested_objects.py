@@ -34,32 +34,32 @@ def anthropic(*blocks: dict[str, Any], role: str = "assistant", **fields: Any) -
 
 
 OBJECTS: dict[str, list[tuple[str, dict[str, Any], Place]]] = {
-    "text.schemas.ChatMessage": [
+    "ChatMessage": [
         (CHAT, chat(), ("messages", 0)),
         (CHAT, chat(messages=[{"role": "assistant", "content": "A", "tool_calls": [CALL]}, *USER]), ("messages", 0)),
     ],
-    "text.schemas.TextPart": [
+    "TextPart": [
         (
             CHAT,
             chat(messages=[{"role": "user", "content": [{"type": "text", "text": "A"}]}]),
             ("messages", 0, "content", 0),
         )
     ],
-    "text.schemas.MadeCall": [
+    "MadeCall": [
         (CHAT, chat(messages=[{"role": "assistant", "tool_calls": [CALL]}, *USER]), ("messages", 0, "tool_calls", 0))
     ],
-    "text.schemas.CalledFunction": [
+    "CalledFunction": [
         (
             CHAT,
             chat(messages=[{"role": "assistant", "tool_calls": [CALL]}, *USER]),
             ("messages", 0, "tool_calls", 0, "function"),
         )
     ],
-    "text.schemas.Tool": [(CHAT, chat(tools=TOOLS), ("tools", 0))],
-    "text.schemas.ToolFunction": [(CHAT, chat(tools=TOOLS), ("tools", 0, "function"))],
-    "text.schemas.NamedTool": [(CHAT, chat(tools=TWO_TOOLS, tool_choice=NAMED), ("tool_choice",))],
-    "text.schemas.NamedFunction": [(CHAT, chat(tools=TWO_TOOLS, tool_choice=NAMED), ("tool_choice", "function"))],
-    "text.schemas.AllowedTools": [
+    "Tool": [(CHAT, chat(tools=TOOLS), ("tools", 0))],
+    "ToolFunction": [(CHAT, chat(tools=TOOLS), ("tools", 0, "function"))],
+    "NamedTool": [(CHAT, chat(tools=TWO_TOOLS, tool_choice=NAMED), ("tool_choice",))],
+    "NamedFunction": [(CHAT, chat(tools=TWO_TOOLS, tool_choice=NAMED), ("tool_choice", "function"))],
+    "AllowedTools": [
         (
             CHAT,
             chat(
@@ -70,7 +70,7 @@ OBJECTS: dict[str, list[tuple[str, dict[str, Any], Place]]] = {
         )
         for place in [("tool_choice",)]
     ],
-    "text.schemas.AllowedNames": [
+    "AllowedNames": [
         (
             CHAT,
             chat(
@@ -80,11 +80,11 @@ OBJECTS: dict[str, list[tuple[str, dict[str, Any], Place]]] = {
             ("tool_choice", "allowed_tools"),
         )
     ],
-    "text.schemas.StreamOptions": [
+    "StreamOptions": [
         (CHAT, chat(stream=True, stream_options={}), ("stream_options",)),
         (CHAT, chat(stream=True, stream_options={"include_usage": True}), ("stream_options",)),
     ],
-    "text.schemas.ResponseFormat": [
+    "ResponseFormat": [
         (
             CHAT,
             chat(response_format={"type": "json_schema", "json_schema": {"schema": SCHEMA}}),
@@ -92,21 +92,21 @@ OBJECTS: dict[str, list[tuple[str, dict[str, Any], Place]]] = {
         ),
         (CHAT, chat(response_format={"type": "json_object"}), ("response_format",)),
     ],
-    "text.schemas.JsonSchema": [
+    "JsonSchema": [
         (
             CHAT,
             chat(response_format={"type": "json_schema", "json_schema": {"schema": SCHEMA}}),
             ("response_format", "json_schema"),
         )
     ],
-    "text.schemas.StructuredOutputs": [(CHAT, chat(structured_outputs={}), ("structured_outputs",))],
-    "dialects.openai.responses_body.InputItem": [
+    "StructuredOutputs": [(CHAT, chat(structured_outputs={}), ("structured_outputs",))],
+    "InputItem": [
         (RESPONSES, responses(ASKED), ("input", 0)),
         (RESPONSES, responses({"type": "reasoning", "summary": []}), ("input", 0)),
         (RESPONSES, responses({"type": "function_call", "call_id": "call_1", "name": "f"}), ("input", 0)),
         (RESPONSES, responses({"type": "function_call_output", "call_id": "call_1", "output": "1"}), ("input", 0)),
     ],
-    "dialects.openai.responses_body.OutputPart": [
+    "OutputPart": [
         (RESPONSES, responses({**ASKED, "content": [{"type": "input_text", "text": "A"}]}), ("input", 0, "content", 0)),
         (
             RESPONSES,
@@ -114,20 +114,20 @@ OBJECTS: dict[str, list[tuple[str, dict[str, Any], Place]]] = {
             ("input", 0, "summary", 0),
         ),
     ],
-    "dialects.openai.responses_body.TextConfig": [(RESPONSES, responses(text={}), ("text",))],
-    "dialects.openai.responses_body.TextFormat": [
+    "TextConfig": [(RESPONSES, responses(text={}), ("text",))],
+    "TextFormat": [
         (RESPONSES, responses(text={"format": {"type": "json_schema", "schema": SCHEMA}}), ("text", "format")),
         (RESPONSES, responses(text={"format": {"type": "json_object"}}), ("text", "format")),
     ],
-    "dialects.openai.responses_body.FunctionTool": [(RESPONSES, responses(tools=RESPONSES_TOOLS), ("tools", 0))],
-    "dialects.openai.responses_body.ChosenFunction": [
+    "FunctionTool": [(RESPONSES, responses(tools=RESPONSES_TOOLS), ("tools", 0))],
+    "ChosenFunction": [
         (
             RESPONSES,
             responses(tools=RESPONSES_TOOLS, tool_choice={"type": "function", "name": "f"}),
             ("tool_choice",),
         )
     ],
-    "dialects.openai.responses_body.AllowedTools": [
+    "AllowedFunctions": [
         (
             RESPONSES,
             responses(
@@ -141,40 +141,38 @@ OBJECTS: dict[str, list[tuple[str, dict[str, Any], Place]]] = {
             ("tool_choice",),
         )
     ],
-    "dialects.openai.responses_body.ReasoningConfig": [(RESPONSES, responses(reasoning={}), ("reasoning",))],
-    "dialects.anthropic.body.AnthropicMessage": [(MESSAGES, anthropic(), ("messages", 0))],
-    "dialects.anthropic.body.TextBlock": [
+    "ReasoningConfig": [(RESPONSES, responses(reasoning={}), ("reasoning",))],
+    "AnthropicMessage": [(MESSAGES, anthropic(), ("messages", 0))],
+    "TextBlock": [
         (MESSAGES, anthropic(system=[{"type": "text", "text": "A"}]), ("system", 0)),
         (MESSAGES, anthropic(RESULT, role="user"), ("messages", 0, "content", 0, "content", 0)),
     ],
-    "dialects.anthropic.body.Block": [
+    "Block": [
         (MESSAGES, anthropic({"type": "text", "text": "A"}), ("messages", 0, "content", 0)),
         (MESSAGES, anthropic({"type": "thinking", "thinking": "A"}), ("messages", 0, "content", 0)),
         (MESSAGES, anthropic(CALLED), ("messages", 0, "content", 0)),
         (MESSAGES, anthropic(RESULT, role="user"), ("messages", 0, "content", 0)),
     ],
-    "dialects.anthropic.body.AnthropicTool": [(MESSAGES, anthropic(tools=MESSAGES_TOOLS), ("tools", 0))],
-    "dialects.anthropic.body.AnthropicChoice": [
-        (MESSAGES, anthropic(tools=MESSAGES_TOOLS, tool_choice={"type": "auto"}), ("tool_choice",))
-    ],
-    "dialects.anthropic.body.Thinking": [(MESSAGES, anthropic(thinking={"type": "enabled"}), ("thinking",))],
-    "dialects.anthropic.body.OutputConfig": [(MESSAGES, anthropic(output_config={}), ("output_config",))],
-    "dialects.anthropic.body.OutputFormat": [
+    "AnthropicTool": [(MESSAGES, anthropic(tools=MESSAGES_TOOLS), ("tools", 0))],
+    "AnthropicChoice": [(MESSAGES, anthropic(tools=MESSAGES_TOOLS, tool_choice={"type": "auto"}), ("tool_choice",))],
+    "Thinking": [(MESSAGES, anthropic(thinking={"type": "enabled"}), ("thinking",))],
+    "OutputConfig": [(MESSAGES, anthropic(output_config={}), ("output_config",))],
+    "OutputFormat": [
         (
             MESSAGES,
             anthropic(output_config={"format": {"type": "json_schema", "schema": SCHEMA}}),
             ("output_config", "format"),
         )
     ],
-    "bodies.schemas.Message": [(GENERATE, {"messages": USER}, ("messages", 0))],
-    "serving.options.types.Penalty": [
+    "Message": [(GENERATE, {"messages": USER}, ("messages", 0))],
+    "Penalty": [
         (
             GENERATE,
             {"inputs": "A", "parameters": {"penalties": [{"phrase": "the mill", "strength": 4}]}},
             ("parameters", "penalties", 0),
         ),
     ],
-    "serving.options.types.RankBy": [
+    "RankBy": [
         (
             GENERATE,
             {

@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from server.api.http.error_replies import anthropics_type
+from server.api.dialects.anthropic.dialect import error_type
 from server.errors import (
     DeadlineExceeded,
     EngineRestarting,
@@ -84,7 +84,7 @@ def test_a_server_that_loads_is_overloaded(path: str) -> None:
     ],
 )
 def test_each_error_has_the_type_that_anthropics_clients_know(error: SluiceError, type_: str) -> None:
-    assert anthropics_type(error) == type_
+    assert error_type(error) == type_
 
 
 def test_a_failure_in_a_stream_has_the_same_body() -> None:

@@ -23,22 +23,18 @@ TEMPLATE = tool_templates.QWEN.replace(
 """It writes every field of a message."""
 
 NEUTRAL = {
-    "text.schemas.JsonSchema.name": "a label",
-    "text.schemas.JsonSchema.strict": "the output always follows the schema",
-    "dialects.openai.responses_body.TextFormat.name": "a label",
-    "dialects.openai.responses_body.TextFormat.strict": "the output always follows the schema",
-    "text.schemas.ToolFunction.strict": "arguments of a forced call always follow the schema",
-    "dialects.openai.responses_body.FunctionTool.strict": "arguments of a forced call always follow the schema",
-    "dialects.anthropic.body.AnthropicTool.strict": "the input of a forced call always follows the schema",
-    "dialects.openai.responses_body.InputItem.id": "answers give it, and clients send it back",
-    "dialects.openai.responses_body.InputItem.status": "answers give it, and clients send it back",
-    "dialects.anthropic.body.Block.signature": "answers give it, and clients send it back",
+    "JsonSchema.name": "a label",
+    "JsonSchema.strict": "the output always follows the schema",
+    "TextFormat.name": "a label",
+    "TextFormat.strict": "the output always follows the schema",
+    "ToolFunction.strict": "arguments of a forced call always follow the schema",
+    "FunctionTool.strict": "arguments of a forced call always follow the schema",
+    "AnthropicTool.strict": "the input of a forced call always follows the schema",
+    "InputItem.id": "answers give it, and clients send it back",
+    "InputItem.status": "answers give it, and clients send it back",
+    "Block.signature": "answers give it, and clients send it back",
 }
 """Fields that ask for nothing more than every request gets, and why. Their docstrings say so."""
-
-
-def class_name(model: type[BaseModel]) -> str:
-    return f"{model.__module__}.{model.__name__}".removeprefix("server.").removeprefix("api.")
 
 
 def nested() -> dict[str, type[BaseModel]]:
@@ -49,7 +45,7 @@ def nested() -> dict[str, type[BaseModel]]:
         for name, info in model.model_fields.items():
             for inner in models(info.annotation):
                 if name != "parameters":
-                    found[class_name(inner)] = inner
+                    assert found.setdefault(inner.__name__, inner) is inner, "two classes of one name"
                 visit(inner)
 
     bodies = [route.body_field.field_info.annotation for _, router in ROUTERS for route in router.routes  # type: ignore[attr-defined]
@@ -60,7 +56,7 @@ def nested() -> dict[str, type[BaseModel]]:
     return found
 
 
-TYPED = {"dialects.openai.responses_body.InputItem", "dialects.anthropic.body.Block"}
+TYPED = {"InputItem", "Block"}
 """Classes for objects of several types: what one type reads must not disappear in another."""
 WRONG = {"type": ["no_such_type"], "verbosity": ["low"]}
 """Values that fields with one value refuse."""

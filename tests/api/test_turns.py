@@ -84,7 +84,7 @@ def test_each_request_to_the_server_takes_a_turn_of_its_address() -> None:
 
     async def main() -> None:
         context = RequestContext(
-            app, lifecycle=Lifecycle(), task_routes={}, quiet_routes=(), proxies=TrustedProxies([])
+            app, lifecycle=Lifecycle(), task_routes={}, dialects={}, quiet_routes=(), proxies=TrustedProxies([])
         )
         addresses = ["10.0.0.1"] * NUM_REQUESTS + ["10.0.0.2"]
         scopes = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict
@@ -15,19 +15,6 @@ from server.errors import UnknownParameter, UnsupportedParameter
 MAX_NAMED = 32
 """Most fields that are named to the client."""
 MAX_NAME_CHARACTERS = 64
-
-
-class LenientModel(StrictModel):
-    """Base of the bodies of ``/v1``: what it does not know is kept aside for `check_fields`. A null is an absent field.
-
-    Known fields are read as strictly as everywhere.
-    """
-
-    model_config = ConfigDict(extra="allow")
-
-    def unread(self) -> Iterable[str]:
-        """Names of the known fields that have no effect with the values they have here."""
-        return ()
 
 
 class Refusal(NamedTuple):
@@ -43,20 +30,33 @@ class Refusal(NamedTuple):
         return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in self.neutral)
 
 
-NO_REFUSALS: Mapping[str, Refusal] = {}
+class LenientModel(StrictModel):
+    """Base of bodies in dialects that name unknown fields: they are kept aside for `check_fields`.
+
+    A null is an absent field. Known fields are read as strictly as everywhere.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    refused: ClassVar[Mapping[str, Refusal]] = {}
+    """Fields of the dialect that this server cannot honour."""
+
+    def unread(self) -> Iterable[str]:
+        """Names of the known fields that have no effect with the values they have here."""
+        return ()
 
 
-def check_fields(context: Context, body: LenientModel, refusals: Mapping[str, Refusal] = NO_REFUSALS) -> None:
+def check_fields(context: Context, body: LenientModel) -> None:
     """Refuse what cannot be honoured and is not neutral; the answer's header names what else is left out.
 
-    With the setting ``strict`` the first of those is refused too.
+    With the setting ``strict``, and in dialects that do not name unknown fields, the first of those is refused too.
     """
+    refusals = type(body).refused
     extra = body.model_extra or {}
     for name, refusal in refusals.items():
         if (value := _without_nulls(extra.get(name))) is not None and not refusal.is_neutral(value):
             raise UnsupportedParameter(name, refusal.reason)
     names = [name for name in dict.fromkeys(unread_fields(body)) if name not in refusals]
-    if names and context.front.config.strict:
+    if names and (context.front.config.strict or not context.dialect.names_unknown_fields):
         raise UnknownParameter(names[0], sorted(type(body).model_fields))
     context.record.ignored_fields = ", ".join(quote(name[:MAX_NAME_CHARACTERS]) for name in names[:MAX_NAMED])
 

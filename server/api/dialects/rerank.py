@@ -7,19 +7,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
-from server.api.bodies.fields import LenientModel, Refusal, check_fields
+from server.api.bodies.fields import LenientModel, Refusal
+from server.api.bodies.router import DialectRouter
 from server.api.bodies.schemas import AT_LEAST_1, STOP_AT_FIRST_ERROR, Texts, one_error
 from server.api.bodies.truncation import EitherTruncation
 from server.api.context import ContextDep
+from server.api.dialects.openai.dialect import OPENAI
+from server.api.dialects.vllm.dialect import VLLM
 from server.api.encode.run import relevances, usage
 from server.api.http.json_reply import json_reply
 from server.errors import ConflictingParameters, InvalidParameter, InvalidRequest
 from server.serving.classifier import TextPair
 from server.serving.record import RequestRecord
 
-router = APIRouter(tags=["rerank"])
+router = DialectRouter(VLLM, "rerank")
+v1_router = DialectRouter(OPENAI, "rerank")
 
 REFUSED = {
     "max_tokens_per_doc": Refusal("set truncate_prompt_tokens for query and document together"),
@@ -42,6 +46,8 @@ Documents = Annotated[
 
 class RerankBody(EitherTruncation, LenientModel):
     """Body of ``POST /rerank``."""
+
+    refused = REFUSED
 
     query: str
     """What the texts or documents are to answer."""
@@ -67,11 +73,10 @@ OF_DOCUMENTS = ("top_n", "return_documents")
 
 
 @router.post("/rerank", response_model=None)
-@router.post("/v1/rerank", response_model=None)
+@v1_router.post("/v1/rerank", response_model=None)
 @router.post("/v2/rerank", response_model=None)
 async def rerank(body: RerankBody, context: ContextDep) -> Response:
     """``texts`` or ``documents``, each by its place in the list, in falling order of how well it answers ``query``."""
-    check_fields(context, body, REFUSED)
     name, texts = _texts(body)
     if body.top_n is not None and body.top_n < 1:
         raise InvalidParameter("top_n", body.top_n, "must be at least 1")

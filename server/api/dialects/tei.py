@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from pydantic import Field
 
 from server.api.bodies.lookup import model_name
+from server.api.bodies.router import DialectRouter
 from server.api.bodies.schemas import AT_LEAST_1, STOP_AT_FIRST_ERROR, StrictModel, TextOrTexts, one_error
 from server.api.bodies.truncation import TeiTruncation
 from server.api.context import ContextDep
 from server.api.dialects.hf.schemas import LabelReply
 from server.api.encode.run import reply_to_texts, run, vectors
+from server.api.http.dialect import SLUICE
 from server.api.http.json_reply import json_reply
 from server.serving.classifier import ClassifyOptions, LabelScore, ServedClassifier, TextPair
 from server.serving.embedder import EmbedOptions, cosines
 
-classify_router = APIRouter(tags=["text-embeddings-inference"])
-embed_router = APIRouter(tags=["text-embeddings-inference"])
+classify_router = DialectRouter(SLUICE, "text-embeddings-inference")
+embed_router = DialectRouter(SLUICE, "text-embeddings-inference")
 
 OneOrPair = Annotated[list[str], Field(min_length=1, max_length=2)]
 PredictInputs = Annotated[

@@ -59,7 +59,7 @@ class Access:
                 self._check(scope, record)
             except SluiceError as error:
                 headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, InvalidApiKey) else {}
-                await error_reply(error, record, headers)(scope, receive, send)
+                await error_reply(error, scope, headers)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

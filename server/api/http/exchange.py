@@ -11,7 +11,8 @@ from starlette.types import ASGIApp, Message, Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, STATUS_LINE
 
-from server.api.http.error_replies import error_body, error_headers
+from server.api.http.dialect import SLUICE, written
+from server.api.http.error_replies import error_headers
 from server.api.http.outbox import Outbox
 from server.errors import SluiceError
 
@@ -24,7 +25,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 def refusal(error: SluiceError) -> bytes:
     """A whole answer to what does not reach the application; the connection ends with it."""
     request_id = secrets.token_hex(16)
-    body = error_body(error, request_id)
+    body = written(SLUICE.error(error, request_id))
     headers = {
         "content-type": "application/json",
         "content-length": str(len(body)),

@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import caller
-from server.api.http.error_replies import error_reply, status_at
+from server.api.http.error_replies import error_reply
 from server.api.http.errors import AnswerNotKept, IdempotencyMismatch
 from server.api.http.shared_work import SharedWork
 from server.errors import InvalidParameter, InvalidRequest, QueueFull, SluiceError
@@ -49,9 +49,7 @@ class Idempotency:
             place = _place(Headers(scope=scope))
             work, is_joined = self._find(key, scope, body, place)
         except SluiceError as error:
-            reply = error_reply(error, scope["state"]["record"])
-            reply.status_code = status_at(scope["path"], error.status)
-            await reply(scope, receive, send)
+            await error_reply(error, scope)(scope, receive, send)
             return
         if is_joined:
             _tell_record(scope, work)

@@ -19,8 +19,8 @@ MAX_KEYS = 1024
 LONE_SURROGATE_CANDIDATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def check_json(body: bytes) -> None:
-    """Raise `InvalidJson` unless the body is one strict JSON value.
+def strict_json(body: bytes) -> Any:
+    """The body's value. Raises `InvalidJson` unless it is one strict JSON value.
 
     Stricter than `json.loads`: no NaN, infinities or numbers that overflow to them, no duplicate keys, no lone
     surrogates, no integer of more than 19 digits or 64 bits, no nesting deeper than 32, no object of more than 1024
@@ -38,6 +38,7 @@ def check_json(body: bytes) -> None:
     _check_depth(value, body)
     if LONE_SURROGATE_CANDIDATE.search(body):
         _check_surrogates(value)
+    return value
 
 
 def _parse(text: str) -> Any:

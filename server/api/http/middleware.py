@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,9 +17,10 @@ from server import caller
 from server.api.http.addresses import canonical
 from server.api.http.body_room import BodyRoom
 from server.api.http.client_address import TrustedProxies
+from server.api.http.dialect import SLUICE, Dialect
 from server.api.http.error_replies import error_reply
 from server.api.http.errors import BodyTooLarge, UnsupportedEncoding, UnsupportedMediaType
-from server.api.http.json_body import check_json
+from server.api.http.json_body import strict_json
 from server.api.http.turns import Turns
 from server.caller import Caller
 from server.errors import SluiceError
@@ -48,7 +49,8 @@ class RequestContext:
         app: ASGIApp,
         *,
         lifecycle: Lifecycle,
-        task_routes: dict[str, str | None],
+        task_routes: Mapping[str, str | None],
+        dialects: Mapping[str, Dialect],
         quiet_routes: Collection[str],
         proxies: TrustedProxies,
     ) -> None:
@@ -56,6 +58,8 @@ class RequestContext:
         self.proxies = proxies
         self.lifecycle = lifecycle
         self.task_routes = task_routes
+        self.dialects = dialects
+        """By path; other paths are answered as the server's own."""
         self.quiet_routes = quiet_routes
         """Probes and pages: neither logged nor counted."""
         self._turns = Turns()
@@ -68,6 +72,7 @@ class RequestContext:
         record = self._record(scope)
         state = scope.setdefault("state", {})
         state["record"], state["request_id"] = record, record.request_id
+        state["dialect"] = self.dialects.get(scope["path"], SLUICE)
         if self.proxies and scope.get("client"):
             peer, port = scope["client"]
             scope["client"] = (self.proxies.client_of(peer, Headers(scope=scope)), port)
@@ -107,9 +112,7 @@ class RequestContext:
             log.exception("request failed", extra={"fields": {"request_id": exchange.record.request_id}})
             if exchange.is_started:
                 raise
-            reply = error_reply(
-                SluiceError("Internal server error. The server's log has the details."), exchange.record
-            )
+            reply = error_reply(SluiceError("Internal server error. The server's log has the details."), scope)
             await reply(scope, exchange.receive, exchange.send)
 
 
@@ -168,19 +171,18 @@ class BodyGate:
             await self.app(scope, receive, send)
             return
         try:
-            body = await (self._sound_body(headers, receive) if is_work else self._read(headers, receive))
+            body = await self._read_checked(scope, headers, receive) if is_work else await self._read(headers, receive)
         except SluiceError as error:
             await self._refuse(error, scope, receive, send)
             return
         await self.app(scope, _replay(body, receive), send)
 
-    async def _sound_body(self, headers: Headers, receive: Receive) -> bytes:
+    async def _read_checked(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
+        """The body; what it holds goes into the request's state, so that nobody parses it again."""
         _check_type(headers)
         body = await self._read(headers, receive)
-        if len(body) < LARGE_BODY_BYTES:
-            check_json(body)
-        else:
-            await asyncio.to_thread(check_json, body)
+        is_large = len(body) >= LARGE_BODY_BYTES
+        scope["state"]["json"] = await asyncio.to_thread(strict_json, body) if is_large else strict_json(body)
         return body
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes:
@@ -205,13 +207,12 @@ class BodyGate:
 
     async def _refuse(self, error: SluiceError, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; where the body has not been read, the connection ends."""
-        record: RequestRecord = scope["state"]["record"]
         headers = {}
         if isinstance(error, BodyTooLarge | UnsupportedMediaType):
             headers["Connection"] = "close"
         if isinstance(error, UnsupportedEncoding):
             headers["Accept-Encoding"] = "identity"
-        await error_reply(error, record, headers)(scope, receive, send)
+        await error_reply(error, scope, headers)(scope, receive, send)
 
 
 def _check_type(headers: Headers) -> None:

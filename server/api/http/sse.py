@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from sse_starlette.sse import AppStatus, EventSourceResponse, SendTimeoutError
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
+from server.api.http.dialect import Dialect
 from server.api.http.disconnect import until_disconnect
-from server.api.http.error_replies import error_body
 from server.config import ServeConfig
 from server.errors import SluiceError
 from server.serving.record import RequestRecord
@@ -35,7 +35,7 @@ AppStatus.disable_automatic_graceful_drain()  # type: ignore[no-untyped-call]
 logging.getLogger("sse_starlette").setLevel(logging.INFO)
 
 Events = AsyncGenerator[bytes, None]
-
+ErrorBody = Mapping[str, Any]
 
 LINE_ENDS = {character.encode(): f"\\u{ord(character):04x}".encode() for character in "\u0085\u2028\u2029"}
 """Many clients, Hugging Face's among them, also cut lines at these, which JSON may hold as they are or escaped."""
@@ -49,22 +49,18 @@ def data_event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
-def error_event(data: bytes) -> bytes:
-    return b"event: error\ndata: " + data + b"\n\n"
-
-
 async def event_stream(
     request: Request,
     events: Events,
     config: ServeConfig,
     *,
-    error_event: Callable[[bytes], bytes] = error_event,
+    error_body: Callable[[ErrorBody], ErrorBody] | None = None,
     empty_chunk: bytes | None = None,
 ) -> EventStream:
     """The answer that sends ``events``; what fails before the first event is raised here and becomes a plain answer.
 
-    ``error_event`` writes the dialect's last event of a stream that breaks, and ``empty_chunk`` is an event of it that
-    says nothing, where there is such a thing.
+    ``error_body`` completes the dialect's error where a stream breaks, and ``empty_chunk`` is an event that says
+    nothing, where the dialect has one.
     """
     first = asyncio.ensure_future(anext(events))
     try:
@@ -78,9 +74,10 @@ async def event_stream(
         first,
         events,
         request.state.record,
+        request.state.dialect,
         keep_alive=_sign_of_life(config, empty_chunk),
         keep_alive_s=config.keep_alive_s,
-        error_event=error_event,
+        error_body=error_body,
     )
 
 
@@ -111,10 +108,11 @@ class EventStream(EventSourceResponse):
         first: asyncio.Future[bytes],
         events: Events,
         record: RequestRecord,
+        dialect: Dialect,
         *,
         keep_alive: bytes | None,
         keep_alive_s: float,
-        error_event: Callable[[bytes], bytes],
+        error_body: Callable[[ErrorBody], ErrorBody] | None,
         send_timeout_s: float = SEND_TIMEOUT_S,
     ) -> None:
         # The library's own ping comes at fixed times, also while events flow.
@@ -122,10 +120,11 @@ class EventStream(EventSourceResponse):
         self._first = first
         self._events = events
         self._record = record
+        self._dialect = dialect
         self._keep_alive = keep_alive
         """None: silence is no reason to send anything."""
         self._keep_alive_s = keep_alive_s
-        self._error_event = error_event
+        self._error_body = error_body
         self._send_timeout_s = send_timeout_s
         self._clock = asyncio.get_running_loop().time
         self._is_open = False
@@ -182,7 +181,8 @@ class EventStream(EventSourceResponse):
     def _error(self, error: SluiceError) -> bytes:
         self._record.error_code = error.code
         error.reader = self._record.reader
-        return self._error_event(error_body(error, self._record.public_id, self._record.route))
+        body: ErrorBody = self._dialect.error(error, self._record.public_id)
+        return self._dialect.error_event(body if self._error_body is None else self._error_body(body))
 
     async def _watch(self, send: Send) -> None:
         """Send a sign of life after each ``keep_alive_s`` of silence, and end a send that is not taken in time."""

@@ -5,32 +5,16 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel
 
-from server.api.bodies.fields import Refusal
+from server.api.bodies.fields import LenientModel
 from server.api.bodies.schemas import GenerateParameters, StrictModel
-from server.api.dialects import rerank
-from server.api.dialects.anthropic import body as anthropic_body
-from server.api.dialects.openai import embeddings, responses_body
-from server.api.dialects.vllm import classify, score, tokenize
 from server.api.http import json_body
 from server.api.openapi.limits import OptionDocs, describe_refusals
-from server.api.text.schemas import REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS, ChatBody, CompletionBody
 
-REFUSALS: dict[type[BaseModel], Mapping[str, Refusal]] = {
-    ChatBody: REFUSED_IN_CHAT,
-    CompletionBody: REFUSED_IN_COMPLETIONS,
-    responses_body.ResponsesBody: responses_body.REFUSED_HERE,
-    anthropic_body.MessagesBody: anthropic_body.REFUSED_HERE,
-    tokenize.TokenizeBody: tokenize.REFUSED,
-    rerank.RerankBody: rerank.REFUSED,
-    score.ScoreBody: embeddings.REFUSED,
-    classify.ClassifyBody: embeddings.REFUSED,
-    embeddings.EmbeddingsBody: embeddings.REFUSED,
-}
 STRICT_JSON = (
     f"One JSON value in UTF-8, nested at most {json_body.MAX_DEPTH} levels deep, with at most {json_body.MAX_KEYS} "
     f"keys in an object, each key once. Integers have at most {json_body.MAX_INTEGER_DIGITS} digits and 64 bits and no "
@@ -49,7 +33,8 @@ def complete(schemas: dict[str, Any]) -> None:
         if issubclass(model, GenerateParameters):
             for name, field in properties.items():
                 options.describe(name, field)
-        describe_refusals(properties, REFUSALS.get(model, {}))
+        if issubclass(model, LenientModel):
+            describe_refusals(properties, model.refused)
 
 
 def _below(model: type[BaseModel]) -> Iterator[type[BaseModel]]:

@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from server.api.dialects.anthropic.dialect import ANTHROPIC, ERROR_TYPES
 from server.api.http import errors as http_errors
-from server.api.http.error_replies import ANTHROPICS_PATHS, ANTHROPICS_TYPES, status_at
+from server.api.http.dialect import Dialect
 from server.errors import ModelNotFound, SluiceError, Starting, TemplateNotFound, Unavailable
 
 OF_BODIES = (http_errors.InvalidJson, http_errors.BodyTooLarge, http_errors.UnsupportedMediaType)
@@ -56,7 +57,7 @@ ERROR_REPLY: dict[str, Any] = {
 }
 
 ANTHROPICS_REPLY: dict[str, Any] = {
-    "title": "MessagesErrorReply",
+    "title": ANTHROPIC.error_schema,
     "description": "An error in Anthropic's shape, with the fields of all other errors.",
     "allOf": [
         {"$ref": "#/components/schemas/ErrorReply"},
@@ -68,7 +69,7 @@ ANTHROPICS_REPLY: dict[str, Any] = {
                 "request_id": {"type": "string", "description": REQUEST_ID},
                 "error": {
                     "properties": {
-                        "type": {"enum": [*ANTHROPICS_TYPES.values(), "invalid_request_error", "api_error"]},
+                        "type": {"enum": [*ERROR_TYPES.values(), "invalid_request_error", "api_error"]},
                     }
                 },
             },
@@ -77,17 +78,12 @@ ANTHROPICS_REPLY: dict[str, Any] = {
 }
 
 
-def reply_name(path: str) -> str:
-    """The schema of the path's errors."""
-    return "MessagesErrorReply" if path in ANTHROPICS_PATHS else "ErrorReply"
-
-
-def error_responses(method: str, path: str, *, needs_key: bool) -> dict[str, Any]:
+def error_responses(method: str, path: str, dialect: Dialect, *, needs_key: bool) -> dict[str, Any]:
     """OpenAPI's responses for all errors that the operation may answer, by status."""
     by_status: dict[str, set[type[SluiceError]]] = defaultdict(set)
     for error in _errors(method, path, needs_key):
-        by_status[str(status_at(path, error.status))].add(error)
-    return {status: _response(status, by_status[status], reply_name(path)) for status in sorted(by_status)}
+        by_status[str(dialect.status_at(error.status))].add(error)
+    return {status: _response(status, by_status[status], dialect.error_schema) for status in sorted(by_status)}
 
 
 def _errors(method: str, path: str, needs_key: bool) -> Iterator[type[SluiceError]]:

@@ -10,8 +10,9 @@ import msgspec
 
 from server.api.dialects.hf.schemas import ClassifyReply
 from server.api.dialects.tgi import answers
+from server.api.http.dialect import Dialect
 from server.api.openapi import shapes
-from server.api.openapi.errors import REQUEST_ID, reply_name
+from server.api.openapi.errors import REQUEST_ID
 from server.api.text.shapes import Usage
 
 REF = "#/components/schemas/{name}"
@@ -83,10 +84,10 @@ def components() -> dict[str, Any]:
     return msgspec.json.schema_components([*types, Usage], ref_template=REF)[1]
 
 
-def success(path: str, documented: dict[str, Any]) -> dict[str, Any]:
+def success(path: str, dialect: Dialect, documented: dict[str, Any]) -> dict[str, Any]:
     """The response of status 200; ``documented`` is what FastAPI knows of it."""
     reply = REPLIES.get(path)
-    content = documented["content"] if reply is None else dict(_content(reply, reply_name(path)))
+    content = documented["content"] if reply is None else dict(_content(reply, dialect.error_schema))
     headers = {name: {"description": words, "schema": {"type": "string"}} for name, words in HEADERS.items()}
     return {"description": "Success.", "headers": headers, "content": content}
 

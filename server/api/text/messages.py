@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from server.api.http.errors import InvalidJson
-from server.api.http.json_body import check_json
+from server.api.http.json_body import strict_json
 from server.api.text.schemas import ChatMessage, MadeCall, TextPart, Tool
 from server.errors import InvalidParameter, InvalidRequest
 from server.serving.generator import ServedGenerator
@@ -78,10 +77,9 @@ def _call(call: MadeCall, call_format: CallFormat) -> dict[str, Any]:
 def _arguments(text: str) -> Any:
     """What is no JSON that a body could hold, an answer that was cut for example, stays text."""
     try:
-        check_json(text.encode())
+        return strict_json(text.encode())
     except InvalidJson:
         return text
-    return json.loads(text)
 
 
 def template_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:

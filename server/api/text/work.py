@@ -80,7 +80,7 @@ class TextWork:
 
     async def stream(self, writer: StreamWriter) -> EventStream:
         events = self._events(writer)
-        return await self.context.stream(events, error_event=writer.error, empty_chunk=writer.empty())
+        return await self.context.stream(events, error_body=writer.error, empty_chunk=writer.empty())
 
     async def _events(self, writer: StreamWriter) -> AsyncGenerator[bytes, None]:
         if len(self.generations) == 1:
@@ -109,9 +109,9 @@ class StreamWriter(ABC):
     def empty(self) -> bytes | None:
         """An event that says nothing, if there is such a thing."""
 
-    @abstractmethod
-    def error(self, data: bytes) -> bytes:
-        """The last event of a stream that breaks; ``data`` is the error's body."""
+    def error(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the last event of a stream that breaks holds; ``body`` is the dialect's error."""
+        return body
 
 
 class Chunks(StreamWriter):
@@ -151,9 +151,6 @@ class Chunks(StreamWriter):
 
     def empty(self) -> bytes:
         return self._chunk([self.nothing])
-
-    def error(self, data: bytes) -> bytes:
-        return data_event(data)
 
 
 def by_output(tokens: Sequence[OutputToken]) -> dict[int, list[OutputToken]]:

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.api.dialects.anthropic.body import MessagesBody
+from server.api.dialects.openai.bodies import REFUSED_IN_CHAT, ChatBody, CompletionBody
 from server.api.dialects.openai.responses import ResponsesBody
-from server.api.text.schemas import REFUSED_IN_CHAT, ChatBody, CompletionBody
 from tests.api.openai.fronts import (
     CHAT,
     COMPLETIONS,

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from server.api.text.schemas import REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS, TOLD_OTHERWISE, ChatBody
+from server.api.dialects.openai.bodies import REFUSED_IN_CHAT, REFUSED_IN_COMPLETIONS, ChatBody
+from server.api.text.schemas import TOLD_OTHERWISE
 from server.protocol import Generate, Tokens
 from tests.api.openai.fronts import CHAT, COMPLETIONS, HELLO, MAX_MODEL_LEN, TEXT, Front, fronted
 from tests.api.scripted import END_ID, TOKENIZER, Step

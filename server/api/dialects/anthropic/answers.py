@@ -146,9 +146,6 @@ class Events(StreamWriter):
     def empty(self) -> bytes:
         return named_event({"type": "ping"})
 
-    def error(self, data: bytes) -> bytes:
-        return b"event: error\n" + data_event(data)
-
 
 def named_event(event: Mapping[str, Any]) -> bytes:
     """An event that has its own type for a name."""

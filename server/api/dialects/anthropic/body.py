@@ -131,6 +131,8 @@ class MessagesBody(ConversationBody):
     n must be 1: a message returns one output. max_tokens is required for /v1/messages.
     """
 
+    refused = REFUSED_HERE
+
     messages: Annotated[list[AnthropicMessage], STOP_AT_FIRST_ERROR, NOT_EMPTY]
     """Turns that must end with the user's: an answer begins a turn of its own. Blocks of the type text have a text,
     those of the type thinking a thinking, of tool_use (assistant) an id, a name and an input, and of tool_result (user)

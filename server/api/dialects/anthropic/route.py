@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
-from server.api.bodies.fields import check_fields
+from server.api.bodies.router import DialectRouter
 from server.api.context import Context, ContextDep
 from server.api.dialects.anthropic.answers import Blocks, Events, message
-from server.api.dialects.anthropic.body import REFUSED_HERE, MessagesBody, effort_of, format_of, tool_wish
+from server.api.dialects.anthropic.body import MessagesBody, effort_of, format_of, tool_wish
+from server.api.dialects.anthropic.dialect import ANTHROPIC
 from server.api.dialects.anthropic.turns import chat_turns
 from server.api.http.json_reply import json_reply
 from server.api.text.efforts import with_effort
@@ -22,7 +23,7 @@ from server.api.text.turn_plan import TurnPlan, turn_plan
 from server.api.text.work import TextWork, generator_of
 from server.errors import InvalidRequest
 
-router = APIRouter(tags=["anthropic"])
+router = DialectRouter(ANTHROPIC, "anthropic")
 
 
 @router.post("/v1/messages", response_model=None)
@@ -49,7 +50,6 @@ async def count_tokens(body: MessagesBody, context: ContextDep) -> Response:
 
 async def _prepared(body: MessagesBody, context: Context, unread: Sequence[str]) -> tuple[TextWork, TurnPlan]:
     """``unread`` fields are of no concern to the route."""
-    check_fields(context, body, REFUSED_HERE)
     check_single(body, "a message")
     generator = generator_of(context, body)
     template = chat_template_of(generator)

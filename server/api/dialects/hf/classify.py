@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
+from server.api.bodies.router import DialectRouter
 from server.api.context import Context, ContextDep
 from server.api.dialects.hf.schemas import (
     ClassifyInput,
@@ -15,13 +16,14 @@ from server.api.dialects.hf.schemas import (
 )
 from server.api.dialects.vllm import classify as vllm_classify
 from server.api.encode.run import run
+from server.api.http.dialect import SLUICE
 from server.api.http.json_reply import json_reply
 from server.errors import ConflictingParameters, InvalidRequest
 from server.sentences import Reader
 from server.serving.classifier import ClassifyOptions, LabelScore, ServedClassifier, TextPair
 from server.text.truncation import Truncation
 
-router = APIRouter()
+router = DialectRouter(SLUICE)
 
 
 @router.post("/classify", response_model=ClassifyReply)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
+from server.api.bodies.router import DialectRouter
 from server.api.context import ContextDep
 from server.api.dialects.hf.schemas import FillingReply, FillMaskParameters, FillMaskReply, FillMaskRequest
 from server.api.encode.run import reply_to_texts, run
+from server.api.http.dialect import SLUICE
 from server.sentences import Reader
 from server.serving.mask_filler import DEFAULT_TOP_K, Filling, FillOptions, ServedMaskFiller
 
-router = APIRouter()
+router = DialectRouter(SLUICE)
 
 
 @router.post("/fill-mask", response_model=FillMaskReply)

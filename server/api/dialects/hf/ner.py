@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
+from server.api.bodies.router import DialectRouter
 from server.api.context import ContextDep
 from server.api.dialects.hf.schemas import EntityReply, NerParameters, NerReply, NerRequest
 from server.api.encode.run import reply_to_texts, run
+from server.api.http.dialect import SLUICE
 from server.sentences import Reader
 from server.serving.tagger import ServedTagger, TagOptions
 from server.text.entities import Entity
 from server.text.templated import RenderedPrompt
 
-router = APIRouter()
+router = DialectRouter(SLUICE)
 
 
 @router.post("/ner", response_model=NerReply)

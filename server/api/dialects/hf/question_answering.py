@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from server.api.bodies.router import DialectRouter
 from server.api.bodies.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, StrictModel, one_error
 from server.api.context import ContextDep
 from server.api.encode.run import run
+from server.api.http.dialect import SLUICE
 from server.api.http.json_reply import json_reply
 from server.sentences import Reader
 from server.serving.question_answerer import AnswerOptions, Question, ServedQuestionAnswerer
 from server.text.answers import Answer, AnswerRules
 
-router = APIRouter()
+router = DialectRouter(SLUICE)
 
 Count = Annotated[int, Field(ge=1)]
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
 from server.api.bodies.lookup import model_name
+from server.api.bodies.router import DialectRouter
 from server.api.bodies.schemas import NOT_EMPTY, StrictModel, TextOrTexts, one_error
 from server.api.context import ContextDep
 from server.api.dialects.hf.schemas import LabelReply
 from server.api.encode.run import reply_to_texts, run
+from server.api.http.dialect import SLUICE
 from server.sentences import Reader
 from server.serving import pair_scores
 from server.serving.classifier import LabelScore, ServedClassifier
 from server.text.truncation import Truncation
 
-router = APIRouter()
+router = DialectRouter(SLUICE)
 
 
 class ZeroShotParameters(StrictModel):

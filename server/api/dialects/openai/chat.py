@@ -6,30 +6,30 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
-from server.api.bodies.fields import check_fields
+from server.api.bodies.router import DialectRouter
 from server.api.context import ContextDep
+from server.api.dialects.openai.bodies import AllowedTools, ChatBody
 from server.api.dialects.openai.chat_answers import ChatChunks, chat_answer
+from server.api.dialects.openai.dialect import OPENAI
 from server.api.dialects.openai.told import told_options
 from server.api.http.json_reply import json_reply
 from server.api.text.efforts import with_effort
 from server.api.text.messages import chat_template_of, template_messages
 from server.api.text.prompt import chat_source
-from server.api.text.schemas import REFUSED_IN_CHAT, AllowedTools, ChatBody
 from server.api.text.structure import structure_of
 from server.api.text.turn_plan import ToolWish, TurnPlan, allowed_tools, turn_plan
 from server.api.text.work import TextWork, generator_of
 from server.errors import ConflictingParameters, InvalidRequest
 from server.serving.generation import OutputToken
 
-router = APIRouter(tags=["openai"])
+router = DialectRouter(OPENAI, "openai")
 
 
 @router.post("/v1/chat/completions", response_model=None)
 async def chat_completions(body: ChatBody, context: ContextDep) -> Response:
     """Answer ``messages``, by way of the model's own chat template; with ``tools``, perhaps by calling some."""
-    check_fields(context, body, REFUSED_IN_CHAT)
     generator = generator_of(context, body)
     template = chat_template_of(generator)
     body = with_effort(body, body.reasoning_effort, template, "reasoning_effort")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from server.api.dialects.openai.bodies import ChatBody
 from server.api.dialects.openai.logprobs import ChatTeller
 from server.api.dialects.openai.told import num_others, output_ids, prompt_ids, prompt_scores, token_name
 from server.api.text.messages import text_of
-from server.api.text.schemas import ChatBody
 from server.api.text.scribe import Scribe
 from server.api.text.turn_plan import TurnPlan
 from server.api.text.work import Chunks, TextWork, by_output

@@ -6,15 +6,16 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
-from server.api.bodies.fields import check_fields
+from server.api.bodies.router import DialectRouter
 from server.api.context import ContextDep
+from server.api.dialects.openai.bodies import CompletionBody
+from server.api.dialects.openai.dialect import OPENAI
 from server.api.dialects.openai.logprobs import CompletionLogprobs, CompletionScribe
 from server.api.dialects.openai.told import num_others, output_ids, prompt_ids, prompt_scores, token_name, told_options
 from server.api.http.json_reply import json_reply
 from server.api.text.prompt import prompt_source
-from server.api.text.schemas import REFUSED_IN_COMPLETIONS, CompletionBody
 from server.api.text.shapes import ending
 from server.api.text.structure import structure_of
 from server.api.text.work import Chunks, TextWork, by_output, generator_of
@@ -23,7 +24,7 @@ from server.serving.generation import Generation, OutputText, OutputToken
 from server.serving.prompts import PromptSource
 from server.text.tokenizer import Tokenizer
 
-router = APIRouter(tags=["openai"])
+router = DialectRouter(OPENAI, "openai")
 
 OBJECT = "text_completion"
 
@@ -31,7 +32,6 @@ OBJECT = "text_completion"
 @router.post("/v1/completions", response_model=None)
 async def completions(body: CompletionBody, context: ContextDep) -> Response:
     """Continue ``prompt``: a text, token ids, or a list of either; ``n`` samples of each, or a beam search's best."""
-    check_fields(context, body, REFUSED_IN_COMPLETIONS)
     if body.suffix:
         raise UnsupportedParameter("suffix", "inserting text is not supported")
     structure = structure_of(body)

@@ -7,19 +7,21 @@ import base64
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
-from server.api.bodies.fields import LenientModel, Refusal, check_fields
+from server.api.bodies.fields import LenientModel, Refusal
+from server.api.bodies.router import DialectRouter
 from server.api.bodies.schemas import AT_LEAST_1, STOP_AT_FIRST_ERROR, Ids, one_error
 from server.api.bodies.truncation import VllmTruncation
 from server.api.context import ContextDep
+from server.api.dialects.openai.dialect import OPENAI
 from server.api.encode.run import usage, vectors
 from server.api.http.json_reply import json_reply
 from server.api.text.shapes import head
 from server.serving.embedder import EmbedOptions, Vector
 from server.serving.record import RequestRecord
 
-router = APIRouter(tags=["openai"])
+router = DialectRouter(OPENAI, "openai")
 
 Input = Annotated[
     str | Annotated[list[str], STOP_AT_FIRST_ERROR] | Ids | Annotated[list[Ids], STOP_AT_FIRST_ERROR],
@@ -34,6 +36,8 @@ REFUSED = {
 
 class EmbeddingsBody(VllmTruncation, LenientModel):
     """Body of ``POST /v1/embeddings``: OpenAI's fields, vLLM's truncation, and a prompt of the model's folder."""
+
+    refused = REFUSED
 
     input: Input
     """Texts, or this model's token ids; it must contain at least one text. LangChain's OpenAIEmbeddings sends ids of
@@ -54,7 +58,6 @@ async def embeddings(body: EmbeddingsBody, context: ContextDep) -> Response:
     Token ids are the model's own, special ones included, and no prompt goes before them.
     ``base64`` is of float32 numbers, the lowest byte first.
     """
-    check_fields(context, body, REFUSED)
     options = EmbedOptions(
         dimensions=body.dimensions,
         normalize=body.normalize,

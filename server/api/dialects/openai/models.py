@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
-
+from server.api.bodies.router import DialectRouter
 from server.api.context import ContextDep
+from server.api.dialects.openai.dialect import OPENAI
 from server.serving.registry import Registry, Served
 
-router = APIRouter(tags=["openai"])
+router = DialectRouter(OPENAI, "openai")
 
 
 @router.get("/v1/models", response_model=None)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
-from server.api.bodies.fields import check_fields
+from server.api.bodies.router import DialectRouter
 from server.api.context import ContextDep
+from server.api.dialects.openai.dialect import RESPONSES
 from server.api.dialects.openai.responses_answers import Events, Items, response_object
-from server.api.dialects.openai.responses_body import REFUSED_HERE, ResponsesBody, format_of, tool_wish
+from server.api.dialects.openai.responses_body import ResponsesBody, format_of, tool_wish
 from server.api.dialects.openai.responses_turns import chat_turns
 from server.api.http.json_reply import json_reply
 from server.api.text.efforts import with_effort
@@ -20,13 +21,12 @@ from server.api.text.structure import structure_of, with_response_format
 from server.api.text.turn_plan import turn_plan
 from server.api.text.work import TextWork, generator_of
 
-router = APIRouter(tags=["openai"])
+router = DialectRouter(RESPONSES, "openai")
 
 
 @router.post("/v1/responses", response_model=None)
 async def responses(body: ResponsesBody, context: ContextDep) -> Response:
     """Answer ``input``, by way of the model's own chat template; with ``tools``, perhaps by calling some."""
-    check_fields(context, body, REFUSED_HERE)
     check_single(body, "a response")
     generator = generator_of(context, body)
     template = chat_template_of(generator)

@@ -195,6 +195,5 @@ class Events(StreamWriter):
     def empty(self) -> None:
         """Every event of this shape says something."""
 
-    def error(self, data: bytes) -> bytes:
-        head = f'{{"type": "error", "sequence_number": {self._number}, '.encode()
-        return b"event: error\n" + data_event(head + data.removeprefix(b"{"))
+    def error(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        return {"type": "error", "sequence_number": self._number, **body}

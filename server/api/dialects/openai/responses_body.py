@@ -131,7 +131,7 @@ class ChosenFunction(LenientModel):
     name: str
 
 
-class AllowedTools(LenientModel):
+class AllowedFunctions(LenientModel):
     """A ``tool_choice`` that narrows the tools."""
 
     type: Literal["allowed_tools"]
@@ -140,7 +140,7 @@ class AllowedTools(LenientModel):
 
 
 Choice = Annotated[
-    Literal["none", "auto", "required"] | ChosenFunction | AllowedTools,
+    Literal["none", "auto", "required"] | ChosenFunction | AllowedFunctions,
     one_error('"none", "auto", "required", {"type": "function", "name": ...} or {"type": "allowed_tools", ...}'),
 ]
 
@@ -158,6 +158,8 @@ class ResponsesBody(ConversationBody):
 
     n must be 1: a response returns one output.
     """
+
+    refused = REFUSED_HERE
 
     input: Annotated[
         str | Annotated[list[InputItem], STOP_AT_FIRST_ERROR, NOT_EMPTY], one_error("a string or a list of items")
@@ -179,7 +181,7 @@ class ResponsesBody(ConversationBody):
 def tool_wish(body: ResponsesBody) -> ToolWish:
     """Raises for allowed tools that are not among the tools."""
     tools, choice = [_chat_tool(tool) for tool in body.tools or []], body.tool_choice
-    if isinstance(choice, AllowedTools):
+    if isinstance(choice, AllowedFunctions):
         tools = allowed_tools(tools, [tool.name for tool in choice.tools], "tool_choice.tools")
     return ToolWish(
         tools=tools,
@@ -196,7 +198,7 @@ def _chat_tool(tool: FunctionTool) -> Tool:
 def _chat_choice(choice: Choice | None) -> Literal["none", "auto", "required"] | NamedTool | None:
     if isinstance(choice, ChosenFunction):
         return NamedTool(type="function", function=NamedFunction(name=choice.name))
-    return choice.mode if isinstance(choice, AllowedTools) else choice
+    return choice.mode if isinstance(choice, AllowedFunctions) else choice
 
 
 def format_of(body: ResponsesBody) -> ResponseFormat | None:

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
+from server.api.bodies.router import DialectRouter
 from server.api.bodies.schemas import GenerateRequest
 from server.api.context import Context, ContextDep
 from server.api.dialects.tgi import answers
+from server.api.http.dialect import SLUICE
 from server.api.http.json_reply import encode, json_reply
 from server.api.http.sse import data_event
 from server.api.text.prompt import prompt_source
@@ -23,7 +25,7 @@ from server.serving.prompts import PromptSource
 from server.serving.record import RequestRecord
 from server.tasks import GENERATE
 
-router = APIRouter()
+router = DialectRouter(SLUICE)
 
 
 @router.post("/generate", response_model=None)

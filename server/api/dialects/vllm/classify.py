@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Response
+from fastapi import Response
 from numpy.typing import NDArray
 
-from server.api.bodies.fields import LenientModel, check_fields
+from server.api.bodies.fields import LenientModel
 from server.api.bodies.lookup import model_name
+from server.api.bodies.router import DialectRouter
 from server.api.bodies.schemas import TextOrTexts
 from server.api.bodies.truncation import VllmTruncation
 from server.api.context import Context, ContextDep
+from server.api.dialects.openai.dialect import OPENAI
 from server.api.dialects.openai.embeddings import REFUSED
 from server.api.encode.run import run, usage
 from server.api.http.json_reply import json_reply
@@ -22,13 +24,15 @@ from server.sentences import Reader
 from server.serving.classifier import ServedClassifier, TextPair
 from server.text.truncation import Truncation
 
-router = APIRouter(tags=["openai"])
+router = DialectRouter(OPENAI, "openai")
 
 NAMES = {"inputs": "input", "truncate to true": "truncate_prompt_tokens to -1"}
 
 
 class ClassifyBody(VllmTruncation, LenientModel):
     """Body of ``POST /v1/classify``."""
+
+    refused = REFUSED
 
     input: TextOrTexts
     """A text, or a list that must contain at least one text."""
@@ -42,7 +46,6 @@ async def classify(body: ClassifyBody, context: ContextDep) -> Response:
 
     ``/info`` names the labels in that order. With ``use_activation`` false the scores are logits.
     """
-    check_fields(context, body, REFUSED)
     context.record.reader = Reader(NAMES)
     return await answer(context, body.model, body.input, body.use_activation is False, body.vllm_truncation())
 

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
-from server.api.bodies.fields import LenientModel, check_fields
+from server.api.bodies.fields import LenientModel
+from server.api.bodies.router import DialectRouter
 from server.api.bodies.schemas import TextOrTexts
 from server.api.bodies.truncation import VllmTruncation
 from server.api.context import ContextDep
+from server.api.dialects.openai.dialect import OPENAI
 from server.api.dialects.openai.embeddings import REFUSED
+from server.api.dialects.vllm.dialect import VLLM
 from server.api.encode.run import relevances, usage
 from server.api.http.json_reply import json_reply
 from server.api.text.shapes import head
 from server.errors import ConflictingParameters, InvalidRequest
 from server.serving.classifier import TextPair
 
-router = APIRouter(tags=["rerank"])
+router = DialectRouter(VLLM, "rerank")
+v1_router = DialectRouter(OPENAI, "rerank")
 
 
 class ScoreBody(VllmTruncation, LenientModel):
     """Body of ``POST /v1/score``: ``text_1`` and ``text_2`` or, as newer clients say, ``queries`` and ``documents``."""
+
+    refused = REFUSED
 
     text_1: TextOrTexts | None = None
     """Required, unless there are queries. One text, or as many as in text_2: send text_1 and text_2 together."""
@@ -34,11 +40,10 @@ class ScoreBody(VllmTruncation, LenientModel):
     model: str | None = None
 
 
-@router.post("/v1/score", response_model=None)
+@v1_router.post("/v1/score", response_model=None)
 @router.post("/score", response_model=None)
 async def score(body: ScoreBody, context: ContextDep) -> Response:
     """A score for each pair: one text with each of a list, or two lists side by side."""
-    check_fields(context, body, REFUSED)
     first, second = ("queries", "documents") if body.queries is not None else ("text_1", "text_2")
     pairs = _pairs(body, first, second)
     names = {"inputs": second, "truncate to true": "truncate_prompt_tokens to -1"}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
-from server.api.bodies.fields import LenientModel, Refusal, check_fields
+from server.api.bodies.fields import LenientModel, Refusal
 from server.api.bodies.lookup import MEAN_THE_DEFAULT
+from server.api.bodies.router import DialectRouter
 from server.api.bodies.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, Ids
 from server.api.context import Context, ContextDep
+from server.api.dialects.vllm.dialect import VLLM
 from server.api.http.json_reply import json_reply
 from server.api.text.messages import template_messages, template_tools
 from server.api.text.schemas import ChatMessage, Tool
@@ -17,7 +19,7 @@ from server.errors import ConflictingParameters, InvalidRequest
 from server.serving import tokenizing
 from server.serving.registry import Served
 
-router = APIRouter(tags=["tokenizer"])
+router = DialectRouter(VLLM, "tokenizer")
 
 REFUSED = {
     "chat_template": Refusal("messages are rendered with the chat template of the model's folder"),
@@ -28,6 +30,8 @@ OF_MESSAGES = ("add_generation_prompt", "chat_template_kwargs", "tools")
 
 class TokenizeBody(LenientModel):
     """Body of ``POST /tokenize``: a ``prompt``, or ``messages`` for the model's chat template."""
+
+    refused = REFUSED
 
     prompt: str | None = None
     """Send either prompt or messages."""
@@ -55,7 +59,6 @@ class DetokenizeBody(LenientModel):
 @router.post("/tokenize", response_model=None)
 async def tokenize(body: TokenizeBody, context: ContextDep) -> Response:
     """The tokens of a text, special ones added unless ``add_special_tokens`` is false, or of a chat."""
-    check_fields(context, body, REFUSED)
     served = _served(context, body.model)
     ids = await context.until_disconnect(_ids(body, served, context))
     strings = await tokenizing.pieces(served, ids) if body.return_token_strs else None
@@ -66,7 +69,6 @@ async def tokenize(body: TokenizeBody, context: ContextDep) -> Response:
 @router.post("/detokenize", response_model=None)
 async def detokenize(body: DetokenizeBody, context: ContextDep) -> Response:
     """The text of tokens together, special ones as they are written."""
-    check_fields(context, body)
     served = _served(context, body.model)
     return json_reply({"prompt": await context.until_disconnect(tokenizing.text_of(served, body.tokens))})
 

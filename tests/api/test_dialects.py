@@ -1,0 +1,58 @@
+"""What a dialect does with a wrong body is an attribute of the dialect, and every route has one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute
+
+from server.api.app import ROUTERS
+from server.api.bodies.fields import LenientModel
+from server.api.http.dialect import Dialect
+from tests.api.shell import client_of, shell
+
+
+def routes() -> Iterator[Any]:
+    for _, router in ROUTERS:
+        for route in router.routes:
+            if isinstance(route, APIRoute) and route.body_field is not None:
+                yield pytest.param(route.path, router.dialect, route.body_field.field_info.annotation, id=route.path)
+
+
+@pytest.mark.parametrize(("path", "dialect", "body"), list(routes()))
+def test_a_body_keeps_unknown_fields_where_its_dialect_names_them(path: str, dialect: Dialect, body: type[Any]) -> None:
+    assert issubclass(body, LenientModel) == dialect.names_unknown_fields
+
+
+@pytest.mark.parametrize(("path", "dialect", "body"), list(routes()))
+def test_a_wrong_body_has_the_status_of_its_dialect(path: str, dialect: Dialect, body: type[Any]) -> None:
+    refused = client_of(shell()).post(path, json=[1])
+    assert refused.status_code == dialect.status_of_invalid
+    assert refused.json().keys() >= {"error", "error_type"}
+
+
+@pytest.mark.parametrize(("path", "dialect", "body"), list(routes()))
+def test_a_strict_server_refuses_an_unknown_field_in_every_dialect(
+    path: str, dialect: Dialect, body: type[Any]
+) -> None:
+    examples = (
+        {**EXAMPLES, "inputs": {"source_sentence": "a", "sentences": ["a"]}} if path == "/similarity" else EXAMPLES
+    )
+    required = {name: examples[name] for name, info in body.model_fields.items() if info.is_required()}
+    refused = client_of(shell(strict=True)).post(path, json={**required, "no_such_field": 1})
+    assert refused.status_code == dialect.status_of_invalid
+    assert refused.json()["error"]["param"] == "no_such_field"
+
+
+EXAMPLES: dict[str, Any] = {
+    "inputs": "a",
+    "input": "a",
+    "prompt": "a",
+    "query": "a",
+    "tokens": [1],
+    "messages": [{"role": "user", "content": "a"}],
+    "parameters": {"candidate_labels": ["a"]},
+}
+"""Values of required fields."""
