@@ -26,7 +26,8 @@ from server.api.app import Application, build_app
 from server.api.http.client_address import TrustedProxies
 from server.api.http.connections import Connections, affordable
 from server.api.http.hosts import ANY, AllowedHosts, allowed_hosts
-from server.api.http.protocol import HttpProtocol, Rules
+from server.api.http.protocol import HttpProtocol
+from server.api.http.rules import Rules
 from server.api.lifespan import load, stop
 from server.banner import banner
 from server.client.supervisor import Supervisor

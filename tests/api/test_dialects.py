@@ -37,9 +37,7 @@ def test_a_wrong_body_has_the_status_of_its_dialect(path: str, dialect: Dialect,
 def test_a_strict_server_refuses_an_unknown_field_in_every_dialect(
     path: str, dialect: Dialect, body: type[Any]
 ) -> None:
-    examples = (
-        {**EXAMPLES, "inputs": {"source_sentence": "a", "sentences": ["a"]}} if path == "/similarity" else EXAMPLES
-    )
+    examples = {**EXAMPLES, **OTHERS.get(path, {})}
     required = {name: examples[name] for name, info in body.model_fields.items() if info.is_required()}
     refused = client_of(shell(strict=True)).post(path, json={**required, "no_such_field": 1})
     assert refused.status_code == dialect.status_of_invalid
@@ -56,3 +54,9 @@ EXAMPLES: dict[str, Any] = {
     "parameters": {"candidate_labels": ["a"]},
 }
 """Values of required fields."""
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "/similarity": {"inputs": {"source_sentence": "a", "sentences": ["a"]}},
+    "/question-answering": {"inputs": {"question": "a", "context": "a"}},
+}
+"""By path, where a field of that name has another type."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 from uvicorn.config import Config
@@ -15,14 +14,12 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.utils import get_local_addr, get_remote_addr
 from uvicorn.server import ServerState
 
-from server.api.http.connections import Connections
 from server.api.http.errors import MalformedRequest, RequestTimeout, TooManyConnections
 from server.api.http.exchange import Exchange, refusal
 from server.api.http.framing import Body, body_of
 from server.api.http.half_closed import HalfClosed
 from server.api.http.head import Head, take_head
-from server.api.http.hosts import AllowedHosts
-from server.api.http.outbox import Outbox
+from server.api.http.rules import Rules
 from server.errors import SluiceError
 
 MAX_WAITING_BYTES = 64 * 1024
@@ -37,16 +34,6 @@ BODY_BYTES_PER_S = 64 * 1024
 LINGER_S = 2.0
 LINGER_BYTES = 16 * 1024 * 1024
 """What a refused client may still send: closing with unread bytes resets a connection, which can lose the answer."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the connections of one server have in common."""
-
-    hosts: AllowedHosts
-    connections: Connections
-    max_body_bytes: int
-    outbox: Outbox = field(default_factory=Outbox)
 
 
 class HttpProtocol(asyncio.BufferedProtocol):

@@ -11,7 +11,7 @@ import msgspec
 from server.api.dialects.hf.schemas import ClassifyReply
 from server.api.dialects.tgi import answers
 from server.api.http.dialect import Dialect
-from server.api.openapi import shapes
+from server.api.openapi import shapes, text_shapes
 from server.api.openapi.errors import REQUEST_ID
 from server.api.text.shapes import Usage
 
@@ -56,11 +56,11 @@ REPLIES: dict[str, Reply] = {
     "/v1/models/{name}": Reply(shapes.Model),
     "/v1/embeddings": Reply(shapes.Vectors),
     "/v1/classify": Reply(shapes.Classes),
-    "/v1/chat/completions": Reply(shapes.ChatCompletion, shapes.ChatChunk, ends_with_done=True),
-    "/v1/completions": Reply(shapes.Completion, shapes.Completion, ends_with_done=True),
-    "/v1/responses": Reply(shapes.ResponseObject, shapes.ResponseEvent),
-    "/v1/messages": Reply(shapes.MessagesAnswer, shapes.MessagesEvent),
-    "/v1/messages/count_tokens": Reply(shapes.CountedTokens),
+    "/v1/chat/completions": Reply(text_shapes.ChatCompletion, text_shapes.ChatChunk, ends_with_done=True),
+    "/v1/completions": Reply(text_shapes.Completion, text_shapes.Completion, ends_with_done=True),
+    "/v1/responses": Reply(text_shapes.ResponseObject, text_shapes.ResponseEvent),
+    "/v1/messages": Reply(text_shapes.MessagesAnswer, text_shapes.MessagesEvent),
+    "/v1/messages/count_tokens": Reply(text_shapes.CountedTokens),
     "/livez": Reply(shapes.State),
     "/readyz": Reply(shapes.State),
     "/startupz": Reply(shapes.State),
