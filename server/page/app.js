@@ -1,6 +1,7 @@
 // The page's frame: asks what is served, makes a tab for each way to use it, and shows one.
 
 import { call, onKeyWanted, Refusal } from "./api.js";
+import { Ask } from "./ask.js";
 import { Chat } from "./chat.js";
 import { Classify } from "./classify.js";
 import { Complete } from "./complete.js";
@@ -26,6 +27,7 @@ function viewsOf({ models, templates }) {
     of("classify").length && new Classify(of("classify")),
     of("ner").length && new Tag(of("ner")),
     of("fill-mask").length && new Fill(of("fill-mask")),
+    of("question-answering").length && new Ask(of("question-answering")),
   ].filter(Boolean);
 }
 

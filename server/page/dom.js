@@ -46,6 +46,7 @@ const ICONS = {
   classify: "M5 20V11M12 20V4M19 20v-6",
   ner: "M4 4h8l8 8-8 8-8-8zM8.5 8.5v.1",
   "fill-mask": "M4 6h16M4 18h16M9 12h6M4 10v4M20 10v4",
+  "question-answering": "M4 6h16M4 11h6M4 16h4M18.5 17.5L21 20M15 10.5a4 4 0 1 0 0 8 4 4 0 0 0 0-8",
 };
 
 /** One of the page's icons, for the eye only: what it means stands in a label beside it. */

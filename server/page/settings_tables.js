@@ -31,6 +31,15 @@ export const GROUPS = {
     integer("top_k", "Candidates", { min: 1 }),
     lines("targets", "Targets", { hint: "One per line" }),
   ),
+  "question-answering": answer(
+    integer("top_k", "Answers", { min: 1 }),
+    choice("handle_impossible_answer", "No answer", { choices: [["true", "possible"], ["false", "impossible"]] }),
+    integer("max_answer_len", "Max answer length", { min: 1, hint: "In tokens" }),
+    choice("align_to_words", "Whole words", { choices: [["true", "yes"], ["false", "no"]] }),
+    integer("max_seq_len", "Window length", { min: 1, hint: "In tokens, with the question" }),
+    integer("doc_stride", "Stride", { min: 0, hint: "Overlap of windows in tokens, for long texts" }),
+    integer("max_question_len", "Max question length", { min: 1, hint: "In tokens; a longer question is cut" }),
+  ),
 };
 
 /** What the three buttons over the sampling settings fill in. */

@@ -133,7 +133,7 @@ export class Sides {
 
   #placeholder(side, name) {
     const facts = this.facts(side);
-    const defaults = { max_new_tokens: facts.default_max_new_tokens, stride: facts.default_stride, function_to_apply: facts.function_to_apply };
+    const defaults = { max_new_tokens: facts.default_max_new_tokens, stride: facts.default_stride, doc_stride: facts.default_doc_stride, max_seq_len: facts.default_max_seq_len, function_to_apply: facts.function_to_apply };
     const value = facts.generation_config?.[name] ?? defaults[name] ?? "";
     return typeof value === "object" ? "" : String(value);
   }

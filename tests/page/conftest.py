@@ -64,6 +64,7 @@ def write_models(folder: Path) -> dict[str, Path]:
     models["mood"] = write_encoder(folder / "mood", "bert", "classify", labels=labels)
     models["names"] = write_encoder(folder / "names", "bert", "ner")
     models["mask"] = write_encoder(folder / "mask", "bert", "fill-mask")
+    models["answers"] = write_encoder(folder / "answers", "bert", "question-answering")
     return models
 
 

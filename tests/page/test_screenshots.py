@@ -23,9 +23,16 @@ MAX_PICTURE_BYTES = 150_000
 def default_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     from tests.tiny_encoders import write_encoder
 
+    answers = write_encoder(tmp_path_factory.mktemp("ask") / "answers", "bert", "question-answering")
     mask = write_encoder(tmp_path_factory.mktemp("mask") / "mask", "bert", "fill-mask")
     flags = [f"--model={MODEL}={ROOT}/models/{MODEL}", f"--model=rampart={ROOT}/models/rampart"]
-    flags += [f"--model=sentiment={ROOT}/server/defaults/sentiment", f"--model=mask={mask}", "--kv-cache-gib", "0.3"]
+    flags += [
+        f"--model=sentiment={ROOT}/server/defaults/sentiment",
+        f"--model=mask={mask}",
+        f"--model=answers={answers}",
+        "--kv-cache-gib",
+        "0.3",
+    ]
     with started_server(*flags) as server:
         server.wait_until_ready(timeout=600)
         yield server
@@ -76,6 +83,7 @@ VIEWS = {
     "tokens": ("generate", {"sides__generate": sides(side(MODEL, max_new_tokens=40)), "tokens": True}, tokens),
     "classify": ("classify", {}, run),
     "tag": ("ner", {}, run),
+    "ask": ("question-answering", {"sides__question-answering": sides(side("answers", top_k=3))}, run),
     "fill": ("fill-mask", {"text__fill-mask": "Alice met [MASK] in San [MASK]."}, run),
 }
 

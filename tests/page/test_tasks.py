@@ -17,6 +17,7 @@ from tests.tiny_encoders import TEXTS
 pytestmark = pytest.mark.browser
 
 RESULT = ".view:not([hidden]) .result"
+TABS = ["chat", "generate", "classify", "ner", "fill-mask", "question-answering"]
 
 
 def run(page):
@@ -47,7 +48,7 @@ def field(tab):
 def test_there_is_a_tab_for_each_task_and_arrow_keys_go_along_them(page_server, opened):
     page = opened(page_server.url, "chat")
     labels = page.run("[...document.querySelectorAll('[role=tab]')].map((tab) => tab.innerText.trim())")
-    assert labels == ["Chat", "Complete", "Classify", "Tag", "Fill"]
+    assert labels == ["Chat", "Complete", "Classify", "Tag", "Fill", "Ask"]
     page.run("document.querySelector('#tab-chat').focus()")
     for label in (*labels[1:], labels[0]):
         page.press("ArrowRight")
@@ -62,7 +63,7 @@ def test_only_what_is_served_has_a_tab(tiny_server, opened):
     assert labels == ["Chat", "Complete", "Classify", "Tag"]
 
 
-@pytest.mark.parametrize("tab", ["chat", "generate", "classify", "ner", "fill-mask"])
+@pytest.mark.parametrize("tab", TABS)
 def test_every_control_has_a_name(page_server, opened, tab):
     page = opened(page_server.url, tab)
     page.run("for (const part of document.querySelectorAll('details')) part.open = true")
@@ -199,6 +200,19 @@ def test_masks_are_filled_and_candidates_can_be_tried(page_server, opened):
     assert page.text(f"{RESULT} .filled") == third
 
 
+def test_the_answer_to_a_question_is_shown_in_its_text(page_server, opened):
+    text = "😀 Bob Smith met 张三 in Chicago."
+    page = opened(
+        page_server.url, "question-answering", **{"sides__question-answering": sides(side("answers", top_k=3))}
+    )
+    page.fill(field("question-answering"), text)
+    run(page)
+    assert page.text(f"{RESULT} .sentence") == text
+    for place in (1, 2):
+        page.click(f"{RESULT} .bars li:nth-child({place}) button")
+        assert page.text(f"{RESULT} mark") == page.text(f"{RESULT} .bars li:nth-child({place}) .bar-label")
+
+
 def test_two_settings_stand_side_by_side(page_server, opened):
     page = opened(page_server.url, "classify", sides__classify=sides(side("mood"), side("mood", top_k=1)))
     run(page)
@@ -208,7 +222,7 @@ def test_two_settings_stand_side_by_side(page_server, opened):
     assert counts == [3, 1]
 
 
-@pytest.mark.parametrize("tab", ["chat", "generate", "classify", "ner", "fill-mask"])
+@pytest.mark.parametrize("tab", TABS)
 def test_the_command_that_is_shown_gives_the_answer(page_server, opened, tab):
     text = {"fill-mask": "It's [MASK]."}.get(tab, 'It\'s "a" $HOME `mill`\nand 你好 😀')
     page = opened(page_server.url, tab, **{f"text__{tab}": text})
@@ -219,7 +233,8 @@ def test_the_command_that_is_shown_gives_the_answer(page_server, opened, tab):
     reply = json.loads(done.stdout.split("\n")[0].removeprefix("data: "))
     assert "error" not in reply
     body = json.loads(shlex.split(command)[-1])
-    assert tab == "chat" or body["inputs"] == text
+    inputs = body.get("inputs")
+    assert tab == "chat" or (inputs["context"] if tab == "question-answering" else inputs) == text
     page.click_button("Python", "dialog")
     program = page.text("dialog .sample")
     compile(program, "sample", "exec")
@@ -273,7 +288,7 @@ def test_the_colours_follow_the_system_until_they_are_chosen(page_server, opened
     assert page.run(background) == dark
 
 
-@pytest.mark.parametrize("tab", ["chat", "generate", "classify", "ner", "fill-mask"])
+@pytest.mark.parametrize("tab", TABS)
 def test_nothing_is_wider_than_a_phone(page_server, opened, tab):
     page = opened(page_server.url, tab)
     page.size(360, 740, is_phone=True)
