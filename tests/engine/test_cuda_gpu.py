@@ -11,8 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from server.config import ModelConfig
+from server.cuda import kernels
 from server.engine.attention import cuda
 from server.engine.attention.cuda_paged import PagedAttention
+from server.engine.attention.cuda_triton import TritonAttention
 from server.engine.batch_inputs import Row
 from server.engine.executors import build_runner
 from server.engine.executors.cuda_graphs import GraphRunner
@@ -106,6 +108,15 @@ def test_replayed_steps_give_the_logits_of_plain_ones(
         assert (ours - theirs).abs().max() <= 0.05 * spread
     assert replayed.num_graphs == 1
     assert "CUDA graphs are off" not in caplog.text
+
+
+def test_our_own_kernels_serve_what_they_can_and_their_steps_are_replayed() -> None:
+    if problem := TritonAttention.problem([spec()], 256, torch.bfloat16, DEVICE):
+        pytest.skip(problem)
+    runner = build_runner(llama(torch.bfloat16), settings(), 2048)
+    assert isinstance(runner, GraphRunner)
+    assert (runner.name, runner.attention) == ("fused", "triton")
+    assert kernels.serve_rows(DEVICE)
 
 
 def test_layers_compiled_by_inductor_pass_the_check(caplog: pytest.LogCaptureFixture) -> None:
