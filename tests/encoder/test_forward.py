@@ -254,3 +254,13 @@ def test_another_best_label_keeps_products_in_float32() -> None:
 
 def test_the_speed_up_of_a_product_is_measured() -> None:
     assert 0 < precision.speed_up(torch.randn(96, 64)) < 1000
+
+
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh", "silu"])
+def test_an_activation_is_known_by_its_numbers(activation: str, native: str) -> None:
+    config = AutoConfig.for_model("bert", **SMALL, hidden_act=activation, num_labels=5)
+    torch.manual_seed(0)
+    module = AutoModelForTokenClassification.from_config(config).eval()
+    forward = built(module, Wishes())
+    assert forward.name == "fused"
+    assert_same(forward, commands_of(), alone(module, commands_of()), 1e-4)
