@@ -208,3 +208,8 @@ def format_of(body: ResponsesBody) -> ResponseFormat | None:
         return None
     schema = JsonSchema(schema=wanted.schema_) if wanted.type == "json_schema" else None
     return ResponseFormat(type=wanted.type, json_schema=schema)
+
+
+def effort_of(body: ResponsesBody) -> tuple[str | None, str]:
+    """How much the model is to reason, and the field that says it."""
+    return None if body.reasoning is None else body.reasoning.effort, "reasoning.effort"
