@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.cuda_flash_attn import FlashAttention
 from server.engine.attention.cuda_flashinfer import FlashInferAttention
 from server.engine.attention.cuda_paged import PagedAttention
+from server.engine.attention.cuda_triton import TritonAttention
 from server.engine.attention.cuda_varlen import VarlenAttention, version_problem
 from server.engine.attention.spans import grouped, spans_of
 from server.engine.attention.torch_native import TorchNativeAttention
@@ -34,6 +36,7 @@ from server.modules.attention_calls import ATTENTION, set_attention
 from server.modules.products import reduce_linears
 from server.modules.recognise import recognise
 from server.protocol import Encode
+from tests.cuda.installed import IS_INSTALLED
 from tests.engine import paged_kernels
 from tests.engine.driving import generate
 from tests.fake_cuda import DEVICE, BlockingCopies, fake_cuda, move_to_fake
@@ -47,6 +50,7 @@ BACKENDS: list[tuple[Any, int]] = [
     (VarlenAttention, 4),
     (FlashInferAttention, 4),
     (FlashAttention, 256),
+    *([(TritonAttention, 32)] if IS_INSTALLED else []),
 ]
 NUM_BLOCKS = 64
 ROWS = [
@@ -63,6 +67,10 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", paged_kernels.FLASH_ATTN)
     monkeypatch.setitem(sys.modules, "flashinfer", paged_kernels.FLASHINFER)
     monkeypatch.setattr(cuda_flashinfer, "WORKSPACE_BYTES", 16)
+    if IS_INSTALLED:
+        # Where a step's tensors are is checked in `test_launches.py`.
+        for name in ("attention", "place"):
+            monkeypatch.setattr(importlib.import_module(f"server.cuda.{name}"), "launch", lambda *_, **__: None)
 
 
 def skip_before_its_torch(make: Any) -> None:
