@@ -87,7 +87,9 @@ class Tiling:
 
 def decode_tiling(key_dim: int, value_dim: int, group: int, itemsize: int) -> Tiling:
     width = max(padded(key_dim), padded(value_dim))
-    keys = max(16, min(128, 32 * 1024 // (width * itemsize)))
+    # In float32 there are no tensor cores, and the products take more registers.
+    tile_bytes = 32 * 1024 if itemsize == 2 else 16 * 1024
+    keys = max(16, min(128, tile_bytes // (width * itemsize)))
     return Tiling(rows=padded(group), keys=keys, num_warps=4, num_stages=3 if itemsize == 2 else 2)
 
 
