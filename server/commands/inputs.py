@@ -48,7 +48,10 @@ def _from_json(line: str, number: int) -> Input:
     body = _body(value)
     if body is None:
         fields = ", ".join(BODY_FIELDS)
-        return value, f"Line {number} must be a string or an object with text or one of {fields}."
+        return (
+            value,
+            f"Line {number} must be a string or an object with text, with question, or one of {fields}.",
+        )
     return value, body
 
 
@@ -56,11 +59,15 @@ def _body(value: Any) -> dict[str, Any] | None:
     """
     >>> _body("hello"), _body({"text": "a", "text_pair": "b", "id": 7}), _body(7)
     ({'inputs': 'hello'}, {'inputs': {'text': 'a', 'text_pair': 'b'}}, None)
+    >>> _body({"question": "Who?", "context": "Ann", "id": 7})
+    {'inputs': {'question': 'Who?', 'context': 'Ann'}}
     """
     if isinstance(value, str):
         return {"inputs": value}
     if isinstance(value, dict) and any(name in value for name in BODY_FIELDS):
         return value
+    if isinstance(value, dict) and "question" in value and "context" in value:
+        return {"inputs": {"question": value["question"], "context": value["context"]}}
     if isinstance(value, dict) and "text" in value:
         pair = value.get("text_pair")
         return {"inputs": value["text"] if pair is None else {"text": value["text"], "text_pair": pair}}

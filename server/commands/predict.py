@@ -5,9 +5,9 @@
     cat prompts.txt | sluice predict --url http://host:8000 --ask generate --set max_new_tokens=64
 
 Without texts and --input they are read from standard input, one a line. A JSON line (--input FILE.jsonl, or --jsonl) is
-a text; or an object with text (and text_pair), whose other fields come back as they are; or a body as the task's route
-takes it, with inputs, messages or template. A line that fails has an error in place of its output, and the exit code
-is then 1. Lines come in the order of the inputs.
+a text; or an object with text (and text_pair), or with question and context, whose other fields come back as they are;
+or a body as the task's route takes it, with inputs, messages or template. A line that fails has an error in place of
+its output, and the exit code is then 1. Lines come in the order of the inputs.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ Dimension key
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -115,12 +116,18 @@ def find_answers(context: Context, windows: Sequence[WindowLogits], rules: Answe
     # Several spans may become one answer, once they are whole words.
     num_spans = 2 * rules.top_k + 10 if rules.whole_words else rules.top_k
     places = context.places(whole_words=rules.whole_words)
+
+    # A word may be as long as the text, and be an answer of every window.
+    @cache
+    def written(start: int, end: int) -> tuple[str, str]:
+        return context.text[start:end], context.text[start:end].lower()
+
     for window in windows:
         probabilities_C2, nothing_2 = _probabilities(window)
         no_answer = min(no_answer, float(nothing_2[0] * nothing_2[1]))
         solid_C = places.is_solid_T[window.tokens.start : window.tokens.stop]
         spans = best_spans(probabilities_C2, solid_C, max_tokens=rules.max_tokens, num_spans=num_spans)
-        for key, answer in _in_window(context.text, places, window, spans).items():
+        for key, answer in _in_window(written, places, window, spans).items():
             if key not in best or answer.score > best[key].score:
                 best[key] = answer
     answers = list(best.values())
@@ -172,16 +179,19 @@ def _largest(values: Floats, count: int) -> NDArray[np.intp]:
 
 
 def _in_window(
-    text: str, places: Places, window: WindowLogits, spans: Sequence[tuple[int, int, float]]
+    written: Callable[[int, int], tuple[str, str]],
+    places: Places,
+    window: WindowLogits,
+    spans: Sequence[tuple[int, int, float]],
 ) -> dict[str, Answer]:
-    """By text without case, the answers that the spans make; where the best span of each is."""
+    """By text without case, the answers that the spans make; where the best span of each is.
+
+    ``written`` gives the text between two places, as it is and without case.
+    """
     answers: dict[str, Answer] = {}
     for first, last, score in spans:
         start, end = int(places.starts_T[window.tokens[first]]), int(places.ends_T[window.tokens[last]])
-        answer = text[start:end]
-        known = answers.get(answer.lower())
-        if known is None:
-            answers[answer.lower()] = Answer(answer, score, start, end)
-        else:
-            answers[answer.lower()] = known._replace(score=known.score + score)
+        answer, key = written(start, end)
+        known = answers.get(key)
+        answers[key] = Answer(answer, score, start, end) if known is None else known._replace(score=known.score + score)
     return answers

@@ -37,6 +37,10 @@ class Edges:
         """
         return self._after_marks[self._before_spaces[places - 1] + 1]
 
+    def behind_marks(self, place: int) -> int:
+        """Behind the marks that stand on the character before ``place``."""
+        return int(self._after_marks[place])
+
     def are_blank(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each span is empty, or of spaces alone."""
         return self._after_spaces[starts] >= ends

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from server.text.edges import Edges
 from server.text.entities import Entity, TaggedText
 from server.text.scripts import HANGUL, UNSPACED
 from server.text.tag_schemes import scheme_of
@@ -98,11 +99,13 @@ def _entity(span: _Span, label: str, text: str) -> Entity:
 def _units(tagged: TaggedText) -> list[_Unit]:
     units: list[_Unit] = []
     last_word: int | None = None
+    edges = Edges(tagged.text)
     for token, (raw_start, raw_end) in enumerate(tagged.offsets):
         start, end = _without_spaces(tagged.text, raw_start, raw_end)
         if start == end:
             continue
-        end = _with_marks(tagged.text, end)
+        # A tokenizer that drops accents leaves them out.
+        end = edges.behind_marks(end)
         word = tagged.word_ids[token]
         if units and (start < units[-1].end or (word == last_word and _inside_word(tagged.text, units[-1].end, start))):
             units[-1].end = max(units[-1].end, end)
@@ -137,13 +140,6 @@ def _without_spaces(text: str, start: int, end: int) -> tuple[int, int]:
     while end > start and text[end - 1].isspace():
         end -= 1
     return start, end
-
-
-def _with_marks(text: str, end: int) -> int:
-    """Behind the marks that stand on the character before ``end``: a tokenizer that drops accents leaves them out."""
-    while end < len(text) and _is_mark(text[end]):
-        end += 1
-    return end
 
 
 def _inside_word(text: str, end: int, start: int) -> bool:

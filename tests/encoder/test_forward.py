@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from server.encoder import build, precision, quality
 from server.encoder.build import Wishes, build_forward
@@ -62,9 +67,9 @@ def commands_of(lengths: tuple[int, ...] = LENGTHS) -> list[Encode]:
     return [Encode(str(i), generator.integers(5, 180, length).tolist()) for i, length in enumerate(lengths)]
 
 
-def model_of(family: str, auto: Any) -> Any:
+def model_of(family: str, auto: Any, num_labels: int = 5) -> Any:
     ids = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
-    config = AutoConfig.for_model(family, **{**SMALL, **MODELS[family][1]}, **ids, num_labels=5)
+    config = AutoConfig.for_model(family, **{**SMALL, **MODELS[family][1]}, **ids, num_labels=num_labels)
     torch.manual_seed(0)
     module = auto.from_config(config).eval()
     with torch.no_grad():
@@ -173,6 +178,23 @@ def test_products_in_bfloat16_are_near_and_really_in_bfloat16(family: str) -> No
     ours = quality.scores(built(module, BFLOAT16), commands)
     found = quality.compare(ours, exact)
     assert 0 < found.largest_difference < 0.1 and found.share_equal > 0.9
+
+
+@pytest.mark.parametrize("wishes", [BFLOAT16, Wishes(dtype=torch.bfloat16, quantize="int8")])
+@pytest.mark.parametrize("family", ["bert", "distilbert", "roberta"])
+def test_a_head_for_questions_stands_behind_products_in_fewer_bits(family: str, wishes: Wishes, native: str) -> None:
+    if wishes.quantize != "none" and not kernels.has("linear"):
+        pytest.skip("without kernels nothing is quantised")
+    module = model_of(family, AutoModelForQuestionAnswering, num_labels=2)
+    commands = commands_of()
+    forward = built(module, wishes, sample=commands)
+    assert forward.name == "fused"
+    with torch.inference_mode():
+        exact = PaddedForward(module, 0).logits(commands)
+        for ours, theirs, command in zip(forward.logits(commands), exact, commands, strict=True):
+            size = len(command.token_ids)
+            assert ours.shape[-1] == 2
+            torch.testing.assert_close(ours[:size], theirs[:size], atol=0.1 * float(exact.abs().max()), rtol=0.1)
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert", "deberta-v2"])

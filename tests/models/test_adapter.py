@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -66,6 +67,21 @@ def test_an_adapter_on_a_headless_base_is_merged_with_its_head_and_labels(
     assert not any("lora" in name for name, _ in loaded.module.named_modules())
     with torch.inference_mode():
         torch.testing.assert_close(loaded.module(IDS).logits, adapted(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_for_questions_is_merged_with_its_head_whatever_labels_its_base_has(
+    tmp_path: Path, bert: BertModel
+) -> None:
+    base = write(tmp_path / "base", bert)
+    edit(base, "config.json", lambda config: config.update(id2label={"0": "a", "1": "b", "2": "c"}))
+    adapted = train(AutoModelForQuestionAnswering.from_pretrained(base, num_labels=2), task_type="QUESTION_ANS")
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = read(tmp_path / "adapter")
+    assert (loaded.task, loaded.labels, loaded.architecture) == ("question-answering", [], "BertForQuestionAnswering")
+    with torch.inference_mode():
+        ours, theirs = loaded.module(IDS), adapted(IDS)
+    for name in ("start_logits", "end_logits"):
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-4)
 
 
 def test_loading_an_adapter_alarms_nobody_about_the_bases_missing_head(tmp_path: Path, bert: BertModel) -> None:

@@ -101,3 +101,13 @@ def test_a_token_of_spaces_is_no_answer() -> None:
     context = words("a  b", [(0, 1), (1, 3), (3, 4)])
     found = find_answers(context, [read((0, 0), (9, 9), (0, 0))], AnswerRules(top_k=9, whole_words=False))
     assert {answer.answer for answer in found} == {"a", "b", "a  b"}
+
+
+@pytest.mark.timeout(30)
+def test_a_word_as_long_as_the_text_costs_no_more_than_words() -> None:
+    size = 40_000
+    context = Context("e" + "\u0301" * size, [(0, 1), *((i, i + 1) for i in range(1, size))], [0] * size)
+    even = np.zeros((40, 2), dtype=np.float32)
+    windows = [WindowLogits(range(start, start + 40), even, None) for start in range(0, size - 39, 20)]
+    [best] = find_answers(context, windows, AnswerRules())
+    assert (best.start, best.end) == (0, size + 1)

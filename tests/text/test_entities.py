@@ -268,3 +268,17 @@ def test_windows_give_what_the_whole_document_gives_where_labels_depend_on_token
     rows = [whole.probabilities_TL[window.start : window.stop] for window in windows]
     pieced = TaggedText(**{**vars(whole), "probabilities_TL": merge_rows(windows, rows)})
     assert joined_entities(pieced) == joined_entities(whole)
+
+
+@pytest.mark.timeout(30)
+def test_a_letter_with_very_many_marks_is_one_unit_and_takes_no_time() -> None:
+    size = 40_000
+    text = "e" + "\u0301" * size
+    offsets = [(place, place + 1) for place in range(size + 1)]
+    probabilities = np.tile(np.float32([0.1, 0.9]), (size + 1, 1))
+    tagged_text = TaggedText(
+        text=text, token_ids=[0] * (size + 1), tokens=["x"] * (size + 1), offsets=offsets, word_ids=[0] * (size + 1),
+        positions=range(size + 1), labels=["O", "PER"], probabilities_TL=probabilities,
+    )  # fmt: skip
+    [entity] = joined_entities(tagged_text)
+    assert (entity.start, entity.end) == (0, size + 1)
