@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import resource
@@ -26,6 +25,7 @@ from server.api.app import Application, build_app
 from server.api.http.client_address import TrustedProxies
 from server.api.http.connections import Connections, affordable
 from server.api.http.hosts import ANY, AllowedHosts, allowed_hosts
+from server.api.http.listener import BACKLOG, accepting, bind
 from server.api.http.protocol import HttpProtocol
 from server.api.http.rules import Rules
 from server.api.lifespan import load, stop
@@ -33,21 +33,13 @@ from server.banner import banner
 from server.client.supervisor import Supervisor
 from server.client.template import Template
 from server.config import ServeConfig
-from server.errors import EXIT_INTERNAL, EXIT_PORT, ConfigurationError
+from server.errors import EXIT_INTERNAL, ConfigurationError
 from server.status_line import StatusLine
 
 log = logging.getLogger("sluice.server")
 
-BACKLOG = 2048
-NUM_ACCEPTED = 16
-"""Connections that one turn of the event loop accepts."""
 KEEP_ALIVE_S = 75
 """Longer than the 60 s of common load balancers, so that they close an idle connection and not we."""
-PEER_IDLE_S = 30
-PEER_PROBE_S = 10
-PEER_PROBES = 3
-"""After 30 s of silence a peer is probed every 10 s; 30 s without an answer, or with data that is not taken, end it."""
-UNREAD_BYTES = 128 * 1024
 LAST_WORDS_S = 1.0
 """For so long after the port is closed, open connections are answered: a request may be on its way through one."""
 RECOVERY_S = 2.0
@@ -91,62 +83,6 @@ def _allow_many_connections() -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket, or a `ConfigurationError` that says why not."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        # Only for addresses that are still in TIME_WAIT. Never SO_REUSEPORT: two servers would share the port unseen.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _drop_silent_peers(listener)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except (OSError, UnicodeError) as error:
-        raise ConfigurationError(
-            f"{host} port {port} cannot be used: {_bind_problem(error)}. Choose another --host or --port.",
-            exit_code=EXIT_PORT,
-        ) from None
-    return listener
-
-
-def accepting(listener: socket.socket) -> list[socket.socket]:
-    """The listener and copies of it.
-
-    libuv accepts one connection of a socket in each turn of the event loop. A busy loop has few turns, so that clients
-    would wait for a connection much longer than for an answer.
-    """
-    return [listener, *(listener.dup() for _ in range(NUM_ACCEPTED - 1))]
-
-
-def _drop_silent_peers(listener: socket.socket) -> None:
-    """Connections inherit it: one whose peer has vanished without a word ends within a minute."""
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    options = {
-        "TCP_KEEPIDLE": PEER_IDLE_S,
-        "TCP_KEEPINTVL": PEER_PROBE_S,
-        "TCP_KEEPCNT": PEER_PROBES,
-        "TCP_USER_TIMEOUT": 1000 * PEER_PROBE_S * PEER_PROBES,
-        # How much the kernel holds for a client that reads nothing; without it, megabytes.
-        "TCP_NOTSENT_LOWAT": UNREAD_BYTES,
-    }
-    for name, value in options.items():
-        # Not every system has all of them.
-        if (option := getattr(socket, name, None)) is not None:
-            listener.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-def _bind_problem(error: OSError | UnicodeError) -> str:
-    if isinstance(error, UnicodeError):
-        return "the host name is unknown"
-    if error.errno == errno.EADDRINUSE:
-        return "the port is in use"
-    if error.errno == errno.EACCES:
-        return "permission denied"
-    return (error.strerror or str(error)).lower()
 
 
 class Signals:

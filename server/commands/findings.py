@@ -115,7 +115,7 @@ def _kernels(config: ServeConfig | None) -> Iterator[Finding]:
 
 def of_port(config: ServeConfig) -> Iterator[Finding]:
     # Imported here: it brings the whole web framework.
-    from server.api.run import bind
+    from server.api.http.listener import bind
 
     try:
         with bind(config.host, config.port):

@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 
 from server.api.app import build_app
 from server.api.http.hosts import AllowedHosts
-from server.api.run import bind, http_server
+from server.api.http.listener import bind
+from server.api.run import http_server
 from server.config import ModelConfig, ServeConfig
 from server.protocol import Ready
 

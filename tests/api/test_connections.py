@@ -14,7 +14,8 @@ from server.api.http import connections
 from server.api.http.client_address import TrustedProxies
 from server.api.http.connections import Connections, affordable
 from server.api.http.errors import TooManyConnections
-from server.api.run import accepting, bind, http_server
+from server.api.http.listener import accepting, bind
+from server.api.run import http_server
 from tests.api.raw import connected, parsed, read_all
 from tests.api.scripted import happens
 from tests.api.shell import listening, shell

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from server.api.run import bind
+from server.api.http.listener import bind
 from server.errors import EXIT_CONFIG, EXIT_CRASH_LOOP, EXIT_PORT, ConfigurationError
 from tests.api.raw import connected, read_all
 from tests.conftest import TINY_SETTINGS
