@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.engine.executors.generic import ATTENTION, probe, set_attention
+from server.engine.executors.generic import probe
 from server.modules import products
 from server.modules.attention import LayerSpec
+from server.modules.attention_calls import ATTENTION, set_attention
 from server.modules.operations import Normalise, Operation, operations, run
 from server.modules.recognise import recognise
 from server.modules.summed import SumAndNorm, summed
