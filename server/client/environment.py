@@ -31,9 +31,11 @@ _SECRET = re.compile(r"TOKEN$|SECRET|PASSW|CREDENTIAL|AUTH|(^|_)KEYS?$|_KEY_")
 def environment(threads: int = 0) -> dict[str, str]:
     """The variables of a worker process with this many threads; 0 uses all available CPUs."""
     return {
-        # Threads wait for the next parallel region awake, for some tens of microseconds: a decoding step has hundreds,
-        # and waking threads for each costs as much as the step. Without a bound they would take the front's core.
-        "GOMP_SPINCOUNT": "20000",
+        # Threads wait awake for the next parallel region, since a decoding step has hundreds of them, and sleep after
+        # some microseconds. With a long wait they use up their time slices waiting for each other as soon as another
+        # process is busy: beside two such processes, a step took twenty times as long with 20000 turns as alone, and
+        # twice as long with 1000. Alone, both are equally fast.
+        "GOMP_SPINCOUNT": "1000",
         # A step's tensors come from memory that is kept. Given back to the system after each step and taken again page
         # by page, they cost prefill a fifth.
         "MALLOC_MMAP_THRESHOLD_": str(128 * MIB),
