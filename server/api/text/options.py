@@ -19,7 +19,7 @@ SYNONYMS = {
     "truncate_prompt_tokens": "truncate",
     "stop_sequences": "stop",
 }
-"""A dialect's name of an option, and ours; not every body has them all."""
+"""Other names of options, which every body of `TextBody` takes, and ours."""
 SHOWN = {"num_return_sequences": "n", "top_n_tokens": "logprobs", "details": "logprobs"}
 """Ours, and what the client knows instead."""
 ALL_OF_THEM = -1
@@ -30,11 +30,12 @@ def generate_options(body: TextBody, ready: Ready, added: Mapping[str, Any]) -> 
     """What the body asks for; ``added`` is what the dialect makes of fields of its own."""
     names = [name for name in OPTIONS if name not in TOLD_OTHERWISE]
     values = {name: value for name in names if (value := getattr(body, name)) is not None}
+    sent_as: dict[str, str] = {}
     for name, own in SYNONYMS.items():
-        if (value := getattr(body, name, None)) is not None:
+        if (value := getattr(body, name)) is not None:
             if values.get(own, value) != value:
-                raise ConflictingParameters(name, shown_name(body, own), "they are two names of the same option")
-            values[own] = value
+                raise ConflictingParameters(name, sent_as.get(own, own), "they are two names of the same option")
+            values[own], sent_as[own] = value, name
     if values.get("top_k") == ALL_OF_THEM:
         values["top_k"] = 0
     if _leaves_the_draw_open(values, ready):
@@ -47,12 +48,6 @@ def _leaves_the_draw_open(values: Mapping[str, Any], ready: Ready) -> bool:
     has_beams = any(is_set("num_beams", known.get("num_beams")) for known in (values, ready.generation_config))
     is_said = any(values.get(name) is not None for name in (*DRAW, "do_sample"))
     return not (is_said or has_beams or "do_sample" in ready.generation_config)
-
-
-def shown_name(body: TextBody, own: str) -> str:
-    """An option under the name that the client gave it."""
-    given = [name for name, option in SYNONYMS.items() if option == own and getattr(body, name, None) is not None]
-    return next(iter(given), own)
 
 
 def check_told(body: TextBody) -> None:
@@ -74,7 +69,6 @@ def check_single(body: TextBody, what: str) -> None:
 
 def clients_names(body: TextBody) -> dict[str, str]:
     """Our names of options, and what the client knows instead in this body."""
-    has = type(body).model_fields
-    own_names = {own: name for name, own in SYNONYMS.items() if name in has and getattr(body, own) is None}
-    given = {own: name for name, own in SYNONYMS.items() if getattr(body, name, None) is not None}
-    return {**SHOWN, **own_names, **given}
+    given = {own: name for name, own in SYNONYMS.items() if getattr(body, name) is not None}
+    names = {**SHOWN, **type(body).own_names, **given}
+    return {own: name for own, name in names.items() if own in TOLD_OTHERWISE or getattr(body, own) is None}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -63,12 +63,20 @@ class TextBody(LenientModel, GenerateParameters):
     """What both bodies have: every option of ours beside OpenAI's own fields, and vLLM's where they mean the same."""
 
     model_config = ConfigDict(extra="allow")
+    own_names: ClassVar[Mapping[str, str]] = {
+        "max_new_tokens": "max_tokens",
+        "min_new_tokens": "min_tokens",
+        "truncate": "truncate_prompt_tokens",
+    }
+    """The dialect's names of our options: errors use them where the client sent no other."""
 
     model: str | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
     min_tokens: int | None = None
     truncate_prompt_tokens: int | None = None
+    stop_sequences: types.TextsOrOne | None = None
     cache_salt: str | None = None
     skip_special_tokens: bool | None = None
     """False: special tokens stand in the text, but for the one that ends it."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -132,6 +132,7 @@ class MessagesBody(ConversationBody):
     """
 
     refused = REFUSED_HERE
+    own_names: ClassVar[Mapping[str, str]] = {**ConversationBody.own_names, "stop": "stop_sequences"}
 
     messages: Annotated[list[AnthropicMessage], STOP_AT_FIRST_ERROR, NOT_EMPTY]
     """Turns that must end with the user's: an answer begins a turn of its own. Blocks of the type text have a text,

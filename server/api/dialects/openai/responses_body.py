@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -160,6 +160,7 @@ class ResponsesBody(ConversationBody):
     """
 
     refused = REFUSED_HERE
+    own_names: ClassVar[Mapping[str, str]] = {**ConversationBody.own_names, "max_new_tokens": "max_output_tokens"}
 
     input: Annotated[
         str | Annotated[list[InputItem], STOP_AT_FIRST_ERROR, NOT_EMPTY], one_error("a string or a list of items")
@@ -168,7 +169,6 @@ class ResponsesBody(ConversationBody):
     output_text), function_call (with name and call_id), function_call_output (with call_id and output) or reasoning
     (with parts of the type reasoning_text or summary_text)."""
     instructions: str | None = None
-    max_output_tokens: int | None = None
     text: TextConfig | None = None
     tools: Annotated[list[FunctionTool], STOP_AT_FIRST_ERROR] | None = None
     tool_choice: Choice | None = None
