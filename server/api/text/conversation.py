@@ -12,7 +12,7 @@ from server.api.text.messages import chat_template_of, template_messages
 from server.api.text.options import check_single
 from server.api.text.prompt import chat_source
 from server.api.text.schemas import ChatMessage, ConversationBody, ResponseFormat
-from server.api.text.structure import structure_of, with_response_format
+from server.api.text.structure import RESPONSE_FORMAT, structure_of, with_response_format
 from server.api.text.turn_plan import ToolWish, TurnPlan, turn_plan
 from server.api.text.work import TextWork, generator_of
 
@@ -44,9 +44,12 @@ async def prepared(
     check_single(body, terms.answer)
     generator = generator_of(context, body)
     template = chat_template_of(generator)
-    formatted = with_response_format(body, terms.format_of(body), terms.format_field)
-    plan = turn_plan(template, terms.tool_wish(body), structure_of(formatted), shows_reasoning=shows_reasoning)
-    structure = structure_of(formatted, plan.wish.forced())
+    wanted = terms.format_of(body)
+    format_field = RESPONSE_FORMAT if wanted is None else terms.format_field
+    formatted = with_response_format(body, wanted, terms.format_field)
+    structure = structure_of(formatted, format_field=format_field)
+    plan = turn_plan(template, terms.tool_wish(body), structure, shows_reasoning=shows_reasoning)
+    structure = structure_of(formatted, plan.wish.forced(), format_field)
     work = TextWork(context, body, generator, {**terms.names, **(structure.names if structure else {})})
     turns = template_messages(terms.turns(body), template)
     effort, effort_field = terms.effort_of(body)

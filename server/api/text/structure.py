@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 from server.api.text.schemas import ResponseFormat, StructuredOutputs, TextBody, Tool
 from server.errors import ConflictingParameters, InvalidParameter, InvalidRequest, UnsupportedParameter
 
+RESPONSE_FORMAT = "response_format"
+"""The chat's field for a structure."""
 ANY_OBJECT = {"type": "json_object"}
 HOLD_SCHEMAS = {"items", "prefixItems", "anyOf", "oneOf"}
 HOLD_NAMED_SCHEMAS = {"properties", "$defs", "definitions"}
@@ -37,13 +39,18 @@ def with_response_format(body: Body, wanted: ResponseFormat | None, field: str) 
     if wanted is None:
         return body
     if body.response_format is not None:
-        raise ConflictingParameters("response_format", field, "they are two names of the same option")
+        raise ConflictingParameters(RESPONSE_FORMAT, field, "they are two names of the same option")
     return body.model_copy(update={"response_format": wanted})
 
 
-def structure_of(body: TextBody, forced: Sequence[Tool] | None = None) -> Structure | None:
-    """What the body's fields ask for; ``forced`` tools are those of which one must be called. Two are refused."""
-    found = list(_structures(body))
+def structure_of(
+    body: TextBody, forced: Sequence[Tool] | None = None, format_field: str = RESPONSE_FORMAT
+) -> Structure | None:
+    """What the body's fields ask for. Raises for two structures.
+
+    One of the ``forced`` tools must be called; ``format_field`` is the client's field for ``response_format``.
+    """
+    found = list(_structures(body, format_field))
     if forced is not None:
         found.append(Structure("tools", {"type": "json", "value": call_schema(forced)}))
     if len(found) > 1:
@@ -51,13 +58,13 @@ def structure_of(body: TextBody, forced: Sequence[Tool] | None = None) -> Struct
     return found[0] if found else None
 
 
-def _structures(body: TextBody) -> Iterator[Structure]:
+def _structures(body: TextBody, format_field: str) -> Iterator[Structure]:
     if body.grammar is not None:
         yield Structure("grammar", body.grammar)
     if body.response_format is not None:
         _check_format(body.response_format)
     if body.response_format is not None and body.response_format.type != "text":
-        yield Structure("response_format", _response_format(body.response_format))
+        yield Structure(format_field, _response_format(body.response_format))
     if body.structured_outputs is not None:
         yield from _structured_outputs(body.structured_outputs)
     if body.guided_json is not None:

@@ -72,6 +72,31 @@ def test_a_structure_that_cannot_be_is_refused_in_the_clients_words(
     assert words in error.message and "grammar.value" not in error.message
 
 
+NOPE = {"type": "nope"}
+SOUND = {"type": "json_schema", "schema": {"type": "object"}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/responses", {"text": {"format": {"type": "json_object"}}, "min_length": 2}, "text.format"),
+        ("/v1/responses", {"text": {"format": {"type": "json_object"}}, "guided_regex": "a"}, "text.format"),
+        ("/v1/responses", {"text": {"format": {**SOUND, "name": "a", "schema": NOPE}}}, "text.format"),
+        ("/v1/responses", {"text": {"format": {**SOUND, "name": "a"}}, "ignore_eos": True}, "text.format"),
+        ("/v1/messages", {"output_config": {"format": {**SOUND, "schema": NOPE}}}, "output_config.format"),
+        ("/v1/messages", {"output_config": {"format": SOUND}, "min_length": 2}, "output_config.format"),
+        ("/v1/responses", {"response_format": {"type": "json_object"}, "min_length": 2}, "response_format"),
+    ],
+)
+def test_a_structure_is_refused_under_the_dialects_own_field(
+    front: Front, path: str, body: dict[str, Any], field: str
+) -> None:
+    prompt = {"input": "a"} if path == "/v1/responses" else {**HELLO, "max_tokens": 4}
+    error = front.refused(path, **prompt, **body)
+    assert error.param == field and error.message.startswith(field)
+    assert field == "response_format" or "response_format" not in error.message
+
+
 def test_references_of_several_tools_stay_within_each() -> None:
     parameters = {"$defs": {"A": {"type": "integer"}}, "properties": {"a": {"$ref": "#/$defs/A"}, "b": {"$ref": "#"}}}
     tools = [Tool.model_validate({"type": "function", "function": {"name": n, "parameters": parameters}}) for n in "fg"]
