@@ -318,6 +318,12 @@ def test_topics_are_penalised_by_their_phrases() -> None:
         resolved({"penalties": [{"topic": "boats", "strength": 2}]}, topics={"mills": ["mill"]})
 
 
+def test_the_parameters_show_penalties_as_they_were_sent() -> None:
+    penalties = [{"phrase": "the mill", "strength": 4.0}, {"topic": "boats", "strength": 1.0}]
+    shown = resolved({"penalties": penalties}, topics={"boats": ["boat"]}).parameters()
+    assert shown["penalties"] == {"value": penalties, "origin": "request"}
+
+
 def test_lengths_of_prompt_and_output_together_count_the_prompt() -> None:
     params = resolved({"max_length": 20, "min_length": 9}).params
     assert (params.max_new_tokens, params.min_new_tokens) == (15, 4)

@@ -72,10 +72,10 @@ class Resolved:
 
 
 def _plain(value: Any) -> Any:
-    """Without our classes."""
+    """Without our classes, and without fields that nobody set."""
     if isinstance(value, tuple):
         return [_plain(entry) for entry in value]
-    return value.model_dump() if isinstance(value, BaseModel) else value
+    return value.model_dump(exclude_none=True) if isinstance(value, BaseModel) else value
 
 
 def random_seed() -> int:
