@@ -323,6 +323,17 @@ def test_every_exit_code_is_explained():
     assert exits <= numbers_of_the_first_column(OPERATING)
 
 
+def test_every_file_that_a_change_touches_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[\w/.]+/[\w.]*`.*?) \|", text, re.MULTILINE)
+    assert len(rows) > 20
+    for row in rows:
+        names = re.findall(r"`([^`]+)`", row)
+        folder = (ROOT / names[0]).parent
+        missing = [name for name in names if not (ROOT / name).exists() and not (folder / name).exists()]
+        assert not missing, row
+
+
 def test_every_route_of_the_server_is_explained():
     from server.api.app import ROUTERS
     from server.api.status import ENDPOINTS
