@@ -137,5 +137,5 @@ def test_what_cannot_be_is_refused_by_name(front: Front, body: dict[str, Any], p
 
 
 def test_a_sign_of_life_may_be_a_ping() -> None:
-    with fronted(says(TEXT, pause_s=0.05), keep_alive="chunk", keep_alive_s=0.02) as front:
+    with fronted(says(TEXT, pause_s=0.2), keep_alive="chunk", keep_alive_s=0.02) as front:
         assert "event: ping" in front.send(PATH, stream=True, **HELLO).text
