@@ -24,6 +24,7 @@ from transformers import (
 
 from server.protocol import TokenizerFiles
 from server.tasks import TASKS
+from tests.fixed_vocabulary import train_unigram, train_word_piece
 
 CORPUS = """
 My name is Maria Gonzalez and I live at 742 Evergreen Terrace, Springfield, IL 62704. Call me at (555) 123-4567 or
@@ -111,9 +112,7 @@ def _wordpiece(specials: list[str]) -> Tokenizer:
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
-    backend.train_from_iterator(
-        [CORPUS], trainers.WordPieceTrainer(vocab_size=380, special_tokens=specials, show_progress=False)
-    )
+    train_word_piece(backend, [CORPUS], vocab_size=380, special_tokens=specials)
     return backend
 
 
@@ -134,10 +133,7 @@ def _metaspace(specials: list[str]) -> Tokenizer:
     backend.normalizer = normalizers.NFKC()
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=300, special_tokens=specials, unk_token=specials[UNK_ID], show_progress=False
-    )
-    backend.train_from_iterator([CORPUS], trainer)
+    train_unigram(backend, [CORPUS], vocab_size=300, special_tokens=specials, unk_token=specials[UNK_ID])
     return backend
 
 

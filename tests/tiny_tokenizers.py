@@ -9,6 +9,7 @@ from functools import cache
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from server.protocol import TokenizerFiles
+from tests.fixed_vocabulary import train_unigram, train_word_piece
 
 CORPUS = """
 The river runs past the mill, and the miller counts the sacks of flour. Don't they're "quoted"? Yes! It's 12.50.
@@ -67,8 +68,7 @@ def _metaspace() -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=NUM_TOKENS, special_tokens=SPECIAL, unk_token=UNK, show_progress=False)
-    tokenizer.train_from_iterator(CORPUS.splitlines(), trainer)
+    train_unigram(tokenizer, CORPUS.splitlines(), vocab_size=NUM_TOKENS, special_tokens=SPECIAL, unk_token=UNK)
     return tokenizer
 
 
@@ -78,8 +78,7 @@ def _word_piece() -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(cleanup=True)
-    trainer = trainers.WordPieceTrainer(vocab_size=NUM_TOKENS, special_tokens=SPECIAL, show_progress=False)
-    tokenizer.train_from_iterator(CORPUS.splitlines(), trainer)
+    train_word_piece(tokenizer, CORPUS.splitlines(), vocab_size=NUM_TOKENS, special_tokens=SPECIAL)
     return tokenizer
 
 
