@@ -22,7 +22,9 @@ from server.text.question_windows import USUAL_SEQ_LEN, USUAL_STRIDE, QuestionEn
 from server.text.windows import num_windows, strided_windows
 
 MAX_ANSWERS = 32_768
-"""Of all questions of one request."""
+"""Of all windows of one request: each may give ``top_k``."""
+MAX_ANSWER_TOKENS = 1_048_576
+"""Of these answers together, if each is as long as ``max_answer_len`` and its window allow."""
 
 
 class Question(NamedTuple):
@@ -75,6 +77,7 @@ class ServedQuestionAnswerer(WindowedEncoder):
             "max_inputs": self._max_inputs,
             "max_request_tokens": self._max_tokens,
             "max_answers": MAX_ANSWERS,
+            "max_answer_tokens": MAX_ANSWER_TOKENS,
         }
 
     async def answer(
@@ -83,9 +86,6 @@ class ServedQuestionAnswerer(WindowedEncoder):
         """For each question its answers, the best first."""
         seq_len = self._seq_len(options)
         self.check_size(len(questions))
-        if len(questions) * options.rules.top_k > MAX_ANSWERS:
-            most = MAX_ANSWERS // len(questions)
-            raise InvalidParameter("top_k", options.rules.top_k, f"must be 1 to {most} for {len(questions)} questions")
         texts = [text for question in questions for text in question]
         # Once, with the first text: in the thread, and after the queue has been asked.
         check = cache(lambda: self._check_least(*texts))
@@ -97,6 +97,7 @@ class ServedQuestionAnswerer(WindowedEncoder):
             sentence("Overlapping windows count twice. Send less text, or set a smaller {doc_stride}."),
         )
         plans = [document.windows() for document in documents]
+        _check_top_k(options.rules, [window for windows in plans for window in windows])
         commands = [
             command
             for document, windows in zip(documents, plans, strict=True)
@@ -146,6 +147,15 @@ class ServedQuestionAnswerer(WindowedEncoder):
             Encode(request_id, tokens.cut(ids, window), None if types is None else tokens.cut(types, window))
             for window in windows
         ]
+
+
+def _check_top_k(rules: AnswerRules, windows: Sequence[range]) -> None:
+    """One answer is always allowed: its cost grows with the text, as the model's own does."""
+    length = min(rules.max_tokens, max(map(len, windows)))
+    most = max(1, min(MAX_ANSWERS, MAX_ANSWER_TOKENS // length) // len(windows))
+    if rules.top_k > most:
+        words = f"must be from 1 to {most}: windows of the context: {len(windows)}; tokens of an answer: up to {length}"
+        raise InvalidParameter("top_k", rules.top_k, words)
 
 
 def _stride(options: AnswerOptions, seq_len: int, capacity: int) -> int:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -118,7 +118,7 @@ def find_answers(context: Context, windows: Sequence[WindowLogits], rules: Answe
     places = context.places(whole_words=rules.whole_words)
 
     # A word may be as long as the text, and be an answer of every window.
-    @cache
+    @lru_cache(maxsize=num_spans)
     def written(start: int, end: int) -> tuple[str, str]:
         return context.text[start:end], context.text[start:end].lower()
 
@@ -130,6 +130,9 @@ def find_answers(context: Context, windows: Sequence[WindowLogits], rules: Answe
         for key, answer in _in_window(written, places, window, spans).items():
             if key not in best or answer.score > best[key].score:
                 best[key] = answer
+        # Scores only grow: what is not among the best now needs a better score from a later window.
+        kept = set(sorted(best, key=lambda key: -best[key].score)[: rules.top_k])
+        best = {key: answer for key, answer in best.items() if key in kept}
     answers = list(best.values())
     if rules.may_be_impossible:
         answers.append(Answer("", no_answer, 0, 0))

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from server.serving import question_answerer
+from server.text import answers
 from tests.api import answer_oracle
 from tests.encoder_app import EngineWorker, client_of, tiny_worker
 from tests.tiny_encoders import FAMILIES, TEXTS, tiny_encoder, tiny_tokenizer
 
+BEST_SPANS = answers.best_spans
 QUESTION = "Who lives in Chicago?"
 DOCUMENT = " ".join(TEXTS[:2] * 5)
 SPACED = [TEXTS[0], TEXTS[1], TEXTS[3]]
@@ -107,11 +109,11 @@ def test_a_short_context_has_as_many_answers_as_it_has_spans() -> None:
 @pytest.mark.parametrize("align_to_words", [True, False])
 def test_answers_are_parts_of_the_text_without_loose_spaces_or_marks(family: str, align_to_words: bool) -> None:
     contexts = [*TEXTS, WORDS, f"  {WORDS * 3}\n"]
-    for context, answers in zip(
+    for context, found in zip(
         contexts, post(worker(family), asked(contexts), top_k=9, align_to_words=align_to_words), strict=True
     ):
-        assert answers
-        for answer in answers:
+        assert found
+        for answer in found:
             text = context[answer["start"] : answer["end"]]
             assert text == answer["answer"] == text.strip() != ""
             assert not unicodedata.category(text[0]).startswith("M")
@@ -121,8 +123,8 @@ def test_answers_are_parts_of_the_text_without_loose_spaces_or_marks(family: str
 @pytest.mark.parametrize("family", ["roberta", "xlm-roberta"])
 def test_an_answer_in_a_script_without_spaces_is_not_widened_to_the_whole_sentence(family: str) -> None:
     context = TEXTS[2]
-    answers = post(worker(family), asked(context), top_k=5)
-    assert len(answers) == 5 and sum(answer["answer"] == context for answer in answers) <= 1
+    found = post(worker(family), asked(context), top_k=5)
+    assert len(found) == 5 and sum(answer["answer"] == context for answer in found) <= 1
 
 
 def test_a_question_is_cut_only_where_max_question_len_says_so() -> None:
@@ -178,8 +180,32 @@ def test_more_answers_than_a_response_holds_are_refused_before_the_model_runs(mo
     monkeypatch.setattr(question_answerer, "MAX_ANSWERS", 8)
     num_before = len(worker().batch_sizes)
     error = post(worker(), asked(["x", "y"]), status=422, top_k=5)
-    assert error["message"] == "top_k is 5: it must be 1 to 4 for 2 questions."
+    assert error["message"].startswith("top_k is 5: it must be from 1 to 4: ")
     assert len(worker().batch_sizes) == num_before
+
+
+def test_every_window_counts_towards_the_answers_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    windows: list[int] = []
+    monkeypatch.setattr(answers, "best_spans", lambda *a, **k: windows.append(k["num_spans"]) or BEST_SPANS(*a, **k))
+    post(worker(), asked(DOCUMENT))
+    num_windows = len(windows)
+    assert num_windows > 3
+    monkeypatch.setattr(question_answerer, "MAX_ANSWERS", 4 * num_windows)
+    error = post(worker(), asked(DOCUMENT), status=422, top_k=5)
+    assert error["message"] == (
+        f"top_k is 5: it must be from 1 to 4: windows of the context: {num_windows}; tokens of an answer: up to 15."
+    )
+    windows.clear()
+    assert len(post(worker(), asked(DOCUMENT), top_k=4)) == 4
+    assert windows == [18] * num_windows
+
+
+def test_long_answers_leave_room_for_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(question_answerer, "MAX_ANSWER_TOKENS", 40)
+    context = "Alice met Bob in Chicago and New York City"
+    assert len(post(worker(), asked(context), top_k=8, max_answer_len=5)) == 8
+    assert post(worker(), asked(context), status=422, top_k=9, max_answer_len=5)["param"] == "parameters.top_k"
+    assert post(worker(), asked(context), max_answer_len=1_000_000)["answer"]
 
 
 def test_windows_that_are_together_too_long_are_refused_before_the_model_runs() -> None:

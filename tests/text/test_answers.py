@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -111,3 +113,36 @@ def test_a_word_as_long_as_the_text_costs_no_more_than_words() -> None:
     windows = [WindowLogits(range(start, start + 40), even, None) for start in range(0, size - 39, 20)]
     [best] = find_answers(context, windows, AnswerRules())
     assert (best.start, best.end) == (0, size + 1)
+
+
+def test_memory_for_answers_does_not_grow_with_the_windows() -> None:
+    size, length = 4_000, 40
+    text = "".join(f"{place:5}" for place in range(size))
+    context = words(text, [(5 * place, 5 * place + 5) for place in range(size)])
+    numbers = np.random.default_rng(1).random((size, 2)).astype(np.float32)
+    rules = AnswerRules(top_k=200, max_tokens=length)
+
+    def peak(num_windows: int) -> int:
+        cuts = [range(start, start + length) for start in range(0, num_windows * length, length)]
+        windows = [WindowLogits(cut, numbers[cut.start : cut.stop], None) for cut in cuts]
+        tracemalloc.start()
+        assert len(find_answers(context, windows, rules)) == 200
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    few = peak(5)
+    assert peak(100) < 1.5 * few
+
+
+def test_answers_that_are_dropped_on_the_way_would_not_have_been_among_the_best() -> None:
+    rng = np.random.default_rng(2)
+    context = words("a b c a b c", [(place, place + 1) for place in range(0, 11, 2)])
+    windows = [
+        WindowLogits(range(start, start + 3), rng.normal(size=(3, 2)).astype(np.float32), None)
+        for start in (0, 1, 2, 3)
+    ]
+    every = find_answers(context, windows, AnswerRules(top_k=40, whole_words=False))
+    for top_k in range(1, 7):
+        found = find_answers(context, windows, AnswerRules(top_k=top_k, whole_words=False))
+        assert [answer.score for answer in found] == pytest.approx([answer.score for answer in every[:top_k]])
