@@ -97,8 +97,9 @@ class AnswerQuestions(TrainedTask):
         for example, encoding in zip(examples, encodings, strict=True):
             tokens = question_encoding(encoding, question_first=question_first)
             capacity = max_length - tokens.num_frame_tokens
-            if capacity < 1 or not len(tokens.content):
-                problem = "leaves no room for its context" if capacity < 1 else "has a context without tokens"
+            has_words = tokens.has_words(example.context)
+            if capacity < 1 or not has_words:
+                problem = "leaves no room for its context" if has_words else "has a context without tokens of words"
                 raise ConfigurationError(
                     f"The question {example.question[:64]!r} {problem}. "
                     f"Windows have {max_length} tokens: shorten or remove it, or set --max-length."

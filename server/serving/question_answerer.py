@@ -130,6 +130,9 @@ class ServedQuestionAnswerer(WindowedEncoder):
         for name, num_tokens in (("question", tokens.num_question_tokens), ("context", len(tokens.content))):
             if not num_tokens:
                 raise InvalidParameter(f"inputs.{name}", getattr(question, name), "must have at least one token")
+        if not tokens.has_words(question.context):
+            rule = "must have at least one token that is more than spaces"
+            raise InvalidParameter("inputs.context", question.context, rule)
         capacity = seq_len - tokens.num_frame_tokens
         if capacity < 1:
             words = sentence(

@@ -47,11 +47,21 @@ class QuestionEncoding:
         kept = slice(self.content.start, self.content.stop)
         return Context(text, self.encoding.offsets[kept], self.encoding.word_ids[kept])
 
+    def has_words(self, text: str) -> bool:
+        """Whether a token of the context ``text`` is more than spaces: without one there is no answer."""
+        offsets = self.encoding.offsets[self.content.start : self.content.stop]
+        return any(not text[start:end].isspace() for start, end in offsets if start < end)
+
+    @property
+    def begins_with_special(self) -> bool:
+        """Whether the first token stands for no answer."""
+        return bool(self.encoding.special_tokens_mask[0])
+
     def logits(self, window: range, row_T2: NDArray[np.float32]) -> WindowLogits:
         """``row_T2`` has all tokens of the window."""
         lead = len(self.before)
-        begins_with_special = bool(self.encoding.special_tokens_mask[0])
-        return WindowLogits(window, row_T2[lead : lead + len(window)], row_T2[0] if begins_with_special else None)
+        of_no_answer = row_T2[0] if self.begins_with_special else None
+        return WindowLogits(window, row_T2[lead : lead + len(window)], of_no_answer)
 
 
 def question_encoding(

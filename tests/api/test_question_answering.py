@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import unicodedata
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import pytest
+from tokenizers import normalizers
 
 from server.serving import question_answerer
 from server.text import answers
@@ -169,6 +171,17 @@ def test_questions_of_one_request_share_batches() -> None:
 )
 def test_what_cannot_be_honoured_is_refused_by_name(inputs: Any, parameters: dict[str, Any], param: str) -> None:
     assert post(worker(), inputs, status=422, **parameters)["param"] == param
+
+
+def test_a_context_whose_tokens_are_all_spaces_is_refused() -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer("metaspace"))
+    # As ALBERT's and XLNet's: accents go, and spaces stay.
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents()])
+    blank = EngineWorker("answers", "question-answering", model("xlm-roberta"), tokenizer)
+    error = post(blank, asked(" \u0301"), status=422)
+    assert error["param"] == "inputs.context"
+    assert "must have at least one token that is more than spaces" in error["message"]
 
 
 def test_a_stride_that_is_too_large_is_refused_with_its_limit() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import normalizers, pre_tokenizers
 
 from server.errors import ConfigurationError
 from server.finetune.options import Options
@@ -119,6 +120,15 @@ def test_a_question_that_fills_the_window_is_refused(write: Write, tmp_path: Pat
     example = QuestionExample("Ben " * 30, "Anna", (("Anna", 0),))
     with pytest.raises(ConfigurationError, match="leaves no room for its context"):
         trained(write("a.jsonl", ANNA)).encodings([example], tokenizer, 24, "train")
+
+
+def test_a_context_whose_tokens_are_all_spaces_is_refused(write: Write, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_base(tmp_path / "base"))
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents()])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    with pytest.raises(ConfigurationError, match="has a context without tokens of words"):
+        trained(write("a.jsonl", ANNA)).encodings([QuestionExample("Ben", " \u0301", ())], tokenizer, 24, "train")
 
 
 def test_all_questions_about_one_text_are_in_one_part() -> None:
