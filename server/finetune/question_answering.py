@@ -90,12 +90,18 @@ class AnswerQuestions(TrainedTask):
         backend = tokenizer.backend_tokenizer
         backend.no_padding()
         backend.no_truncation()
-        question_first = tokenizer.padding_side == "right"
-        pairs = [(each.question, each.context) for each in examples]
-        encodings = backend.encode_batch(pairs if question_first else [pair[::-1] for pair in pairs])
+        if tokenizer.padding_side != "right":
+            raise ConfigurationError(
+                f"The base's tokenizer pads on the {tokenizer.padding_side}. Questions need one that pads on the right."
+            )
+        encodings = backend.encode_batch([(each.question, each.context) for each in examples])
         found: list[tuple[Any, Any]] = []
         for example, encoding in zip(examples, encodings, strict=True):
-            tokens = question_encoding(encoding, question_first=question_first)
+            tokens = question_encoding(encoding, question_first=True)
+            if not tokens.begins_with_special:
+                raise ConfigurationError(
+                    "The base's tokenizer does not begin a text with a special token, which would stand for no answer."
+                )
             capacity = max_length - tokens.num_frame_tokens
             has_words = tokens.has_words(example.context)
             if capacity < 1 or not has_words:

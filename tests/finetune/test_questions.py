@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import normalizers, pre_tokenizers
+from tokenizers import normalizers, pre_tokenizers, processors
 
 from server.errors import ConfigurationError
 from server.finetune.options import Options
@@ -129,6 +129,23 @@ def test_a_context_whose_tokens_are_all_spaces_is_refused(write: Write, tmp_path
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     with pytest.raises(ConfigurationError, match="has a context without tokens of words"):
         trained(write("a.jsonl", ANNA)).encodings([QuestionExample("Ben", " \u0301", ())], tokenizer, 24, "train")
+
+
+def test_a_tokenizer_that_pads_on_the_left_is_refused(write: Write, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write_base(tmp_path / "base"))
+    tokenizer.padding_side = "left"
+    with pytest.raises(ConfigurationError, match="pads on the left"):
+        trained(write("a.jsonl", ANNA)).encodings([QuestionExample("Ben", "Anna", ())], tokenizer, 24, "train")
+
+
+@pytest.mark.parametrize("pair", ["$A [SEP] $B [SEP]", "$A $B"])
+def test_a_tokenizer_without_a_token_for_no_answer_is_refused(write: Write, tmp_path: Path, pair: str) -> None:
+    tokenizer = load_tokenizer(write_base(tmp_path / "base"))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A", pair=pair.replace("$B", "$B:1"), special_tokens=[("[SEP]", 3)]
+    )
+    with pytest.raises(ConfigurationError, match="does not begin a text with a special token"):
+        trained(write("a.jsonl", ANNA)).encodings([QuestionExample("Ben", "Anna", ())], tokenizer, 24, "train")
 
 
 def test_all_questions_about_one_text_are_in_one_part() -> None:
