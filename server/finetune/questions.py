@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from server.errors import ConfigurationError
-from server.finetune.files import json_rows, lines
+from server.finetune.files import fail, json_rows, lines
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,36 @@ def read_questions(path: Path) -> tuple[list[QuestionExample], list[str]]:
 
 
 def _nested(path: Path) -> dict[str, Any] | None:
-    """The whole file, where it is one object with ``data``, as SQuAD's are."""
-    text = "\n".join(line for _, line in lines(path))
+    """The whole file, where it is one object with ``data``, as SQuAD's are; None where it has an object a line."""
+    numbered = list(lines(path))
+    is_one_value = path.suffix.lower() == ".json" and not _begins_with_a_value(numbered)
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
+        content = json.loads("\n".join(line for _, line in numbered))
+    except json.JSONDecodeError as error:
+        if is_one_value:
+            fail(path, error.lineno, f"it is not JSON ({error.msg} at column {error.colno}).")
         return None
-    return content if isinstance(content, dict) and "data" in content else None
+    except (ValueError, RecursionError) as error:
+        if is_one_value:
+            is_deep = isinstance(error, RecursionError)
+            problem = "its JSON is nested too deeply" if is_deep else "a number has too many digits"
+            raise ConfigurationError(f"{path}: {problem}.") from None
+        return None
+    if isinstance(content, dict) and "data" in content:
+        return content
+    if is_one_value:
+        raise ConfigurationError(f"{path}: data is missing. Write an object like SQuAD's, or one object a line.")
+    return None
+
+
+def _begins_with_a_value(numbered: Sequence[tuple[int, str]]) -> bool:
+    """Whether the first line with words is JSON by itself, as in JSON lines."""
+    first = next((line for _, line in numbered if line.strip()), "null")
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError) as error:
+        return not isinstance(error, json.JSONDecodeError)
+    return True
 
 
 def _flat_examples(path: Path) -> Iterator[tuple[_Place, dict[str, Any]]]:
@@ -62,27 +85,28 @@ def _flat_examples(path: Path) -> Iterator[tuple[_Place, dict[str, Any]]]:
 
 
 def _nested_examples(path: Path, content: dict[str, Any]) -> Iterator[tuple[_Place, dict[str, Any]]]:
-    for article, entry in enumerate(_list(_Place(path, "data"), content["data"]), start=1):
+    for article, entry in enumerate(_list(_Place(path, "the whole file"), content, "data"), start=1):
         of_article = _Place(path, f"article {article}")
-        for number, paragraph in enumerate(_list(of_article, _field(of_article, entry, "paragraphs")), start=1):
+        for number, paragraph in enumerate(_list(of_article, entry, "paragraphs"), start=1):
             of_paragraph = _Place(path, f"article {article}, paragraph {number}")
             context = _field(of_paragraph, paragraph, "context")
-            for asked, row in enumerate(_list(of_paragraph, _field(of_paragraph, paragraph, "qas")), start=1):
+            for asked, row in enumerate(_list(of_paragraph, paragraph, "qas"), start=1):
                 place = _Place(path, f"{of_paragraph.where}, question {asked}")
                 if not isinstance(row, dict):
                     place.fail("it is not an object.")
                 yield place, {**row, "context": context}
 
 
-def _list(place: _Place, value: Any) -> list[Any]:
+def _list(place: _Place, row: Any, name: str) -> list[Any]:
+    value = _field(place, row, name)
     if not isinstance(value, list):
-        place.fail("it is not a list.")
+        place.fail(f"{name} must be a list.")
     return value
 
 
 def _field(place: _Place, row: Any, name: str) -> Any:
     if not isinstance(row, dict) or name not in row:
-        place.fail(f"there is no {name}.")
+        place.fail(f"{name} is missing.")
     return row[name]
 
 
@@ -91,8 +115,12 @@ def _example(place: _Place, row: dict[str, Any]) -> QuestionExample:
     for name, value in (("question", question), ("context", context)):
         if not isinstance(value, str) or not value.strip():
             place.fail(f"the {name} is not a string with words.")
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            place.fail(f"the {name} has half of a surrogate pair, which is not a character.")
     answers = tuple(dict.fromkeys(_answer(place, context, *pair) for pair in _pairs(place, row)))
     is_impossible = row.get("is_impossible")
+    if is_impossible is not None and not isinstance(is_impossible, bool):
+        place.fail(f"is_impossible is {is_impossible!r}. It must be true or false.")
     if is_impossible and answers:
         place.fail("is_impossible is true, and there are answers.")
     if is_impossible is False and not answers:
@@ -104,12 +132,12 @@ def _pairs(place: _Place, row: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
     """Texts and starts: of a list of objects, or of an object of two lists."""
     answers = _field(place, row, "answers")
     if isinstance(answers, dict):
-        texts, starts = (_list(place, _field(place, answers, name)) for name in ("text", "answer_start"))
+        texts, starts = (_list(place, answers, name) for name in ("text", "answer_start"))
         if len(texts) != len(starts):
             place.fail(f"answers has {len(texts)} texts and {len(starts)} starts.")
         yield from zip(texts, starts, strict=True)
         return
-    for answer in _list(place, answers):
+    for answer in _list(place, row, "answers"):
         yield _field(place, answer, "text"), _field(place, answer, "answer_start")
 
 
