@@ -157,8 +157,13 @@ def _check_top_k(rules: AnswerRules, windows: Sequence[range]) -> None:
     length = min(rules.max_tokens, max(map(len, windows)))
     most = max(1, min(MAX_ANSWERS, MAX_ANSWER_TOKENS // length) // len(windows))
     if rules.top_k > most:
-        words = f"must be from 1 to {most}: windows of the context: {len(windows)}; tokens of an answer: up to {length}"
+        windows_and_tokens = f"{_counted(len(windows), 'window')} and answers of up to {_counted(length, 'token')}"
+        words = f"must be from 1 to {most} for {windows_and_tokens}"
         raise InvalidParameter("top_k", rules.top_k, words)
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _stride(options: AnswerOptions, seq_len: int, capacity: int) -> int:

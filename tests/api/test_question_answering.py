@@ -193,7 +193,7 @@ def test_more_answers_than_a_response_holds_are_refused_before_the_model_runs(mo
     monkeypatch.setattr(question_answerer, "MAX_ANSWERS", 8)
     num_before = len(worker().batch_sizes)
     error = post(worker(), asked(["x", "y"]), status=422, top_k=5)
-    assert error["message"].startswith("top_k is 5: it must be from 1 to 4: ")
+    assert error["message"].startswith("top_k is 5: it must be from 1 to 4 for 2 windows and ")
     assert len(worker().batch_sizes) == num_before
 
 
@@ -205,9 +205,8 @@ def test_every_window_counts_towards_the_answers_of_a_request(monkeypatch: pytes
     assert num_windows > 3
     monkeypatch.setattr(question_answerer, "MAX_ANSWERS", 4 * num_windows)
     error = post(worker(), asked(DOCUMENT), status=422, top_k=5)
-    assert error["message"] == (
-        f"top_k is 5: it must be from 1 to 4: windows of the context: {num_windows}; tokens of an answer: up to 15."
-    )
+    wanted = f"top_k is 5: it must be from 1 to 4 for {num_windows} windows and answers of up to 15 tokens."
+    assert error["message"] == wanted
     windows.clear()
     assert len(post(worker(), asked(DOCUMENT), top_k=4)) == 4
     assert windows == [18] * num_windows
