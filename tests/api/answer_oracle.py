@@ -3,6 +3,9 @@
 Its postprocessing, window by window in float32, over a model and a tokenizer of transformers. Four rules differ: an
 answer that several windows give has the best of their scores, not the sum, which can be above 1; there are no spaces
 at the ends of an answer; marks on its last character are part of it; and a word goes on where a window ends inside it.
+
+Two rules of the server are not here: an answer that starts at a mark starts at the character below it, and one of
+spaces alone is none.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fields that OpenAI's bodies may hold and no schema here names: refused, or left out and told so; never dropped."""
+"""Fields of bodies that no schema here names: refused, or ignored and named in a header; never dropped in silence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model a body of OpenAI's routes means."""
+"""Which model the name in a body means."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bodies of ``/v1/chat/completions`` and ``/v1/completions``: OpenAI's fields, our options, and vLLM's names."""
+"""What the bodies of the OpenAI and Anthropic text routes share: fields, our options, and the names of vLLM."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ResponseFormat(LenientModel):
 
 
 class TextBody(LenientModel, GenerateParameters):
-    """What both bodies have: every option of ours beside OpenAI's own fields, and vLLM's where they mean the same."""
+    """The base of these bodies: every option of ours, and the fields of OpenAI and vLLM that mean the same."""
 
     model_config = ConfigDict(extra="allow")
     own_names: ClassVar[Mapping[str, str]] = {
