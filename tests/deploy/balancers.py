@@ -142,6 +142,10 @@ class Stream:
         except httpx2.TransportError:
             self.outcomes = [Outcome()]
 
+    @property
+    def is_running(self) -> bool:
+        return self.thread.is_alive()
+
     def finish(self) -> Outcome:
         self.thread.join(90)
         [outcome] = self.outcomes

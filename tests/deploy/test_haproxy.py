@@ -78,13 +78,20 @@ def test_a_stream_passes_token_by_token(replicas):
 
 def test_requests_go_to_the_replica_with_fewer_of_them(replicas):
     url, first, second = replicas
-    before = settled(first, second)
-    stream = Stream(url)
-    _, idle = by_load(first, second)
-    for _ in range(3):
-        assert short_requests(url, 1)[0].is_whole
+    was_running = False
+    for _ in range(5):
+        before = settled(first, second)
+        stream = Stream(url)
+        _, idle = by_load(first, second)
+        for _ in range(3):
+            assert short_requests(url, 1)[0].is_whole
+        # On a busy machine the stream may end too soon, and both replicas have as few requests then.
+        was_running = stream.is_running
+        assert stream.finish().is_whole
+        if was_running:
+            break
+    assert was_running
     assert eventually(lambda: num_answered(idle) == before[idle.url] + 3)
-    assert stream.finish().is_whole
 
 
 def test_metrics_of_several_replicas_are_not_mixed(replicas):
