@@ -55,7 +55,11 @@ def test_no_request_made_from_the_document_is_answered_otherwise(
     def run(case: Any) -> None:
         response = send(client, case)
         # Which sound requests are refused is checked more closely than schemathesis does.
-        case.validate_response(response, excluded_checks=[CHECKS.get_one("positive_data_acceptance")])
+        excluded = ["positive_data_acceptance"]
+        if response.status_code == 504 and "max_time" in case.body:
+            # The request's own time limit: the status is documented, and no fault of the server.
+            excluded.append("not_a_server_error")
+        case.validate_response(response, excluded_checks=[CHECKS.get_one(name) for name in excluded])
         if mode == GenerationMode.POSITIVE:
             check_refusal(schema.raw_schema, case, response)
 

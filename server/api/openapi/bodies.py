@@ -14,6 +14,8 @@ from server.api.bodies.fields import LenientModel
 from server.api.bodies.schemas import GenerateParameters, StrictModel
 from server.api.http import json_body
 from server.api.openapi.limits import OptionDocs, describe_refusals
+from server.api.text.options import without_place
+from server.api.text.schemas import TextBody
 
 STRICT_JSON = (
     f"One JSON value in UTF-8, nested at most {json_body.MAX_DEPTH} levels deep, with at most {json_body.MAX_KEYS} "
@@ -33,6 +35,9 @@ def complete(schemas: dict[str, Any]) -> None:
         if issubclass(model, GenerateParameters):
             for name, field in properties.items():
                 options.describe(name, field)
+        if issubclass(model, TextBody):
+            for name, reason in without_place(model).items():
+                properties[name]["description"] += f" Not supported here: {reason}."
         if issubclass(model, LenientModel):
             describe_refusals(properties, model.refused)
 

@@ -50,11 +50,14 @@ def _leaves_the_draw_open(values: Mapping[str, Any], ready: Ready) -> bool:
     return not (is_said or has_beams or "do_sample" in ready.generation_config)
 
 
+def without_place(body: type[TextBody]) -> Mapping[str, str]:
+    """Options that the answers to a body have no place for, and what to do instead."""
+    return TOLD_OTHERWISE if issubclass(body, ToldFields) else {**TOLD_OTHERWISE, "logprob_token_ids": NO_PLACE}
+
+
 def check_told(body: TextBody) -> None:
     """Raise for what these routes' answers have no place for."""
-    has_choices = isinstance(body, ToldFields)
-    reasons = TOLD_OTHERWISE if has_choices else {**TOLD_OTHERWISE, "logprob_token_ids": NO_PLACE}
-    for name, reason in reasons.items():
+    for name, reason in without_place(type(body)).items():
         value = getattr(body, name)
         if value != [] and is_set(name, value):
             raise UnsupportedParameter(name, reason)

@@ -183,6 +183,7 @@ class ConversationBody(TextBody):
     """What the bodies that go by a chat template have."""
 
     chat_template_kwargs: dict[str, Any] | None = None
+    """Variables of the template. Each value must be a string, a number, true or false."""
 
 
 TOLD_OTHERWISE = {

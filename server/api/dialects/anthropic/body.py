@@ -141,6 +141,8 @@ class MessagesBody(ConversationBody):
     system: TextContent | None = None
     stop_sequences: Texts | None = None
     tools: Annotated[list[AnthropicTool], STOP_AT_FIRST_ERROR] | None = None
+    """The model may call them if its chat template has tool calls in a format that the server supports. To force a call
+    of any model, set tool_choice to any or to a tool. Tool names must be unique: no two tools are named alike."""
     tool_choice: AnthropicChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None

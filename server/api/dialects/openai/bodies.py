@@ -85,8 +85,9 @@ class ChatBody(ToldFields, ConversationBody):
     messages: Annotated[list[ChatMessage], STOP_AT_FIRST_ERROR, NOT_EMPTY]
     """1 to 1024 entries; a part of the type text must be a text block with a text field."""
     tools: Annotated[list[Tool], STOP_AT_FIRST_ERROR] | None = None
-    """The model may call them if its chat template has tool calls of a form that is read here. Any model can make a
-    call that tool_choice forces: required, or the name of a function."""
+    """The model may call them if its chat template has tool calls in a format that the server supports. To force a call
+    of any model, set tool_choice to required or to a function. Tool names must be unique: no two tools are named
+    alike."""
     tool_choice: ToolChoice | None = None
     """A choice that asks for a call needs tools, and a name must name one of the tools."""
     parallel_tool_calls: bool | None = None

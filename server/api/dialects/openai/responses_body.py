@@ -171,6 +171,9 @@ class ResponsesBody(ConversationBody):
     instructions: str | None = None
     text: TextConfig | None = None
     tools: Annotated[list[FunctionTool], STOP_AT_FIRST_ERROR] | None = None
+    """The model may call them if its chat template has tool calls in a format that the server supports. To force a call
+    of any model, set tool_choice to required or to a function. Tool names must be unique: no two tools are named
+    alike."""
     tool_choice: Choice | None = None
     """A choice that asks for a call needs tools, and a name must name one of the tools."""
     parallel_tool_calls: bool | None = None

@@ -41,7 +41,7 @@ class TokenizeBody(LenientModel):
     add_generation_prompt: bool | None = None
     """For messages: send no prompt with it."""
     chat_template_kwargs: dict[str, Any] | None = None
-    """For messages: send no prompt with it."""
+    """For messages: send no prompt with it. Each value must be a string, a number, true or false."""
     tools: Annotated[list[Tool], STOP_AT_FIRST_ERROR] | None = None
     """For messages: send no prompt with it."""
     return_token_strs: bool | None = None
