@@ -91,8 +91,12 @@ class Asked:
         """Of some of the rows, made once."""
         key = tuple(rows)
         if key not in self._indices:
-            self._indices[key] = RowIndex.of(key, len(self._sequences), device)
+            self._indices[key] = self.passing_index(rows, device)
         return self._indices[key]
+
+    def passing_index(self, rows: list[int], device: torch.device) -> RowIndex:
+        """Of rows that differ from step to step, made anew: kept ones would become ever more."""
+        return RowIndex.of(rows, len(self._sequences), device)
 
     def is_of(self, sequences: Rows[Sequence]) -> bool:
         return self._sequences == sequences and self._sample_indices == [s.sample_index for s in sequences]
@@ -151,6 +155,7 @@ class Sampler:
         results[2] = is_finite_S
         methods = [method_of(sequence.params, vocab_size) for sequence in sequences]
         unsettled = list(range(len(sequences)))
+        index_of = asked.index
         while unsettled:
             results[1] = 1
             rows_by_method: dict[Method, list[int]] = {}
@@ -158,7 +163,7 @@ class Sampler:
                 rows_by_method.setdefault(methods[i], []).append(i)
             for method, rows in rows_by_method.items():
                 is_told = asked.told.wants_processed(rows)
-                index = asked.index(rows, logits_SV.device)
+                index = index_of(rows, logits_SV.device)
                 choice = self._choose(method, index.take(logits_SV), [sequences[i] for i in rows], is_told=is_told)
                 index.put(results[0], choice.token_ids())
                 if choice.candidates.settled_R is not None:
@@ -171,6 +176,7 @@ class Sampler:
             unsettled = np.flatnonzero((host[1] == 0) & (host[2] == 1)).tolist()
             for i in unsettled:
                 methods[i] = wider(methods[i], sequences[i].params, vocab_size)
+            index_of = asked.passing_index
         return host
 
     def _choose(self, method: Method, logits_RV: Tensor, sequences: list[Sequence], *, is_told: bool) -> Choice:
