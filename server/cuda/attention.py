@@ -144,21 +144,10 @@ def _prefill(
     launch(
         attention_kernels.prefill,
         (-(-step.most_new * shape["G"] // tiling.rows), shape["H"], step.num_chunks),
-        query_THD,
-        keys_NPHD,
-        values_NPHD,
-        step.tables_BW,
-        step.starts_B1,
-        step.lengths_B,
-        step.order_B,
-        step.failed_B,
-        step.failed_B if sinks is None else sinks,
-        out_THD,
+        *_tensors(query_THD, keys_NPHD, values_NPHD, step, sinks, out_THD),
         *rule.scales,
         rule.window or 0,
-        *query_THD.stride()[:2],
-        *keys_NPHD.stride()[:3],
-        step.tables_BW.shape[1],
+        *_strides(query_THD, keys_NPHD, step),
         **shape,
         BM=tiling.rows,
         BN=tiling.keys,
@@ -186,24 +175,13 @@ def _decode(
     launch(
         attention_kernels.decode,
         (splits, shape["H"], num_rows),
-        query_THD,
-        keys_NPHD,
-        values_NPHD,
-        step.tables_BW,
-        step.starts_B1,
-        step.lengths_B,
-        step.order_B,
-        step.failed_B,
-        step.failed_B if sinks is None else sinks,
-        out_THD,
+        *_tensors(query_THD, keys_NPHD, values_NPHD, step, sinks, out_THD),
         part,
         logs,
         *rule.scales,
         rule.window or 0,
         step.num_chunks,
-        *query_THD.stride()[:2],
-        *keys_NPHD.stride()[:3],
-        step.tables_BW.shape[1],
+        *_strides(query_THD, keys_NPHD, step),
         **shape,
         **cut,
         GP=tiling.rows,
@@ -234,6 +212,19 @@ def _decode(
         HAS_WINDOW=shape["HAS_WINDOW"],
         num_warps=2,
     )
+
+
+def _tensors(
+    query_THD: Tensor, keys_NPHD: Tensor, values_NPHD: Tensor, step: Step, sinks: Tensor | None, out_THD: Tensor
+) -> tuple[Tensor, ...]:
+    """The first arguments of both kernels."""
+    whom = (step.tables_BW, step.starts_B1, step.lengths_B, step.order_B, step.failed_B)
+    return query_THD, keys_NPHD, values_NPHD, *whom, step.failed_B if sinks is None else sinks, out_THD
+
+
+def _strides(query_THD: Tensor, keys_NPHD: Tensor, step: Step) -> tuple[int, ...]:
+    """The last arguments of both kernels."""
+    return *query_THD.stride()[:2], *keys_NPHD.stride()[:3], step.tables_BW.shape[1]
 
 
 def _shape(
