@@ -52,7 +52,7 @@ def _write(
     pool_ptr, slot, x, first_head, failed_ptr, stride_p, stride_h, num_heads,
     D: tl.constexpr, DP: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
-    """Put ``x`` ``[BH, DP]`` into a page, with zeros where it is not finite, and mark a sequence that has such."""
+    """Write ``x`` ``[BH, DP]`` to a page. A value that is not finite becomes 0 and marks its sequence as failed."""
     head = first_head + tl.arange(0, BH)
     d = tl.arange(0, DP)
     mask = (head < num_heads)[:, None] & (d < D)[None, :]

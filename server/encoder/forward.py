@@ -56,7 +56,7 @@ class Forward(ABC):
 
     @abstractmethod
     def remember(self) -> None:
-        """From here on every step begins with the module as it is now."""
+        """Save the state of the module; every later step starts from it."""
 
     @abstractmethod
     def logits(self, batch: Sequence[Encode]) -> Tensor:

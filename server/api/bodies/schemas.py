@@ -77,5 +77,5 @@ class GenerateRequest(StrictModel):
     """The name of a served model; without it the first that generates."""
 
     def fields(self) -> dict[str, Any]:
-        """What stands beside the parameters, as far as it is given."""
+        """The fields beside the parameters that the client sent."""
         return {name: value for name, value in self if value is not None and name not in ("parameters", "model")}

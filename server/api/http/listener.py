@@ -13,7 +13,7 @@ NUM_ACCEPTED = 16
 PEER_IDLE_S = 30
 PEER_PROBE_S = 10
 PEER_PROBES = 3
-"""After 30 s of silence a peer is probed every 10 s; 30 s without an answer, or with data that is not taken, end it."""
+"""Probes a silent peer after 30 s, then every 10 s. Ends a connection whose peer acknowledges nothing for 30 s."""
 UNREAD_BYTES = 128 * 1024
 
 

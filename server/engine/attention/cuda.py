@@ -102,7 +102,7 @@ def trial_problem(
 
 
 def kinds_of(specs: Sequence[LayerSpec]) -> tuple[LayerSpec, ...]:
-    """One of each, as it is tried."""
+    """The distinct kinds of layers, in the sizes that a trial uses."""
     return tuple(dict.fromkeys(_narrow(spec) for spec in specs))
 
 

@@ -23,7 +23,7 @@ LIMIT_S = 180.0
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """What the other process is told."""
+    """The input of the other process."""
 
     backend: str
     specs: tuple[LayerSpec, ...]

@@ -135,7 +135,7 @@ class TritonAttention(PagedAttention):
         return out_THD
 
     def _mark(self, failed_B: Tensor) -> None:
-        """Set what kernels are told of the step that was planned. ``failed_B`` is zero, and marked by them."""
+        """Set the arguments of the planned step. ``failed_B`` is zero; kernels mark it."""
         from server.cuda.attention import Step
         from server.cuda.place import Places
 
