@@ -11,7 +11,10 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from server.protocol import MAX_FRAME_BYTES, Command, Reply
+from server.protocol import Command, Reply
+
+MAX_FRAME_BYTES = 256 * 1024 * 1024
+"""A longer frame means that the stream is out of step: the connection is closed."""
 
 Message = TypeVar("Message")
 

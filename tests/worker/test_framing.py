@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 
 from server import framing
 from server.config import ModelConfig
-from server.framing import FrameError
+from server.framing import MAX_FRAME_BYTES, FrameError
 from server.protocol import (
-    MAX_FRAME_BYTES,
     Abort,
     Encode,
     Generate,

@@ -1,0 +1,90 @@
+"""What the front sends."""
+
+from __future__ import annotations
+
+import msgspec
+
+from server.config import ModelConfig
+from server.protocol.parameters import SamplingParams
+
+
+class Load(msgspec.Struct, frozen=True, tag=True):
+    """First message to a worker: the model that it holds for its whole life."""
+
+    model: ModelConfig
+    num_loading: int = 1
+    """Workers that load at the same time, this one among them."""
+    num_on_gpu: int = 1
+    """Models that share this one's GPU if it goes to one, this one among them."""
+
+
+class Output(msgspec.Struct, frozen=True):
+    """One sample of a request as far as it was delivered."""
+
+    token_ids: list[int] = []
+    is_finished: bool = False
+    num_rewinds: int = 0
+
+
+class Generate(msgspec.Struct, frozen=True, tag=True):
+    """Start a request's sequences, or continue those that another worker began.
+
+    The tokens of ``outputs`` were sent to the client already; they count as new tokens for every limit, penalty and
+    random number, so that the continuation is the one that would have come. A beam search has none: it begins
+    anew, and the front leaves out what it delivered before.
+    """
+
+    request_id: str
+    prompt_ids: list[int]
+    params: SamplingParams
+    outputs: list[Output] = []
+    """Empty, or one for each of ``num_return_sequences`` samples."""
+    negative_prompt_ids: list[int] = []
+    """For guidance: what to lead away from; empty means the prompt's last token, as in transformers."""
+    template_spans: list[tuple[int, int]] = []
+    """Ranges ``[start, stop)`` of ``prompt_ids`` that come from a template and that penalties shall not count."""
+    cache_salt: str = ""
+    """Requests with different salts share no block of the prefix cache."""
+    tenant: str = ""
+    """Different tenants share no block either, and each keeps a share of those that are cached."""
+    caller: str = ""
+    """Whom the request counts against where requests wait for their turn."""
+    deadline_s: float | None = None
+    """On the monotonic clock, which all processes of the machine share. When it passes, every output ends as
+    ``max_time``; before the first token the request fails instead."""
+
+
+class MaskQuery(msgspec.Struct, frozen=True):
+    """What a fill-mask request wants to know at each of its mask positions."""
+
+    positions: list[int]
+    top_k: int
+    target_ids: list[int] | None = None
+    """Rank only these tokens."""
+
+
+class Encode(msgspec.Struct, frozen=True, tag=True):
+    """Run one text, pair or window, with its special tokens, through an encoder."""
+
+    request_id: str
+    token_ids: list[int]
+    token_type_ids: list[int] | None = None
+    mask: MaskQuery | None = None
+    caller: str = ""
+    """Whom the request counts against where requests wait for their turn."""
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """Forget a request, whatever its state. Nothing is answered; an unknown id is no error."""
+
+    request_id: str
+    index: int | None = None
+    """Only this sample; the others of its request go on. Hypotheses of a beam search cannot be forgotten one by one:
+    nothing happens then."""
+
+
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Answered by `Pong` between steps, so that an idle worker can show that it lives."""
+
+
+Command = Load | Generate | Encode | Abort | Ping

@@ -1,0 +1,119 @@
+"""The first reply: the loaded model, or why there is none."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from server.config import KvDtype
+
+Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
+"""How the vectors of a text's tokens become the text's, under sentence-transformers' names."""
+Batching = Literal["end to end", "padded", "equal lengths", "one by one"]
+"""How an encoder's texts share a forward pass: in one row without padding, padded, only with texts of equal length, or
+not at all."""
+GenerationValue = int | float | bool | str | list[Any] | None
+"""A field of a generation_config as JSON has it."""
+
+
+class TokenizerFiles(msgspec.Struct, frozen=True):
+    """What the front needs to speak the model's tokens; read by the worker, so that the front needs no transformers."""
+
+    tokenizer_json: str
+    """The fast tokenizer's own serialisation, without truncation or padding."""
+    chat_template: str | None = None
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+    unk_token: str | None = None
+    mask_token: str | None = None
+    mask_token_id: int | None = None
+    num_special_tokens: int = 0
+    """Special tokens added around a single text."""
+    num_special_tokens_pair: int = 0
+    prefix_ids: list[int] = []
+    """Special tokens before a single text."""
+    suffix_ids: list[int] = []
+    """Special tokens behind a single text."""
+    gives_token_types: bool = False
+    """Whether token types are among what the tokenizer gives a model. If not, the model's default applies."""
+    truncation_side: Literal["right", "left"] = "right"
+    """Where tokens go from if a text is cut and the client names no side."""
+    padding_side: Literal["right", "left"] = "right"
+    """Models whose texts are padded on the left are trained to read a context before the question."""
+
+
+class Embedding(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model for embeddings makes a text's vector, as its folder says."""
+
+    size: int
+    pooling: Pooling
+    is_normalized: bool
+    """Vectors are given the length 1: by the front, for a client may want them as they come."""
+    prompts: dict[str, str] = {}
+    """By name, what is put before a text."""
+    default_prompt: str | None = None
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
+    """The model is loaded and checked; everything the front must know of it."""
+
+    task: str
+    """A key of `tasks.TASKS`."""
+    architecture: str
+    """The class name in the model's config, such as ``LlamaForCausalLM``."""
+    tokenizer: TokenizerFiles
+    vocab_size: int
+    """Width of the logits: a legal token id is below it."""
+    max_model_len: int
+    """Most tokens of one sequence, special tokens included."""
+    device: str
+    dtype: str
+    dtype_reason: str | None = None
+    """Of an encoder: what was measured to choose it, where the settings leave it open."""
+    executor: str
+    """``fused``, ``generic`` or ``compat``."""
+    attention: str
+    kernels: str | None = None
+    """On a CPU: ``amx``, ``avx512``, ``avxvnni``, ``avx2``, or ``torch`` where none of ours run."""
+    batching: Batching | None = None
+    """Of an encoder."""
+    num_parameters: int
+    weight_bytes: int
+    """Of the weights as they are held, quantised where they are."""
+    kv_cache_bytes: int = 0
+    num_blocks: int = 0
+    block_size: int = 0
+    max_running: int = 0
+    max_batch_tokens: int = 0
+    token_budget: int = 0
+    """Most tokens of prompts or texts in the first step, as in `Stats`."""
+    load_s: float = 0.0
+    generation_config: dict[str, GenerationValue] = {}
+    """The model's own defaults, only the fields that `SamplingParams` knows, under transformers' names; its end
+    tokens as ``end_token_ids``."""
+    labels: list[str] = []
+    """Class names in the order of the logits."""
+    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
+    embedding: Embedding | None = None
+    attribution: str | None = None
+    """Licence line that must be shown with the model, from ``ATTRIBUTION`` in its folder."""
+    quantization_kl: float | None = None
+    """What a decoder's quantised weights lose: mean divergence of the next token's distribution, in nats."""
+    kv_dtype: KvDtype | None = None
+    """Of a decoder's cache; ``auto`` is ``dtype``."""
+    kv_cache_kl: float | None = None
+    """What a decoder's quantised cache loses, in the same measure."""
+    reproducible: bool | None = None
+    """Of a decoder: whether one seed gives one text, whatever else is in the batch."""
+    reproducible_reason: str | None = None
+    """If not, why, and which setting helps."""
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """Instead of `Ready`: the worker cannot hold the model, and ends with ``exit_code``."""
+
+    message: str
+    """One line for the operator, which says what to do."""
+    exit_code: int
