@@ -18,6 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from server.engine.context import NO_CONTEXT, Context
+
 IntArray = npt.NDArray[np.int64]
 
 
@@ -35,6 +37,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Of how many of the new tokens, from the last one back, the logits are wanted; 0 where only the cache is."""
     deciding_length: int = 0
     """The length that decides the sequence's rotary factors; see `LengthRule`."""
+    context: Context = NO_CONTEXT
+    """What the sequence is computed with, beside its tokens."""
     position_offset: int = 0
     """Added to the tokens' positions, and to nothing else: far positions can be tried without computing up to them."""
 

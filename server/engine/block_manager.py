@@ -2,8 +2,8 @@
 
 A block is free, held (reference count above 0) or *cached*: held by nobody, still addressed by its hash, and taken
 for new use when no free block is left; `CachedBlocks` says which. A hash covers a block's tokens and all before
-them, from the sequence's ``cache_seed`` and ``deciding_length`` on. It is published only after the block's last token
-has been computed.
+them, from `Context.cache_seed` and the sequence's ``deciding_length`` on. It is published only after the block's last
+token has been computed.
 
 A fork holds its parent's blocks: the reference counts rise and nothing is copied. Who is about to write into a block
 that others hold gets a copy of it first; the pairs are collected for the step and copied before it is computed.
@@ -278,8 +278,8 @@ class BlockManager:
 def _chain_start(sequence: Sequence) -> bytes:
     """Keys under different rotary factors are different content."""
     if not sequence.deciding_length:
-        return sequence.cache_seed
-    return blake2b(b"%b:%d" % (sequence.cache_seed, sequence.deciding_length), digest_size=16).digest()
+        return sequence.context.cache_seed
+    return blake2b(b"%b:%d" % (sequence.context.cache_seed, sequence.deciding_length), digest_size=16).digest()
 
 
 def _require(condition: bool, message: str) -> None:

@@ -334,4 +334,5 @@ def _row(share: Share) -> Row:
         block_table=sequence.block_table[: sequence.num_blocks],
         num_logits=share.num_logits,
         deciding_length=sequence.deciding_length,
+        context=sequence.context,
     )

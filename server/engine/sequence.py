@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from server.engine.batch_inputs import IntArray
+from server.engine.context import NO_CONTEXT, Context
 from server.engine.grammar import Grammar
 from server.engine.phrases import PhraseMatcher, PhraseWatch
 from server.engine.processors import order as processors_order
@@ -34,7 +35,8 @@ class Sequence:
         "banned_at",
         "block_hashes",
         "block_table",
-        "cache_seed",
+        "command",
+        "context",
         "deciding_length",
         "grammar",
         "guesses",
@@ -59,7 +61,6 @@ class Sequence:
         "stopping",
         "tells_logprobs",
         "tells_others",
-        "template_spans",
         "tenant",
         "token_ids",
         "top_logprobs",
@@ -74,18 +75,19 @@ class Sequence:
         max_model_len: int,
         block_size: int,
         sample_index: int = 0,
-        cache_seed: bytes = b"",
+        context: Context = NO_CONTEXT,
         vocabulary: Vocabulary | None = None,
         matcher: PhraseMatcher | None = None,
         grammar: Grammar | None = None,
     ) -> None:
         output = command.outputs[sample_index] if command.outputs else Output()
+        self.command = command
+        self.context = context
         self.request_id = command.request_id
         self.params = command.params
         self.tells_logprobs, self.tells_others = self.params.tells_logprobs, self.params.tells_others
         self.sample_index = sample_index
         """Which of the request's samples this is; part of the random number's key."""
-        self.template_spans = command.template_spans
         self.vocabulary = vocabulary
         self.matcher = matcher
         """Of banned phrases."""
@@ -125,8 +127,6 @@ class Sequence:
         self.num_published_blocks = 0
         """Leading blocks that the prefix cache knows or was offered."""
         self.tenant = command.tenant
-        self.cache_seed = cache_seed
-        """Start of the hash chain: sequences with different seeds share no block (adapter, tenant salt)."""
         self.deciding_length = 0
         """The length that decides its rotary factors, as of the tokens that are computed; see `LengthRule`."""
         self.reuses_prefix = True
@@ -249,7 +249,7 @@ class Sequence:
                 ending_ids=self.stopping.ending_ids,
                 max_tokens=self.stopping.max_tokens,
                 vocabulary=self.vocabulary,
-                template_spans=self.template_spans,
+                context=self.command,
                 banned_at=self.banned_at,
                 grammar=self.grammar,
             )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from server.engine.beams import BeamSearch
+from server.engine.context import Context
 from server.engine.grammar import Grammar
 from server.engine.phrases import PhraseMatcher
 from server.engine.sequence import Sequence
@@ -54,6 +54,7 @@ class SequenceGroup:
             command,
             max_model_len=max_model_len,
             block_size=block_size,
+            context=Context.of(command),
             vocabulary=vocabulary,
             matcher=_matcher(params),
             grammar=grammar,
@@ -217,22 +218,14 @@ def _matcher(params: SamplingParams) -> PhraseMatcher | None:
     return PhraseMatcher(params.banned_phrases, fold=True)
 
 
-def _cache_seed(command: Generate) -> bytes:
-    """The same for requests that may share blocks. A worker holds one model, adapter and all."""
-    parts = [blake2b(text.encode(), digest_size=16).digest() for text in (command.tenant, command.cache_salt)]
-    return b"".join(parts)
-
-
-def _sequence(command: Generate, *, max_model_len: int, block_size: int, sample_index: int, **options: Any) -> Sequence:
+def _sequence(command: Generate, *, max_model_len: int, block_size: int, context: Context, **options: Any) -> Sequence:
     """One output, with its shadow if the request is guided."""
-    cache_seed = _cache_seed(command)
     if command.params.guidance_scale == 1.0:
         return Sequence(
             command,
             max_model_len=max_model_len,
             block_size=block_size,
-            sample_index=sample_index,
-            cache_seed=cache_seed,
+            context=context,
             **options,
         )
     negative_ids = command.negative_prompt_ids or command.prompt_ids[-1:]
@@ -242,8 +235,7 @@ def _sequence(command: Generate, *, max_model_len: int, block_size: int, sample_
         # Both must stay within the model's length, to the last token.
         max_model_len=max_model_len - max(0, num_more),
         block_size=block_size,
-        sample_index=sample_index,
-        cache_seed=cache_seed,
+        context=context,
         **options,
     )
     params = SamplingParams(max_new_tokens=sequence.stopping.max_tokens - len(command.prompt_ids))
@@ -251,7 +243,6 @@ def _sequence(command: Generate, *, max_model_len: int, block_size: int, sample_
         Generate(command.request_id, negative_ids, params, command.outputs, tenant=command.tenant),
         max_model_len=max_model_len,
         block_size=block_size,
-        sample_index=sample_index,
-        cache_seed=cache_seed,
+        context=context,
     )
     return sequence

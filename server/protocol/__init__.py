@@ -15,6 +15,7 @@ from server.protocol.commands import (
     MaskQuery,
     Output,
     Ping,
+    PromptContext,
 )
 from server.protocol.parameters import SamplingParams
 from server.protocol.ready import (
@@ -54,6 +55,7 @@ __all__ = [
     "Ping",
     "Pong",
     "Pooling",
+    "PromptContext",
     "PromptLogprobs",
     "Ready",
     "Refused",

@@ -26,7 +26,21 @@ class Output(msgspec.Struct, frozen=True):
     num_rewinds: int = 0
 
 
-class Generate(msgspec.Struct, frozen=True, tag=True):
+class PromptContext(msgspec.Struct, frozen=True, kw_only=True):
+    """What a prompt's output depends on beside its tokens and the parameters.
+
+    The front makes it with the prompt. `Generate` has the same fields, so that everything in the worker can read it.
+    """
+
+    negative_prompt_ids: list[int] = []
+    """For guidance: what to lead away from; empty means the prompt's last token, as in transformers."""
+    template_spans: list[tuple[int, int]] = []
+    """Ranges ``[start, stop)`` of the prompt's tokens that come from a template and that penalties do not count."""
+    cache_salt: str = ""
+    """Requests with different salts share no block of the prefix cache."""
+
+
+class Generate(PromptContext, frozen=True, tag=True):
     """Start a request's sequences, or continue those that another worker began.
 
     The tokens of ``outputs`` were sent to the client already; they count as new tokens for every limit, penalty and
@@ -39,12 +53,6 @@ class Generate(msgspec.Struct, frozen=True, tag=True):
     params: SamplingParams
     outputs: list[Output] = []
     """Empty, or one for each of ``num_return_sequences`` samples."""
-    negative_prompt_ids: list[int] = []
-    """For guidance: what to lead away from; empty means the prompt's last token, as in transformers."""
-    template_spans: list[tuple[int, int]] = []
-    """Ranges ``[start, stop)`` of ``prompt_ids`` that come from a template and that penalties shall not count."""
-    cache_salt: str = ""
-    """Requests with different salts share no block of the prefix cache."""
     tenant: str = ""
     """Different tenants share no block either, and each keeps a share of those that are cached."""
     caller: str = ""

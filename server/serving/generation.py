@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from server.errors import SluiceError
 from server.phrases import PhraseMatcher
-from server.protocol import FinishReason, PromptLogprobs, SamplingParams, TokenLogprob, Tokens
+from server.protocol import FinishReason, PromptContext, PromptLogprobs, SamplingParams, TokenLogprob, Tokens
 from server.serving.options.table import GenerateOptions
 from server.text.safe_text import SafeText
 from server.text.tokenizer import Tokenizer
@@ -34,10 +34,7 @@ class Prompt:
     """Of ``params.banned_phrases``; one for all outputs."""
     template: str | None = None
     """Name and version of the template that wrote the prompt."""
-    template_spans: list[tuple[int, int]] = field(default_factory=list)
-    negative_ids: list[int] = field(default_factory=list)
-    cache_salt: str = ""
-    """Requests with different salts share nothing in the prefix cache."""
+    context: PromptContext = field(default_factory=PromptContext)
     written_ids: frozenset[int] = frozenset()
     """Special tokens whose text stands in the outputs."""
     keeps_stop: bool = False
@@ -70,7 +67,7 @@ class Prompt:
         """Most tokens of work that it can become."""
         new_tokens = self.num_rows * self.params.max_new_tokens
         if self.params.guidance_scale != 1.0:
-            return len(self.ids) + max(len(self.negative_ids), 1) + 2 * new_tokens
+            return len(self.ids) + max(len(self.context.negative_prompt_ids), 1) + 2 * new_tokens
         return len(self.ids) + new_tokens
 
 

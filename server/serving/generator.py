@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any
 
+import msgspec
+
 from server import caller, metrics
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
@@ -175,12 +177,10 @@ class ServedGenerator:
             request_id,
             prompt.ids,
             prompt.params,
-            negative_prompt_ids=prompt.negative_ids,
-            template_spans=prompt.template_spans,
-            cache_salt=prompt.cache_salt,
             tenant="" if self.config.share_prefix_cache else who.tenant,
             caller=who.id,
             deadline_s=self._deadline_s(prompt, record),
+            **msgspec.structs.asdict(prompt.context),
         )
 
     def _deadline_s(self, prompt: Prompt, record: RequestRecord) -> float | None:

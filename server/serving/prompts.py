@@ -14,7 +14,7 @@ from server.config import ServeConfig
 from server.errors import InvalidParameter
 from server.length_errors import BatchTooLarge
 from server.phrases import PhraseMatcher
-from server.protocol import Ready, SamplingParams
+from server.protocol import PromptContext, Ready, SamplingParams
 from server.serving import text_threads
 from server.serving.generation import EndWatch, Prompt
 from server.serving.options.merge import Merged, check, merge
@@ -193,9 +193,11 @@ class _Work:
             parameters=self.resolved.parameters(params),
             banned=self.banned,
             template=_template_name(source),
-            template_spans=template_spans if self.wanted.penalize_template is False else [],
-            negative_ids=self._negative_ids(params),
-            cache_salt=self.source.cache_salt,
+            context=PromptContext(
+                negative_prompt_ids=self._negative_ids(params),
+                template_spans=template_spans if self.wanted.penalize_template is False else [],
+                cache_salt=self.source.cache_salt,
+            ),
             written_ids=self._written_ids(),
             keeps_stop=self.source.keeps_stop,
             end_watch=self.source.end_watch,

@@ -14,7 +14,7 @@ from transformers.generation import logits_process as hf
 
 from server.engine.processors import order
 from server.engine.processors.base import Start
-from server.protocol import SamplingParams
+from server.protocol import PromptContext, SamplingParams
 
 VOCAB_SIZE = 31
 
@@ -32,7 +32,7 @@ def start(
         output_ids=np.array(output_ids or [], dtype=np.int64),
         ending_ids=ending_ids,
         max_tokens=len(prompt_ids) + asked.max_new_tokens,
-        template_spans=spans,
+        context=PromptContext(template_spans=spans),
     )
 
 
@@ -118,7 +118,7 @@ def dry_penalties(start: Start) -> dict[int, float]:
     """DRY as its author describes it: for each earlier place the longest match that ends there, token by token."""
     params = start.params
     tokens: list[int | None] = start.token_ids.tolist()
-    for first, stop in start.template_spans:
+    for first, stop in start.context.template_spans:
         tokens[first:stop] = [None] * (stop - first)
     if params.dry_range:
         tokens = tokens[-params.dry_range :]
@@ -140,7 +140,7 @@ def dry_penalties(start: Start) -> dict[int, float]:
 
 
 def _scoped(start: Start, scope: str | int) -> list[int]:
-    in_template = {place for first, stop in start.template_spans for place in range(first, stop)}
+    in_template = {place for first, stop in start.context.template_spans for place in range(first, stop)}
     num_prompt = len(start.prompt_ids)
     tokens = list(enumerate(start.token_ids.tolist()))
     chosen = {"both": tokens, "prompt": tokens[:num_prompt], "output": tokens[num_prompt:]}

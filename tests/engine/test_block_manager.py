@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from server.engine.block_manager import BlockManager
+from server.engine.context import Context
 from server.engine.sequence import Sequence
 from tests.engine.driving import generate
 
@@ -13,7 +14,7 @@ SIZE = 4
 
 def sequence(token_ids: list[int], seed: bytes = b"") -> Sequence:
     made = Sequence(generate("r", token_ids, max_new_tokens=16), max_model_len=128, block_size=SIZE)
-    made.cache_seed = seed
+    made.context = Context(seed)
     return made
 
 

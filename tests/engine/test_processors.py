@@ -141,7 +141,7 @@ def start_with(row_start: Start, output_ids: np.ndarray) -> Start:
         output_ids=output_ids,
         ending_ids=row_start.ending_ids,
         max_tokens=row_start.max_tokens,
-        template_spans=row_start.template_spans,
+        context=row_start.context,
     )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from server.engine.batch_inputs import IntArray, on_device
 from server.engine.grammar import Grammar
-from server.protocol import SamplingParams
+from server.protocol import PromptContext, SamplingParams
 from server.vocabulary import Vocabulary
 
 FloatArray = npt.NDArray[np.float64]
@@ -46,8 +46,7 @@ class Start:
     """Most tokens of prompt and output together."""
     vocabulary: Vocabulary | None = None
     """The tokens' bytes; None where no rule on text is asked for."""
-    template_spans: Sequence[tuple[int, int]] = ()
-    """Ranges of the prompt that penalties do not count."""
+    context: PromptContext = field(default_factory=PromptContext)
     banned_at: dict[int, set[int]] = field(default_factory=dict)
     """Tokens that may not be chosen after so many new tokens, for a banned phrase began with them."""
     grammar: Grammar | None = None

@@ -114,7 +114,7 @@ class Dry(LogitsProcessor):
         self.range = params.dry_range
         self.breakers = frozenset([*params.dry_breaker_ids, self.TEMPLATE])
         token_ids = start.token_ids
-        for first, stop in start.template_spans:
+        for first, stop in start.context.template_spans:
             token_ids[first:stop] = self.TEMPLATE
         self.repeats = Repeats(token_ids, breakers=self.breakers)
 

@@ -118,6 +118,6 @@ class ScopedCounts:
 def _counted(start: Start) -> list[int | None]:
     """The prompt's tokens, None for those of a template."""
     token_ids: list[int | None] = start.prompt_ids.tolist()
-    for first, stop in start.template_spans:
+    for first, stop in start.context.template_spans:
         token_ids[first:stop] = [None] * len(token_ids[first:stop])
     return token_ids
