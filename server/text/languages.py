@@ -1,0 +1,117 @@
+"""What the languages of a request mean: tokens around its text, and the first tokens of the output."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from server.errors import ConflictingParameters, InvalidParameter, InvalidRequest, UnsupportedParameter
+from server.languages import Language, Languages
+from server.sentences import Field, sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction:
+    """How the model is told what to translate into what."""
+
+    source: Language | None
+    target: Language | None
+    prefix: str = ""
+    """Text before the source's text."""
+    prefix_ids: list[int] | None = None
+    """All special tokens before the text; None: those of the tokenizer."""
+    suffix_ids: list[int] | None = None
+    """All special tokens behind the text; None: those of the tokenizer."""
+    forced_bos_id: int | None = None
+    decoder_start_id: int | None = None
+
+
+def direction(languages: Languages | None, src_lang: str | None, tgt_lang: str | None) -> Direction:
+    """Of a request with these fields. Raises `InvalidRequest` for a language that the model does not have."""
+    if languages is None:
+        for name, code in (("src_lang", src_lang), ("tgt_lang", tgt_lang)):
+            if code is not None:
+                raise UnsupportedParameter(name, "this model has no languages to choose from")
+        return Direction(source=None, target=None)
+    source = _source(languages, src_lang)
+    target = _target(languages, tgt_lang)
+    return Direction(
+        source=source,
+        target=target,
+        prefix=_prefix(languages, source, target),
+        prefix_ids=_prefix_ids(source, target),
+        suffix_ids=source.source_suffix_ids if source else None,
+        forced_bos_id=target.forced_bos_id if target else None,
+        decoder_start_id=target.decoder_start_id if target else None,
+    )
+
+
+def find(languages: Iterable[Language], code: str) -> Language | None:
+    """The language of that code: the model's own first, in any case and with hyphens or underscores."""
+    known = list(languages)
+    plain = plain_code(code)
+    exact = next((language for language in known if language.code == code), None)
+    same = exact or next((language for language in known if plain_code(language.code) == plain), None)
+    return same or next((language for language in known if plain in language.short_codes), None)
+
+
+def plain_code(code: str) -> str:
+    """
+    >>> plain_code("zh_Hans")
+    'zh-hans'
+    """
+    return code.replace("_", "-").lower()
+
+
+def _source(languages: Languages, code: str | None) -> Language | None:
+    sources = [language for language in languages.languages if language.is_source]
+    if code is not None and not sources:
+        raise UnsupportedParameter("src_lang", "this model is not told the language of its input")
+    return _chosen("src_lang", sources, languages.default_source if code is None else code)
+
+
+def _target(languages: Languages, code: str | None) -> Language | None:
+    targets = [language for language in languages.languages if language.is_target]
+    if code is None:
+        code = languages.default_target
+    if code is None and languages.is_target_in_text:
+        return None
+    if code is not None and not targets:
+        raise UnsupportedParameter("tgt_lang", "this model has no target language to choose")
+    return _chosen("tgt_lang", targets, code)
+
+
+def _chosen(name: str, known: list[Language], code: str | None) -> Language | None:
+    if not known:
+        return None
+    if code is None:
+        words = sentence("{name} is required: one of {codes}.", name=Field(name), codes=_codes(known))
+        raise InvalidRequest(words, param=name)
+    language = find(known, code)
+    if language is None:
+        raise InvalidParameter(name, code, f"must be one of {_codes(known, code)}")
+    return language
+
+
+def _codes(known: list[Language], near: str = "") -> str:
+    """All of them, the most similar first."""
+    codes = [language.code for language in known]
+    first = difflib.get_close_matches(near[:64], codes, n=5)
+    return ", ".join([*first, *(code for code in codes if code not in first)])
+
+
+def _prefix(languages: Languages, source: Language | None, target: Language | None) -> str:
+    if not languages.pairs or source is None or target is None:
+        return ""
+    for pair in languages.pairs:
+        if (pair.source, pair.target) == (source.code, target.code):
+            return pair.prefix
+    known = ", ".join(f"{pair.source} to {pair.target}" for pair in languages.pairs)
+    raise ConflictingParameters("src_lang", "tgt_lang", f"this model translates {known}")
+
+
+def _prefix_ids(source: Language | None, target: Language | None) -> list[int] | None:
+    of_source = source.source_prefix_ids if source else None
+    of_target = target.target_prefix_ids if target else []
+    return [*of_target, *(of_source or [])] if of_source is not None or of_target else None
