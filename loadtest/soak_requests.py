@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from server.tasks import TASKS
+
 TEXT = "The old mill by the river grinds the corn of Maria Gonzalez from Springfield. "
 MESSAGES = [{"role": "user", "content": TEXT}]
 FEW = {"max_new_tokens": 24, "ignore_eos": True}
@@ -62,6 +64,7 @@ BY_TASK: dict[str, list[Request]] = {
         Request("/similarity", {"inputs": {"source_sentence": TEXT, "sentences": [TEXT, "x"]}}),
     ],
 }
+"""Of other tasks the example of the task's route."""
 
 OF_CHATS = [
     Request("/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 16}),
@@ -75,7 +78,8 @@ OF_CHATS = [
 
 def requests_for(info: Mapping[str, Any]) -> list[Request]:
     """What the server of this ``/info`` can be asked."""
-    found = [*OF_ANY, *(request for task in info["tasks"] for request in BY_TASK[task])]
+    examples = {task: [Request(f"/{task}", dict(TASKS[task].example))] for task in info["tasks"]}
+    found = [*OF_ANY, *(request for task in info["tasks"] for request in BY_TASK.get(task, examples[task]))]
     generators = [model for model in info["models"] if model.get("task") == "generate"]
     if generators and generators[0]["has_chat_template"]:
         found += OF_CHATS

@@ -16,11 +16,13 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, get_args
 
 import pytest
 
 from server.settings import Setting, settings
+from server.tasks import TASKS, Task
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -345,23 +347,20 @@ def test_every_route_of_the_server_is_explained():
         assert f"`{path}`" in text, path
 
 
-def test_every_parameter_of_a_request_is_named():
-    from server.api.bodies import schemas
-    from server.api.dialects.hf import question_answering
-    from server.api.dialects.hf import schemas as encoder_schemas
+def parameters_of(task: Task) -> Iterator[str]:
+    """The fields of ``parameters`` in the bodies of the task's own routes."""
+    for route in resolve_name(task.router).routes:
+        info = route.body_field.field_info.annotation.model_fields.get("parameters")
+        classes = get_args(info.annotation) if info is not None else ()
+        yield from (name for body in classes if body is not type(None) for name in body.model_fields)
 
+
+def test_every_parameter_of_a_request_is_named():
     text = API.read_text(encoding="utf-8")
-    for body in (
-        question_answering.QuestionAnsweringParameters,
-        encoder_schemas.ClassifyParameters,
-        encoder_schemas.NerParameters,
-        encoder_schemas.FillMaskParameters,
-    ):
-        for name in body.model_fields:
-            assert f"`{name}`" in text, name
     options = (ROOT / "server" / "OPTIONS.md").read_text(encoding="utf-8")
-    for name in schemas.GenerateParameters.model_fields:
-        assert f"| `{name}` |" in options, name
+    named = [name for task in TASKS.values() for name in parameters_of(task)]
+    assert {"top_k", "max_new_tokens", "doc_stride"} <= set(named)
+    assert [name for name in named if f"`{name}`" not in text and f"| `{name}` |" not in options] == []
 
 
 if __name__ == "__main__":

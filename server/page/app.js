@@ -14,22 +14,8 @@ import { serverLink } from "./server_link.js";
 import { Tag } from "./tag.js";
 
 const ASK_AGAIN_MS = 1000;
-
-/** The tabs for what `/info` says. */
-function viewsOf({ models, templates }) {
-  const ready = models.filter((model) => model.task);
-  const of = (task) => ready.filter((model) => model.task === task);
-  const chatty = of("generate").filter((model) => model.has_chat_template);
-  const forGenerate = templates.filter(({ task }) => task === "generate");
-  return [
-    chatty.length && new Chat(chatty),
-    of("generate").length && new Complete(of("generate"), forGenerate),
-    of("classify").length && new Classify(of("classify")),
-    of("ner").length && new Tag(of("ner")),
-    of("fill-mask").length && new Fill(of("fill-mask")),
-    of("question-answering").length && new Ask(of("question-answering")),
-  ].filter(Boolean);
-}
+/** In the order of their tabs. */
+const VIEWS = [Chat, Complete, Classify, Tag, Fill, Ask];
 
 function splash(...content) {
   document.body.replaceChildren(el("main.splash", { role: "status" }, content));
@@ -57,6 +43,6 @@ async function waitForModels() {
 
 onKeyWanted(askForKey);
 const info = await waitForModels();
-const views = info ? viewsOf(info) : [];
+const views = info ? VIEWS.map((View) => View.of(info)).filter(Boolean) : [];
 if (views.length) new Frame(info, views).show();
 else if (info) splash(el("p", "This page has no tab for the served models. ", serverLink("docs", "All routes")));

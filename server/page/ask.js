@@ -4,6 +4,7 @@ import { call } from "./api.js";
 import { bars } from "./bars.js";
 import { pieces } from "./characters.js";
 import { el } from "./dom.js";
+import { choice, integer, outputSettings } from "./settings_fields.js";
 import { textInput } from "./text_input.js";
 import { Workbench } from "./workbench.js";
 
@@ -11,8 +12,22 @@ const CONTEXT = "Maria Jensen moved to Portland in 2019. She had lived in Oslo b
 const QUESTION = "Where did Maria live before?";
 
 export class Ask extends Workbench {
+  static task = "question-answering";
+  static label = "Ask";
+  static lead = "Find the answer to a question in a text of any length.";
+  static icon = "M4 6h16M4 11h6M4 16h4M18.5 17.5L21 20M15 10.5a4 4 0 1 0 0 8 4 4 0 0 0 0-8";
+  static settings = outputSettings(
+    integer("top_k", "Answers", { min: 1 }),
+    choice("handle_impossible_answer", "No answer", { choices: [["true", "possible"], ["false", "impossible"]] }),
+    integer("max_answer_len", "Max answer length", { min: 1, hint: "In tokens" }),
+    choice("align_to_words", "Whole words", { choices: [["true", "yes"], ["false", "no"]] }),
+    integer("max_seq_len", "Window length", { min: 1, hint: "In tokens, with the question" }),
+    integer("doc_stride", "Stride", { min: 0, hint: "Overlap of windows in tokens, for long texts" }),
+    integer("max_question_len", "Max question length", { min: 1, hint: "In tokens; a longer question is cut" }),
+  );
+
   constructor(models) {
-    super("question-answering", "question-answering", models, { label: "Ask", lead: "Find the answer to a question in a text of any length." });
+    super(models);
     this.text = textInput("question-answering", "Text", { rows: 5, otherwise: CONTEXT });
     this.question = textInput("question-answering.question", "Question", { rows: 1, otherwise: QUESTION });
     this.inputArea.append(this.text.element, this.question.element);

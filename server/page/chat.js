@@ -6,6 +6,7 @@ import { codeButton } from "./code_samples.js";
 import { Conversations, messagesUpTo } from "./conversations.js";
 import { announce, button, el, freshId } from "./dom.js";
 import { Follower } from "./frames.js";
+import { CHAT } from "./settings_fields.js";
 import { parameters } from "./settings_form.js";
 import { Sides } from "./sides.js";
 import { load, save } from "./storage.js";
@@ -14,10 +15,16 @@ import { growing, onEnter } from "./typing.js";
 export class Chat {
   id = "chat";
   label = "Chat";
-  icon = "chat";
+  icon = "M4 5h16v11H11l-5 4v-4H4z";
+
+  /** The tab, or null where no model has a chat template. */
+  static of({ models }) {
+    const chatty = models.filter((model) => model.has_chat_template);
+    return chatty.length ? new Chat(chatty) : null;
+  }
 
   constructor(models) {
-    this.sides = new Sides("chat", "chat", models);
+    this.sides = new Sides("chat", CHAT, models);
     this.sides.onChange(() => this.#drawHints());
     this.conversations = new Conversations();
     this.sidebar = new Sidebar(this.conversations, {

@@ -3,6 +3,7 @@
 import { call } from "./api.js";
 import { bars } from "./bars.js";
 import { el } from "./dom.js";
+import { choice, integer, MIN_SCORE, outputSettings } from "./settings_fields.js";
 import { load, save } from "./storage.js";
 import { examples, textInput, tick } from "./text_input.js";
 import { Workbench } from "./workbench.js";
@@ -14,8 +15,19 @@ const SAMPLES = [
 ];
 
 export class Classify extends Workbench {
+  static task = "classify";
+  static label = "Classify";
+  static lead = "Classify a text: a score for each label.";
+  static icon = "M5 20V11M12 20V4M19 20v-6";
+  static settings = outputSettings(
+    integer("top_k", "Max labels", { min: 1 }),
+    MIN_SCORE,
+    choice("function_to_apply", "Function", { choices: [['"softmax"', "softmax: one label"], ['"sigmoid"', "sigmoid: several"], ['"none"', "none: raw scores"]] }),
+    choice("truncate", "Long texts", { choices: [["true", "truncate"], ["false", "reject"]] }),
+  );
+
   constructor(models) {
-    super("classify", "classify", models, { label: "Classify", lead: "Classify a text: a score for each label." });
+    super(models);
     this.text = textInput("classify", "Text", { rows: 3, otherwise: SAMPLES[0][1] });
     this.second = textInput("classify-second", "Second text", { rows: 2, placeholder: "Optional: for models of text pairs" });
     this.mode = load("classify-mode", "one");

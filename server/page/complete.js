@@ -3,6 +3,7 @@
 import { generate } from "./generation.js";
 import { el, freshId } from "./dom.js";
 import { Outputs } from "./outputs.js";
+import { GENERATION } from "./settings_fields.js";
 import { load, save } from "./storage.js";
 import { TemplateForm } from "./template_form.js";
 import { examples, textInput, tick } from "./text_input.js";
@@ -16,12 +17,19 @@ const SAMPLES = [
 ];
 
 export class Complete extends Workbench {
-  constructor(models, templates) {
-    super("generate", "generate", models, { label: "Complete", lead: "Continue a text." });
+  static task = "generate";
+  static label = "Complete";
+  static lead = "Continue a text.";
+  static icon = "M4 6h16M4 11h16M4 16h8M16 14v5M13.5 16.5h5";
+  static settings = GENERATION;
+
+  constructor(models, info) {
+    super(models);
     this.text = textInput("generate", "Prompt", { rows: 4, otherwise: SAMPLES[0][1] });
     this.withTokens = load("tokens", false);
     this.form = null;
     this.inputArea.append(this.text.element, examples(this.text.field, SAMPLES));
+    const templates = info.templates.filter(({ task }) => task === "generate");
     if (templates.length) this.#offer(templates);
     this.tools.append(
       tick("Probabilities", this.withTokens, (isOn) => {

@@ -41,24 +41,23 @@ const ICONS = {
   code: "M8 7l-5 5 5 5M16 7l5 5-5 5",
   down: "M12 5v14M6 13l6 6 6-6",
   alert: "M12 4L2.5 20h19zM12 10v4M12 17v.2",
-  chat: "M4 5h16v11H11l-5 4v-4H4z",
-  generate: "M4 6h16M4 11h16M4 16h8M16 14v5M13.5 16.5h5",
-  classify: "M5 20V11M12 20V4M19 20v-6",
-  ner: "M4 4h8l8 8-8 8-8-8zM8.5 8.5v.1",
-  "fill-mask": "M4 6h16M4 18h16M9 12h6M4 10v4M20 10v4",
-  "question-answering": "M4 6h16M4 11h6M4 16h4M18.5 17.5L21 20M15 10.5a4 4 0 1 0 0 8 4 4 0 0 0 0-8",
 };
 
-/** One of the page's icons, for the eye only: what it means stands in a label beside it. */
-export function icon(name) {
+/** An icon, for the eye only: what it means stands in a label beside it. */
+export function drawing(line) {
   const svg = document.createElementNS(SVG, "svg");
   for (const [key, value] of [["viewBox", "0 0 24 24"], ["class", "icon"], ["aria-hidden", "true"]]) {
     svg.setAttribute(key, value);
   }
   const path = document.createElementNS(SVG, "path");
-  path.setAttribute("d", ICONS[name]);
+  path.setAttribute("d", line);
   svg.append(path);
   return svg;
+}
+
+/** One of the icons that all of the page shares. */
+export function icon(name) {
+  return drawing(ICONS[name]);
 }
 
 /** A button that is an icon; its label is said. */

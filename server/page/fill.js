@@ -3,14 +3,24 @@
 import { call } from "./api.js";
 import { bars } from "./bars.js";
 import { el, quietButton } from "./dom.js";
+import { integer, lines, outputSettings } from "./settings_fields.js";
 import { textInput } from "./text_input.js";
 import { Workbench } from "./workbench.js";
 
 const HOLE = "▁▁▁";
 
 export class Fill extends Workbench {
+  static task = "fill-mask";
+  static label = "Fill";
+  static lead = "Fill in the masked words.";
+  static icon = "M4 6h16M4 18h16M9 12h6M4 10v4M20 10v4";
+  static settings = outputSettings(
+    integer("top_k", "Candidates", { min: 1 }),
+    lines("targets", "Targets", { hint: "One per line" }),
+  );
+
   constructor(models) {
-    super("fill-mask", "fill-mask", models, { label: "Fill", lead: "Fill in the masked words." });
+    super(models);
     this.text = textInput("fill-mask", "Text with a mask", { rows: 3, otherwise: `The capital of France is ${this.#mask()}.` });
     this.inputArea.append(this.text.element);
     this.tools.append(quietButton("plus", "Insert mask", () => this.#insert()));

@@ -1,6 +1,6 @@
 // Header, tabs, drawers: what stands around the views.
 
-import { button, el, icon, logo } from "./dom.js";
+import { button, drawing, el, icon, logo } from "./dom.js";
 import { askForKey } from "./key_dialog.js";
 import { serverLink } from "./server_link.js";
 import { ServerStatus } from "./server_status.js";
@@ -63,7 +63,7 @@ export class Frame {
 
   #tab(view) {
     const props = { role: "tab", id: `tab-${view.id}`, "aria-controls": `view-${view.id}` };
-    return el("button", { ...props, onclick: () => this.#choose(view) }, icon(view.icon), el("span", view.label));
+    return el("button", { ...props, onclick: () => this.#choose(view) }, drawing(view.icon), el("span", view.label));
   }
 
   #tabPanel(view) {

@@ -1,7 +1,7 @@
 // A form over a table of settings. Its values are a plain object: name to value, without what is empty.
 
 import { el, freshId } from "./dom.js";
-import { GROUPS, PRESET_FIELDS, PRESETS } from "./settings_tables.js";
+import { PRESET_FIELDS, PRESETS } from "./settings_fields.js";
 
 /** The parameters of a request, from a form's values. */
 export function parameters(values) {
@@ -10,17 +10,17 @@ export function parameters(values) {
 }
 
 /**
- * The form of a task. `values` is changed in place and `onChange` told of it; `placeholder(name)` is what holds where a
+ * A form of groups of fields. `values` is changed in place and `onChange` told of it; `placeholder(name)` is what holds where a
  * field is empty.
  */
 export class SettingsForm {
   #fields = new Map();
 
-  constructor(task, values, { onChange, placeholder }) {
+  constructor(groups, values, { onChange, placeholder }) {
     this.values = values;
     this.onChange = onChange;
     this.element = el("form.settings", { novalidate: true, onsubmit: (event) => event.preventDefault() });
-    for (const group of GROUPS[task]) this.element.append(this.#group(group, placeholder));
+    for (const group of groups) this.element.append(this.#group(group, placeholder));
   }
 
   /** Point at the field that the server refused, if it is one of these. */

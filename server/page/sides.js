@@ -12,9 +12,10 @@ export class Sides {
   #listeners = [];
   #edited = 0;
 
-  constructor(id, task, models) {
+  /** `settings` are the groups of the form. */
+  constructor(id, settings, models) {
     this.id = id;
-    this.task = task;
+    this.settings = settings;
     this.models = models;
     const kept = load(`sides.${id}`, {});
     this.isComparing = Boolean(kept.isComparing);
@@ -78,7 +79,7 @@ export class Sides {
 
   #draw() {
     const side = this.all[this.#edited];
-    this.form = new SettingsForm(this.task, side.values, {
+    this.form = new SettingsForm(this.settings, side.values, {
       onChange: () => this.#changed(),
       placeholder: (name) => this.#placeholder(side, name),
     });
@@ -133,8 +134,7 @@ export class Sides {
 
   #placeholder(side, name) {
     const facts = this.facts(side);
-    const defaults = { max_new_tokens: facts.default_max_new_tokens, stride: facts.default_stride, doc_stride: facts.default_doc_stride, max_seq_len: facts.default_max_seq_len, function_to_apply: facts.function_to_apply };
-    const value = facts.generation_config?.[name] ?? defaults[name] ?? "";
+    const value = facts.generation_config?.[name] ?? facts[`default_${name}`] ?? facts[name] ?? "";
     return typeof value === "object" ? "" : String(value);
   }
 }

@@ -4,6 +4,7 @@ import { call } from "./api.js";
 import { percent } from "./bars.js";
 import { pieces } from "./characters.js";
 import { el } from "./dom.js";
+import { choice, integer, lines, MIN_SCORE, outputSettings } from "./settings_fields.js";
 import { examples, textInput } from "./text_input.js";
 import { Workbench } from "./workbench.js";
 
@@ -16,8 +17,19 @@ const NUM_HUES = 12;
 const MAX_ROWS = 500;
 
 export class Tag extends Workbench {
+  static task = "ner";
+  static label = "Tag";
+  static lead = "Find names, places and numbers in a text of any length.";
+  static icon = "M4 4h8l8 8-8 8-8-8zM8.5 8.5v.1";
+  static settings = outputSettings(
+    choice("aggregation_strategy", "Aggregation", { choices: ["none", "simple", "first", "average", "max"].map((name) => [JSON.stringify(name), name]) }),
+    MIN_SCORE,
+    lines("ignore_labels", "Ignore labels", { hint: "One per line" }),
+    integer("stride", "Stride", { min: 0, hint: "Overlap of windows in tokens, for long documents" }),
+  );
+
   constructor(models) {
-    super("ner", "ner", models, { label: "Tag", lead: "Find names, places and numbers in a text of any length." });
+    super(models);
     this.text = textInput("ner", "Text", { rows: 4, otherwise: SAMPLES[0][1] });
     this.inputArea.append(this.text.element, examples(this.text.field, SAMPLES));
     this.text.field.addEventListener("input", () => this.#count());

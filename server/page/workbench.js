@@ -8,17 +8,25 @@ import { Sides } from "./sides.js";
 import { onCtrlEnter } from "./typing.js";
 
 /**
- * A tab. A subclass builds `input` (an element), and says what is sent and shown: `request(side)` gives {path, body},
- * or null while there is nothing to send; `run(side, output, signal)` fills the element `output`.
+ * A tab. A subclass states its `task`, `label`, `lead` (a sentence below the label), `icon` (the line that draws it) and
+ * `settings` (groups of fields), and fills `inputArea`. It says what is sent and shown: `request(side)` gives {path, body},
+ * `run(side, output, signal)` fills the element `output`.
  */
 export class Workbench {
   running = null;
 
-  constructor(id, task, models, { label, lead }) {
-    this.id = id;
+  /** The tab over the models that have its task, or null where none has. `info` is what `/info` says. */
+  static of(info) {
+    const models = info.models.filter((model) => model.task === this.task);
+    return models.length ? new this(models, info) : null;
+  }
+
+  constructor(models) {
+    const { task, label, lead, icon, settings } = this.constructor;
+    this.id = task;
     this.label = label;
-    this.icon = id;
-    this.sides = new Sides(id, task, models);
+    this.icon = icon;
+    this.sides = new Sides(task, settings, models);
     this.runButton = textButton("send", "Run", () => this.start(), { class: "button primary" });
     this.stopButton = textButton("stop", "Stop", () => this.stop(), { class: "button", hidden: true });
     this.results = el("div.results");

@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from server.api.app import ROUTERS
 from server.api.bodies.fields import LenientModel
 from server.api.http.dialect import Dialect
+from server.tasks import TASKS
 from tests.api.shell import client_of, shell
 
 
@@ -37,7 +38,7 @@ def test_a_wrong_body_has_the_status_of_its_dialect(path: str, dialect: Dialect,
 def test_a_strict_server_refuses_an_unknown_field_in_every_dialect(
     path: str, dialect: Dialect, body: type[Any]
 ) -> None:
-    examples = {**EXAMPLES, **OTHERS.get(path, {})}
+    examples = {**EXAMPLES, **OTHERS.get(path, {}), **OF_TASKS.get(path, {})}
     required = {name: examples[name] for name, info in body.model_fields.items() if info.is_required()}
     refused = client_of(shell(strict=True)).post(path, json={**required, "no_such_field": 1})
     assert refused.status_code == dialect.status_of_invalid
@@ -57,6 +58,7 @@ EXAMPLES: dict[str, Any] = {
 
 OTHERS: dict[str, dict[str, Any]] = {
     "/similarity": {"inputs": {"source_sentence": "a", "sentences": ["a"]}},
-    "/question-answering": {"inputs": {"question": "a", "context": "a"}},
 }
 """By path, where a field of that name has another type."""
+
+OF_TASKS = {f"/{name}": task.example for name, task in TASKS.items()}
