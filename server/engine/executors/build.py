@@ -193,9 +193,13 @@ def _generic(subject: _Subject) -> ModelRunner:
     state = ModuleState(module)
     try:
         specs = probe(module)
+        expected.require_tried(specs, subject.max_model_len)
         # A pool of its own, so that the check leaves nothing behind in the one that serves.
-        checked = _generic_runner(subject, specs, expected.num_blocks(config.block_size))
-        problem = selfcheck.difference(checked, expected)
+        num_blocks = expected.num_blocks(config.block_size)
+        checked = _generic_runner(subject, specs, num_blocks)
+        problem = selfcheck.difference(checked, expected) or selfcheck.windowed_difference(
+            lambda short: _generic_runner(subject, short.specs(specs), num_blocks), module, expected
+        )
     except FORWARD_FAILURES as error:
         raise_if_memory(error)
         raise Unsupported(f"its forward pass fails there ({type(error).__name__}: {error})") from error
@@ -276,8 +280,8 @@ def _compat(subject: _Subject, plain: str) -> CompatRunner:
     state = ModuleState(module)
     for attention, token_by_token in ((plain, False), (plain, True), ("eager", False)):
         set_attention(module, attention)
-        runner = make(num_blocks=0, block_bytes=0, resumes_token_by_token=token_by_token, restores=True)
-        problem, block_bytes = _check_compat(runner, expected)
+        make_checked = partial(make, num_blocks=0, block_bytes=0, resumes_token_by_token=token_by_token, restores=True)
+        problem, block_bytes = _check_compat(make_checked, module, expected)
         changed = state.restore()
         if problem is None:
             break
@@ -298,10 +302,15 @@ def _compat(subject: _Subject, plain: str) -> CompatRunner:
     return runner
 
 
-def _check_compat(runner: CompatRunner, expected: Reference) -> tuple[str | None, int]:
+def _check_compat(
+    make: Callable[[], CompatRunner], module: PreTrainedModel, expected: Reference
+) -> tuple[str | None, int]:
     """What is wrong, and the bytes that a block's worth of tokens holds."""
+    runner = make()
     try:
-        return selfcheck.difference(runner, expected), compat.block_bytes(runner)
+        problem = selfcheck.difference(runner, expected)
+        problem = problem or selfcheck.windowed_difference(lambda _short: make(), module, expected)
+        return problem, compat.block_bytes(runner)
     except FORWARD_FAILURES as error:
         raise_if_memory(error)
         return f"its forward pass fails: {type(error).__name__}: {error}", 0

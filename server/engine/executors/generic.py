@@ -62,16 +62,7 @@ def probe(module: PreTrainedModel) -> list[LayerSpec]:
         module(input_ids=ids, position_ids=ids, use_cache=False)
     if not specs:
         raise Unsupported("it does not call the attention interface")
-    if _has_windows(module) and not any(spec.window for spec in specs):
-        raise Unsupported("only its masks know its sliding windows")
     return specs
-
-
-def _has_windows(module: PreTrainedModel) -> bool:
-    """Asked for because no check is long enough to leave a wide window behind."""
-    config = module.config.get_text_config(decoder=True)
-    types = getattr(config, "layer_types", None) or ()
-    return bool(getattr(config, "sliding_window", None)) and "sliding_attention" in types
 
 
 def _check_config(config: PreTrainedConfig) -> None:

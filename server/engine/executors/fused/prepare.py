@@ -20,6 +20,7 @@ from server.engine.executors.fused.check import LayerCheck, observe
 from server.engine.executors.fused.runner import FusedRunner
 from server.engine.lengths import LengthRule
 from server.engine.selfcheck import Reference
+from server.engine.short_windows import ShortWindows
 from server.modules import products
 from server.modules.attention import LayerSpec
 from server.modules.attention_calls import set_attention
@@ -98,17 +99,25 @@ def prepare(
     block_size: int,
 ) -> Prepared:
     """Raises `Unsupported` or what a strange module raises; its weights are then as they were."""
+    expected.require_tried(specs, num_positions)
     layout = recognise(module, specs, _rotary_lengths(expected.rule, num_positions))
     set_attention(module, "eager")
-    observed = observe(module, layers_of(module), expected.sequences[1])
+    with expected.short.set_in(module):
+        observed = observe(module, layers_of(module), expected.sequences[1])
     num_blocks = expected.num_blocks(block_size)
-    backend = make_backend(layout.specs, num_blocks)
     weights = products.Weights(module)
+
+    def backend(short: ShortWindows) -> AttentionBackend:
+        return make_backend(short.specs(layout.specs), num_blocks)
+
     try:
-        decoder = _pack(layout, weights, LayerCheck(observed, backend, block_size, module.device))
+        decoder = _pack(layout, weights, LayerCheck(observed, backend(expected.short), block_size, module.device))
         prepared = Prepared(layout, decoder, weights, make_backend, expected=expected, block_size=block_size)
-        checked = prepared.runner(backend, num_blocks)
-        if problem := selfcheck.difference(checked, expected):
+        problem = selfcheck.difference(prepared.small_runner(num_blocks), expected)
+        problem = problem or selfcheck.windowed_difference(
+            lambda short: prepared.runner(backend(short), num_blocks), module, expected
+        )
+        if problem:
             raise Unsupported(problem)
     except BaseException:
         weights.restore()
