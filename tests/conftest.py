@@ -11,8 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from server.client.environment import available_cpus
+from server.client.environment import available_cpus, environment
 from tests.server_process import ServerProcess, running_server
+
+# Read when torch is imported. Threads that wait awake for long take their processor from the other test process: beside
+# one, tests of products took five times as much processor time with the default. Workers have the same setting.
+os.environ.setdefault("GOMP_SPINCOUNT", environment()["GOMP_SPINCOUNT"])
 
 if forced := os.environ.get("SLUICE_KERNELS"):
     # Tests that choose kernels in their own process get these too. A set that cannot run here ends the session.

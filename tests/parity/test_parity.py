@@ -100,7 +100,7 @@ def test_random_combinations_give_what_transformers_gives(family: str) -> None:
 @pytest.mark.defaults
 @pytest.mark.timeout(900)
 def test_the_default_model_gives_what_transformers_gives_with_every_kind_of_request() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     module = AutoModelForCausalLM.from_pretrained(DEFAULT_MODEL, dtype=torch.float32).eval()
     served = AutoModelForCausalLM.from_pretrained(DEFAULT_MODEL, dtype=torch.float32).eval()
     prompts = [[1, 504, 3575, 282, 4649, 314], [3725, 314, 260, 2240, 253, 8034, 30], [57, 3725]]
