@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 KERNELS := $(VENV)/.kernels
 
+# Python keeps what it compiles, even where the environment forbids it: the tests start a hundred processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help serve sanitize test test-kernels test-page test-clients test-deploy test-versions fuzz soak bench bench-peers hostile lint format setup models clean
 
 help:  ## this list
