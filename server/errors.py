@@ -1,6 +1,7 @@
 """Every error a user can cause or see, with its HTTP status and code.
 
-`length_errors.py` has those of lengths, `api/http/errors.py` those of HTTP itself.
+`length_errors.py` has those of lengths, `availability_errors.py` those of a full, starting or stopping server,
+`api/http/errors.py` those of HTTP itself.
 
 SluiceError                     500  internal_error
 |-- InvalidRequest              422  invalid_value
@@ -16,12 +17,6 @@ SluiceError                     500  internal_error
 |   `-- BatchTooLarge           413  batch_too_large
 |-- ModelNotFound               404  model_not_found
 |-- TemplateNotFound            404  template_not_found
-|-- Unavailable                 503  (with Retry-After)
-|   |-- QueueFull               503  queue_full
-|   |-- Starting                503  starting
-|   |-- Draining                503  draining
-|   `-- EngineRestarting        503  engine_restarting
-|-- RateLimited                 429  rate_limited (with Retry-After)
 |-- DeadlineExceeded            504  deadline_exceeded
 |-- RequestQuarantined          500  request_quarantined
 |-- NumericalError              500  numerical_error
@@ -192,47 +187,6 @@ class TemplateNotFound(SluiceError):
     def __init__(self, reference: str, known: list[str]) -> None:
         there_are = f"Available: {', '.join(known)}." if known else "This server has no templates."
         super().__init__(f"There is no template {echo(reference)}. {there_are}", param="template")
-
-
-class Unavailable(SluiceError):
-    """The server's state forbids new work for now; nothing was started, so a retry is safe."""
-
-    status = 503
-    type = "unavailable_error"
-    should_retry = True
-
-
-class QueueFull(Unavailable):
-    """Admission refused: as much work waits as the server promises to finish."""
-
-    code = "queue_full"
-
-
-class RateLimited(SluiceError):
-    """This caller has as much unfinished work as one caller may have; others are still served."""
-
-    status = 429
-    code = "rate_limited"
-    type = "rate_limit_error"
-    should_retry = True
-
-
-class Starting(Unavailable):
-    """A model is still being loaded."""
-
-    code = "starting"
-
-
-class Draining(Unavailable):
-    """The server is stopping."""
-
-    code = "draining"
-
-
-class EngineRestarting(Unavailable):
-    """The model's worker is being replaced and could not take the request in time."""
-
-    code = "engine_restarting"
 
 
 class DeadlineExceeded(SluiceError):

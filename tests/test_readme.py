@@ -308,10 +308,11 @@ def numbers_of_the_first_column(page: Path) -> set[str]:
 
 
 def test_every_status_of_an_error_is_explained():
-    from server import errors
+    from server import availability_errors, errors, length_errors
     from server.api.http import errors as http_errors
 
-    known = {**vars(errors), **vars(http_errors)}.values()
+    modules = (errors, length_errors, availability_errors, http_errors)
+    known = [value for module in modules for value in vars(module).values()]
     classes = [value for value in known if isinstance(value, type)]
     raised = {str(value.status) for value in classes if issubclass(value, errors.SluiceError)}
     assert raised <= numbers_of_the_first_column(API)

@@ -12,7 +12,8 @@ from fastapi import APIRouter, Request, Response
 
 from server import __version__, metrics
 from server.api.context import Front, FrontDep
-from server.errors import Draining, EngineRestarting, QueueFull, SluiceError, Starting
+from server.availability_errors import Draining, EngineRestarting, QueueFull, Starting
+from server.errors import SluiceError
 from server.protocol import Ready
 from server.serving.lifecycle import Lifecycle
 from server.serving.registry import Registry

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from server import caller
-from server.errors import QueueFull, RateLimited
+from server.availability_errors import QueueFull, RateLimited
 
 
 @dataclass

@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from server import framing
+from server.availability_errors import QueueFull
 from server.client.environment import is_basic
 from server.client.fair_places import FairPlaces
-from server.errors import QueueFull, SandboxFailure, SandboxTimeout, ServerShutdown, SluiceError
+from server.errors import SandboxFailure, SandboxTimeout, ServerShutdown, SluiceError
 from server.sandbox.messages import MAX_ANSWER_BYTES, Call, Refused, Reply, Returned, reply_decoder
 
 SANDBOX_COMMAND = (sys.executable, "-B", "-m", "server.sandbox")

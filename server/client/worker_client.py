@@ -14,18 +14,11 @@ from typing import Literal
 import msgspec
 
 from server import metrics
+from server.availability_errors import EngineRestarting
 from server.client.connection import Connection
 from server.client.journal import Death, Entry, Journal
 from server.config import ModelConfig
-from server.errors import (
-    FAILURES,
-    DeadlineExceeded,
-    EngineRestarting,
-    OutputDiverged,
-    RequestQuarantined,
-    ServerShutdown,
-    SluiceError,
-)
+from server.errors import FAILURES, DeadlineExceeded, OutputDiverged, RequestQuarantined, ServerShutdown, SluiceError
 from server.protocol import Abort, Encode, Failed, Generate, Load, Ping, Ready, Refused, Reply, Scores, Stats, Tokens
 
 MAX_WAIT_S = 60.0

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from server import caller, metrics
-from server.errors import Draining, QueueFull, RateLimited, SluiceError
+from server.availability_errors import Draining, QueueFull, RateLimited
+from server.errors import SluiceError
 
 RATE_HORIZON_S = 30.0
 """How far back the measured drain rate remembers."""

@@ -17,10 +17,12 @@ from server.config import ModelConfig, ServeConfig
 from server.errors import DeadlineExceeded, NoTokenLeft, SluiceError
 from server.protocol import Generate, Ready, Tokens
 from server.serving.admission import Admission
-from server.serving.generation import Generation, OutputToken, Prompt, unfinished
+from server.serving.generation import Generation
 from server.serving.options.reading import model_defaults
 from server.serving.options.rules import FORBIDDING
 from server.serving.options.table import MAX_STOP_STRINGS, GenerateOptions
+from server.serving.output_text import OutputToken, unfinished
+from server.serving.prompt import Prompt
 from server.serving.prompts import PromptMaker, PromptSource
 from server.serving.ranking import LabelScorer, rank
 from server.serving.record import RequestRecord

@@ -16,11 +16,11 @@ from server.length_errors import BatchTooLarge
 from server.phrases import PhraseMatcher
 from server.protocol import PromptContext, Ready, SamplingParams
 from server.serving import text_threads
-from server.serving.generation import EndWatch, Prompt
 from server.serving.options.merge import Merged, check, merge
 from server.serving.options.reading import from_mapping
 from server.serving.options.resolve import Resolved, check_length, prompt_field, random_seed, resolve
 from server.serving.options.table import GenerateOptions
+from server.serving.prompt import EndWatch, Prompt
 from server.serving.ranking import LabelScorer
 from server.serving.services import Services
 from server.serving.turns import check_roles, cut_after_last

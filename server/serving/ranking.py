@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from server.errors import InvalidParameter
 from server.serving.classifier import ServedClassifier
-from server.serving.generation import Generation, OutputText
+from server.serving.generation import Generation
 from server.serving.options.types import RankBy
+from server.serving.output_text import OutputText
 from server.serving.record import RequestRecord
 
 

@@ -7,9 +7,10 @@ import time
 from pkgutil import resolve_name
 from typing import Any, TypeVar
 
+from server.availability_errors import Starting
 from server.client.supervisor import Supervisor
 from server.config import ModelConfig, ServeConfig
-from server.errors import ModelNotFound, Starting
+from server.errors import ModelNotFound
 from server.protocol import Ready
 from server.serving.admission import Admission
 from server.serving.classifier import ServedClassifier

@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from server.availability_errors import Unavailable
 from server.client.sandbox import Sandbox
 from server.errors import (
     ConfigurationError,
@@ -14,7 +15,6 @@ from server.errors import (
     SandboxFailure,
     SluiceError,
     TemplateNotFound,
-    Unavailable,
 )
 from server.protocol import TokenizerFiles
 from server.sentences import Field, sentence

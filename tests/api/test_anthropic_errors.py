@@ -10,16 +10,8 @@ import jsonschema
 import pytest
 
 from server.api.dialects.anthropic.dialect import error_type
-from server.errors import (
-    DeadlineExceeded,
-    EngineRestarting,
-    InvalidRequest,
-    ModelNotFound,
-    NumericalError,
-    QueueFull,
-    RateLimited,
-    SluiceError,
-)
+from server.availability_errors import EngineRestarting, QueueFull, RateLimited
+from server.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, NumericalError, SluiceError
 from tests.api.openai.fronts import Front, fronted
 from tests.api.shell import client_of, shell
 

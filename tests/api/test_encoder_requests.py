@@ -11,8 +11,9 @@ from huggingface_hub import InferenceClient
 from starlette.requests import ClientDisconnect
 
 from server.api.http.disconnect import until_disconnect
+from server.availability_errors import QueueFull
 from server.config import ServeConfig
-from server.errors import NumericalError, QueueFull
+from server.errors import NumericalError
 from server.length_errors import InputTooLong
 from server.protocol import Encode, Scores
 from server.serving.admission import Admission

@@ -10,7 +10,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from server import metrics
-from server.errors import NumericalError, QueueFull
+from server.availability_errors import QueueFull
+from server.errors import NumericalError
 from tests.api.scripted import front, one_token_then, says
 from tests.api.shell import client_of, shell
 

@@ -9,8 +9,9 @@ from starlette.testclient import TestClient
 
 from server import caller
 from server.api.bodies.schemas import GenerateParameters
+from server.availability_errors import EngineRestarting
 from server.caller import Caller
-from server.errors import EngineRestarting, NumericalError
+from server.errors import NumericalError
 from server.protocol import Tokens
 from server.serving.generator import ServedGenerator
 from tests.api.scripted import MAX_MODEL_LEN, TOKENIZER, VOCAB_SIZE, front, says

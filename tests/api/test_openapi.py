@@ -15,7 +15,8 @@ from server.api.bodies.schemas import GenerateParameters, StrictModel
 from server.api.http import errors as http_errors
 from server.api.openapi import replies
 from server.api.openapi.errors import OF_KEYS, OF_THE_ROUTER, tree
-from server.errors import InsufficientMemory, NumericalError, QueueFull, SluiceError
+from server.availability_errors import QueueFull
+from server.errors import InsufficientMemory, NumericalError, SluiceError
 from server.serving.options.table import OPTIONS
 from tests.api.documented import STREAMS, all_tasks, documented, validator
 from tests.api.openai.fronts import CHAT, COMPLETIONS, HELLO

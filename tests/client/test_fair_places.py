@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from server import caller
+from server.availability_errors import QueueFull, RateLimited
 from server.caller import Caller
 from server.client.fair_places import FairPlaces
-from server.errors import QueueFull, RateLimited
 
 
 class Work:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from server.availability_errors import EngineRestarting
 from server.client import worker_client
 from server.client.connection import MAX_UNSENT_BYTES
 from server.client.worker_client import WorkerClient
-from server.errors import EngineRestarting, NumericalError, RequestQuarantined
+from server.errors import NumericalError, RequestQuarantined
 from server.protocol import Encode, Generate, Output
 from tests.fake_worker import FAILS, POISON, expected_tokens, scores_of
 from tests.supervised import collect, generate, kill_worker, run, supervised, until, worker_pids

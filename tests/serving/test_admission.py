@@ -8,8 +8,8 @@ from contextlib import ExitStack
 import pytest
 
 from server import caller
+from server.availability_errors import Draining, QueueFull, RateLimited
 from server.caller import Caller
-from server.errors import Draining, QueueFull, RateLimited
 from server.serving import admission
 from server.serving.admission import Admission
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.serving.options.ranges import Penalties, Texts
+from server.serving.options.entry_ranges import Penalties
+from server.serving.options.ranges import Texts
 from server.serving.options.types import Penalty
 from tests.api.scripted import ready
 

@@ -22,7 +22,8 @@ SluiceError
 
 from __future__ import annotations
 
-from server.errors import SluiceError, Unavailable
+from server.availability_errors import Unavailable
+from server.errors import SluiceError
 
 
 class PathNotFound(SluiceError):

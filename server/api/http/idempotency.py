@@ -19,7 +19,8 @@ from server import caller
 from server.api.http.error_replies import error_reply
 from server.api.http.errors import AnswerNotKept, IdempotencyMismatch
 from server.api.http.shared_work import SharedWork
-from server.errors import InvalidParameter, InvalidRequest, QueueFull, SluiceError
+from server.availability_errors import QueueFull
+from server.errors import InvalidParameter, InvalidRequest, SluiceError
 
 KEY_HEADER = "Idempotency-Key"
 PLACE_HEADER = "Last-Event-ID"

@@ -9,7 +9,8 @@ from typing import Any
 from server.api.dialects.anthropic.dialect import ANTHROPIC, ERROR_TYPES
 from server.api.http import errors as http_errors
 from server.api.http.dialect import Dialect
-from server.errors import ModelNotFound, SluiceError, Starting, TemplateNotFound, Unavailable
+from server.availability_errors import Starting, Unavailable
+from server.errors import ModelNotFound, SluiceError, TemplateNotFound
 
 OF_BODIES = (http_errors.InvalidJson, http_errors.BodyTooLarge, http_errors.UnsupportedMediaType)
 OF_KEYS = (http_errors.InvalidApiKey, http_errors.ScopeMissing, http_errors.TooManyWrongKeys)

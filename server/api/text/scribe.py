@@ -8,7 +8,7 @@ from typing import Any
 from server.api.text.shapes import ending
 from server.api.text.turn_plan import TurnPlan
 from server.api.text.work import TextWork
-from server.serving.generation import OutputText, OutputToken
+from server.serving.output_text import OutputText, OutputToken
 from server.text.turns.pieces import Piece, Reasoning
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from server.serving.generation import Generation, OutputText
+from server.serving.generation import Generation
+from server.serving.output_text import OutputText
 from server.serving.record import RequestRecord
 
 FINISH_REASONS = {"length": "length", "max_time": "length", "stop": "stop", "banned_phrase": "content_filter"}

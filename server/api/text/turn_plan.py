@@ -10,7 +10,7 @@ from server.api.text.messages import template_tools
 from server.api.text.schemas import NamedTool, Tool
 from server.api.text.structure import Structure
 from server.errors import ConflictingParameters, InvalidParameter, InvalidRequest
-from server.serving.generation import EndWatch
+from server.serving.prompt import EndWatch
 from server.text.turns.call_reader import CallReader
 from server.text.turns.calls import CallFormat
 from server.text.turns.forced import ChosenCall, OneCall

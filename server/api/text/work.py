@@ -17,8 +17,9 @@ from server.api.text.options import check_told, clients_names, generate_options
 from server.api.text.schemas import TextBody
 from server.api.text.shapes import Usage, head, usage
 from server.sentences import Reader
-from server.serving.generation import Generation, OutputToken
+from server.serving.generation import Generation
 from server.serving.generator import ServedGenerator
+from server.serving.output_text import OutputToken
 from server.serving.prompts import PromptSource
 from server.serving.record import RequestRecord
 from server.tasks import GENERATE

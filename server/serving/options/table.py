@@ -9,18 +9,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from server.serving.options import types
+from server.serving.options.entry_ranges import Biases, Decay, Penalties, Sequences
 from server.serving.options.option import Form, option, options_of
-from server.serving.options.ranges import (
-    Biases,
-    Characters,
-    Count,
-    Decay,
-    Number,
-    Penalties,
-    Sequences,
-    Texts,
-    TokenIds,
-)
+from server.serving.options.ranges import Characters, Count, Number, Texts, TokenIds
 from server.serving.options.types import (
     Early,
     IdLists,

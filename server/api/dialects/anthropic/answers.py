@@ -13,7 +13,7 @@ from server.api.http.sse import data_event
 from server.api.text.scribe import Scribe
 from server.api.text.turn_plan import TurnPlan
 from server.api.text.work import StreamWriter, TextWork
-from server.serving.generation import OutputToken
+from server.serving.output_text import OutputToken
 from server.text.turns.json_scan import JsonScan
 from server.text.turns.pieces import CallDelta, Piece, Reasoning
 

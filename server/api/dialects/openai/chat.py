@@ -22,7 +22,7 @@ from server.api.text.structure import structure_of
 from server.api.text.turn_plan import ToolWish, TurnPlan, allowed_tools, turn_plan
 from server.api.text.work import TextWork, generator_of
 from server.errors import ConflictingParameters, InvalidRequest
-from server.serving.generation import OutputToken
+from server.serving.output_text import OutputToken
 
 router = DialectRouter(OPENAI, "openai")
 

@@ -12,7 +12,7 @@ from server.api.text.messages import text_of
 from server.api.text.scribe import Scribe
 from server.api.text.turn_plan import TurnPlan
 from server.api.text.work import Chunks, TextWork, by_output
-from server.serving.generation import OutputText, OutputToken
+from server.serving.output_text import OutputText, OutputToken
 from server.text.turns.pieces import CallDelta, Piece, Reasoning
 
 

@@ -20,7 +20,8 @@ from server.api.text.shapes import ending
 from server.api.text.structure import structure_of
 from server.api.text.work import Chunks, TextWork, by_output, generator_of
 from server.errors import ConflictingParameters, UnsupportedParameter
-from server.serving.generation import Generation, OutputText, OutputToken
+from server.serving.generation import Generation
+from server.serving.output_text import OutputText, OutputToken
 from server.serving.prompts import PromptSource
 from server.text.tokenizer import Tokenizer
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from server.protocol import TokenLogprob
-from server.serving.generation import Generation, OutputToken
+from server.serving.generation import Generation
+from server.serving.output_text import OutputToken
 from server.text.detokenizer import Detokenizer
 from server.text.tokenizer import Tokenizer
 

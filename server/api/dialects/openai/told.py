@@ -9,8 +9,9 @@ from server.api.dialects.openai.logprobs import finite
 from server.api.text.schemas import ToldFields
 from server.errors import InvalidParameter, InvalidRequest
 from server.protocol import TokenLogprob
-from server.serving.generation import Generation, OutputText, OutputToken
+from server.serving.generation import Generation
 from server.serving.options.table import MAX_TOP_TOKENS
+from server.serving.output_text import OutputText, OutputToken
 from server.text.tokenizer import Tokenizer
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from server.serving.generation import Generation, OutputText, OutputToken, ToldToken
+from server.serving.generation import Generation
+from server.serving.output_text import OutputText, OutputToken, ToldToken
 
 
 class PrefillToken(msgspec.Struct):

@@ -18,9 +18,10 @@ from server.api.http.sse import data_event
 from server.api.text.prompt import prompt_source
 from server.errors import InvalidParameter, InvalidRequest, UnsupportedParameter
 from server.sentences import Reader
-from server.serving.generation import Generation, OutputToken
+from server.serving.generation import Generation
 from server.serving.generator import ServedGenerator
 from server.serving.options.table import OPTIONS, GenerateOptions
+from server.serving.output_text import OutputToken
 from server.serving.prompts import PromptSource
 from server.serving.record import RequestRecord
 from server.tasks import GENERATE
