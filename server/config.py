@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from server.errors import ConfigurationError
-
-KvDtype = Literal["auto", "int8"]
+from server.number_types import KvDtype, Quantize
 
 
 def _require(condition: bool, message: str) -> None:
@@ -37,7 +36,7 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """``auto``: bfloat16 where the device or our CPU kernels compute in it, else float32. Encoders are float32: on a
     GPU with TF32, on a CPU with bfloat16 products where they are much faster and keep the labels of a sample."""
-    quantize: Literal["none", "int8", "int4"] = "none"
+    quantize: Quantize = "none"
     """Weights in fewer bits: ``int8`` is fastest on a CPU, ``int4`` is smallest. Not on a GPU.
     The loss is reported at load."""
     kv_dtype: KvDtype = "auto"

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from server.config import KvDtype, ModelConfig
+from server.config import ModelConfig
 from server.engine import memory
 from server.engine.attention.choose import bytes_per_block
 from server.engine.engine import default_max_batch_tokens
-from server.engine.executors import int8_cache
+from server.engine.executors import cache_type
 from server.engine.executors.generic import probe
 from server.engine.memory import CudaShare
 from server.errors import ConfigurationError
@@ -31,10 +31,8 @@ from server.models.weights import read_weights
 from server.modules.attention_calls import ATTENTION, set_attention
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
 from server.native import kernels
+from server.number_types import WEIGHT_TYPES, KvDtype
 from server.tasks import TASKS
-
-QUANTISED_BYTES = {"int8": 1.0, "int4": 0.5625}
-"""Of a weight in a product, the scales of its groups included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +97,8 @@ def plan_model(model: ModelConfig, num_on_gpu: int = 1) -> PlannedModel:
     load_bytes = sum(parameter.numel() * 4 for parameter in module.parameters()) if folder.adapter else plain_bytes
     if is_decoder:
         loader.generation_defaults(folder.path, module, tokenizer)
-    weight_bytes = _weight_bytes(module, dtype, QUANTISED_BYTES.get(model.quantize, products.itemsize))
+    quantised = WEIGHT_TYPES.get(model.quantize)
+    weight_bytes = _weight_bytes(module, dtype, quantised.num_bytes if quantised else products.itemsize)
     # Without weights nothing can be computed: what a step takes of a GPU is not known.
     room = None if device.type == "cpu" else partial(CudaShare(num_models=num_on_gpu).room, device, weight_bytes, 0)
     cache = _cache(model, module, max_model_len, device, dtype, room) if is_decoder else None
@@ -156,9 +155,9 @@ def _cache(
     cuda_room: Callable[[], int] | None,
 ) -> PlannedCache | None:
     """As large as the engine would make it now. Raises `ConfigurationError` where one sequence does not fit."""
-    if model.kv_dtype == "int8":
+    if model.kv_dtype != "auto":
         kernels.use("auto", 1)
-        int8_cache.require(module, model, dtype, device)
+        cache_type.require(module, model, dtype, device)
     set_attention(module, ATTENTION)
     try:
         specs = probe(module)
@@ -166,8 +165,9 @@ def _cache(
         logging.getLogger("sluice.plan").debug("the cache size is unknown: %s", error)
         return None
     token_bytes = sum(spec.block_bytes(1, dtype) for spec in specs)
-    if model.kv_dtype == "int8":
-        token_bytes = bytes_per_block(specs, model.block_size, dtype, device, kv_dtype="int8") // model.block_size
+    if model.kv_dtype != "auto":
+        block_bytes = bytes_per_block(specs, model.block_size, dtype, device, kv_dtype=model.kv_dtype)
+        token_bytes = block_bytes // model.block_size
     num_blocks = memory.num_blocks(model, token_bytes * model.block_size, max_model_len, cuda_room)
     num_tokens = num_blocks * model.block_size
     return PlannedCache(

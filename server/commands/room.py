@@ -11,10 +11,10 @@ from server.commands.terminal import size
 from server.config import ModelConfig, ServeConfig
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.models.weights import read_weights
+from server.number_types import WEIGHT_TYPES
 
 LEAST_BYTES = {"auto": 2.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 """A parameter's, at the least, by dtype."""
-LEAST_QUANTISED_BYTES = {"int8": 1.0, "int4": 0.5}
 
 
 def require_room(config: ServeConfig) -> None:
@@ -31,7 +31,7 @@ def require_room(config: ServeConfig) -> None:
         of_largest = f", {size(least[largest])} of them for {largest}," if len(least) > 1 else ""
         raise ConfigurationError(
             f"The weights need at least {size(needed)} of memory{of_largest} and {size(free)} is free. "
-            "Serve smaller or fewer models, set quantize to int8 or int4, or free memory.",
+            f"Serve smaller or fewer models, set quantize to {' or '.join(WEIGHT_TYPES)}, or free memory.",
             exit_code=EXIT_MODEL,
         )
 
@@ -47,7 +47,8 @@ def least_bytes(model: ModelConfig) -> int:
         num_parameters = read_weights(base_folder(model)).num_parameters
     except ConfigurationError:
         return 0
-    return int(num_parameters * LEAST_QUANTISED_BYTES.get(model.quantize, LEAST_BYTES[model.dtype]))
+    quantised = WEIGHT_TYPES.get(model.quantize)
+    return int(num_parameters * (quantised.least_bytes if quantised else LEAST_BYTES[model.dtype]))
 
 
 def base_folder(model: ModelConfig) -> Path:

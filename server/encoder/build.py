@@ -27,7 +27,7 @@ from server.module_state import ModuleState
 from server.modules import products
 from server.modules.attention_calls import ATTENTION, configs, set_attention
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
-from server.native.linear import Quantize
+from server.number_types import Quantize
 from server.out_of_memory import raise_if_memory
 from server.protocol import Encode
 

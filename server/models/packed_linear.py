@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from server.native.linear import Linear, Quantize
+from server.native.linear import Linear
+from server.number_types import Quantize
 
 
 def pack_linears(module: nn.Module, quantize: Quantize = "none") -> int:

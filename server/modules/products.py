@@ -21,9 +21,10 @@ from transformers.pytorch_utils import Conv1D
 
 from server.modules.attention import Rotary
 from server.modules.layout import Layer, Product, Sublayer, num_outputs
-from server.native.linear import Linear, Quantize
+from server.native.linear import Linear
 from server.native.packing import NativeWeight
 from server.native.reference import ACTIVATIONS
+from server.number_types import Quantize
 
 PackedT = TypeVar("PackedT")
 

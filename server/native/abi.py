@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
 
+from server.number_types import WEIGHT_TYPES, CacheKind, WeightKind
+
 INTEGER, REAL, ADDRESS = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
 HEADER = Path(__file__).parent / "src" / "abi_checks.h"
 
 PANEL = 48
 """Rows of a weight that lie together."""
-INT4_GROUP = 32
-"""Weights of a row that share a scale in int4."""
 BLOCK_SIZE = 32
 """Tokens of a block of the KV cache: two vectors of keys, and the one size that the kernel knows."""
 MAX_HEAD_DIM = 256
@@ -37,7 +37,7 @@ class Layer(ctypes.Structure):
         ("scaling", REAL),
         ("softcap", REAL),
         ("is_bfloat16", INTEGER),
-        ("has_bytes", INTEGER),
+        ("cache_kind", INTEGER),
     ]
 
 
@@ -108,12 +108,6 @@ class LinkKind(IntEnum):
     rms_norm, layer_norm, linear, attention = range(4)
 
 
-class WeightKind(IntEnum):
-    """How a product's weight is held."""
-
-    float32, bfloat16, int8, int4 = range(4)
-
-
 class Activation(IntEnum):
     """What a product ends with."""
 
@@ -130,11 +124,12 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
 ENUMS: dict[str, type[IntEnum]] = {
     "chain::Kind": LinkKind,
     "linear_kernels::WeightKind": WeightKind,
+    "attention::CacheKind": CacheKind,
     "lanes::Activation": Activation,
 }
 CONSTANTS = {
     "linear_kernels::PANEL": PANEL,
-    "int4::GROUP": INT4_GROUP,
+    **{f"{name}::GROUP": each.group for name, each in WEIGHT_TYPES.items() if each.group},
     "attention::BLOCK": BLOCK_SIZE,
     "attention::MOST_DIM": MAX_HEAD_DIM,
 }

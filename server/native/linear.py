@@ -8,15 +8,13 @@ Dimension key: M rows of the input, K input width, N rows of the weight.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from server.native import onednn, ops
 from server.native.packing import NativeWeight, problem
-
-Quantize = Literal["none", "int8", "int4"]
+from server.number_types import Quantize
 
 
 class Linear(nn.Module):

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from server.number_types import KvDtype
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
@@ -73,3 +75,12 @@ def int8_bytes(x_TD: Tensor) -> tuple[Tensor, Tensor]:
     scale_T = torch.where(is_some_T, scale_T, 0.0)
     inverse_T = torch.where(is_some_T, 1 / scale_T, 0.0)
     return (x_TD.float() * inverse_T[..., None]).round(), scale_T
+
+
+def _int8_cached(x_TD: Tensor) -> Tensor:
+    whole_TD, scale_T = int8_bytes(x_TD)
+    return whole_TD * scale_T[..., None]
+
+
+CACHED: dict[KvDtype, Callable[[Tensor], Tensor]] = {"auto": lambda x_TD: x_TD, "int8": _int8_cached}
+"""Keys or values as a KV cache of each type gives them back."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from server.config import KvDtype
+from server.number_types import KvDtype
 
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 """How the vectors of a text's tokens become the text's, under sentence-transformers' names."""

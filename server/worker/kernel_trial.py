@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from server.config import KvDtype
 from server.encoder import attention as encoder_attention
 from server.encoder.texts import Texts
 from server.engine import batch_inputs
@@ -22,7 +21,9 @@ from server.engine.batch_inputs import Row
 from server.modules.attention import LayerSpec
 from server.native import kernels, ops, packing, reference
 from server.native.abi import BLOCK_SIZE
-from server.native.linear import Linear, Quantize
+from server.native.formats import FORMATS
+from server.native.linear import Linear
+from server.number_types import KvDtype, Quantize
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16)
@@ -56,28 +57,13 @@ def _product_is_right(dtype: torch.dtype, quantize: Quantize, is_gated: bool, nu
         return True
     x_MK = torch.randn(NUM_ROWS, WIDTH, generator=numbers).to(dtype)
     linear = Linear(weight_NK, bias_N, activation="silu", is_gated=is_gated, quantize=quantize)
-    product = _rounded_input(x_MK, quantize).double() @ _weight(linear, weight_NK, quantize).double().T
+    of_format = FORMATS[quantize]
+    product = of_format.rounded_input(x_MK).double() @ of_format.rounded(weight_NK).double().T
     expected = reference.finish(product, bias_N, "silu", is_gated=is_gated, residual=None)
     found = linear(x_MK, out_float=True)
     # A row that is computed alone shows another way through the kernel.
     alone = linear(x_MK[-1:], out_float=True)
     return _is_close(found, expected, torch.float32) and torch.equal(alone, found[-1:])
-
-
-def _rounded_input(x_MK: Tensor, quantize: Quantize) -> Tensor:
-    if quantize != "int8":
-        return x_MK
-    whole_MK, scale_M1 = reference.quantized_rows(x_MK)
-    return whole_MK * scale_M1
-
-
-def _weight(linear: Linear, weight_NK: Tensor, quantize: Quantize) -> Tensor:
-    if quantize == "none":
-        return weight_NK
-    if quantize == "int4":
-        return linear.dense_weight()
-    whole_NK, scale_N = packing.quantized(weight_NK)
-    return whole_NK * scale_N[:, None]
 
 
 def _norm_is_right(dtype: torch.dtype, numbers: torch.Generator) -> bool:
@@ -94,19 +80,11 @@ def _attention_is_right(dtype: torch.dtype, numbers: torch.Generator) -> bool:
     )
     for kv_dtype in get_args(KvDtype) if kernels.has("attend") else ():
         found = _of_a_decoder(query_CHD, key_CHD, value_CHD, kv_dtype)
-        cached = (query_CHD, _cached(key_CHD, kv_dtype), _cached(value_CHD, kv_dtype))
+        cached = (query_CHD, *(reference.CACHED[kv_dtype](x) for x in (key_CHD, value_CHD)))
         if not _is_close(found, _expected_attention(cached, is_causal=True), dtype):
             return False
     found = encoder_attention.attend(query_CHD, key_CHD, value_CHD, Texts([NUM_TOKENS]), scaling=HEAD_WIDTH**-0.5)
     return _is_close(found, _expected_attention(states, is_causal=False), dtype)
-
-
-def _cached(x_CHD: Tensor, kv_dtype: KvDtype) -> Tensor:
-    """As a cache of this type holds it."""
-    if kv_dtype == "auto":
-        return x_CHD
-    whole_CHD, scale_CH = reference.int8_bytes(x_CHD)
-    return whole_CHD * scale_CH[..., None]
 
 
 def _of_a_decoder(query_CHD: Tensor, key_CHD: Tensor, value_CHD: Tensor, kv_dtype: KvDtype) -> Tensor:

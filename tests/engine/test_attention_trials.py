@@ -8,9 +8,9 @@ from typing import get_args
 import pytest
 import torch
 
-from server.config import KvDtype
 from server.engine.attention.native import NativeAttention
 from server.modules.attention import LayerSpec
+from server.number_types import KvDtype
 from tests.engine.attention_driving import CPU, Scene, layer_spec
 from tests.fuzz.scale import SCALE
 from tests.native import variants

@@ -11,7 +11,7 @@ import torch
 from server.config import ModelConfig
 from server.engine import quality
 from server.engine.batch_inputs import Row
-from server.engine.executors import build_runner, int8_cache
+from server.engine.executors import build_runner, cache_type
 from server.engine.model_runner import ModelRunner
 from server.errors import ConfigurationError
 from server.models.packed_linear import pack_linears
@@ -143,7 +143,7 @@ def test_refuses_an_int8_cache_without_native_attention(
 
 def test_refuses_an_int8_cache_on_a_gpu() -> None:
     with pytest.raises(ConfigurationError, match="its device is cuda:0, and int8 requires the CPU kernels"):
-        int8_cache.require(tiny_decoder("qwen3"), config(kv_dtype="int8"), torch.bfloat16, torch.device("cuda:0"))
+        cache_type.require(tiny_decoder("qwen3"), config(kv_dtype="int8"), torch.bfloat16, torch.device("cuda:0"))
 
 
 def test_weights_that_cannot_be_quantised_are_a_configuration_error() -> None:

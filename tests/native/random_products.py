@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from server.native import kernels
-from server.native.linear import Linear, Quantize
+from server.native.formats import FORMATS
+from server.native.linear import Linear
+from server.number_types import Quantize
 
 KINDS: list[tuple[torch.dtype, Quantize]] = [
-    (torch.bfloat16, "none"),
-    (torch.bfloat16, "int8"),
-    (torch.bfloat16, "int4"),
-    (torch.float32, "none"),
-    (torch.float32, "int8"),
-    (torch.float32, "int4"),
+    (dtype, quantize) for dtype in (torch.bfloat16, torch.float32) for quantize in get_args(Quantize)
 ]
-
-_MULTIPLES = {"none": 2, "int8": 4, "int4": 32}
-"""Of these a weight's width is a multiple."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ def product(trial: int) -> Product:
     chance = random.Random(trial)
     numbers = torch.Generator().manual_seed(trial)
     dtype, quantize = chance.choice(KINDS)
-    width = _MULTIPLES[quantize] * chance.choice([1, 16, 17, chance.randint(1, 40)])
+    width = max(2, FORMATS[quantize].multiple(dtype)) * chance.choice([1, 16, 17, chance.randint(1, 40)])
     half = chance.choice([1, 47, 48, 49, chance.randint(1, 150)])
     num_rows = chance.choice([1, 15, 16, 17, 31, 32, 33, chance.randint(1, 100)])
     is_gated = chance.random() < 0.4

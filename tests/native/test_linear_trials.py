@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from server.native import kernels, packing, reference
+from server.native import formats, kernels, reference
 from server.native.linear import Linear
 from tests.fuzz.scale import SCALE
 from tests.native import random_products, variants
@@ -60,7 +60,7 @@ def exact_product(product: random_products.Product) -> torch.Tensor:
     """In float64, of the numbers that the kernels multiply."""
     x, weight = product.x_MK, product.weight_NK
     if product.quantize == "int8":
-        whole_weight, scale = packing.quantized(weight)
+        whole_weight, scale = formats.quantized(weight)
         whole_x, x_scale = reference.quantized_rows(x)
         return whole_x.double() @ whole_weight.double().T * x_scale.double() * scale.double()
     if product.quantize == "int4":

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import torch
 
-from server.config import KvDtype
 from server.engine.attention import native
 from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.cuda import choose_cuda
 from server.engine.attention.native import NativeAttention
 from server.engine.attention.torch_native import TorchNativeAttention
 from server.modules.attention import LayerSpec
+from server.number_types import KvDtype
 
 log = logging.getLogger("sluice.engine")
 
@@ -28,8 +28,8 @@ def choose_attention(
     deterministic: bool = False,
     kv_dtype: KvDtype = "auto",
 ) -> AttentionBackend:
-    """The fastest back end that can attend in all of these layers. Only native attention has int8."""
-    if kv_dtype == "int8":
+    """The fastest back end that can attend in all of these layers. Only the CPU kernels store another ``kv_dtype``."""
+    if kv_dtype != "auto":
         return NativeAttention(specs, num_blocks, block_size, dtype, device, kv_dtype=kv_dtype)
     if device.type == "cuda":
         return choose_cuda(specs, num_blocks, block_size, dtype, device, deterministic=deterministic)
@@ -52,6 +52,6 @@ def bytes_per_block(
 
     A worker that replaces another is given the bytes of its cache, and must make as many blocks of them.
     """
-    if kv_dtype == "int8" or NativeAttention.obstacle(specs, block_size, dtype, device) is None:
+    if kv_dtype != "auto" or NativeAttention.obstacle(specs, block_size, dtype, device) is None:
         return sum(native.block_bytes(spec, dtype, kv_dtype) for spec in specs)
     return sum(spec.block_bytes(block_size, dtype) for spec in specs)

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from server.config import KvDtype
 from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import BatchInputs
 from server.engine.zeroed import take_pages, zeroed
@@ -30,11 +29,10 @@ from server.modules.attention import HeadNorm, LayerSpec, Rotary
 from server.native import kernels
 from server.native.abi import BLOCK_SIZE, MAX_HEAD_DIM, Call, Layer, Row, Step
 from server.native.kernels import address
+from server.number_types import CACHE_TYPES, KvDtype
 
 DIM_STEP = 16
 """Widths of keys and values are multiples of this."""
-SCALE_BYTES = 2
-"""Of a key or a value in int8: a bfloat16 for each token and head."""
 
 
 class NativeAttention(AttentionBackend):
@@ -193,9 +191,9 @@ class NativeAttention(AttentionBackend):
 
 def block_bytes(spec: LayerSpec, dtype: torch.dtype, kv_dtype: KvDtype = "auto") -> int:
     """Of one layer. Keys and values take no more than their own widths."""
-    if kv_dtype == "int8":
-        return spec.num_kv_heads * BLOCK_SIZE * (spec.key_dim + spec.value_dim + 2 * SCALE_BYTES)
-    return spec.num_kv_heads * BLOCK_SIZE * (spec.key_dim + spec.value_dim) * dtype.itemsize
+    widths, cache_type = (spec.key_dim, spec.value_dim), CACHE_TYPES[kv_dtype]
+    token_bytes = sum(cache_type.vector_bytes(width, dtype.itemsize) for width in widths)
+    return spec.num_kv_heads * BLOCK_SIZE * token_bytes
 
 
 def _layer(spec: LayerSpec, pool_NW: Tensor, dtype: torch.dtype, kv_dtype: KvDtype) -> Layer:
@@ -209,5 +207,5 @@ def _layer(spec: LayerSpec, pool_NW: Tensor, dtype: torch.dtype, kv_dtype: KvDty
         spec.scaling,
         spec.softcap or 0.0,
         dtype == torch.bfloat16,
-        kv_dtype == "int8",
+        CACHE_TYPES[kv_dtype].kind,
     )

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from server.config import KvDtype, ModelConfig
+from server.config import ModelConfig
 from server.engine import memory, selfcheck
 from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.choose import bytes_per_block, choose_attention
-from server.engine.executors import compat, int8_cache
+from server.engine.executors import cache_type, compat
 from server.engine.executors.compat import CompatRunner
 from server.engine.executors.compiled import compile_layers
 from server.engine.executors.cuda_graphs import with_graphs
@@ -33,6 +33,7 @@ from server.module_state import ModuleState
 from server.modules.attention import LayerSpec
 from server.modules.attention_calls import ATTENTION, set_attention
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
+from server.number_types import KvDtype
 from server.out_of_memory import raise_if_memory
 
 log = logging.getLogger("sluice.engine")
@@ -100,8 +101,8 @@ def build_runner(
         lengthwise=lengthwise,
         share=share,
     )
-    if config.kv_dtype == "int8":
-        int8_cache.require(module, config, module.dtype, module.device)
+    if config.kv_dtype != "auto":
+        cache_type.require(module, config, module.dtype, module.device)
         state.restore()
     if config.executor in ("auto", "fused") and not config.compile:
         try:
@@ -266,8 +267,8 @@ def _block_bytes(subject: _Subject, specs: Sequence[LayerSpec]) -> int:
 def _compat(subject: _Subject, plain: str) -> CompatRunner:
     """``plain`` is the attention that the module came with."""
     module, config, expected = subject.module, subject.config, subject.expected
-    if config.kv_dtype == "int8":
-        raise int8_cache.refusal(config, "it runs in the compat executor, where the model holds its cache itself")
+    if config.kv_dtype != "auto":
+        raise cache_type.refusal(config, "it runs in the compat executor, where the model holds its cache itself")
     make = partial(
         CompatRunner,
         module,

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from server.config import KvDtype, ModelConfig
+from server.config import ModelConfig
 from server.engine import quality
 from server.engine.model_runner import ModelRunner
 from server.errors import EXIT_MODEL, ConfigurationError
-from server.native.linear import Linear, Quantize
+from server.native.linear import Linear
+from server.number_types import KvDtype, Quantize
 
 log = logging.getLogger("sluice.engine")
 

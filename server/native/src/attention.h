@@ -266,7 +266,10 @@ template <class T> void attend_layer(const Layer &layer, const Step &step, const
 
 // T is what the model computes in.
 template <class T> void attend_cache(const Layer &layer, const Step &step, const Call &call) {
-  layer.has_bytes ? attend_layer<Int8<T>>(layer, step, call) : attend_layer<T>(layer, step, call);
+  switch (layer.cache_kind) {
+  case CacheKind::own: return attend_layer<T>(layer, step, call);
+  case CacheKind::int8: return attend_layer<Int8<T>>(layer, step, call);
+  }
 }
 
 inline void attend_layer(const Layer &layer, const Step &step, const Call &call) {

@@ -8,6 +8,9 @@ namespace attention {
 constexpr int64_t BLOCK = 32;
 constexpr int64_t MOST_DIM = 256;
 
+// What the cache holds: numbers as the model computes them, or others.
+enum class CacheKind : int64_t { own, int8 };
+
 // What stays the same of a layer. The structs' fields are those of abi.py.
 struct Layer {
   uint32_t *pool;
@@ -16,7 +19,7 @@ struct Layer {
   double scaling;
   double softcap; // 0 for none
   int64_t is_bfloat16;
-  int64_t has_bytes; // the cache is in int8
+  CacheKind cache_kind;
 };
 
 // A sequence's new tokens: `count` from `start` on in the step, after `computed` in the cache.

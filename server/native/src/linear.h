@@ -57,8 +57,12 @@ template <class Kind, class In> void share(const Job &job, const Cut &cut, Share
   });
 }
 
-// The same for int4: a thread unpacks the panels it is about to use.
-template <class Kind, class In> void share_int4(const Job &job, int64_t width, const Cut &cut, Shares &shares) {
+// Makes of panel `index` of a quantised weight of this width a panel as `Plain` has it.
+using Unpack = void (*)(const void *weight, const void *scale, int64_t index, int64_t width, uint32_t *to);
+
+// The same for weights that no product reads as they are: a thread unpacks the panels it is about to use.
+template <class Kind, class In>
+void share_unpacked(Unpack unpack, const Job &job, int64_t width, const Cut &cut, Shares &shares) {
   static thread_local std::vector<uint32_t> unpacked;
   const int64_t panels = job.is_gated ? 2 : 1, size = job.words * PANEL;
   unpacked.resize(panels * size);
@@ -66,7 +70,7 @@ template <class Kind, class In> void share_int4(const Job &job, int64_t width, c
   shares.each([&](int64_t piece) {
     const int64_t from = piece % cut.blocks * cut.block, index = piece / cut.blocks;
     for (int64_t i = 0; i < panels; ++i)
-      int4::unpack<In>(job.weight, job.scale, index * panels + i, width, unpacked.data() + i * size);
+      unpack(job.weight, job.scale, index * panels + i, width, unpacked.data() + i * size);
     multiply_rows(job, unpacked.data(), from, std::min(from + cut.block, job.num_rows), index, false);
   });
 }
@@ -140,7 +144,8 @@ template <class In> void run(WeightKind kind, Job job, int64_t width) {
   const In *x = reinterpret_cast<const In *>(job.x);
 #pragma omp parallel num_threads(num_threads) firstprivate(job)
   {
-    if (kind == WeightKind::int8) {
+    switch (kind) {
+    case WeightKind::int8:
       if (quantizes_together) {
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < job.num_rows; ++row) rows.fill(x, row, width);
@@ -152,10 +157,9 @@ template <class In> void run(WeightKind kind, Job job, int64_t width) {
         own.become_input(job);
       }
       share<Int8, In>(job, cut, shares);
-    } else if (kind == WeightKind::int4) {
-      share_int4<Plain<In>, In>(job, width, cut, shares);
-    } else {
-      share<Plain<In>, In>(job, cut, shares);
+      break;
+    case WeightKind::int4: share_unpacked<Plain<In>, In>(int4::unpack<In>, job, width, cut, shares); break;
+    default: share<Plain<In>, In>(job, cut, shares);
     }
   }
 }

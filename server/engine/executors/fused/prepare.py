@@ -27,7 +27,8 @@ from server.modules.attention_calls import set_attention
 from server.modules.layout import Decoder, Product
 from server.modules.recognise import layers_of, recognise
 from server.modules.unsupported import Unsupported
-from server.native.linear import Linear, Quantize
+from server.native.linear import Linear
+from server.number_types import Quantize
 
 MakeBackend = Callable[[Sequence[LayerSpec], int], AttentionBackend]
 """An attention back end for layers and a number of blocks."""

@@ -1,4 +1,4 @@
-"""Whether a model's KV cache can be in int8."""
+"""Whether a model's KV cache can be in another type than the model's own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from server.modules.unsupported import FORWARD_FAILURES, Unsupported
 def require(module: PreTrainedModel, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
     """Raise `ConfigurationError` where it cannot. This calls the module, which needs no weights, on one short input."""
     if device.type != "cpu":
-        raise refusal(config, f"its device is {device}, and int8 requires the CPU kernels")
+        raise refusal(config, f"its device is {device}, and {config.kv_dtype} requires the CPU kernels")
     set_attention(module, ATTENTION)
     try:
         specs = probe(module)
@@ -29,5 +29,6 @@ def require(module: PreTrainedModel, config: ModelConfig, dtype: torch.dtype, de
 def refusal(config: ModelConfig, problem: str) -> ConfigurationError:
     """``problem`` is the end of a sentence."""
     return ConfigurationError(
-        f"Model {config.name} cannot have its KV cache in int8: {problem}. Set kv_dtype to auto.", exit_code=EXIT_MODEL
+        f"Model {config.name} cannot have its KV cache in {config.kv_dtype}: {problem}. Set kv_dtype to auto.",
+        exit_code=EXIT_MODEL,
     )
