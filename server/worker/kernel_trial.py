@@ -51,13 +51,15 @@ def problem() -> str | None:
 
 
 def _product_is_right(dtype: torch.dtype, quantize: Quantize, is_gated: bool, numbers: torch.Generator) -> bool:
-    weight_NK = (torch.randn(2 * NUM_OUTPUTS, WIDTH, generator=numbers) / WIDTH**0.5).to(dtype)
+    of_format = FORMATS[quantize]
+    multiple = of_format.multiple(dtype)
+    width = -(-WIDTH // multiple) * multiple
+    weight_NK = (torch.randn(2 * NUM_OUTPUTS, width, generator=numbers) / width**0.5).to(dtype)
     bias_N = torch.randn(2 * NUM_OUTPUTS, generator=numbers)
     if packing.problem(weight_NK, quantize) is not None:
         return True
-    x_MK = torch.randn(NUM_ROWS, WIDTH, generator=numbers).to(dtype)
+    x_MK = torch.randn(NUM_ROWS, width, generator=numbers).to(dtype)
     linear = Linear(weight_NK, bias_N, activation="silu", is_gated=is_gated, quantize=quantize)
-    of_format = FORMATS[quantize]
     product = of_format.rounded_input(x_MK).double() @ of_format.rounded(weight_NK).double().T
     expected = reference.finish(product, bias_N, "silu", is_gated=is_gated, residual=None)
     found = linear(x_MK, out_float=True)

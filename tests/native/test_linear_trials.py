@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from server.native import formats, kernels, reference
-from server.native.linear import Linear
 from tests.fuzz.scale import SCALE
 from tests.native import random_products, variants
 
@@ -63,9 +62,7 @@ def exact_product(product: random_products.Product) -> torch.Tensor:
         whole_weight, scale = formats.quantized(weight)
         whole_x, x_scale = reference.quantized_rows(x)
         return whole_x.double() @ whole_weight.double().T * x_scale.double() * scale.double()
-    if product.quantize == "int4":
-        weight = Linear(weight, quantize="int4").dense_weight()
-    return x.double() @ weight.double().T
+    return x.double() @ formats.FORMATS[product.quantize].rounded(weight).double().T
 
 
 def test_a_product_equals_float64(variant: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from server.config import ModelConfig
 from server.errors import ConfigurationError
 from server.native import kernels
+from server.native.formats import FORMATS, Int4
 from server.worker import __main__ as worker
 from server.worker import kernel_trial
 from tests.native import variants
@@ -57,6 +58,23 @@ def broken(method: str) -> Any:
 def test_a_wrong_kernel_is_found(method: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels._State, "module", broken(method))
     assert words in str(kernel_trial.problem())
+
+
+class WideAndWrong(Int4):
+    """Its width is no divisor of the trial's, and its numbers are others than those that it packs."""
+
+    def multiple(self, dtype: torch.dtype) -> int:
+        return 64
+
+    def rounded(self, weight_NK: torch.Tensor) -> torch.Tensor:
+        return 1.1 * weight_NK
+
+
+@pytest.mark.parametrize("variant", variants.HERE)
+def test_a_type_of_any_width_is_tried(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variants.use(variant, monkeypatch)
+    monkeypatch.setitem(FORMATS, "int4", WideAndWrong())
+    assert kernel_trial.problem() == "its int4 products are wrong"
 
 
 def test_auto_takes_the_next_set_and_logs_why(
