@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from server.encoder.attention import laid_out
 from server.encoder.grouping import PADDED, Grouping
-from server.encoder.texts import Texts
 from server.module_state import ModuleState
+from server.modules.texts import Texts
 from server.native import kernels
 from server.protocol import Batching, Encode
 

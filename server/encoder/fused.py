@@ -16,11 +16,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
-from server.encoder.attention import attend, current_texts
-from server.encoder.texts import Texts
+from server.encoder.attention import current_texts
 from server.modules.layout import Attention, Layer, Packed, Product
 from server.modules.operations import Attend, operations, run
 from server.modules.recognise_encoder import recognise_layers
+from server.modules.text_attention import attend
+from server.modules.texts import Texts
 from server.modules.unsupported import Unsupported
 
 MakeProduct = Callable[[Product], Packed]

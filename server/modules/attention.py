@@ -2,8 +2,10 @@
 
 Dimension key
     T     tokens
+    H     heads of queries
     Dk    width of a key
     P, R  positions of the model, rotated pairs of a head
+    L     distances in a table, with the margins at its ends
 """
 
 from __future__ import annotations
@@ -12,6 +14,32 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from server.native.abi import BIAS_MARGIN
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DistanceBias:
+    """What each head adds to a scaled score by the distance of the key from its query, as T5 does.
+
+    A key beyond either end of the table has what the end has.
+    """
+
+    table_HL: Tensor
+    """Float32, from keys far before the query to keys far behind it; `BIAS_MARGIN` places at both ends are alike."""
+    middle: int
+    """The place of a key at its query."""
+
+    @classmethod
+    def of(cls, values_HD: Tensor, num_before: int) -> DistanceBias:
+        """``values_HD`` are those of distances ``-num_before``, ``1 - num_before``, ..."""
+        first, last = values_HD[:, :1], values_HD[:, -1:]
+        parts = (first.expand(-1, BIAS_MARGIN), values_HD, last.expand(-1, BIAS_MARGIN))
+        return cls(table_HL=torch.cat(parts, dim=1).float().contiguous(), middle=BIAS_MARGIN + num_before)
+
+    def at(self, distances: Tensor) -> Tensor:
+        """``[H, *distances.shape]``; a distance is the key's position less the query's."""
+        return self.table_HL[:, (distances + self.middle).clamp(0, self.table_HL.shape[1] - 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +55,7 @@ class LayerSpec:
     """Sliding window: a token sees itself and the ``window - 1`` tokens before it."""
     softcap: float | None = None
     has_sinks: bool = False
+    bias: DistanceBias | None = None
 
     @property
     def projected_widths(self) -> list[int]:

@@ -22,6 +22,8 @@ PANEL = 48
 BLOCK_SIZE = 32
 """Tokens of a block of the KV cache: two vectors of keys, and the one size that the kernel knows."""
 MAX_HEAD_DIM = 256
+BIAS_MARGIN = 16
+"""Places on both sides of a table of biases that repeat its ends."""
 
 
 class Layer(ctypes.Structure):
@@ -38,13 +40,25 @@ class Layer(ctypes.Structure):
         ("softcap", REAL),
         ("is_bfloat16", INTEGER),
         ("cache_kind", INTEGER),
+        ("bias", ADDRESS),
+        ("bias_width", INTEGER),
+        ("bias_middle", INTEGER),
     ]
 
 
 class Row(ctypes.Structure):
-    """A sequence's new tokens, and where its block table begins in the step's."""
+    """A sequence's new tokens, and where its block table begins in the step's.
 
-    _fields_ = [("start", INTEGER), ("count", INTEGER), ("computed", INTEGER), ("table", INTEGER)]
+    With ``visible`` they see that many keys of another sequence, and write none.
+    """
+
+    _fields_ = [
+        ("start", INTEGER),
+        ("count", INTEGER),
+        ("computed", INTEGER),
+        ("table", INTEGER),
+        ("visible", INTEGER),
+    ]
 
 
 class Step(ctypes.Structure):
@@ -105,7 +119,7 @@ class Link(ctypes.Structure):
 class LinkKind(IntEnum):
     """What a link of a chain computes."""
 
-    rms_norm, layer_norm, linear, attention = range(4)
+    rms_norm, layer_norm, linear, attention, cross_attention = range(5)
 
 
 class Activation(IntEnum):
@@ -132,6 +146,7 @@ CONSTANTS = {
     **{f"{name}::GROUP": each.group for name, each in WEIGHT_TYPES.items() if each.group},
     "attention::BLOCK": BLOCK_SIZE,
     "attention::MOST_DIM": MAX_HEAD_DIM,
+    "BIAS_MARGIN": BIAS_MARGIN,
 }
 
 TRAITS = {ADDRESS: "is_address", REAL: "is_real", INTEGER: "is_integer"}

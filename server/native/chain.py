@@ -45,8 +45,8 @@ class Chain:
     @property
     def seconds(self) -> dict[str, float]:
         """Spent so far, by kind of kernel."""
-        rms_norm, layer_norm, linears, attention = self._seconds
-        return {"linears": linears, "attention": attention, "norms": rms_norm + layer_norm}
+        rms_norm, layer_norm, linears, attention, cross_attention = self._seconds
+        return {"linears": linears, "attention": attention + cross_attention, "norms": rms_norm + layer_norm}
 
     def rms_norm(self, source: int, to: int, weight_D: Tensor, eps: float, residual: int = NOWHERE) -> None:
         self._norm(LinkKind.rms_norm, source, to, weight_D, None, eps, residual)
@@ -78,16 +78,23 @@ class Chain:
 
     def attention(self, layer_address: int, call_address: int, source: int, to: int) -> None:
         """Addresses as `AttentionBackend.packed_call` gives them."""
+        self._attention(LinkKind.attention, layer_address, call_address, source, to)
+
+    def cross_attention(self, layer_address: int, call_address: int, source: int, to: int) -> None:
+        """Addresses as `AttentionBackend.cross_call` gives them."""
+        self._attention(LinkKind.cross_attention, layer_address, call_address, source, to)
+
+    def _attention(self, kind: LinkKind, layer_address: int, call_address: int, source: int, to: int) -> None:
         self._links.append(
-            Link(
-                kind=LinkKind.attention, source=source, residual=NOWHERE, to=to, layer=layer_address, call=call_address
-            )
+            Link(kind=kind, source=source, residual=NOWHERE, to=to, layer=layer_address, call=call_address)
         )
 
     def _check(self, source: int, to: int, width: int, num_outputs: int) -> None:
         assert width <= self._widths[source] and num_outputs <= self._widths[to], "a buffer is too small"
 
-    def run(self, h_TD: Tensor, positions_T: Tensor, step_address: int, count: int) -> Tensor:
+    def run(
+        self, h_TD: Tensor, positions_T: Tensor, step_address: int, count: int, *, cross_address: int = 0
+    ) -> Tensor:
         """The first ``count`` kernels. Buffer 0 is ``h_TD``, dense and overwritten: it then has the result."""
         if self._array is None:
             self._array = (Link * len(self._links))(*self._links)
@@ -101,6 +108,7 @@ class Chain:
             num_tokens,
             positions_T.data_ptr(),
             step_address,
+            cross_address,
             self._dtype is torch.float32,
             ctypes.addressof(self._seconds),
         )

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from server.encoder import attention as encoder_attention
-from server.encoder.texts import Texts
 from server.engine import batch_inputs
+from server.engine.attention.backend import SourceRow
 from server.engine.attention.native import NativeAttention
 from server.engine.batch_inputs import Row
-from server.modules.attention import LayerSpec
+from server.modules import text_attention
+from server.modules.attention import DistanceBias, LayerSpec
+from server.modules.texts import Texts
 from server.native import kernels, ops, packing, reference
 from server.native.abi import BLOCK_SIZE
 from server.native.formats import FORMATS
@@ -34,6 +35,10 @@ NUM_ROWS, WIDTH, NUM_OUTPUTS = 21, 160, 70
 """More rows than a tile has and no whole number of tiles, panels or steps."""
 
 NUM_TOKENS, HEADS, HEAD_WIDTH = 45, (4, 2), 32
+NUM_BLOCKS = -(-NUM_TOKENS // BLOCK_SIZE)
+
+BIAS = DistanceBias.of(torch.linspace(-3.0, 3.0, HEADS[0] * 19).view(19, HEADS[0]).T.contiguous(), 11)
+"""A table whose ends lie within the tokens, on both sides."""
 
 
 def problem() -> str | None:
@@ -76,39 +81,61 @@ def _norm_is_right(dtype: torch.dtype, numbers: torch.Generator) -> bool:
 
 def _attention_is_right(dtype: torch.dtype, numbers: torch.Generator) -> bool:
     num_heads, num_kv_heads = HEADS
-    query_CHD, key_CHD, value_CHD = states = tuple(
+    query_CHD, key_CHD, value_CHD = (
         torch.randn(NUM_TOKENS, heads, HEAD_WIDTH, generator=numbers).to(dtype)
         for heads in (num_heads, num_kv_heads, num_kv_heads)
     )
-    for kv_dtype in get_args(KvDtype) if kernels.has("attend") else ():
-        found = _of_a_decoder(query_CHD, key_CHD, value_CHD, kv_dtype)
+    states = query_CHD, key_CHD, value_CHD
+    for kv_dtype, bias in itertools.product(get_args(KvDtype) if kernels.has("attend") else (), (None, BIAS)):
+        backend = _backend(bias, dtype, kv_dtype)
         cached = (query_CHD, *(reference.CACHED[kv_dtype](x) for x in (key_CHD, value_CHD)))
-        if not _is_close(found, _expected_attention(cached, is_causal=True), dtype):
+        if not _is_close(_of_a_decoder(backend, *states), _expected_attention(cached, bias, is_causal=True), dtype):
             return False
-    found = encoder_attention.attend(query_CHD, key_CHD, value_CHD, Texts([NUM_TOKENS]), scaling=HEAD_WIDTH**-0.5)
-    return _is_close(found, _expected_attention(states, is_causal=False), dtype)
+        if not _is_close(_of_a_source(backend, *states), _expected_attention(cached, None, is_causal=False), dtype):
+            return False
+    for bias in (None, BIAS):
+        found = text_attention.attend(*states, Texts([NUM_TOKENS]), scaling=HEAD_WIDTH**-0.5, bias=bias)
+        if not _is_close(found, _expected_attention(states, bias, is_causal=False), dtype):
+            return False
+    return True
 
 
-def _of_a_decoder(query_CHD: Tensor, key_CHD: Tensor, value_CHD: Tensor, kv_dtype: KvDtype) -> Tensor:
-    """Of one sequence's tokens, all of them new."""
+def _backend(bias: DistanceBias | None, dtype: torch.dtype, kv_dtype: KvDtype) -> NativeAttention:
     spec = LayerSpec(
-        num_heads=query_CHD.shape[1],
-        num_kv_heads=key_CHD.shape[1],
+        num_heads=HEADS[0],
+        num_kv_heads=HEADS[1],
         key_dim=HEAD_WIDTH,
         value_dim=HEAD_WIDTH,
         scaling=HEAD_WIDTH**-0.5,
+        bias=bias,
     )
-    num_blocks = -(-NUM_TOKENS // BLOCK_SIZE)
-    backend = NativeAttention([spec], num_blocks, BLOCK_SIZE, query_CHD.dtype, CPU, kv_dtype=kv_dtype)
-    row = Row(key=0, token_ids=[0] * NUM_TOKENS, num_computed=0, block_table=list(range(num_blocks)), num_logits=1)
+    return NativeAttention([spec], 2 * NUM_BLOCKS, BLOCK_SIZE, dtype, CPU, kv_dtype=kv_dtype)
+
+
+def _of_a_decoder(backend: NativeAttention, query_CHD: Tensor, key_CHD: Tensor, value_CHD: Tensor) -> Tensor:
+    """Of one sequence's tokens, all of them new."""
+    row = Row(key=0, token_ids=[0] * NUM_TOKENS, num_computed=0, block_table=list(range(NUM_BLOCKS)), num_logits=1)
     backend.begin(batch_inputs.build([row], BLOCK_SIZE, CPU))
     query, key, value = (x.transpose(0, 1)[None] for x in (query_CHD, key_CHD, value_CHD))
     return backend.attend(0, query, key, value, None)[0]
 
 
-def _expected_attention(states: Sequence[Tensor], *, is_causal: bool) -> Tensor:
+def _of_a_source(backend: NativeAttention, query_CHD: Tensor, key_CHD: Tensor, value_CHD: Tensor) -> Tensor:
+    """Of tokens that see all keys of another sequence."""
+    source = SourceRow(NUM_TOKENS, NUM_TOKENS, list(range(NUM_BLOCKS, 2 * NUM_BLOCKS)))
+    backend.begin_sources([source])
+    backend.write_source(0, torch.cat((key_CHD.flatten(1), value_CHD.flatten(1)), dim=1))
+    backend.begin_cross([source])
+    return backend.attend_source(0, query_CHD.flatten(1)).view(NUM_TOKENS, HEADS[0], HEAD_WIDTH)
+
+
+def _expected_attention(states: Sequence[Tensor], bias: DistanceBias | None, *, is_causal: bool) -> Tensor:
     query, key, value = (x.float().transpose(0, 1)[None] for x in states)
-    out = functional.scaled_dot_product_attention(query, key, value, is_causal=is_causal, enable_gqa=True)
+    places = torch.arange(NUM_TOKENS)
+    distances = places - places[:, None]
+    mask = torch.zeros(HEADS[0], NUM_TOKENS, NUM_TOKENS) if bias is None else bias.at(distances)
+    mask = mask.masked_fill(distances > 0, -torch.inf) if is_causal else mask
+    out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
     return out[0].transpose(0, 1)
 
 

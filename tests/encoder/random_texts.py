@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from server.encoder.attention import attend
-from server.encoder.texts import Texts
+from server.modules.text_attention import attend
+from server.modules.texts import Texts
 
 
 def states(shape: tuple[int, int, int], num_tokens: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, ...]:

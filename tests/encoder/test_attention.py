@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.encoder.attention import attend
-from server.encoder.texts import Texts
+from server.modules.attention import DistanceBias
+from server.modules.text_attention import attend
+from server.modules.texts import Texts
 from tests.encoder.random_texts import random_texts, states
 from tests.fuzz.scale import SCALE
 from tests.native import variants
@@ -37,12 +38,14 @@ def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     variants.use(request.param, monkeypatch)
 
 
-def dense(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, window: int | None) -> Tensor:
+def dense(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, window: int | None, bias: DistanceBias | None = None) -> Tensor:
     group = q_THD.shape[1] // k_THD.shape[1]
     k_THD, v_THD = (x.double().repeat_interleave(group, dim=1) for x in (k_THD, v_THD))
     scores = torch.einsum("qhd,khd->hqk", q_THD.double(), k_THD) * q_THD.shape[-1] ** -0.5
+    places = torch.arange(len(k_THD))
+    if bias is not None:
+        scores = scores + bias.at(places - places[:, None]).double()
     if window is not None:
-        places = torch.arange(len(k_THD))
         scores = scores.masked_fill((places[:, None] - places).abs() >= window, -math.inf)
     return torch.einsum("hqk,khd->qhd", scores.softmax(-1), v_THD)
 
@@ -58,6 +61,33 @@ def test_each_text_attends_to_itself(name: str, window: int | None, dtype: torch
         expected = dense(q[begin:end], k[begin:end], v[begin:end], window)
         difference = (ours[begin:end].double() - expected).abs().max()
         assert float(difference) < MARGINS[dtype] * float(expected.abs().max())
+
+
+def bias_of(num_heads: int) -> DistanceBias:
+    """Of distances from -40 to 25: most texts are longer."""
+    generator = torch.Generator().manual_seed(9)
+    return DistanceBias.of(3 * torch.randn(num_heads, 66, generator=generator), 40)
+
+
+@pytest.mark.parametrize("kind", ["torch", "kernel"])
+@pytest.mark.parametrize("dtype", MARGINS, ids=str)
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_bias_is_added_by_the_distance_in_either_direction(
+    name: str, dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "torch":
+        variants.use("torch", monkeypatch)
+    texts = Texts(LENGTHS)
+    q, k, v = states(SHAPES[name], sum(LENGTHS), dtype, seed=1)
+    bias = bias_of(q.shape[1])
+    ours = attend(q, k, v, texts, scaling=q.shape[-1] ** -0.5, bias=bias)
+    parts = [each.split(LENGTHS) for each in (q, k, v, ours)]
+    for q_one, k_one, v_one, ours_one in zip(*parts, strict=True):
+        expected = dense(q_one, k_one, v_one, None, bias)
+        assert float((ours_one.double() - expected).abs().max()) < MARGINS[dtype] * float(expected.abs().max())
+        if kind == "kernel":
+            alone = attend(q_one, k_one, v_one, Texts([len(q_one)]), scaling=q.shape[-1] ** -0.5, bias=bias)
+            assert torch.equal(alone, ours_one)
 
 
 @pytest.mark.parametrize("dtype", MARGINS, ids=str)

@@ -22,6 +22,7 @@ TESTS = (
     "tests/native/test_elementwise.py",
     "tests/engine/test_attention_trials.py",
     "tests/engine/test_int8_cache.py",
+    "tests/engine/test_sources.py",
     "tests/encoder/test_attention.py",
     "tests/engine/test_native_draw.py",
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from server.config import ModelConfig
 from server.errors import ConfigurationError
 from server.native import kernels
+from server.native.abi import Layer, Row, Step
 from server.native.formats import FORMATS, Int4
 from server.worker import __main__ as worker
 from server.worker import kernel_trial
@@ -32,18 +35,53 @@ def broken(method: str) -> Any:
     module = kernels.module()
     if module is None or not hasattr(module, method):
         pytest.skip("this processor has no such kernel")
+    return spoilt(method, WRONG[method])
+
+
+def spoilt(method: str, wrong: Callable[..., Any]) -> Any:
+    """The kernels in use, where ``wrong`` computes ``method``; it is given the right kernel first."""
+    module = kernels.module()
     right = getattr(module, method)
-    wrong = {
-        # As if for another activation.
-        "linear": lambda *given: right(*given[:11], 4, *given[12:]),
-        "rms_norm": lambda *given: right(*given[:6], 1.0, given[7]),
-        "attend": lambda *given: None,
-        "encoder_attention": lambda *given: right(*given[:-3], 2.0, *given[-2:]),
-    }
-    methods = {name: getattr(module, name) for name in dir(module) if not name.startswith("_")} | {
-        method: wrong[method]
-    }
+    methods = {name: getattr(module, name) for name in dir(module) if not name.startswith("_")}
+    methods[method] = lambda *given: wrong(right, *given)
     return SimpleNamespace(**methods, __name__="server.native._broken")
+
+
+WRONG: dict[str, Callable[..., Any]] = {
+    # As if for another activation.
+    "linear": lambda right, *given: right(*given[:11], 4, *given[12:]),
+    "rms_norm": lambda right, *given: right(*given[:6], 1.0, given[7]),
+    "attend": lambda _right, *_given: None,
+    "encoder_attention": lambda right, *given: right(*given[:-3], 2.0, *given[-2:]),
+}
+
+
+def without_bias(right: Callable[..., Any], layer: int, *given: Any) -> Any:
+    plain = Layer.from_buffer_copy(Layer.from_address(layer))
+    plain.bias = 0
+    return right(ctypes.addressof(plain), *given)
+
+
+def without_sources(right: Callable[..., Any], layer: int, step: int, call: int) -> Any:
+    return right(layer, step, call) if Row.from_address(Step.from_address(step).rows).visible == 0 else None
+
+
+@pytest.mark.parametrize(
+    ("method", "wrong"),
+    [
+        ("attend", without_bias),
+        ("attend", without_sources),
+        ("encoder_attention", lambda right, *given: right(*given[:16], 0, *given[17:])),
+    ],
+    ids=["bias", "sources", "bias of an encoder"],
+)
+def test_attention_that_lacks_what_some_models_need_is_found(
+    method: str, wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernels.use("auto", 1) == "torch":
+        pytest.skip("this processor has no such kernel")
+    monkeypatch.setattr(kernels._State, "module", spoilt(method, wrong))
+    assert "attention is wrong" in str(kernel_trial.problem())
 
 
 @pytest.mark.parametrize(

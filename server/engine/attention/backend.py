@@ -11,13 +11,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from server.engine.batch_inputs import BatchInputs
+from server.engine.batch_inputs import BatchInputs, IntArray
 from server.modules.attention import HeadNorm, LayerSpec, Rotary
 from server.native import reference
+
+
+class SourceRow(NamedTuple):
+    """A source, whose keys and values lie in blocks of its own, and the tokens of a step that belong to it."""
+
+    num_tokens: int
+    """Tokens of the step that see the source; or, where it is written, all of its own."""
+    num_source: int
+    """Its tokens, at least 1."""
+    block_table: Sequence[int] | IntArray
 
 
 class AttentionBackend(ABC):
@@ -39,11 +50,17 @@ class AttentionBackend(ABC):
     can_chain = False
     """Whether `packed_call` and `step_address` serve a chain of kernels (`server.native.chain`)."""
 
+    can_cross = False
+    """Whether `write_source` and `attend_source` serve decoders that attend to an encoder's results."""
+
     can_record = False
     """Whether `begin_static` and `spare_block` serve steps that are recorded once and replayed."""
 
     step_address: int
     """Where a chain finds what `begin` has planned. Only with `can_chain`."""
+
+    cross_address: int
+    """The same of `begin_cross`. Only with `can_chain` and `can_cross`."""
 
     spare_block: int
     """A block that belongs to no sequence, for the padding of recorded steps. Only with `can_record`."""
@@ -92,6 +109,36 @@ class AttentionBackend(ABC):
         ``width`` is that of a token's queries, keys and values together. Only with `can_chain`.
         """
         raise NotImplementedError(f"attention {self.name} is no kernel of a chain")
+
+    def begin_sources(self, sources: Sequence[SourceRow]) -> None:
+        """Plan the writing of whole sources, whose tokens lie end to end. Only with `can_cross`."""
+        raise NotImplementedError(f"attention {self.name} has no sources")
+
+    def write_source(self, layer: int, kv_SX: Tensor) -> None:
+        """Write the sources' keys and values, ``[S, H * Dk + H * Dv]``, into the layer's pool.
+
+        Only with `can_cross`.
+        """
+        raise NotImplementedError(f"attention {self.name} has no sources")
+
+    def failed_sources(self) -> list[int]:
+        """Sources, by index, with keys or values that were not finite in a layer so far. Only with `can_cross`."""
+        raise NotImplementedError(f"attention {self.name} has no sources")
+
+    def begin_cross(self, rows: Sequence[SourceRow]) -> None:
+        """Name the source of each row of the step, in the order of its tokens. Only with `can_cross`."""
+        raise NotImplementedError(f"attention {self.name} has no sources")
+
+    def attend_source(self, layer: int, query_TX: Tensor) -> Tensor:
+        """Each token over all of its row's source: ``[T, Hq * Dk]`` to ``[T, Hq * Dv]``. Only with `can_cross`.
+
+        Heads and scaling are those of the layer's spec; its window, softcap and bias do not apply.
+        """
+        raise NotImplementedError(f"attention {self.name} has no sources")
+
+    def cross_call(self, layer: int) -> tuple[int, int]:
+        """As `packed_call`, of `attend_source`. Only with `can_chain` and `can_cross`."""
+        raise NotImplementedError(f"attention {self.name} has no sources")
 
     def begin_static(self, inputs: BatchInputs, width: int) -> None:
         """Plan a step of single tokens in the tensors of every such step with as many rows and this table width.

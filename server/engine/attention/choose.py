@@ -28,10 +28,13 @@ def choose_attention(
     deterministic: bool = False,
     kv_dtype: KvDtype = "auto",
 ) -> AttentionBackend:
-    """The fastest back end that can attend in all of these layers. Only the CPU kernels store another ``kv_dtype``."""
+    """The fastest back end that can attend in all of these layers. Only the CPU kernels store another ``kv_dtype``.
+
+    The CUDA back ends have no bias by distance.
+    """
     if kv_dtype != "auto":
         return NativeAttention(specs, num_blocks, block_size, dtype, device, kv_dtype=kv_dtype)
-    if device.type == "cuda":
+    if device.type == "cuda" and all(spec.bias is None for spec in specs):
         return choose_cuda(specs, num_blocks, block_size, dtype, device, deterministic=deterministic)
     obstacle = NativeAttention.obstacle(specs, block_size, dtype, device)
     if obstacle is None:

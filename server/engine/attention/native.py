@@ -16,18 +16,19 @@ from __future__ import annotations
 import ctypes
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from server.engine.attention.backend import AttentionBackend
+from server.engine.attention.backend import AttentionBackend, SourceRow
+from server.engine.attention.native_plan import Plan, merged
 from server.engine.batch_inputs import BatchInputs
 from server.engine.zeroed import take_pages, zeroed
 from server.modules.attention import HeadNorm, LayerSpec, Rotary
 from server.native import kernels
-from server.native.abi import BLOCK_SIZE, MAX_HEAD_DIM, Call, Layer, Row, Step
+from server.native.abi import BLOCK_SIZE, MAX_HEAD_DIM, Call, Layer
 from server.native.kernels import address
 from server.number_types import CACHE_TYPES, KvDtype
 
@@ -46,6 +47,7 @@ class NativeAttention(AttentionBackend):
     name = "native"
     is_row_invariant = True
     can_chain = True
+    can_cross = True
 
     def __init__(
         self,
@@ -69,13 +71,13 @@ class NativeAttention(AttentionBackend):
         self._last_step_s = 0.0
         take_pages(self._pools_NW, lambda: self._last_step_s)
         self._layers = [_layer(*each, dtype, kv_dtype) for each in zip(self.specs, self._pools_NW, strict=True)]
-        self._step = Step()
-        self._layer_addresses = [ctypes.addressof(layer) for layer in self._layers]
-        self.step_address = ctypes.addressof(self._step)
+        self._cross_layers = [
+            _layer(_cross_spec(spec), pool_NW, dtype, kv_dtype)
+            for spec, pool_NW in zip(self.specs, self._pools_NW, strict=True)
+        ]
+        self._plan, self._source_plan, self._cross_plan = Plan(), Plan(), Plan()
+        self.step_address, self.cross_address = self._plan.address, self._cross_plan.address
         self._kept_calls: list[Call] = []
-        self._step_arrays: tuple[Any, ...] = ()
-        self._failed_B = np.zeros(0, dtype=np.uint8)
-        self._num_tokens = 0
         self.kv_cache_bytes = sum(pool_NW.numel() for pool_NW in self._pools_NW)
 
     @staticmethod
@@ -94,23 +96,55 @@ class NativeAttention(AttentionBackend):
 
     def begin(self, inputs: BatchInputs) -> None:
         self._last_step_s = time.monotonic()
-        rows_B4 = np.empty((len(inputs.rows), len(Row._fields_)), dtype=np.int64)
-        start = first_block = 0
-        for i, row in enumerate(inputs.rows):
-            rows_B4[i] = start, len(row.token_ids), row.num_computed, first_block
-            start += len(row.token_ids)
-            first_block += len(row.block_table)
-        block_tables = np.concatenate([row.block_table for row in inputs.rows], dtype=np.int64)
-        self._failed_B = np.zeros(len(inputs.rows), dtype=np.uint8)
-        # The kernel reads them by address until the next step.
-        self._step_arrays = (rows_B4, block_tables)
-        step = self._step
-        step.rows, step.num_rows = rows_B4.ctypes.data, len(rows_B4)
-        step.block_tables, step.failed = block_tables.ctypes.data, self._failed_B.ctypes.data
-        self._num_tokens = start
+        rows = [(len(row.token_ids), row.num_computed, 0) for row in inputs.rows]
+        self._plan.fill(rows, [row.block_table for row in inputs.rows])
+
+    def begin_sources(self, sources: Sequence[SourceRow]) -> None:
+        self._last_step_s = time.monotonic()
+        self._source_plan.fill([(row.num_tokens, 0, 0) for row in sources], [row.block_table for row in sources])
+
+    def begin_cross(self, rows: Sequence[SourceRow]) -> None:
+        together = merged(rows)
+        filled = [(row.num_tokens, 0, row.num_source) for row in together]
+        self._cross_plan.fill(filled, [row.block_table for row in together])
+
+    def write_source(self, layer: int, kv_SX: Tensor) -> None:
+        assert len(kv_SX) == self._source_plan.num_tokens, "these are not the tokens of the sources"
+        kv_SX = self._dense(kv_SX)
+        spec, call = self.specs[layer], Call()
+        call.key = kv_SX.data_ptr()
+        call.value = call.key + self.dtype.itemsize * spec.num_kv_heads * spec.key_dim
+        call.key_head, call.value_head = spec.key_dim, spec.value_dim
+        call.key_token = call.value_token = kv_SX.stride(0)
+        self._attend(ctypes.addressof(self._layers[layer]), self._source_plan.address, ctypes.addressof(call))
+
+    def failed_sources(self) -> list[int]:
+        return self._source_plan.failed()
+
+    def attend_source(self, layer: int, query_TX: Tensor) -> Tensor:
+        assert len(query_TX) == self._cross_plan.num_tokens, "these are not the tokens of the step"
+        query_TX = self._dense(query_TX)
+        spec = self.specs[layer]
+        call = self._cross_call(layer, query_TX.stride(0))
+        out_TX = query_TX.new_empty(len(query_TX), spec.attended_width)
+        call.query, call.out = query_TX.data_ptr(), out_TX.data_ptr()
+        self._attend(ctypes.addressof(self._cross_layers[layer]), self.cross_address, ctypes.addressof(call))
+        return out_TX
+
+    def cross_call(self, layer: int) -> tuple[int, int]:
+        spec = self.specs[layer]
+        call = self._cross_call(layer, spec.num_heads * spec.key_dim)
+        self._kept_calls.append(call)
+        return ctypes.addressof(self._cross_layers[layer]), ctypes.addressof(call)
+
+    def _cross_call(self, layer: int, width: int) -> Call:
+        """All but the step's own addresses. ``width`` is that of a token's queries."""
+        call = Call()
+        call.query_head, call.query_token = self.specs[layer].key_dim, width
+        return call
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
-        assert query.shape[2] == self._num_tokens, "these are not the tokens of the step"
+        assert query.shape[2] == self._plan.num_tokens, "these are not the tokens of the step"
         query, key, value = self._dense(query), self._dense(key), self._dense(value)
         call = Call()
         call.query, call.key, call.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
@@ -132,7 +166,7 @@ class NativeAttention(AttentionBackend):
         head_norm: HeadNorm | None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        assert len(qkv_TX) == self._num_tokens, "these are not the tokens of the step"
+        assert len(qkv_TX) == self._plan.num_tokens, "these are not the tokens of the step"
         qkv_TX = self._dense(qkv_TX)
         spec, size = self.specs[layer], self.dtype.itemsize
         call = self._packed(layer, qkv_TX.stride(0), rotary, head_norm)
@@ -147,7 +181,7 @@ class NativeAttention(AttentionBackend):
     def packed_call(self, layer: int, width: int, rotary: Rotary | None, head_norm: HeadNorm | None) -> tuple[int, int]:
         call = self._packed(layer, width, rotary, head_norm)
         self._kept_calls.append(call)
-        return self._layer_addresses[layer], ctypes.addressof(call)
+        return ctypes.addressof(self._layers[layer]), ctypes.addressof(call)
 
     def _packed(self, layer: int, width: int, rotary: Rotary | None, head_norm: HeadNorm | None) -> Call:
         """All but the step's own addresses."""
@@ -164,8 +198,7 @@ class NativeAttention(AttentionBackend):
         return call
 
     def failed_rows(self) -> list[int]:
-        rows: list[int] = np.flatnonzero(self._failed_B).tolist()
-        return rows
+        return self._plan.failed()
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         sources, destinations = torch.from_numpy(np.array(pairs, dtype=np.int64).reshape(-1, 2)).unbind(1)
@@ -180,7 +213,7 @@ class NativeAttention(AttentionBackend):
     def _run(self, layer: int, call: Call, out: Tensor, sinks: Tensor | None) -> None:
         wide_sinks = None if sinks is None else sinks.float().contiguous()
         call.out, call.sinks = out.data_ptr(), address(wide_sinks)
-        self._attend(self._layer_addresses[layer], self.step_address, ctypes.addressof(call))
+        self._attend(ctypes.addressof(self._layers[layer]), self.step_address, ctypes.addressof(call))
 
     def _dense(self, x: Tensor) -> Tensor:
         """With the last dimension's values side by side, and in the cache's dtype."""
@@ -197,6 +230,7 @@ def block_bytes(spec: LayerSpec, dtype: torch.dtype, kv_dtype: KvDtype = "auto")
 
 
 def _layer(spec: LayerSpec, pool_NW: Tensor, dtype: torch.dtype, kv_dtype: KvDtype) -> Layer:
+    bias = spec.bias
     return Layer(
         address(pool_NW),
         spec.num_heads,
@@ -208,4 +242,10 @@ def _layer(spec: LayerSpec, pool_NW: Tensor, dtype: torch.dtype, kv_dtype: KvDty
         spec.softcap or 0.0,
         dtype == torch.bfloat16,
         CACHE_TYPES[kv_dtype].kind,
+        *((0, 0, 0) if bias is None else (address(bias.table_HL), bias.table_HL.shape[1], bias.middle)),
     )
+
+
+def _cross_spec(spec: LayerSpec) -> LayerSpec:
+    """Of attention to a source by the same heads: every token sees all of it."""
+    return replace(spec, window=None, softcap=None, bias=None)

@@ -24,8 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from server.engine.attention.backend import AttentionBackend
+from server.engine.attention.backend import AttentionBackend, SourceRow
 from server.engine.attention.spans import Span, grouped, spans_of
+from server.engine.attention.torch_scores import attend_in_steps, causal_bias
+from server.engine.attention.torch_sources import Sources
 from server.engine.batch_inputs import BatchInputs, on_device
 from server.engine.kv_cache import KvCache
 from server.modules.attention import LayerSpec
@@ -48,6 +50,8 @@ class _Group:
     num_places: int
     bias_BQC: Tensor | None
     """0 where a new token may look, -inf elsewhere, in the model's dtype. None is plain causal."""
+    distances_BQC: Tensor | None = None
+    """Of the places from the new tokens; None where no head adds a bias by them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,7 @@ class TorchNativeAttention(AttentionBackend):
     """Index-select of blocks, then matrix products or torch's scaled_dot_product_attention."""
 
     name = "torch"
+    can_cross = True
 
     def __init__(
         self,
@@ -80,8 +85,9 @@ class TorchNativeAttention(AttentionBackend):
         self._device = device
         self._scratch = torch.empty(0, dtype=dtype, device=device)
         self._inputs: BatchInputs | None = None
-        self._plans: dict[tuple[int, int | None], _Plan] = {}
+        self._plans: dict[tuple[int, int | None, bool], _Plan] = {}
         self._failed_T: Tensor | None = None
+        self._sources = Sources(self._cache, device)
         self.kv_cache_bytes = self._cache.num_bytes
 
     def begin(self, inputs: BatchInputs) -> None:
@@ -99,6 +105,21 @@ class TorchNativeAttention(AttentionBackend):
         rows: list[int] = np.unique(np.searchsorted(stops, tokens, side="right")).tolist()
         return rows
 
+    def begin_sources(self, sources: Sequence[SourceRow]) -> None:
+        self._sources.begin_writing(sources)
+
+    def write_source(self, layer: int, kv_SX: Tensor) -> None:
+        self._sources.write(layer, kv_SX)
+
+    def failed_sources(self) -> list[int]:
+        return self._sources.failed()
+
+    def begin_cross(self, rows: Sequence[SourceRow]) -> None:
+        self._sources.begin_reading(rows)
+
+    def attend_source(self, layer: int, query_TX: Tensor) -> Tensor:
+        return self._sources.attend(layer, query_TX)
+
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         self._cache.copy_blocks(pairs)
 
@@ -107,9 +128,10 @@ class TorchNativeAttention(AttentionBackend):
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None) -> Tensor:
         spec = self.specs[layer]
-        plan = self._plans.get((spec.num_kv_heads, spec.window))
+        kind = (spec.num_kv_heads, spec.window, spec.bias is not None)
+        plan = self._plans.get(kind)
         if plan is None:
-            plan = self._plans[spec.num_kv_heads, spec.window] = self._plan(spec)
+            plan = self._plans[kind] = self._plan(spec)
         self._cache.write(layer, key[0], value[0], plan.write_rows)
         if self._failed_T is not None:
             for new in (key[0], value[0]):
@@ -142,8 +164,9 @@ class TorchNativeAttention(AttentionBackend):
             key, value = self._gather(layer, group)
         B, Q = group.num_sequences, query_THD.shape[0] // group.num_sequences
         query_BHQD = query_THD.view(B, Q, spec.num_heads, spec.key_dim).transpose(1, 2)
-        if spec.softcap is not None or sinks is not None:
-            out_BHQD = _attend_in_steps(spec, query_BHQD, key, value, self._bias(group, Q), sinks)
+        if spec.softcap is not None or sinks is not None or spec.bias is not None:
+            hidden_BQC = self._hidden(group, Q)
+            out_BHQD = attend_in_steps(spec, query_BHQD, key, value, hidden_BQC, sinks, group.distances_BQC)
         elif Q == 1 and group.bias_BQC is not None:
             return self._decode(spec, query_BHQD, key, value, group.bias_BQC)
         else:
@@ -190,10 +213,10 @@ class TorchNativeAttention(AttentionBackend):
         out = torch.bmm(scores.softmax(-1), value.flatten(0, 1))
         return out.view(B, spec.num_heads, spec.value_dim)
 
-    def _bias(self, group: _Group, num_new: int) -> Tensor:
+    def _hidden(self, group: _Group, num_new: int) -> Tensor:
         if group.bias_BQC is not None:
             return group.bias_BQC
-        return _causal_bias(num_new, num_new, 0, None, self.dtype, self._device)
+        return causal_bias(num_new, num_new, 0, None, self.dtype, self._device)
 
     def _plan(self, spec: LayerSpec) -> _Plan:
         assert self._inputs is not None
@@ -224,7 +247,9 @@ class TorchNativeAttention(AttentionBackend):
         bias = torch.zeros(hidden.shape, dtype=self.dtype, device=self._device).masked_fill_(hidden, -math.inf)
         starts = [span.start for span in spans]
         whole = len(spans) == num_rows and starts == list(range(num_rows))
+        is_biased = spec.bias is not None
         return _Group(
+            distances_BQC=(positions_BC - last_B[:, None])[:, None] if is_biased else None,
             tokens=None if whole else on_device(np.array(starts), self._device),
             span=None,
             gather_rows=self._cache.gather_rows(on_device(tables, self._device), spec.num_kv_heads),
@@ -237,50 +262,32 @@ class TorchNativeAttention(AttentionBackend):
         if span.num_computed == 0:
             windowed = spec.window is not None and span.num_new > spec.window
             bias = (
-                _causal_bias(span.num_new, span.num_new, 0, spec.window, self.dtype, self._device) if windowed else None
+                causal_bias(span.num_new, span.num_new, 0, spec.window, self.dtype, self._device) if windowed else None
             )
             return _Group(
-                tokens=None, span=span, gather_rows=None, num_sequences=1, num_places=span.num_new, bias_BQC=bias
+                distances_BQC=self._distances(spec, span.num_new, span.num_new, 0),
+                tokens=None,
+                span=span,
+                gather_rows=None,
+                num_sequences=1,
+                num_places=span.num_new,
+                bias_BQC=bias,
             )
         num_places = len(span.blocks) * self._block_size
         offset = span.num_computed - span.first_block * self._block_size
         return _Group(
+            distances_BQC=self._distances(spec, span.num_new, num_places, offset),
             tokens=None,
             span=span,
             gather_rows=self._cache.gather_rows(on_device(span.blocks[None], self._device), spec.num_kv_heads),
             num_sequences=1,
             num_places=num_places,
-            bias_BQC=_causal_bias(span.num_new, num_places, offset, spec.window, self.dtype, self._device),
+            bias_BQC=causal_bias(span.num_new, num_places, offset, spec.window, self.dtype, self._device),
         )
 
-
-def _causal_bias(
-    num_new: int, num_places: int, offset: int, window: int | None, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """``[1, Q, C]`` for new tokens at places ``offset``, ``offset + 1``, ..."""
-    new_Q1 = torch.arange(offset, offset + num_new, device=device)[:, None]
-    place_C = torch.arange(num_places, device=device)
-    hidden = place_C > new_Q1
-    if window is not None:
-        hidden |= place_C <= new_Q1 - window
-    return torch.zeros(hidden.shape, dtype=dtype, device=device).masked_fill_(hidden, -math.inf)[None]
-
-
-def _attend_in_steps(
-    spec: LayerSpec, query_BHQD: Tensor, key: Tensor, value: Tensor, bias_BQC: Tensor, sinks: Tensor | None
-) -> Tensor:
-    """Attention with a softcap or sinks, scores in float32: what torch's fused kernels cannot do."""
-    B, _, Q, D = query_BHQD.shape
-    H, G, C = spec.num_kv_heads, spec.num_heads // spec.num_kv_heads, key.shape[2]
-    rows = query_BHQD.reshape(B, H, G * Q, D)
-    scores = (rows @ key.transpose(2, 3)).float().view(B, H, G, Q, C) * spec.scaling
-    if spec.softcap is not None:
-        scores = torch.tanh(scores / spec.softcap) * spec.softcap
-    scores = scores + bias_BQC[:, None, None]
-    if sinks is not None:
-        # A sink is one more place to look at, without a value.
-        places = sinks.float().view(1, H, G, 1, 1).expand(B, H, G, Q, 1)
-        scores = torch.cat((scores, places), dim=-1)
-    weights = scores.softmax(-1)[..., :C].to(value.dtype)
-    out = weights.reshape(B, H, G * Q, C) @ value
-    return out.view(B, spec.num_heads, Q, spec.value_dim)
+    def _distances(self, spec: LayerSpec, num_new: int, num_places: int, offset: int) -> Tensor | None:
+        """``[1, Q, C]`` for new tokens at places ``offset``, ``offset + 1``, ..."""
+        if spec.bias is None:
+            return None
+        new_Q1 = torch.arange(offset, offset + num_new, device=self._device)[:, None]
+        return (torch.arange(num_places, device=self._device) - new_Q1)[None]

@@ -16,7 +16,7 @@ template <class T> constexpr bool is_integer = (std::is_integral_v<T> || std::is
 
 } // namespace abi
 
-static_assert(sizeof(attention::Layer) == 80);
+static_assert(sizeof(attention::Layer) == 104);
 static_assert(offsetof(attention::Layer, pool) == 0);
 static_assert(abi::is_address<decltype(attention::Layer::pool)>);
 static_assert(offsetof(attention::Layer, num_heads) == 8);
@@ -37,7 +37,13 @@ static_assert(offsetof(attention::Layer, is_bfloat16) == 64);
 static_assert(abi::is_integer<decltype(attention::Layer::is_bfloat16)>);
 static_assert(offsetof(attention::Layer, cache_kind) == 72);
 static_assert(abi::is_integer<decltype(attention::Layer::cache_kind)>);
-static_assert(sizeof(attention::Row) == 32);
+static_assert(offsetof(attention::Layer, bias) == 80);
+static_assert(abi::is_address<decltype(attention::Layer::bias)>);
+static_assert(offsetof(attention::Layer, bias_width) == 88);
+static_assert(abi::is_integer<decltype(attention::Layer::bias_width)>);
+static_assert(offsetof(attention::Layer, bias_middle) == 96);
+static_assert(abi::is_integer<decltype(attention::Layer::bias_middle)>);
+static_assert(sizeof(attention::Row) == 40);
 static_assert(offsetof(attention::Row, start) == 0);
 static_assert(abi::is_integer<decltype(attention::Row::start)>);
 static_assert(offsetof(attention::Row, count) == 8);
@@ -46,6 +52,8 @@ static_assert(offsetof(attention::Row, computed) == 16);
 static_assert(abi::is_integer<decltype(attention::Row::computed)>);
 static_assert(offsetof(attention::Row, table) == 24);
 static_assert(abi::is_integer<decltype(attention::Row::table)>);
+static_assert(offsetof(attention::Row, visible) == 32);
+static_assert(abi::is_integer<decltype(attention::Row::visible)>);
 static_assert(sizeof(attention::Step) == 32);
 static_assert(offsetof(attention::Step, rows) == 0);
 static_assert(abi::is_address<decltype(attention::Step::rows)>);
@@ -131,6 +139,7 @@ static_assert(static_cast<int64_t>(chain::Kind::rms_norm) == 0);
 static_assert(static_cast<int64_t>(chain::Kind::layer_norm) == 1);
 static_assert(static_cast<int64_t>(chain::Kind::linear) == 2);
 static_assert(static_cast<int64_t>(chain::Kind::attention) == 3);
+static_assert(static_cast<int64_t>(chain::Kind::cross_attention) == 4);
 static_assert(static_cast<int64_t>(linear_kernels::WeightKind::float32) == 0);
 static_assert(static_cast<int64_t>(linear_kernels::WeightKind::bfloat16) == 1);
 static_assert(static_cast<int64_t>(linear_kernels::WeightKind::int8) == 2);
@@ -146,3 +155,4 @@ static_assert(static_cast<int64_t>(linear_kernels::PANEL) == 48);
 static_assert(static_cast<int64_t>(int4::GROUP) == 32);
 static_assert(static_cast<int64_t>(attention::BLOCK) == 32);
 static_assert(static_cast<int64_t>(attention::MOST_DIM) == 256);
+static_assert(static_cast<int64_t>(BIAS_MARGIN) == 16);

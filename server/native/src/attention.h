@@ -47,7 +47,7 @@ struct Plan {
 inline void cut_pieces(const Step &step, Plan &plan) {
   plan.pieces.clear();
   for (const Row *row = step.rows; row < step.rows + step.num_rows; ++row) {
-    for (int64_t first = 0; first < row->count;) {
+    for (int64_t first = 0; first < row->count && !row->visible;) {
       const int64_t count = std::min(row->count - first, BLOCK - (row->computed + first) % BLOCK);
       plan.pieces.push_back({row, first, count});
       first += count;
@@ -58,13 +58,12 @@ inline void cut_pieces(const Step &step, Plan &plan) {
 // Tiles have up to `most` queries.
 inline void cut_tiles(const Layer &layer, const Step &step, int64_t most, Plan &plan) {
   const int64_t group = layer.num_heads / layer.num_kv_heads;
-  plan.tiles.clear();
   for (const Row *row = step.rows; row < step.rows + step.num_rows; ++row) {
     const int64_t queries = row->count * group, cuts = (queries + most - 1) / most, size = (queries + cuts - 1) / cuts;
     for (int64_t head = 0; head < layer.num_kv_heads; ++head) {
       for (int64_t first = 0; first < queries; first += size) {
         const int64_t count = std::min(size, queries - first);
-        const int64_t lowest = row->computed + first / group, highest = row->computed + (first + count - 1) / group;
+        const int64_t lowest = row->last_key(first / group), highest = row->last_key((first + count - 1) / group);
         const int64_t first_key = layer.window ? std::max<int64_t>(0, lowest - layer.window + 1) : 0;
         plan.tiles.push_back({row, head, first, count, first_key, highest, nullptr});
       }
@@ -191,10 +190,11 @@ private:
     products.score(rows, queries, places, num_blocks, num_words, scores);
     const int64_t start = std::max(tile.first_key / BLOCK * BLOCK, part * PARTITION);
     for (int r = 0; r < rows; ++r) {
-      const int64_t position = tile.row->computed + token_of(tile, r) - start;
+      const int64_t position = tile.row->last_key(token_of(tile, r)) - start;
+      const DistanceBias bias(layer.bias, layer.bias_width, layer.bias_middle, head_of(tile, r));
       const int64_t first = layer.window ? position - layer.window + 1 : 0;
       weigh<T>(layer, scores + r * SCORE_STRIDE, num_blocks * BLOCK, first, position + 1, results.tops + r,
-               results.totals + r);
+               results.totals + r, bias, position);
     }
     products.combine(rows, scores, places, num_blocks, layer.value_dim, results.sums);
   }
@@ -238,7 +238,8 @@ template <class T> void attend_layer(const Layer &layer, const Step &step, const
   static thread_local Plan own;
   Plan &plan = own; // the other threads are to see this one
   cut_pieces(step, plan);
-  cut_tiles(layer, step, Products<T>::ROWS, plan);
+  plan.tiles.clear();
+  if (call.query) cut_tiles(layer, step, Products<T>::ROWS, plan);
   deal_out(layer, plan);
   int64_t num_tokens = 0;
   for (const Piece &piece : plan.pieces) num_tokens += piece.count;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention_bytes.h"
+#include "distance_bias.h"
 
 namespace attention {
 
@@ -20,12 +21,18 @@ struct Layer {
   double softcap; // 0 for none
   int64_t is_bfloat16;
   CacheKind cache_kind;
+  const float *bias; // [heads][bias_width], absent without; see distance_bias.h
+  int64_t bias_width, bias_middle;
 };
 
-// A sequence's new tokens: `count` from `start` on in the step, after `computed` in the cache.
+// A sequence's new tokens: `count` from `start` on in the step, after `computed` in the cache. Or tokens that see the first
+// `visible` keys of another sequence, and write none.
 struct Row {
   int64_t start, count, computed;
-  int64_t table; // where its block table begins in the step's
+  int64_t table;   // where its block table begins in the step's
+  int64_t visible; // 0 where each token sees its own sequence up to itself
+
+  int64_t last_key(int64_t token) const { return visible ? visible - 1 : computed + token; }
 };
 
 struct Step {
@@ -37,7 +44,7 @@ struct Step {
 
 // One layer of one step. Strides count values.
 struct Call {
-  const void *query, *key, *value;
+  const void *query, *key, *value; // without queries, keys and values are only written
   void *out;
   int64_t query_head, query_token, key_head, key_token, value_head, value_token;
   const int64_t *positions;

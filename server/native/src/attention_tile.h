@@ -72,9 +72,10 @@ void score(const uint32_t *query, const Place<T> *places, int64_t count, int64_t
 }
 
 // Turns a row's scores of `count` keys into weights, in place, as wide as the values are multiplied with. The row sees `first` to
-// `last - 1` of them.
+// `last - 1` of them. Its own place among them, from which distances count, is `own`.
 template <class T>
-void weigh(const Layer &layer, float *scores, int64_t count, int64_t first, int64_t last, float *top, float *total) {
+void weigh(const Layer &layer, float *scores, int64_t count, int64_t first, int64_t last, float *top, float *total,
+           const DistanceBias &bias, int64_t own) {
   using Weight = typename T::Weight;
   Weight *weights = reinterpret_cast<Weight *>(scores);
   if (std::max<int64_t>(first, 0) >= std::min(last, count)) {
@@ -84,16 +85,18 @@ void weigh(const Layer &layer, float *scores, int64_t count, int64_t first, int6
     return;
   }
   const float scaling = static_cast<float>(layer.scaling), softcap = static_cast<float>(layer.softcap);
+  const bool is_scaled = softcap > 0.0f || bias;
   Lanes tops = all(-INFINITE);
   for (int64_t key = 0; key < count; key += LANES) {
     Lanes x = load(scores + key);
     if (softcap > 0.0f) x = multiply(tanh(multiply(x, all(scaling / softcap))), all(softcap));
+    if (bias) x = multiply_add(x, all(softcap > 0.0f ? 1.0f : scaling), load(bias.at(key - own)));
     const bool is_cut = key < first || key + LANES > last;
     if (is_cut) x = between(x, static_cast<int>(first - key), static_cast<int>(last - key));
-    if (is_cut || softcap > 0.0f) store(scores + key, x);
+    if (is_cut || is_scaled) store(scores + key, x);
     tops = larger(tops, x);
   }
-  const float factor = softcap > 0.0f ? 1.0f : scaling;
+  const float factor = is_scaled ? 1.0f : scaling;
   const float most = largest(tops), steps = factor * LOG2_E;
   *top = most * factor;
   const Lanes factors = all(steps), less = all(-most * steps);

@@ -10,7 +10,7 @@
 
 namespace chain {
 
-enum class Kind : int64_t { rms_norm, layer_norm, linear, attention };
+enum class Kind : int64_t { rms_norm, layer_norm, linear, attention, cross_attention };
 
 // One kernel. Places count buffers of the step, -1 for none. The fields are those of abi.py.
 struct Link {
@@ -34,6 +34,7 @@ struct Buffers {
   int64_t num_rows; // tokens
   const int64_t *positions;
   const attention::Step *step;
+  const attention::Step *sources; // the step's tokens as rows that see keys of a source, absent without
 };
 
 template <class T> const T *at(const Buffers &buffers, int64_t place) {
@@ -82,6 +83,14 @@ template <class T> void attend(const Link &link, const Buffers &buffers) {
   attention::attend_layer(layer, *buffers.step, call);
 }
 
+// The link's source has the tokens' queries alone.
+inline void attend_source(const Link &link, const Buffers &buffers) {
+  attention::Call call = *link.call;
+  call.query = buffers.places[link.source];
+  call.out = buffers.places[link.to];
+  attention::attend_layer(*link.layer, *buffers.sources, call);
+}
+
 template <class T> void run(const Link *links, int64_t count, const Buffers &buffers, double *seconds) {
   using Clock = std::chrono::steady_clock;
   auto before = Clock::now();
@@ -91,6 +100,7 @@ template <class T> void run(const Link *links, int64_t count, const Buffers &buf
     case Kind::layer_norm: norm<T>(*link, buffers); break;
     case Kind::linear: product<T>(*link, buffers); break;
     case Kind::attention: attend<T>(*link, buffers); break;
+    case Kind::cross_attention: attend_source(*link, buffers); break;
     }
     const auto now = Clock::now();
     seconds[static_cast<int64_t>(link->kind)] += std::chrono::duration<double>(now - before).count();
@@ -98,15 +108,15 @@ template <class T> void run(const Link *links, int64_t count, const Buffers &buf
   }
 }
 
-// chain(links, count, places, rows, positions, step, is_float, seconds): seconds by kind are added up
+// chain(links, count, places, rows, positions, step, sources, is_float, seconds): seconds by kind are added up
 inline PyObject *chain(PyObject *, Args args, Py_ssize_t count) {
-  if (!takes(8, count, "chain")) return nullptr;
+  if (!takes(9, count, "chain")) return nullptr;
   const Link *links = address<Link>(args[0]);
   const int64_t num_links = integer(args[1]);
   const Buffers buffers{address<void *>(args[2]), integer(args[3]), address<int64_t>(args[4]),
-                        address<attention::Step>(args[5])};
-  const bool is_float = integer(args[6]);
-  double *seconds = address<double>(args[7]);
+                        address<attention::Step>(args[5]), address<attention::Step>(args[6])};
+  const bool is_float = integer(args[7]);
+  double *seconds = address<double>(args[8]);
   return unlocked([=] {
     is_float ? run<float>(links, num_links, buffers, seconds) : run<uint16_t>(links, num_links, buffers, seconds);
   });

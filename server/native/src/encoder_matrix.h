@@ -64,7 +64,8 @@ public:
     products.is_near = true;
   }
 
-  void run(int64_t text, int64_t kv_head, const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t *out) {
+  void run(int64_t text, int64_t of_head, const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t *out) {
+    kv_head = of_head;
     const int64_t key = problem.key_starts[text], query = problem.query_starts[text];
     const int64_t num_queries = (problem.query_starts[text + 1] - query) * group, head = kv_head * group;
     length = problem.key_starts[text + 1] - key;
@@ -115,7 +116,7 @@ private:
     for (int r = 0; r < rows; ++r) {
       const int64_t at = token_of(r) - block * BLOCK, last = std::min(length - block * BLOCK, at + reach);
       attention::weigh<Cache>(layer, scores + r * attention::SCORE_STRIDE, count * BLOCK, at - reach + 1, last,
-                              part.tops + r, part.totals + r);
+                              part.tops + r, part.totals + r, problem.bias_of(kv_head * group + head_of(r)), at);
     }
     products.combine(rows, scores, blocks.from(block), count, problem.head_dim, part.sums);
     attention::merge(total, part, rows, problem.head_dim);
@@ -135,7 +136,7 @@ private:
   const int64_t group, num_words; // of a query
   attention::Layer layer{};
   int64_t length = 0, reach; // a query sees keys less than so far away
-  int64_t first = 0;
+  int64_t kv_head = 0, first = 0;
   int rows = 0;
   MatrixProducts products;
   alignas(64) uint32_t queries[ROWS * attention::QUERY_STRIDE];

@@ -1,6 +1,7 @@
 // Texts that lie end to end, and the words that their keys and values are packed into.
 #pragma once
 
+#include "distance_bias.h"
 #include "encoder_lanes.h"
 
 namespace encoder {
@@ -9,8 +10,12 @@ struct Problem {
   const int64_t *query_starts, *key_starts; // of each text, and the end of the last
   int64_t num_texts, num_heads, num_kv_heads, head_dim;
   int64_t q_token, q_head, k_token, k_head, v_token, v_head; // strides, in elements
+  const float *bias; // [num_heads][bias_width], absent without; see distance_bias.h
+  int64_t bias_width, bias_middle;
   float scaling;
   int64_t window; // a query sees keys less than this far away; 0 for all
+
+  DistanceBias bias_of(int64_t head) const { return {bias, bias_width, bias_middle, head}; }
 };
 
 // Words `to[0]`, `to[step]`, ... from a vector of `count` places.

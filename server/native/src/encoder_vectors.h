@@ -105,8 +105,14 @@ inline void weigh_vectors(float *out, int64_t head_dim, const typename Core::Wor
 }
 
 // Scores of keys `first` to `last - 1` to weights in place, those of all others up to whole blocks to 0.
-// Returns the sum of the weights.
-inline float soften(float *scores, int64_t begin, int64_t end, int64_t first, int64_t last, float scaling) {
+// Returns the sum of the weights. The query is at key `own`.
+inline float soften(float *scores, int64_t begin, int64_t end, int64_t first, int64_t last, float scaling,
+                    const DistanceBias &bias, int64_t own) {
+  if (bias) {
+    for (int64_t key = begin; key < end; key += LANES)
+      lanes(scores + key) = lanes(scores + key) * scaling + lanes(bias.at(key - own));
+    scaling = 1.0f;
+  }
   for (int64_t key = begin; key < first; key++) scores[key] = -INFINITY;
   for (int64_t key = last; key < end; key++) scores[key] = -INFINITY;
   Lanes best = lanes(scores + begin);
@@ -140,7 +146,7 @@ inline void pack_weights(uint32_t *to, const float *weights, int64_t count) {
 // Queries `query` to `query + QUERIES - 1` of a text; those after its last are the last once more.
 template <class Core, class T>
 void attend_queries(const Problem &problem, Scratch<Core> &scratch, const T *q, T *out, int64_t query,
-                    int64_t num_queries, int64_t length) {
+                    int64_t num_queries, int64_t length, const DistanceBias &bias) {
   constexpr int64_t P = Core::PER_WORD;
   const int64_t D = problem.head_dim, padded = (length + LANES - 1) / LANES * LANES, words = D / P;
   const int64_t count = std::min(QUERIES, num_queries - query);
@@ -166,7 +172,7 @@ void attend_queries(const Problem &problem, Scratch<Core> &scratch, const T *q, 
   for (int64_t i = 0; i < QUERIES; i++) {
     const int64_t at = query + std::min(i, count - 1);
     const int64_t first = std::max<int64_t>(0, at - reach), last = std::min(length, at + reach + 1);
-    shares[i] = 1.0f / soften(scores + i * padded, begin, end, first, last, problem.scaling);
+    shares[i] = 1.0f / soften(scores + i * padded, begin, end, first, last, problem.scaling, bias, at);
     pack_weights(scratch.weights.data() + (i * padded + begin) / P, scores + i * padded + begin, end - begin);
   }
   const auto *weights = scratch.weights.data() + begin / P;
@@ -203,7 +209,7 @@ void attend(const Problem &problem, const T *q, const T *k, const T *v, T *out) 
                       length, D);
     for (int64_t i = 0; i < num_queries; i += QUERIES)
       attend_queries<Core, T>(problem, scratch, q + query * problem.q_token + head * problem.q_head,
-                              out + (query * H + head) * D, i, num_queries, length);
+                              out + (query * H + head) * D, i, num_queries, length, problem.bias_of(head));
   }
 }
 

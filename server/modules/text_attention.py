@@ -1,0 +1,105 @@
+"""Attention of texts that lie end to end: each token sees the tokens of its own text, and no mask is ever built.
+
+Dimension key
+    T  tokens of all texts
+    H  heads; keys and values may have fewer
+    D  width of a head
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from server.modules.attention import DistanceBias
+from server.modules.texts import Texts
+from server.native import kernels
+
+KERNEL_DTYPES = (torch.float32, torch.bfloat16)
+KERNEL_MAX_HEAD_DIM = 256
+
+
+def attend(
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    texts: Texts,
+    *,
+    scaling: float,
+    window: int | None = None,
+    is_first_only: bool = False,
+    bias: DistanceBias | None = None,
+) -> Tensor:
+    """``[T, H, D]``. ``window``: keys less than so far away. ``is_first_only``: a text's first token asks alone.
+
+    ``bias`` and ``window`` exclude each other.
+    """
+    assert bias is None or window is None
+    if _suits_kernel(q_THD, k_THD, v_THD):
+        return _by_kernel(q_THD, k_THD, v_THD, texts, scaling, window, is_first_only, bias)
+    query_lengths = [1] * len(texts) if is_first_only else texts.lengths
+    queries, keys, values = (
+        torch.split(states, lengths)
+        for states, lengths in ((q_THD, query_lengths), (k_THD, texts.lengths), (v_THD, texts.lengths))
+    )
+    parts = zip(queries, keys, values, strict=True)
+    return torch.cat([_attend_one(*part, scaling, window, bias) for part in parts])
+
+
+def _attend_one(
+    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, scaling: float, window: int | None, bias: DistanceBias | None
+) -> Tensor:
+    places = torch.arange(len(k_THD), device=k_THD.device)
+    distances = places - places[: len(q_THD), None]
+    if bias is not None:
+        return _attend_biased(q_THD, k_THD, v_THD, scaling, bias.at(distances))
+    mask = distances.abs() < window if window is not None and window < len(k_THD) else None
+    q, k, v = (states.transpose(0, 1)[None] for states in (q_THD, k_THD, v_THD))
+    is_grouped = q_THD.shape[1] != k_THD.shape[1]
+    out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling, enable_gqa=is_grouped)
+    return out[0].transpose(0, 1)
+
+
+def _attend_biased(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, scaling: float, bias_HQC: Tensor) -> Tensor:
+    """Scores in float32, as the kernel has them."""
+    group = q_THD.shape[1] // k_THD.shape[1]
+    k_THD, v_THD = (states.repeat_interleave(group, dim=1) for states in (k_THD, v_THD))
+    q, k, v = (states.transpose(0, 1) for states in (q_THD, k_THD, v_THD))
+    scores = q.float() @ k.float().transpose(1, 2) * scaling + bias_HQC
+    return (scores.softmax(-1).to(v.dtype) @ v).transpose(0, 1)
+
+
+def _suits_kernel(q_THD: Tensor, k_THD: Tensor, v_THD: Tensor) -> bool:
+    width = q_THD.shape[-1]
+    return (
+        kernels.has("encoder_attention")
+        and q_THD.is_cpu
+        and q_THD.dtype in KERNEL_DTYPES
+        and width == v_THD.shape[-1] <= KERNEL_MAX_HEAD_DIM
+        and width % 16 == 0
+        and all(states.stride(-1) == 1 and states.dtype == q_THD.dtype for states in (q_THD, k_THD, v_THD))
+    )
+
+
+def _by_kernel(
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    texts: Texts,
+    scaling: float,
+    window: int | None,
+    is_first_only: bool,
+    bias: DistanceBias | None,
+) -> Tensor:
+    out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype)
+    query_starts = texts.singles_tensor if is_first_only else texts.starts_tensor
+    states = (q_THD, k_THD, v_THD)
+    kernels.get("encoder_attention")(
+        *(tensor.data_ptr() for tensor in (*states, out_THD, query_starts, texts.starts_tensor)),
+        len(texts), q_THD.shape[1], k_THD.shape[1], q_THD.shape[2],
+        *(tensor.stride(dim) for tensor in states for dim in (0, 1)),
+        *((0, 0, 0) if bias is None else (bias.table_HL.data_ptr(), bias.table_HL.shape[1], bias.middle)),
+        scaling, window or 0, q_THD.dtype is torch.bfloat16,
+    )  # fmt: skip
+    return out_THD
