@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from server.encoder.attention import current_texts
-from server.modules.layout import Attention, Layer, Packed, Product
-from server.modules.operations import Attend, operations, run
+from server.modules.layout import Layer, Packed, Product
+from server.modules.operations import operations, run
 from server.modules.recognise_encoder import recognise_layers
-from server.modules.text_attention import attend
-from server.modules.texts import Texts
+from server.modules.text_attention import attending
 from server.modules.unsupported import Unsupported
 
 MakeProduct = Callable[[Product], Packed]
@@ -45,7 +44,7 @@ class FusedLayers(nn.Module):
         super().__init__()
         self.dtype = layers[0].sublayers[0].first.dtype
         self.reads_first_only = reads_first_only
-        self._layers = [operations(layer, index) for index, layer in enumerate(layers)]
+        self._layers = [operations(layer, index, is_wide=True) for index, layer in enumerate(layers)]
         self._products, self._norms = _held(layers)
 
     def forward(self, hidden_states: Tensor, *_args: Any, **_options: Any) -> BaseModelOutputWithPastAndCrossAttentions:
@@ -54,9 +53,9 @@ class FusedLayers(nn.Module):
         x_TH = stream_TH.to(self.dtype)
         last = len(self._layers) - self.reads_first_only
         for layer in self._layers[:last]:
-            stream_TH, x_TH = run(layer, stream_TH, _attending(texts), read_TX=x_TH)
+            stream_TH, x_TH = run(layer, stream_TH, attending(texts), read_TX=x_TH)
         for layer in self._layers[last:]:
-            attend_first = _attending(texts, is_first_only=True)
+            attend_first = attending(texts, is_first_only=True)
             stream_TH, _ = run(layer, stream_TH, attend_first, read_TX=x_TH, wanted_R=texts.first_places)
         # One token a text is a padded batch of the length 1.
         hidden = stream_TH[:, None] if self.reads_first_only else stream_TH[None]
@@ -73,14 +72,3 @@ def _held(layers: Sequence[Layer[Packed]]) -> tuple[nn.ModuleList, nn.ParameterL
         nn.ModuleList(product for product in products if isinstance(product, nn.Module)),
         nn.ParameterList(nn.Parameter(weight, requires_grad=False) for weight in weights),
     )
-
-
-def _attending(texts: Texts, *, is_first_only: bool = False) -> Attend:
-    def answer(_layer: int, attention: Attention, qkv_TX: Tensor) -> Tensor:
-        q_THD, k_THD, v_THD = attention.spec.split(qkv_TX)
-        if is_first_only:
-            q_THD = q_THD[texts.first_places]
-        scaling = attention.spec.scaling
-        return attend(q_THD, k_THD, v_THD, texts, scaling=scaling, is_first_only=is_first_only).flatten(1)
-
-    return answer

@@ -23,10 +23,13 @@ class ChainedAttention(Protocol):
 
     dtype: torch.dtype
     step_address: int
+    cross_address: int
 
     def packed_call(
         self, layer: int, width: int, rotary: Rotary | None, head_norm: HeadNorm | None
     ) -> tuple[int, int]: ...
+
+    def cross_call(self, layer: int) -> tuple[int, int]: ...
 
 
 class ChainedLayers:
@@ -35,6 +38,7 @@ class ChainedLayers:
     def __init__(self, layers: Sequence[Sequence[Operation]], attention: ChainedAttention) -> None:
         self._attention = attention
         self._chain = Chain(attention.dtype, _widths(operation for layer in layers for operation in layer))
+        self._has_sources = False
         self._ends: list[int] = []
         for layer in layers:
             for operation in layer:
@@ -46,7 +50,11 @@ class ChainedLayers:
         if not num_layers:
             return h_TD
         count = self._ends[num_layers - 1]
-        return self._chain.run(h_TD.contiguous(), positions_T, self._attention.step_address, count)
+        attention = self._attention
+        cross_address = attention.cross_address if self._has_sources else 0
+        return self._chain.run(
+            h_TD.contiguous(), positions_T, attention.step_address, count, cross_address=cross_address
+        )
 
     def _add(self, operation: Operation) -> None:
         match operation:
@@ -55,6 +63,11 @@ class ChainedLayers:
             case Multiply(multiplier=1.0, out_float=False):
                 weight = self._native(operation.product)
                 self._chain.linear(weight, operation.source, operation.to, _place(operation.residual))
+            case Attending(attention=attention) if attention.is_cross:
+                self._has_sources = True
+                self._chain.cross_attention(
+                    *self._attention.cross_call(operation.layer), operation.source, operation.to
+                )
             case Attending(attention=attention) if attention.wide_norms is None:
                 width = sum(attention.spec.projected_widths)
                 call = self._attention.packed_call(operation.layer, width, attention.rotary, attention.head_norm)

@@ -37,6 +37,8 @@ class Product:
     """Row n of the product is row ``order_N[n]`` of the linears'."""
     activation: str | None = None
     is_gated: bool = False
+    bias_N: Tensor | None = None
+    """Added to the product where none of the linears has a bias."""
 
 
 class Packed(Protocol):
@@ -64,6 +66,8 @@ class Embedding:
     scale: float = 1.0
     position_table_PD: Tensor | None = None
     position_offset: int = 0
+    norm: Norm | None = None
+    """Of the sum of both."""
 
     def __call__(self, token_ids_T: Tensor, positions_T: Tensor) -> Tensor:
         table_VD = self.table_VD
@@ -75,7 +79,7 @@ class Embedding:
             h_TD = h_TD * self.scale
         if self.position_table_PD is not None:
             h_TD = h_TD + self.position_table_PD[positions_T + self.position_offset]
-        return h_TD
+        return h_TD if self.norm is None else self.norm(h_TD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,8 @@ class Attention:
     head_norm: HeadNorm | None = None
     wide_norms: tuple[Norm, Norm] | None = None
     """Of all queries of a token, and of all its keys."""
+    is_cross: bool = False
+    """Whether keys and values are those of a source, which an encoder has computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +102,11 @@ class Sublayer(Generic[Weights]):
     norm: Norm | None = None
     """Of the hidden states that it reads; None where it reads them as they are."""
     first: Weights
-    """To queries, keys and values; or the MLP's way up, with its activation and gate."""
+    """To queries, keys and values, to queries alone where those are a source's; or the MLP's way up, with its
+    activation and gate.
+    """
+    source_kv: Weights | None = None
+    """From the encoder's results to a source's keys and values."""
     attention: Attention | None = None
     """None for an MLP, whose products follow one another."""
     second: Weights
@@ -107,8 +117,10 @@ class Sublayer(Generic[Weights]):
     """Of what is added."""
 
     @property
-    def products(self) -> tuple[tuple[str, Weights], tuple[str, Weights]]:
+    def products(self) -> tuple[tuple[str, Weights], ...]:
         """By the names that messages give them."""
+        if self.source_kv is not None:
+            return ("q", self.first), ("source's kv", self.source_kv), ("o", self.second)
         first, second = ("up", "down") if self.attention is None else ("qkv", "o")
         return (first, self.first), (second, self.second)
 
@@ -122,8 +134,15 @@ class Layer(Generic[Weights]):
 
     @property
     def spec(self) -> LayerSpec:
-        (spec,) = (part.attention.spec for part in self.sublayers if part.attention is not None)
+        """Of its attention to its own sequence."""
+        attentions = (part.attention for part in self.sublayers if part.attention is not None)
+        (spec,) = (attention.spec for attention in attentions if not attention.is_cross)
         return spec
+
+    @property
+    def source_kv(self) -> Weights | None:
+        """From the encoder's results to the keys and values that this layer attends to, None where it does not."""
+        return next((part.source_kv for part in self.sublayers if part.source_kv is not None), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +163,30 @@ class Decoder(Generic[Weights]):
     def products(self) -> Iterator[Weights]:
         for layer in self.layers:
             for sublayer in layer.sublayers:
-                yield from (sublayer.first, sublayer.second)
+                yield from (product for _, product in sublayer.products)
         yield self.head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder(Generic[Weights]):
+    """Token ids to hidden states, every token seeing all others of its text."""
+
+    embedding: Embedding
+    layers: tuple[Layer[Weights], ...]
+    final_norm: Norm | None
+
+    def products(self) -> Iterator[Weights]:
+        for layer in self.layers:
+            for sublayer in layer.sublayers:
+                yield from (product for _, product in sublayer.products)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderDecoder(Generic[Weights]):
+    """The decoder's layers attend to what the encoder makes of a source."""
+
+    encoder: Encoder[Weights]
+    decoder: Decoder[Weights]
 
 
 def num_outputs(linear: nn.Module) -> int:

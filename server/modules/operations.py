@@ -26,6 +26,7 @@ NUM_PLACES = 6
 
 Attend = Callable[[int, Attention, Tensor], Tensor]
 """From the number of the layer, its attention and ``[T, X]`` of its projections to ``[T, X]`` of all heads' results.
+Attention to a source has queries alone.
 
 Where only some tokens go on, it returns theirs alone.
 """
@@ -151,8 +152,11 @@ class NormSum(Operation):
         return {self.to, READ}
 
 
-def operations(layer: Layer[Packed], index: int) -> tuple[Operation, ...]:
-    """Of one layer, in order; ``index`` is its number."""
+def operations(layer: Layer[Packed], index: int, *, is_wide: bool = False) -> tuple[Operation, ...]:
+    """Of one layer, in order; ``index`` is its number.
+
+    ``is_wide``: hidden states that are normed as sums are float32, whatever the products' dtype.
+    """
     groups = [layer.sublayers] if layer.is_parallel else [(sublayer,) for sublayer in layer.sublayers]
     found: list[Operation] = []
     for group in groups:
@@ -161,15 +165,15 @@ def operations(layer: Layer[Packed], index: int) -> tuple[Operation, ...]:
             if sublayer.norm is not None and sublayer.norm is not read:
                 found.append(Normalise(source=HIDDEN, to=READ, norm=sublayer.norm))
             read = sublayer.norm
-            found += _inner(sublayer, index)
+            found += _inner(sublayer, index, is_wide=is_wide)
         for sublayer in group:
-            found += _joining(sublayer)
+            found += _joining(sublayer, is_wide=is_wide)
     return tuple(_keeping(operation, found[i + 1 :]) for i, operation in enumerate(found))
 
 
-def _inner(sublayer: Sublayer[Packed], index: int) -> list[Operation]:
+def _inner(sublayer: Sublayer[Packed], index: int, *, is_wide: bool) -> list[Operation]:
     """From what it reads to what its second product takes."""
-    reads_hidden = sublayer.norm is None and not sublayer.norms_sum
+    reads_hidden = sublayer.norm is None and not (sublayer.norms_sum and is_wide)
     source, attention = HIDDEN if reads_hidden else READ, sublayer.attention
     if attention is None:
         return [Multiply(source=source, to=WIDENED, product=sublayer.first)]
@@ -179,7 +183,7 @@ def _inner(sublayer: Sublayer[Packed], index: int) -> list[Operation]:
     return [*found, Attending(source=PROJECTED, to=ATTENDED, layer=index, attention=attention)]
 
 
-def _joining(sublayer: Sublayer[Packed]) -> list[Operation]:
+def _joining(sublayer: Sublayer[Packed], *, is_wide: bool) -> list[Operation]:
     """From there to the hidden states."""
     source, product = WIDENED if sublayer.attention is None else ATTENDED, sublayer.second
     if sublayer.post_norm is None:
@@ -189,6 +193,11 @@ def _joining(sublayer: Sublayer[Packed]) -> list[Operation]:
         return [
             Multiply(source=source, to=ADDED, product=product),
             Normalise(source=ADDED, to=HIDDEN, residual=HIDDEN, norm=sublayer.post_norm),
+        ]
+    if not is_wide:
+        return [
+            Multiply(source=source, to=ADDED, residual=HIDDEN, product=product, multiplier=sublayer.multiplier),
+            Normalise(source=ADDED, to=HIDDEN, norm=sublayer.post_norm),
         ]
     # Only our kernels have it in float32 anyway; for the others it would be a step more and gain nothing.
     return [

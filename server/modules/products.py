@@ -60,7 +60,11 @@ def with_products(layer: Layer[Product], make: Callable[[Product], PackedT]) -> 
     sublayers = [
         Sublayer(
             **{field.name: getattr(sublayer, field.name) for field in dataclasses.fields(sublayer)}
-            | {"first": make(sublayer.first), "second": make(sublayer.second)}
+            | {
+                "first": make(sublayer.first),
+                "source_kv": None if sublayer.source_kv is None else make(sublayer.source_kv),
+                "second": make(sublayer.second),
+            }
         )
         for sublayer in layer.sublayers
     ]
@@ -75,15 +79,8 @@ def is_tied(head: Product, table_VD: Tensor | Linear) -> bool:
 
 def quantised_layer(layer: Layer[Linear], products: Layer[Product], quantize: Quantize) -> Layer[Linear]:
     """Of ``products`` only what follows them is read."""
-    sublayers = [
-        dataclasses.replace(
-            packed,
-            first=quantised(packed.first, sublayer.first, quantize),
-            second=quantised(packed.second, sublayer.second, quantize),
-        )
-        for packed, sublayer in zip(layer.sublayers, products.sublayers, strict=True)
-    ]
-    return dataclasses.replace(layer, sublayers=tuple(sublayers))
+    linears = iter([linear for sublayer in layer.sublayers for _, linear in sublayer.products])
+    return with_products(products, lambda product: quantised(next(linears), product, quantize))
 
 
 def quantised(linear: Linear, product: Product, quantize: Quantize) -> Linear:
@@ -144,9 +141,9 @@ class Weights:
         self._released.append((product, linear))
 
     def release_layer(self, layer: Layer[Product], packed: Layer[Linear]) -> None:
-        for products, linears in zip(layer.sublayers, packed.sublayers, strict=True):
-            self.release(products.first, linears.first)
-            self.release(products.second, linears.second)
+        for sublayer, packed_sublayer in zip(layer.sublayers, packed.sublayers, strict=True):
+            for (_, product), (_, linear) in zip(sublayer.products, packed_sublayer.products, strict=True):
+                self.release(product, linear)
 
     def restore(self) -> None:
         """Bring back whatever was released."""
@@ -186,7 +183,7 @@ def _bias(product: Product) -> Tensor | None:
     biases = [getattr(linear, "bias", None) for linear in product.linears]
     given = [bias for bias in biases if isinstance(bias, Tensor)]
     if not given:
-        return None
+        return product.bias_N
     sizes = [num_outputs(linear) for linear in product.linears]
     return _joined(
         [

@@ -4,6 +4,7 @@ Dimension key
     T  tokens of all texts
     H  heads; keys and values may have fewer
     D  width of a head
+    X  values of a token
 """
 
 from __future__ import annotations
@@ -13,11 +14,28 @@ from torch import Tensor
 from torch.nn import functional
 
 from server.modules.attention import DistanceBias
+from server.modules.layout import Attention
+from server.modules.operations import Attend
 from server.modules.texts import Texts
 from server.native import kernels
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 KERNEL_MAX_HEAD_DIM = 256
+
+
+def attending(texts: Texts, *, is_first_only: bool = False) -> Attend:
+    """Answers the attention of layers that run over ``texts``; with ``is_first_only`` that of their first tokens."""
+
+    def answer(_layer: int, attention: Attention, qkv_TX: Tensor) -> Tensor:
+        spec = attention.spec
+        q_THD, k_THD, v_THD = spec.split(qkv_TX)
+        if is_first_only:
+            q_THD = q_THD[texts.first_places]
+        return attend(
+            q_THD, k_THD, v_THD, texts, scaling=spec.scaling, bias=spec.bias, is_first_only=is_first_only
+        ).flatten(1)
+
+    return answer
 
 
 def attend(

@@ -77,13 +77,14 @@ def mixed(_layer: int, attention: Attention, qkv_TX: Tensor) -> Tensor:
     return (query_THD * key_THD.mean(0) + value_THD.mean(0)).flatten(1)
 
 
+@pytest.mark.parametrize("is_wide", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_every_order_of_norms_computes_what_the_layout_says(kind: str) -> None:
+def test_every_order_of_norms_computes_what_the_layout_says(kind: str, is_wide: bool) -> None:
     torch.manual_seed(0)
     layer, h_TD = layer_of(kind), torch.randn(NUM_TOKENS, WIDTH)
     expected = by_hand(layer, h_TD)
-    ours, _ = run(operations(layer, 0), h_TD.clone(), mixed, read_TX=h_TD.clone())
+    ours, _ = run(operations(layer, 0, is_wide=is_wide), h_TD.clone(), mixed, read_TX=h_TD.clone())
     torch.testing.assert_close(ours, expected)
 
 

@@ -8,7 +8,8 @@ Dimension key: T tokens of the observed sequence, D width of the hidden states.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,15 @@ class Observed:
 @torch.inference_mode()
 def observe(module: PreTrainedModel, layers: nn.ModuleList, token_ids: Sequence[int]) -> Observed:
     """Run the plain module on ``token_ids`` and write down what its layers see."""
+    with watching(layers) as states:
+        ids = torch.tensor([list(token_ids)], device=module.device)
+        module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    return Observed(token_ids=token_ids, states_TD=states)
+
+
+@contextmanager
+def watching(layers: nn.ModuleList) -> Iterator[list[Tensor]]:
+    """The states before, between and after the layers, once the module has run within on one text."""
     states: list[Tensor] = []
 
     def before(_layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -54,14 +64,12 @@ def observe(module: PreTrainedModel, layers: nn.ModuleList, token_ids: Sequence[
     hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
     hooks.append(layers[-1].register_forward_hook(after))
     try:
-        ids = torch.tensor([list(token_ids)], device=module.device)
-        module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        yield states
     finally:
         for hook in hooks:
             hook.remove()
     if len(states) != len(layers) + 1:
         raise Unsupported("its layers do not run once each")
-    return Observed(token_ids=token_ids, states_TD=states)
 
 
 class LayerCheck:
@@ -78,22 +86,26 @@ class LayerCheck:
     @torch.inference_mode()
     def embedding(self, embedding: Embedding) -> None:
         ours_TD = embedding(self._inputs.token_ids_T, self._inputs.position_ids_T)
-        self._compare(ours_TD, torch.zeros_like(ours_TD), self._states_TD[0], "its embedding gives")
+        compare(ours_TD, torch.zeros_like(ours_TD), self._states_TD[0], "its embedding gives")
 
     @torch.inference_mode()
     def layer(self, layer: Layer[Linear], index: int) -> None:
         before_TD, after_TD = self._states_TD[index : index + 2]
         attend = attending(self._backend, self._inputs.rotary_ids_T)
         ours_TD, _ = run(operations(layer, index), before_TD, attend)
-        self._compare(ours_TD, before_TD, after_TD, f"its layer {index} computes")
+        compare(ours_TD, before_TD, after_TD, f"its layer {index} computes")
 
-    def _compare(self, ours_TD: Tensor, before_TD: Tensor, theirs_TD: Tensor, what: str) -> None:
-        """The median of the tokens in 16 bits, where single tokens have hidden states of thousands."""
-        dtype = theirs_TD.dtype
-        ours_TD, before_TD, theirs_TD = ours_TD.float(), before_TD.float(), theirs_TD.float()
-        allowed_T = STEP_TOLERANCE[dtype] * (theirs_TD - before_TD).norm(dim=-1)
-        allowed_T += ROUNDING[dtype] * torch.maximum(theirs_TD.norm(dim=-1), before_TD.norm(dim=-1))
-        excess_T = (ours_TD - theirs_TD).norm(dim=-1) / allowed_T.clamp_min(1e-30)
-        excess = float(excess_T.max() if dtype == torch.float32 else excess_T.median())
-        if not excess <= 1.0:
-            raise Unsupported(f"{what} something else than its layout says ({excess:.2g} times the tolerance)")
+
+def compare(ours_TD: Tensor, before_TD: Tensor, theirs_TD: Tensor, what: str) -> None:
+    """What a layer makes of ``before_TD``. Raises `Unsupported` where ours is not theirs.
+
+    The median of the tokens decides in 16 bits, where single tokens have hidden states of thousands.
+    """
+    dtype = theirs_TD.dtype
+    ours_TD, before_TD, theirs_TD = ours_TD.float(), before_TD.float(), theirs_TD.float()
+    allowed_T = STEP_TOLERANCE[dtype] * (theirs_TD - before_TD).norm(dim=-1)
+    allowed_T += ROUNDING[dtype] * torch.maximum(theirs_TD.norm(dim=-1), before_TD.norm(dim=-1))
+    excess_T = (ours_TD - theirs_TD).norm(dim=-1) / allowed_T.clamp_min(1e-30)
+    excess = float(excess_T.max() if dtype == torch.float32 else excess_T.median())
+    if not excess <= 1.0:
+        raise Unsupported(f"{what} something else than its layout says ({excess:.2g} times the tolerance)")

@@ -48,6 +48,7 @@ class FusedRunner(PagedRunner):
         self._chained = _chain(decoder, self._layers, backend)
         if decoder.head.device.type == "cuda":
             self._layers = summed(self._layers)
+        self._has_sources = any(layer.source_kv is not None for layer in decoder.layers)
         self.weight_bytes = held_bytes(decoder)
         self.is_row_invariant = backend.is_row_invariant and all(
             linear.is_row_invariant for linear in decoder.products()
@@ -60,17 +61,20 @@ class FusedRunner(PagedRunner):
         # What a layer reads where the one before it has normed its own sum.
         read_TD = h_TD
         # After the last attention nobody reads the rows without logits.
-        wants_all = len(inputs.wanted_R) == len(positions_T)
-        num_whole = last + wants_all
+        is_cut = len(inputs.wanted_R) < len(positions_T)
+        is_cut_early = is_cut and not self._has_sources
+        num_whole = last + (not is_cut_early)
         if self._chained is not None:
             h_TD = self._chained.advance(h_TD, positions_T, num_whole)
         else:
             attend = attending(self.backend, positions_T)
             for layer in self._layers[:num_whole]:
                 h_TD, read_TD = run(layer, h_TD, attend, read_TX=read_TD)
-        if not wants_all:
+        if is_cut_early:
             attend = attending(self.backend, positions_T, inputs.wanted_R)
             h_TD, _ = run(self._layers[last], h_TD, attend, read_TX=read_TD, wanted_R=inputs.wanted_R)
+        elif is_cut:
+            h_TD = h_TD[inputs.wanted_R]
         return logits(self._decoder, h_TD) if len(h_TD) else h_TD.new_zeros(0, self.vocab_size, dtype=torch.float32)
 
 
@@ -78,6 +82,8 @@ def attending(backend: AttentionBackend, positions_T: Tensor, wanted_R: Tensor |
     """Answers a step's attention; of ``wanted_R`` alone, where they are given."""
 
     def attend(layer: int, attention: Attention, qkv_TX: Tensor) -> Tensor:
+        if attention.is_cross:
+            return backend.attend_source(layer, qkv_TX)
         attended_TX = backend.attend_packed(
             layer, qkv_TX, positions_T, rotary=attention.rotary, head_norm=attention.head_norm
         )
