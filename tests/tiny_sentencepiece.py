@@ -44,6 +44,11 @@ def pieces(model: bytes) -> list[str]:
     return [processor.id_to_piece(number) for number in range(processor.get_piece_size())]
 
 
+def _most(tokens: list[str]) -> list[str]:
+    """Without a few ordinary ones."""
+    return [token for number, token in enumerate(tokens) if number % 17 or token.startswith((">>", "<0x"))]
+
+
 def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
@@ -52,7 +57,7 @@ def write_m2m100(folder: Path, model: bytes, **settings: Any) -> Path:
     """A vocabulary in fairseq's order, which leaves out a few pieces of the model."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sentencepiece.bpe.model").write_bytes(model)
-    known = [piece for number, piece in enumerate(pieces(model)[3:]) if number % 17]
+    known = _most(pieces(model)[3:])
     write_json(folder / "vocab.json", {token: n for n, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *known])})
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "M2M100Tokenizer", **settings})
     write_json(folder / "config.json", {"model_type": "m2m_100"})
@@ -60,17 +65,24 @@ def write_m2m100(folder: Path, model: bytes, **settings: Any) -> Path:
 
 
 def write_marian(folder: Path, source: bytes, target: bytes, tags: list[str], **settings: Any) -> Path:
-    """One vocabulary for both models, without some of their pieces, in Marian's order."""
+    """A vocabulary for both models, or one for each with ``separate_vocabs``, without some of their pieces."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "source.spm").write_bytes(source)
     (folder / "target.spm").write_bytes(target)
-    both = dict.fromkeys(pieces(source)[3:] + pieces(target)[3:])
-    known = [piece for number, piece in enumerate(both) if number % 17]
-    tokens = ["</s>", "<unk>", *known, *tags, "<pad>"]
-    write_json(folder / "vocab.json", {token: number for number, token in enumerate(tokens)})
+    if settings.get("separate_vocabs"):
+        write_json(folder / "target_vocab.json", _marian_vocabulary(pieces(target)[3:]))
+        vocabulary = _marian_vocabulary(pieces(source)[3:])
+    else:
+        vocabulary = _marian_vocabulary([*pieces(source)[3:], *pieces(target)[3:], *tags])
+    write_json(folder / "vocab.json", vocabulary)
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "MarianTokenizer", **settings})
-    write_json(folder / "config.json", {"model_type": "marian", "pad_token_id": len(tokens) - 1})
+    write_json(folder / "config.json", {"model_type": "marian", "pad_token_id": vocabulary["<pad>"]})
     return folder
+
+
+def _marian_vocabulary(tokens: list[str]) -> dict[str, int]:
+    known = _most(list(dict.fromkeys(tokens)))
+    return {token: number for number, token in enumerate(["</s>", "<unk>", "<pad>", *known])}
 
 
 def write_plbart(folder: Path, model: bytes, **settings: Any) -> Path:

@@ -12,10 +12,14 @@ from transformers import AutoTokenizer
 
 from server.models.configs import first_line
 from server.models.describe import refuse
+from server.models.seq2seq_tokenizers import convert
 from server.models.tokenizer_trial import try_tokenizer
 from server.protocol import TokenizerFiles
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model"),
+    *("source.spm", "sentencepiece.bpe.model"),
+)
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -38,9 +42,17 @@ def load_tokenizer(folder: Path) -> Any:
         raise refuse(
             f"The tokenizer in {folder} cannot be loaded ({_line(error)}). Save it again as tokenizer.json."
         ) from error
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
+    return tokenizer if getattr(tokenizer, "backend_tokenizer", None) is not None else _converted(folder, tokenizer)
+
+
+def _converted(folder: Path, slow: Any) -> Any:
+    try:
+        converted = convert(slow)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise refuse(f"The tokenizer in {folder} cannot be converted ({_line(error)}). Fetch it again.") from error
+    if converted is None:
         raise refuse(f"The tokenizer in {folder} has no fast form. Convert it to tokenizer.json.")
-    return tokenizer
+    return converted
 
 
 def tokenizer_files(tokenizer: Any) -> TokenizerFiles:
@@ -63,6 +75,10 @@ def tokenizer_files(tokenizer: Any) -> TokenizerFiles:
         gives_token_types="token_type_ids" in tokenizer.model_input_names,
         truncation_side="left" if tokenizer.truncation_side == "left" else "right",
         padding_side="left" if tokenizer.padding_side == "left" else "right",
+        sentencepiece=getattr(tokenizer, "sentencepiece", b""),
+        reads_language_tags=getattr(tokenizer, "reads_language_tags", False),
+        strips_text=getattr(tokenizer, "strips_text", False),
+        target=tokenizer_files(target) if (target := getattr(tokenizer, "target", None)) is not None else None,
     )
 
 

@@ -42,6 +42,14 @@ class TokenizerFiles(msgspec.Struct, frozen=True):
     """Where tokens go from if a text is cut and the client names no side."""
     padding_side: Literal["right", "left"] = "right"
     """Models whose texts are padded on the left are trained to read a context before the question."""
+    sentencepiece: bytes = b""
+    """A model of SentencePiece that cuts texts into the tokens of ``tokenizer_json``; empty: that one cuts them."""
+    reads_language_tags: bool = False
+    """Whether a tag such as ``>>fra<<`` at the start of a text is one token."""
+    strips_text: bool = False
+    """Whether a text that the model writes loses white space at both ends."""
+    target: TokenizerFiles | None = None
+    """Of an encoder-decoder model that writes another vocabulary than it reads, or cuts its texts in another way."""
 
 
 class Embedding(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,8 @@ class Detokenizer:
         written: Collection[int] = (),
     ) -> None:
         self._texts = _text_source(tokenizer, prompt_ids)
+        if tokenizer.files.strips_text:
+            self._texts = _Stripped(self._texts, begins_text=not any(map(tokenizer.has_text, prompt_ids)))
         self._written = {id_: tokenizer.backend.id_to_token(id_) or "" for id_ in written}
         self._stops = StopStrings(stop)
         self.push: Callable[[int], str] = self._push if self._written or stop else self._texts.push
@@ -63,6 +65,34 @@ class _TextSource(ABC):
 
     @abstractmethod
     def finish(self) -> str: ...
+
+
+class _Stripped(_TextSource):
+    """Without white space at the start and at the end of the whole text."""
+
+    def __init__(self, texts: _TextSource, begins_text: bool) -> None:
+        self._texts = texts
+        self._is_at_start = begins_text
+        self._held = ""
+        """White space that is the end, unless more comes."""
+
+    def push(self, token_id: int) -> str:
+        return self._strip(self._texts.push(token_id))
+
+    def write(self, text: str) -> str:
+        return self._strip(self._texts.write(text))
+
+    def finish(self) -> str:
+        return self._strip(self._texts.finish())
+
+    def _strip(self, delta: str) -> str:
+        text = self._held + delta
+        if self._is_at_start:
+            text = text.lstrip()
+        kept = text.rstrip()
+        self._held = text[len(kept) :]
+        self._is_at_start = self._is_at_start and not kept
+        return kept
 
 
 def _text_source(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> _TextSource:

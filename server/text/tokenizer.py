@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import tokenizers
 
 from server.errors import InvalidParameter
+from server.pieces import read_backend
 from server.protocol import TokenizerFiles
 from server.text.plain_reader import PlainReader
 from server.text.token_bounds import TokenBounds
@@ -23,7 +24,7 @@ class Tokenizer:
     def __init__(self, files: TokenizerFiles, vocab_size: int | None = None) -> None:
         self._vocab_size = vocab_size
         self.files = files
-        self.backend = tokenizers.Tokenizer.from_str(files.tokenizer_json)
+        self.backend = read_backend(files)
         self.backend.no_padding()
         self.backend.no_truncation()
         self.special_ids = special_ids(self.backend)
@@ -32,6 +33,11 @@ class Tokenizer:
         """Id and byte of each token that stands for a byte, where the tokenizer falls back to bytes."""
         self._bytes: dict[int, bytes] = {}
         self._whole_texts: dict[int, str | None] = {}
+
+    @functools.cached_property
+    def target(self) -> Tokenizer:
+        """The tokenizer of what the model writes: this one, but for some encoder-decoder models."""
+        return self if self.files.target is None else Tokenizer(self.files.target, self._vocab_size)
 
     def encode(self, text: str, pair: str | None = None, add_special_tokens: bool = True) -> tokenizers.Encoding:
         """Whole text, never cut. Offsets count characters of the text as given.

@@ -128,13 +128,12 @@ def _decoder(model: ModelConfig, loaded: LoadedModel, num_on_gpu: int) -> tuple[
 
 def _quality_ids(model: ModelConfig, loaded: LoadedModel) -> list[list[int]]:
     """Prompts on which quantised weights, and a quantised cache, are compared with those they are made of."""
-    from tokenizers import Tokenizer
-
     from server.engine import quality
+    from server.pieces import read_backend
 
     if model.quantize == "none" and model.kv_dtype == "auto":
         return []
-    tokenizer = Tokenizer.from_str(loaded.tokenizer.tokenizer_json)
+    tokenizer = read_backend(loaded.tokenizer)
     return quality.token_ids(lambda text: tokenizer.encode(text).ids, loaded.max_model_len)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.protocol import TokenizerFiles
 from server.text.detokenizer import Detokenizer
 from server.text.stop_strings import StopStrings
 from server.text.tokenizer import Tokenizer
@@ -212,3 +215,17 @@ def test_written_special_tokens_stand_in_the_text_where_they_came(kind: str) -> 
         # Decoders differ in whether a space stands beside a special token; the order is what counts.
         found = "".join([*map(detokenizer.push, ids), detokenizer.finish()])
         assert tokenizer.decode(before).replace(" ", "") + found.replace(" ", "") == wanted.replace(" ", "")
+
+
+def test_a_text_that_is_stripped_has_no_white_space_at_its_ends() -> None:
+    """However the tokens are cut; white space between words stays."""
+    tokens = {"\u2581": 0, "\u2581a": 1, "b": 2, "\u2581\u2581": 3, "<s>": 4}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(tokens, unk_token="<s>"))
+    backend.add_special_tokens(["<s>"])
+    backend.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.Replace("\u2581", " "), tokenizers.decoders.Fuse(), tokenizers.decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer = Tokenizer(TokenizerFiles(backend.to_str(), strips_text=True))
+    for ids in itertools.product(range(5), repeat=5):
+        detokenizer = Detokenizer(tokenizer)
+        assert "".join([*map(detokenizer.push, ids), detokenizer.finish()]) == tokenizer.decode(ids).strip()

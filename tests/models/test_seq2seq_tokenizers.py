@@ -1,0 +1,148 @@
+"""Converted tokenizers beside transformers' own slow ones, on texts of many scripts."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES
+
+from server.models.tokenizer_files import load_tokenizer, tokenizer_files
+from server.text.detokenizer import Detokenizer
+from server.text.tokenizer import Tokenizer
+from tests.fuzz.scale import SCALE
+from tests.many_scripts import random_texts
+from tests.tiny_sentencepiece import train, write_json, write_m2m100, write_marian, write_plbart
+
+TAGS = [">>fra<<", ">>por_BR<<"]
+M2M100_TAGS = [f"__{code}__" for code in FAIRSEQ_LANGUAGE_CODES["m2m100"]]
+NUM_TEXTS = 300 if SCALE == 1 else 1000 * SCALE
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no normalisation": {"normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+    "case folding": {"normalization_rule_name": "nfkc_cf"},
+    "byte fallback": {"byte_fallback": True, "vocab_size": 700},
+    "symbols": {"user_defined_symbols": ("<sep>", "mill", "\u516c\u56ed", "#"), "control_symbols": ("<ctl>", "<x>")},
+    "no dummy prefix": {"add_dummy_prefix": False},
+    "space behind words": {"treat_whitespace_as_suffix": True},
+    "whole spaces": {"split_by_whitespace": False, "allow_whitespace_only_pieces": True},
+}
+
+
+def marian(kind: str, **settings: Any) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        source, target = train("unigram", **VARIANTS[kind]), train("unigram", vocab_size=200)
+        return write_marian(folder, source, target, TAGS, **settings)
+
+    return write
+
+
+def write_byt5(folder: Path) -> Path:
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "ByT5Tokenizer", "extra_ids": 20})
+    write_json(folder / "config.json", {"model_type": "t5"})
+    return folder
+
+
+FOLDERS: dict[str, Callable[[Path], Path]] = {
+    **{f"marian, {kind}": marian(kind) for kind in VARIANTS},
+    **{
+        f"m2m100, {kind}": lambda folder, options=options: write_m2m100(
+            folder, train("bpe", **options), additional_special_tokens=M2M100_TAGS, src_lang="en"
+        )
+        for kind, options in VARIANTS.items()
+    },
+    "plbart": lambda folder: write_plbart(folder, train("bpe"), src_lang="python", clean_up_tokenization_spaces=False),
+    "byt5": write_byt5,
+}
+
+
+def loaded(folder: Path) -> tuple[Any, Tokenizer]:
+    """transformers' own, and ours as the front makes it of what the worker sends."""
+    with warnings.catch_warnings():
+        # Without sacremoses Marian's texts stay as they are.
+        warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
+        return AutoTokenizer.from_pretrained(folder), Tokenizer(tokenizer_files(load_tokenizer(folder)))
+
+
+def written(ours: Tokenizer, ids: list[int]) -> str:
+    """As an answer is written, a token at a time."""
+    detokenizer = Detokenizer(ours)
+    return "".join([*map(detokenizer.push, ids), detokenizer.finish()])
+
+
+def differences(
+    slow: Any, ours: Tokenizer, texts: list[str], *, decodes: bool = True, as_target: bool = False
+) -> list[str]:
+    """Texts that become other tokens, and tokens that become another text."""
+    found = []
+    for text in texts:
+        expected = (slow(text_target=text) if as_target else slow(text)).input_ids
+        ids = ours.encode(text).ids
+        if ids != expected:
+            found.append(f"{text!r}: {ids} and not {expected}")
+        if not decodes:
+            continue
+        right = slow.decode(expected, skip_special_tokens=True)
+        if (got := written(ours, expected)) != right:
+            found.append(f"{text!r}: {got!r} and not {right!r}")
+        right = slow.decode(expected, skip_special_tokens=False)
+        got = ours.decode(expected, skip_special_tokens=False)
+        if (got.strip() if ours.files.strips_text else got) != right:
+            found.append(f"{text!r}, special tokens kept: {got!r} and not {right!r}")
+    return found
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_reads_and_writes_what_the_slow_tokenizer_does(kind: str, tmp_path: Path) -> None:
+    slow, ours = loaded(FOLDERS[kind](tmp_path))
+    found = differences(slow, ours, random_texts(NUM_TEXTS, seed=1))
+    assert found == [], f"{len(found)} differences, such as {found[0]}"
+
+
+@pytest.mark.parametrize("settings", [{}, {"separate_vocabs": True}], ids=["one vocabulary", "two vocabularies"])
+def test_reads_sources_and_targets_of_marian_apart(settings: dict[str, Any], tmp_path: Path) -> None:
+    slow, ours = loaded(marian("plain", **settings)(tmp_path))
+    texts = random_texts(NUM_TEXTS, seed=2)
+    found = differences(slow, ours, texts, decodes=False) + differences(slow, ours.target, texts, as_target=True)
+    assert found == [], f"{len(found)} differences, such as {found[0]}"
+
+
+def test_cleans_up_spaces_where_the_folder_says_so(tmp_path: Path) -> None:
+    slow, ours = loaded(write_plbart(tmp_path, train("bpe"), clean_up_tokenization_spaces=True))
+    for text in random_texts(NUM_TEXTS, seed=3):
+        ids = slow(text).input_ids
+        assert ours.decode(ids).strip() == slow.decode(ids, skip_special_tokens=True)
+
+
+def test_offsets_name_the_characters_of_the_text_as_given(tmp_path: Path) -> None:
+    _, ours = loaded(marian("plain")(tmp_path))
+    text = ">>fra<<The  river runs past the mill"
+    encoding = ours.encode(text)
+    pieces = [(token, text[start:end]) for token, (start, end) in zip(encoding.tokens, encoding.offsets, strict=True)]
+    assert pieces[0] == (">>fra<<", ">>fra<<")
+    assert all(token.removeprefix("\u2581") == part.strip() for token, part in pieces[1:-1] if token != "<unk>")
+
+
+def test_other_threads_run_while_a_long_text_is_cut(tmp_path: Path) -> None:
+    _, ours = loaded(marian("plain")(tmp_path))
+    text = " ".join(random_texts(2000, seed=4))
+    is_done = threading.Event()
+    thread = threading.Thread(target=lambda: (ours.encode(text), is_done.set()))
+    thread.start()
+    turns = 0
+    while not is_done.wait(0.001):
+        turns += 1
+    thread.join()
+    assert turns > 5
+
+
+@pytest.mark.parametrize("kind", ["marian, plain", "m2m100, plain", "byt5"])
+def test_never_counts_more_tokens_in_a_long_text_than_it_has(kind: str, tmp_path: Path) -> None:
+    _, ours = loaded(FOLDERS[kind](tmp_path))
+    for text in ("\u6f22" * 20_000, "word " * 5000, "river" * 5000, " ".join(random_texts(300, seed=5))):
+        assert ours.at_least(text, 10**9) <= len(ours.encode(text, add_special_tokens=False).ids)
