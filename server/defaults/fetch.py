@@ -68,6 +68,7 @@ def _download(source: Source, scratch: Path) -> str | None:
     requirements.write_text(source.requirement + "\n", encoding="ascii")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
     command += ["--disable-pip-version-check", "--no-input", *([] if sys.stdout.isatty() else ["--quiet"])]
+    command += ["--platform", source.platform] if source.platform is not None else []
     command += ["--requirement", str(requirements), "--dest", str(scratch)]
     said = []
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:

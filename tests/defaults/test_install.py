@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from server.defaults import sources
 from server.defaults.install import BY_HAND, STAMP, install, is_whole
 from server.errors import ConfigurationError
 from tests.defaults.conftest import Build, contents
@@ -72,3 +73,18 @@ def test_what_an_interrupted_run_left_is_removed_and_never_taken_for_a_model(bui
     rubbish.mkdir(parents=True)
     install([source], tmp_path / "models")
     assert contents(tmp_path / "models") == {"plain-model", ".lock", BY_HAND}
+
+
+def test_a_folder_is_made_again_when_a_file_of_ours_in_it_changes(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sources, "_HERE", tmp_path)
+    (tmp_path / "card.md").write_text("old")
+    source = build("plain", {"model.safetensors": b"weights"}, own_files=("card.md",))
+    models = tmp_path / "models"
+    install([source], models)
+    assert (models / "plain-model" / "card.md").read_text() == "old"
+    (tmp_path / "card.md").write_text("new")
+    assert not is_whole(source, models)
+    install([source], models)
+    assert (models / "plain-model" / "card.md").read_text() == "new"
