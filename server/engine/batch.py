@@ -8,6 +8,7 @@ from typing import NamedTuple
 from server.engine.batch_inputs import IntArray
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
+from server.engine.sources import Source, SourceState
 
 
 class Share(NamedTuple):
@@ -58,13 +59,27 @@ class Batch:
     num_accepted: int = 0
     """Drafted tokens that came true."""
 
+    sources: list[SourceState] = field(default_factory=list)
+    """Texts that the step encodes, each once."""
+    num_source_tokens: int = 0
+    """Of all of them."""
+
     # Lists, here and below, for a generator costs more than what it sums up.
 
     @property
     def num_tokens(self) -> int:
-        return sum([share.num_new_tokens for share in self.shares]) + self.num_drafted
+        return sum([share.num_new_tokens for share in self.shares]) + self.num_drafted + self.num_source_tokens
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Of the new tokens, those of prompts. Asked before they are computed."""
-        return sum([share.num_prompt_tokens for share in self.shares if share.sequence.is_in_prompt])
+        """Of the new tokens, those of prompts and sources. Asked before they are computed."""
+        of_rows = sum([share.num_prompt_tokens for share in self.shares if share.sequence.is_in_prompt])
+        return of_rows + self.num_source_tokens
+
+    def read(self, source: Source | None) -> int:
+        """A row of the step reads ``source``. Returns its tokens if the step has to encode it for this row."""
+        if source is None or source.is_computed or source.held in self.sources:
+            return 0
+        self.sources.append(source.held)
+        self.num_source_tokens += len(source.ids)
+        return len(source.ids)

@@ -17,13 +17,25 @@ from hashlib import blake2b
 
 from server.engine.cached_blocks import CachedBlocks
 from server.engine.sequence import Sequence
+from server.engine.sources import KnownSources, Source, distinct
 
 
 class BlockManager:
     """The only one who changes reference counts, block tables and hashes."""
 
-    def __init__(self, num_blocks: int, block_size: int, *, prefix_cache: bool, reuse_multiple: int = 1) -> None:
-        """``reuse_multiple``: only so many blocks of a prompt together are kept for reuse; 1 keeps any, outputs too."""
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        prefix_cache: bool,
+        reuse_multiple: int = 1,
+        keeps_sources: bool = False,
+    ) -> None:
+        """``reuse_multiple``: only so many blocks of a prompt together are kept for reuse; 1 keeps any, outputs too.
+
+        ``keeps_sources`` lets requests with equal source texts share what the encoder made of them.
+        """
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefix_cache = prefix_cache
@@ -40,11 +52,12 @@ class BlockManager:
         """Blocks of reference count 0 that have a hash."""
         self._copies: dict[int, int] = {}
         """Blocks to be filled before the next forward pass, and the blocks whose content they get."""
+        self._sources = KnownSources(keeps_idle=keeps_sources)
 
     @property
     def num_available(self) -> int:
-        """Blocks that can be given out: free or only cached."""
-        return len(self._free) + len(self._cached)
+        """Blocks that can be given out: free, only cached, or of a source that nobody reads."""
+        return len(self._free) + len(self._cached) + self._sources.num_idle_blocks
 
     @property
     def num_used(self) -> int:
@@ -80,6 +93,52 @@ class BlockManager:
         sequence.num_computed_tokens = len(hits) * self.block_size
         self._extend(sequence, num_blocks)
         return True
+
+    def hold_source(self, source: Source, num_spare: int) -> bool:
+        """Give a request that begins the blocks of its source text, those of an equal one where there is one.
+
+        False, and nothing changed, if fewer than ``num_spare`` blocks would remain.
+        """
+        state = self._sources.find(source.digest)
+        if self.num_source_blocks(source) + num_spare > self.num_available:
+            return False
+        if state is None:
+            table = [self._take() for _ in range(self.blocks_for(len(source.ids)))]
+            state = self._sources.add(source.digest, table)
+        for block in state.block_table:
+            self._ref_counts[block] = 1
+        self._sources.hold(state)
+        source.state = state
+        return True
+
+    def num_source_blocks(self, source: Source | None) -> int:
+        """Blocks that `hold_source` would take of those that are available."""
+        if source is None:
+            return 0
+        state = self._sources.find(source.digest)
+        return 0 if state is not None and state.num_holders else self.blocks_for(len(source.ids))
+
+    def release_source(self, source: Source) -> None:
+        """The request reads it no more; one that holds nothing is no error."""
+        state, source.state = source.state, None
+        if state is None:
+            return
+        blocks = self._sources.release(state)
+        if not state.num_holders:
+            for block in state.block_table:
+                self._ref_counts[block] = 0
+        self._free += blocks
+
+    def discard_source(self, source: Source) -> list[int]:
+        """Take a source's blocks back and share them no more. Returns those that nobody else holds."""
+        state = source.held
+        self._sources.forget(state)
+        self.release_source(source)
+        return [] if state.num_holders else list(state.block_table)
+
+    def take_lost_sources(self) -> list[int]:
+        """Keys of sources that hold blocks no more."""
+        return self._sources.take_lost()
 
     def grow(self, sequence: Sequence, num_tokens: int) -> bool:
         """Make the table cover ``num_tokens``, and what comes after the computed ones the sequence's own to write.
@@ -173,9 +232,12 @@ class BlockManager:
         self.free(sequence)
         return [block for block in blocks if self._ref_counts[block] == 0]
 
-    def check(self, sequences: Iterable[Sequence]) -> None:
-        """Raise unless counts, tables and hashes agree; ``sequences`` are all that hold blocks. For tests."""
+    def check(self, sequences: Iterable[Sequence], sources: Iterable[Source] = ()) -> None:
+        """Raise unless counts, tables and hashes agree; these are all that hold blocks. For tests."""
         counts = [0] * self.num_blocks
+        for source in distinct(sources):
+            for block in source.held.block_table:
+                counts[block] += 1
         contents: dict[int, bytes] = {}
         for sequence in sequences:
             table = sequence.block_table[: sequence.num_blocks].tolist()
@@ -198,7 +260,10 @@ class BlockManager:
                     _require(self._hashes[block] == sequence.block_hashes[i], "a block has another block's hash")
         _require(counts == self._ref_counts, "reference counts differ from the block tables")
         idle = [block for block, count in enumerate(counts) if count == 0]
-        _require(sorted([*self._free, *self._cached]) == idle, "free and cached blocks are not the idle ones")
+        _require(
+            sorted([*self._free, *self._cached, *self._sources.idle_blocks]) == idle,
+            "free and cached blocks are not the idle ones",
+        )
         hashed = {digest: block for block, digest in enumerate(self._hashes) if digest is not None}
         _require(hashed == self._by_hash, "two records of the hashes differ")
         _require(all(self._hashes[block] is not None for block in self._cached), "a cached block has no hash")
@@ -245,9 +310,12 @@ class BlockManager:
     def _take(self) -> int:
         if self._free:
             block = self._free.pop()
-        else:
+        elif len(self._cached):
             block = self._cached.pop()
             self._forget(block)
+        else:
+            self._free += self._sources.give_up()
+            block = self._free.pop()
         self._ref_counts[block] = 1
         # Its last owner may have asked for a copy and been preempted in the same step.
         self._copies.pop(block, None)

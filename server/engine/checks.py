@@ -5,7 +5,15 @@ from __future__ import annotations
 from server.protocol import Generate
 
 
-def problem(command: Generate, *, vocab_size: int, max_model_len: int, has_vocabulary: bool) -> str | None:
+def problem(
+    command: Generate,
+    *,
+    vocab_size: int,
+    max_model_len: int,
+    has_vocabulary: bool,
+    max_source_len: int = 0,
+    source_vocab_size: int = 0,
+) -> str | None:
     """Why the command cannot be served, as a sentence."""
     params = command.params
     if not command.prompt_ids:
@@ -23,7 +31,22 @@ def problem(command: Generate, *, vocab_size: int, max_model_len: int, has_vocab
     has_text_rules = params.banned_phrases or params.phrase_penalties or params.stop_strings or params.grammar
     if has_text_rules and not has_vocabulary:
         return "The engine does not know the bytes of this model's tokens: it cannot follow rules on text."
-    return _problem_of_outputs(command)
+    return _problem_of_source(command, max_source_len, source_vocab_size) or _problem_of_outputs(command)
+
+
+def _problem_of_source(command: Generate, max_len: int, vocab_size: int) -> str | None:
+    ids = command.source_ids
+    if bool(ids) != bool(max_len):
+        return "This model reads no source text." if ids else "The source text has no tokens."
+    if not ids:
+        return None
+    if len(ids) > max_len:
+        return f"The source text has {len(ids)} tokens and the model reads at most {max_len}."
+    if not (min(ids) >= 0 and max(ids) < vocab_size):
+        return f"A token id of the source text is outside the encoder's vocabulary of {vocab_size}."
+    if command.params.guidance_scale != 1.0:
+        return "Encoder-decoder models do not support guidance."
+    return None
 
 
 def _problem_of_outputs(command: Generate) -> str | None:

@@ -78,15 +78,18 @@ class DecoderEngine:
         drafter: Drafter | None = None,
         deadlines: Deadlines | None = None,
         token_budget: TokenBudget | None = None,
+        max_source_len: int = 0,
     ) -> None:
         """``deterministic`` cuts prompts at fixed places, unless the runner's rows are the same however they are cut.
 
         ``pacing`` learns from the engine's steps, and bounds what they compute of prompts where cuts may be free.
         ``token_budget`` learns from them too, and bounds what a step computes of prompts wherever they are cut.
         ``drafter`` lets rows guess their next tokens where the runner can go back from wrong ones.
+        ``max_source_len`` is 0 for models without an encoder.
         """
         self._runner = runner
         self._max_model_len = max_model_len
+        self._max_source_len = max_source_len
         self._vocabulary = vocabulary
         self._pacing = pacing
         self._token_budget = token_budget
@@ -99,6 +102,7 @@ class DecoderEngine:
             runner.block_size,
             prefix_cache=prefix_cache and runner.can_reuse_blocks,
             reuse_multiple=blocks_per_chunk if has_fixed_cuts else 1,
+            keeps_sources=prefix_cache,
         )
         self.scheduler = Scheduler(
             self.blocks,
@@ -180,7 +184,7 @@ class DecoderEngine:
                 batch_tokens=batch.num_tokens,
                 prompt_tokens=num_prompt_tokens,
                 prefix_hit_tokens=sum(group.num_cached_tokens or 0 for group in batch.started),
-                prefix_query_tokens=sum(group.num_prompt_tokens for group in batch.started),
+                prefix_query_tokens=sum(group.num_input_tokens for group in batch.started),
                 num_preemptions=batch.num_preemptions,
                 num_drafted=batch.num_drafted,
                 num_accepted=batch.num_accepted,
@@ -203,6 +207,8 @@ class DecoderEngine:
         if grammars := [p for share in batch.shares if share.sequence.grammar for p in share.sequence.processors]:
             GrammarMask.prepare(grammars)
         copies = self.blocks.take_copies()
+        for key in self.blocks.take_lost_sources():
+            self._runner.release_source(key)
         choices = None
         is_computed = False
         try:
@@ -290,8 +296,9 @@ class DecoderEngine:
             message = f"The request needs {group.num_rows} rows and a step has at most {self._max_rows}."
             self._fail(command.request_id, InsufficientMemory.code, message)
         elif not self.scheduler.fits_alone(group):
+            most = group.num_input_tokens - group.num_prompt_tokens + group.sequences[0].stopping.max_tokens
             message = (
-                f"The request may grow to {group.sequences[0].stopping.max_tokens} tokens and the cache holds "
+                f"The request may grow to {most} tokens and the cache holds "
                 f"{self.blocks.num_blocks * self.blocks.block_size}. Ask for fewer tokens."
             )
             self._fail(command.request_id, InsufficientMemory.code, message)
@@ -315,6 +322,8 @@ class DecoderEngine:
             command,
             vocab_size=self._runner.vocab_size,
             max_model_len=self._max_model_len,
+            max_source_len=self._max_source_len,
+            source_vocab_size=self._runner.source_vocab_size,
             has_vocabulary=self._vocabulary is not None,
         )
 

@@ -57,6 +57,10 @@ class Holdings:
         False, and nothing changed, if not ``num_spare`` blocks and those of the group's later rows would remain.
         """
         self.decide(group.all_rows)
+        if group.source is not None:
+            num_first = sum(self._blocks.blocks_for(row.num_tokens) for row in group.leaders)
+            if not self._blocks.hold_source(group.source, num_spare + num_first):
+                return False
         group.begin(shared)
         num_spare += group.num_later_blocks(self._blocks.block_size) or group.num_rows - len(group.rows)
         for row in group.rows:
@@ -108,6 +112,8 @@ class Holdings:
         """The group runs no more, and its rows hold nothing."""
         for row in group.rows:
             self.give_back(row)
+        if group.source is not None:
+            self._blocks.release_source(group.source)
         group.leave()
 
     def rewind(self, row: Sequence, num_tokens: int) -> None:
@@ -155,8 +161,8 @@ class Holdings:
                 batch.num_drafted += len(draft_ids)
 
     def most_blocks(self, group: SequenceGroup) -> int:
-        """Blocks of the group's longest outputs, whose last tokens are never computed."""
-        num_blocks = 0
+        """Blocks of the group's source and longest outputs, whose last tokens are never computed."""
+        num_blocks = 0 if group.source is None else self._blocks.blocks_for(len(group.source.ids))
         for leader in group.leaders:
             num_shared = (leader.num_prompt_tokens - 1) // self._blocks.block_size
             if self._rule is not None and group.search is None:

@@ -12,13 +12,18 @@ def check(
     running: Collection[SequenceGroup], waiting: Collection[SequenceGroup], blocks: BlockManager, max_running: int
 ) -> None:
     """Raise AssertionError if an invariant fails."""
-    blocks.check([row for group in running for row in group.rows])
+    blocks.check(
+        [row for group in running for row in group.rows],
+        [group.source for group in running if group.source is not None],
+    )
     for caller in {group.caller for group in (*running, *waiting)}:
         orders = [group.order for queue in (running, waiting) for group in queue if group.caller == caller]
         if orders != sorted(orders):
             raise AssertionError("a later arrival stands before an earlier one")
     if any(row.num_blocks or row.key is not None for group in waiting for row in group.all_rows):
         raise AssertionError("a waiting sequence holds blocks")
+    if any(group.source is not None and group.source.state is not None for group in waiting):
+        raise AssertionError("a waiting request holds its source")
     if any(row.key is None for group in running for row in group.rows):
         raise AssertionError("a running row has no key")
     if any(group.trunk is None and group.rows != group.all_rows for group in running):

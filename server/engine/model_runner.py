@@ -50,12 +50,17 @@ class ModelRunner(ABC):
     kv_cache_kl: float | None = None
     """What a quantised cache loses, in nats; None where it is not quantised."""
 
+    source_vocab_size = 0
+    """Of encoder-decoder models: a legal token id of a source is below it. 0 for models without an encoder."""
+
     @abstractmethod
     def forward(self, rows: Sequence[Row]) -> Tensor:
         """Compute the rows' tokens, write their keys and values, return float32 logits ``[R, V]``.
 
         R counts ``num_logits`` rows for each of ``rows``, in order: those after its last tokens. If any of a row's new
         tokens gave keys or values that are not finite, they are not finite either, or `failed_rows` has the row.
+
+        Where a row's ``context`` has a source that is not computed, the source is encoded first, once for all rows.
         """
 
     failed_rows: Sequence[int] = ()
@@ -68,6 +73,9 @@ class ModelRunner(ABC):
     @abstractmethod
     def fork(self, parent_key: int, child_key: int) -> None:
         """The sequence ``child_key`` begins with all that ``parent_key`` has computed; its blocks are shared."""
+
+    def release_source(self, key: int) -> None:  # noqa: B027
+        """The source with this `SourceState.key` gave its blocks back: drop whatever else is held for it."""
 
     def rewind(self, key: int, num_tokens: int) -> int:  # noqa: ARG002
         """Forget what the sequence ``key`` computed after its first ``num_tokens``. Returns how many are left."""

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from server.engine.batch_inputs import Row
+from server.engine.context import NO_CONTEXT, Context
 from server.engine.model_runner import ModelRunner
+from server.engine.sources import held_source
 
 TEXTS = (
     "The bridge was closed in the spring of 1911, when the river rose higher than anyone in the town could remember. "
@@ -55,15 +57,18 @@ def token_ids(encode: Callable[[str], list[int]], max_model_len: int) -> list[li
 
 
 def num_blocks(sequences: Sequence[Sequence[int]], block_size: int) -> int:
-    """Blocks that `logprobs` needs."""
-    return max(-(-len(ids) // block_size) for ids in sequences)
+    """Blocks that `logprobs` needs, with those of a source."""
+    return 2 * max(-(-len(ids) // block_size) for ids in sequences)
 
 
 @torch.inference_mode()
 def logprobs(runner: ModelRunner, sequences: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-    """Log-probabilities ``[T, V]`` after every token of each sequence."""
+    """Log-probabilities ``[T, V]`` after every token of each sequence; an encoder-decoder reads it and writes it."""
     for ids in sequences:
         table = range(-(-len(ids) // runner.block_size))
+        context = NO_CONTEXT
+        if runner.source_vocab_size:
+            context = Context(source=held_source(ids, 0, range(table.stop, 2 * table.stop)))
         rule = runner.length_rule
         row = Row(
             key=0,
@@ -72,9 +77,11 @@ def logprobs(runner: ModelRunner, sequences: Sequence[Sequence[int]]) -> Iterato
             block_table=table,
             num_logits=len(ids),
             deciding_length=0 if rule is None else rule.deciding_length(len(ids), len(ids)),
+            context=context,
         )
         yield runner.forward([row]).log_softmax(-1)
         runner.release(0)
+        runner.release_source(0)
 
 
 def loss(before: Iterable[Tensor], after: Iterable[Tensor]) -> Loss:

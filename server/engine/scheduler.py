@@ -122,6 +122,8 @@ class Scheduler:
     def discard(self, group: SequenceGroup) -> list[int]:
         """Finish a group whose cache content is bad. Returns the blocks that nobody holds any more."""
         blocks = [block for row in group.rows for block in self.blocks.discard(row)]
+        if group.source is not None:
+            blocks += self.blocks.discard_source(group.source)
         self.finish(group)
         return blocks
 
@@ -156,6 +158,7 @@ class Scheduler:
             self._fill(batch, NOTHING)
         for share in batch.shares:
             self._waiting.charge(share.group.caller, share.num_new_tokens)
+            self._read_source(batch, share.group)
         if self._drafter is not None and 0 < len(batch.shares) == batch.num_growing:
             drafts = self._drafter.drafts(batch.shares, self.max_batch_tokens - len(batch.shares))
             self._holdings.add_drafts(batch, drafts)
@@ -187,6 +190,8 @@ class Scheduler:
 
     def computed(self, batch: Batch) -> None:
         """The batch's tokens are in the cache. Of rows with drafts, `keep` counts them."""
+        for source in batch.sources:
+            source.is_computed = True
         for share in batch.shares:
             if share.draft_ids is None:
                 share.sequence.num_computed_tokens += share.num_new_tokens
@@ -257,7 +262,10 @@ class Scheduler:
         return True
 
     def _share(self, batch: Batch, group: SequenceGroup, budget: int, *, least: int) -> int:
-        """Let the rows that lack ``least`` tokens or more compute what the budget allows. Returns what it took."""
+        """Let the rows that lack ``least`` tokens or more compute what the budget allows. Returns what it took.
+
+        A source is encoded whole, whatever is left of the budget, and the first tokens that read it come with it.
+        """
         if group.trunk is not None:
             least = 1
         is_whole = False
@@ -266,12 +274,21 @@ class Scheduler:
         if group.is_joint and group.trunk is None and due:
             due, is_whole = self._chunking.joint([(row, row.num_new_tokens) for row in group.rows], budget)
         left = budget
+        if due and (num_source_tokens := self._read_source(batch, group)):
+            left = max(1, left - num_source_tokens)
         for row, num_tokens in due:
             if left > 0 or is_whole:
                 num_new_tokens = self._chunking.size(row, num_tokens, left)
                 batch.shares.append(share_of(row, num_new_tokens, group))
                 left -= num_new_tokens
         return budget - left
+
+    def _read_source(self, batch: Batch, group: SequenceGroup) -> int:
+        """Rows of the group are in the step. Returns the tokens that have to be encoded first."""
+        num_tokens = batch.read(group.source)
+        if num_tokens:
+            self._waiting.charge(group.caller, num_tokens)
+        return num_tokens
 
     def _share_with_shorter(
         self, batch: Batch, rest: list[SequenceGroup], budget: int, held: Held, *, may_admit: bool
@@ -292,7 +309,7 @@ class Scheduler:
         """Let groups begin that lack fewer tokens than ``below``. Returns the budget left."""
         while budget > 0 and len(self._running) < self.max_running:
             group = self._waiting.next()
-            if group is None or group.num_prompt_tokens >= below or group.caller in held.callers:
+            if group is None or group.num_input_tokens >= below or group.caller in held.callers:
                 break
             if self._num_rows + group.num_rows > self.max_running or not self._place(group):
                 break
@@ -300,6 +317,8 @@ class Scheduler:
             self._running[group.request_id] = group
             if group.num_cached_tokens is None:
                 group.num_cached_tokens = min(group.sequences[0].num_computed_tokens, group.num_prompt_tokens)
+                if group.source is not None and group.source.is_computed:
+                    group.num_cached_tokens += len(group.source.ids)
                 batch.started.append(group)
             budget -= self._share(batch, group, budget, least=1)
         return budget
@@ -325,6 +344,7 @@ class Scheduler:
         num_rows = self._num_rows + sum(group.num_rows for group in coming)
         leaders = (row for group in coming for row in group.leaders)
         num_blocks = num_rows + sum(self.blocks.blocks_for(row.num_tokens) for row in leaders)
+        num_blocks += sum(self.blocks.num_source_blocks(group.source) for group in coming)
         return num_rows <= self.max_running and num_blocks <= self.blocks.num_available
 
     def _place(self, group: SequenceGroup) -> bool:

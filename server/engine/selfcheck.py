@@ -20,9 +20,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from server.engine.batch_inputs import Row
+from server.engine.context import NO_CONTEXT, Context
 from server.engine.lengths import LengthRule
 from server.engine.model_runner import ModelRunner
 from server.engine.short_windows import SHORTEST, ShortWindows, named_windows
+from server.engine.sources import held_source
 from server.modules.attention import LayerSpec
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
 from server.out_of_memory import raise_if_memory
@@ -57,6 +59,12 @@ class Sample:
     """float32, on the CPU"""
     first_position: int = 0
     deciding_length: int = 0
+    source_ids: list[int] = field(default_factory=list)
+    """What the encoder reads; empty for models without one."""
+
+    def num_blocks(self, block_size: int) -> int:
+        """Of its tokens and its source."""
+        return -(-len(self.token_ids) // block_size) - (-len(self.source_ids) // block_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,22 +249,31 @@ def _difference(runner: ModelRunner, samples: Sequence[Sample], targets: Sequenc
 def _problems(runner: ModelRunner, samples: Sequence[Sample], targets: Sequence[Sequence[int]]) -> list[str | None]:
     """Of each row of each step."""
     tables = _block_tables(samples, runner.block_size)
+    contexts = [_context(i, sample, tables[i], runner.block_size) for i, sample in enumerate(samples)]
     done = [0] * len(samples)
     problems = []
     for targets_now in targets:
-        rows = list(_rows(samples, tables, done, targets_now))
+        rows = list(_rows(samples, tables, contexts, done, targets_now))
         logits = runner.forward(rows).cpu()
+        for context in contexts:
+            if context.source is not None:
+                context.source.held.is_computed = True
         for row, ours in zip(rows, logits, strict=True):
             done[row.key] = targets_now[row.key]
             theirs = samples[row.key].logits_TV[done[row.key] - 1]
             problems.append(_compare(ours, theirs, runner.dtype))
     for i in range(len(tables)):
         runner.release(i)
+        runner.release_source(i)
     return problems
 
 
 def _rows(
-    samples: Sequence[Sample], tables: Sequence[list[int]], done: Sequence[int], targets: Sequence[int]
+    samples: Sequence[Sample],
+    tables: Sequence[list[int]],
+    contexts: Sequence[Context],
+    done: Sequence[int],
+    targets: Sequence[int],
 ) -> Iterator[Row]:
     for i, (sample, target) in enumerate(zip(samples, targets, strict=True)):
         if target > done[i]:
@@ -266,6 +283,7 @@ def _rows(
                 num_computed=done[i],
                 block_table=tables[i],
                 deciding_length=sample.deciding_length,
+                context=contexts[i],
                 position_offset=sample.first_position,
             )
 
@@ -280,8 +298,16 @@ def _targets(lengths: Sequence[int]) -> list[list[int]]:
     ]
 
 
+def _context(key: int, sample: Sample, table: Sequence[int], block_size: int) -> Context:
+    """With the sample's source in the last blocks of its table."""
+    if not sample.source_ids:
+        return NO_CONTEXT
+    of_source = table[-(-len(sample.token_ids) // block_size) :]
+    return Context(source=held_source(sample.source_ids, key, of_source))
+
+
 def _num_blocks(samples: Sequence[Sample], block_size: int) -> int:
-    return sum(-(-len(sample.token_ids) // block_size) for sample in samples)
+    return sum(sample.num_blocks(block_size) for sample in samples)
 
 
 def _block_tables(samples: Sequence[Sample], block_size: int) -> list[list[int]]:
@@ -290,7 +316,7 @@ def _block_tables(samples: Sequence[Sample], block_size: int) -> list[list[int]]
     tables: list[list[int]] = [[] for _ in samples]
     while free:
         for table, sample in zip(tables, samples, strict=True):
-            if len(table) * block_size < len(sample.token_ids):
+            if len(table) < sample.num_blocks(block_size):
                 table.append(free.pop())
     return tables
 

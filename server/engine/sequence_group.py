@@ -49,12 +49,15 @@ class SequenceGroup:
         indices = [i for i, output in enumerate(command.outputs) if not output.is_finished] or [0]
         self.has_forked = params.num_beams > 1 or params.num_return_sequences == 1 or _has_begun(command.outputs)
         """False while the root stands for several samples."""
+        context = Context.of(command)
+        self.source = context.source
+        """What the encoder reads, for all rows."""
         make = partial(
             _sequence,
             command,
             max_model_len=max_model_len,
             block_size=block_size,
-            context=Context.of(command),
+            context=context,
             vocabulary=vocabulary,
             matcher=_matcher(params),
             grammar=grammar,
@@ -82,6 +85,11 @@ class SequenceGroup:
         """Whether the first output is not wanted, once the others have forked from it."""
         for sequence in self.sequences:
             sequence.reuses_prefix = not self.wants_prompt_logprobs
+
+    @property
+    def num_input_tokens(self) -> int:
+        """Tokens that the client gave: of the prompt, and of the source."""
+        return self.num_prompt_tokens + (0 if self.source is None else len(self.source.ids))
 
     @property
     def is_simple(self) -> bool:

@@ -38,6 +38,8 @@ class PromptContext(msgspec.Struct, frozen=True, kw_only=True):
     """Ranges ``[start, stop)`` of the prompt's tokens that come from a template and that penalties do not count."""
     cache_salt: str = ""
     """Requests with different salts share no block of the prefix cache."""
+    source_ids: list[int] = []
+    """Of an encoder-decoder model: the tokens of the text that its encoder reads."""
 
 
 class Generate(PromptContext, frozen=True, tag=True):

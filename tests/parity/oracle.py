@@ -65,6 +65,7 @@ def generation_config(command: Generate, module: PreTrainedModel) -> GenerationC
     theirs["exponential_decay_length_penalty"] = params.exponential_decay_length_penalty
     theirs["eos_token_id"] = list(params.end_token_ids + params.stop_token_ids) or None
     theirs["pad_token_id"] = module.generation_config.pad_token_id
+    theirs["decoder_start_token_id"] = module.generation_config.decoder_start_token_id
     bias = {tuple(ids): float(value) for ids, value in params.sequence_bias}
     bias |= {(token_id,): float(value) for token_id, value in params.logit_bias.items()}
     theirs["sequence_bias"] = bias or None
@@ -132,11 +133,12 @@ def processors_of(command: Generate, module: PreTrainedModel) -> LogitsProcessor
     config.max_length = len(command.prompt_ids) + command.params.max_new_tokens
     module._prepare_special_tokens(config, True, device=torch.device("cpu"))
     prompt = torch.tensor([command.prompt_ids])
+    source = torch.tensor([command.source_ids or command.prompt_ids])
     negative = torch.tensor([command.negative_prompt_ids]) if command.negative_prompt_ids else None
     found = module._get_logits_processor(
         config,
         input_ids_seq_length=prompt.shape[1],
-        encoder_input_ids=prompt,
+        encoder_input_ids=source,
         logits_processor=own_processors(command),
         device="cpu",
         model_kwargs={},
@@ -153,6 +155,13 @@ def _num_before_draw(found: LogitsProcessorList) -> int:
     return next((i for i, p in enumerate(found) if type(p).__name__.endswith(draws)), len(found))
 
 
+def inputs_of(command: Generate, token_ids: list[int]) -> dict[str, Tensor]:
+    """What the module reads when the sequence is ``token_ids`` so far."""
+    if not command.source_ids:
+        return {"input_ids": torch.tensor([token_ids])}
+    return {"input_ids": torch.tensor([command.source_ids]), "decoder_input_ids": torch.tensor([token_ids])}
+
+
 @torch.inference_mode()
 def sample(module: PreTrainedModel, command: Generate, sample_index: int = 0, noise: int | None = None) -> Sample:
     """Tokens of one sample, each from a forward pass over all before it."""
@@ -163,7 +172,7 @@ def sample(module: PreTrainedModel, command: Generate, sample_index: int = 0, no
     ids = list(command.prompt_ids)
     ending = {*params.end_token_ids, *params.stop_token_ids}
     for position in range(params.max_new_tokens):
-        logits = module(torch.tensor([ids]), use_cache=False).logits[:, -1].float()
+        logits = module(**inputs_of(command, ids), use_cache=False).logits[:, -1].float()
         scores = processors(torch.tensor([ids]), logits)[0]
         if params.do_sample:
             cumulated = scores.double().softmax(-1).cumsum(-1)
@@ -180,7 +189,7 @@ def sample(module: PreTrainedModel, command: Generate, sample_index: int = 0, no
 @torch.inference_mode()
 def search(module: PreTrainedModel, command: Generate, noise: int | None = None) -> list[Sample]:
     """`generate`: greedy or beams; hypotheses from the best on."""
-    prompt = torch.tensor([command.prompt_ids])
+    inputs = inputs_of(command, command.prompt_ids)
     config = generation_config(command, module)
     config.return_dict_in_generate = config.output_scores = True
     own = own_processors(command)
@@ -189,11 +198,11 @@ def search(module: PreTrainedModel, command: Generate, noise: int | None = None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         output = module.generate(
-            prompt,
             generation_config=config,
-            attention_mask=torch.ones_like(prompt),
+            attention_mask=torch.ones_like(inputs["input_ids"]),
             logits_processor=own,
             negative_prompt_ids=torch.tensor([command.negative_prompt_ids]) if command.negative_prompt_ids else None,
+            **inputs,
         )
     ending = {*command.params.end_token_ids, *command.params.stop_token_ids}
     scores = output.get("sequences_scores")

@@ -12,14 +12,15 @@ import torch
 from transformers import PreTrainedModel
 
 from server.config import ModelConfig
-from server.engine import memory, selfcheck
+from server.engine import memory, selfcheck, source_check
 from server.engine.attention.backend import AttentionBackend
 from server.engine.attention.choose import bytes_per_block, choose_attention
-from server.engine.executors import cache_type, compat
+from server.engine.executors import cache_type
 from server.engine.executors.compat import CompatRunner
 from server.engine.executors.compiled import compile_layers
 from server.engine.executors.cuda_graphs import with_graphs
 from server.engine.executors.deterministic import DeterministicRunner, steady, unsteady
+from server.engine.executors.encoder_decoder import EncoderDecoderRunner
 from server.engine.executors.fused import prepare
 from server.engine.executors.fused.runner import FusedRunner
 from server.engine.executors.generic import GenericRunner, probe
@@ -48,6 +49,7 @@ class _Subject:
     module: PreTrainedModel
     config: ModelConfig
     max_model_len: int
+    max_source_len: int
     expected: Reference
     quality_ids: TokenIds
     lengthwise: Lengthwise | None
@@ -59,7 +61,7 @@ class _Subject:
         block_size, room = self.config.block_size, None
         if _on_gpu(self.module):
             room = partial(self.share.measure, make_runner, self.max_model_len, block_size)
-        return memory.num_blocks(self.config, block_bytes, self.max_model_len, room)
+        return memory.num_blocks(self.config, block_bytes, self.max_model_len + self.max_source_len, room)
 
 
 def build_runner(
@@ -67,6 +69,7 @@ def build_runner(
     config: ModelConfig,
     max_model_len: int,
     *,
+    max_source_len: int = 0,
     pack: Callable[[PreTrainedModel], Any] | None = None,
     quality_ids: TokenIds = (),
     share: CudaShare = CudaShare(),  # noqa: B008  # it cannot be changed
@@ -75,16 +78,20 @@ def build_runner(
 
     ``pack`` may replace the module's linears by faster ones; it is called once the plain module has shown what its
     logits are, so that the check covers the replacement too. ``quality_ids`` are texts on which quantised weights are
-    compared with those they are made of. ``share`` is the model's part of a GPU.
+    compared with those they are made of. ``share`` is the model's part of a GPU. ``max_source_len`` is the most tokens
+    that an encoder reads; 0 for models without one.
     """
     module.requires_grad_(False)
     plain = module.config._attn_implementation
     set_attention(module, "eager")
     try:
-        lengthwise = install(module, max_model_len)
+        lengthwise = None if max_source_len else install(module, max_model_len)
         state = ModuleState(module)
         rule = None if lengthwise is None else lengthwise.rule
-        expected = selfcheck.reference(module, max_model_len, rule, state.restore)
+        if max_source_len:
+            expected = source_check.reference(module, max_model_len, max_source_len, state.restore)
+        else:
+            expected = selfcheck.reference(module, max_model_len, rule, state.restore)
     except FORWARD_FAILURES as error:
         raise_if_memory(error)
         raise ConfigurationError(
@@ -96,6 +103,7 @@ def build_runner(
         module=module,
         config=config,
         max_model_len=max_model_len,
+        max_source_len=max_source_len,
         expected=expected,
         quality_ids=quality_ids or expected.sequences,
         lengthwise=lengthwise,
@@ -104,6 +112,8 @@ def build_runner(
     if config.kv_dtype != "auto":
         cache_type.require(module, config, module.dtype, module.device)
         state.restore()
+    if max_source_len:
+        return _encoder_decoder(subject, plain, pack)
     if config.executor in ("auto", "fused") and not config.compile:
         try:
             return _fused(subject)
@@ -264,13 +274,28 @@ def _block_bytes(subject: _Subject, specs: Sequence[LayerSpec]) -> int:
     return bytes_per_block(specs, config.block_size, module.dtype, module.device, kv_dtype=config.kv_dtype)
 
 
+def _encoder_decoder(subject: _Subject, plain: str, pack: Callable[[PreTrainedModel], Any] | None) -> ModelRunner:
+    """``plain`` is the attention that the module came with."""
+    config = subject.config
+    if config.executor not in ("auto", "compat") or config.compile:
+        wanted, setting = ("a compiled", "compile") if config.compile else (f"the {config.executor}", "executor")
+        raise ConfigurationError(
+            f"Model {config.name} is an encoder-decoder, which cannot run in {wanted} executor. "
+            f"Remove {setting} from its settings.",
+            exit_code=EXIT_MODEL,
+        )
+    if pack is not None:
+        pack(subject.module)
+    return _compat(subject, plain)
+
+
 def _compat(subject: _Subject, plain: str) -> CompatRunner:
     """``plain`` is the attention that the module came with."""
     module, config, expected = subject.module, subject.config, subject.expected
     if config.kv_dtype != "auto":
         raise cache_type.refusal(config, "it runs in the compat executor, where the model holds its cache itself")
     make = partial(
-        CompatRunner,
+        EncoderDecoderRunner if subject.max_source_len else CompatRunner,
         module,
         block_size=config.block_size,
         vocab_size=expected.vocab_size,
@@ -311,7 +336,7 @@ def _check_compat(
     try:
         problem = selfcheck.difference(runner, expected)
         problem = problem or selfcheck.windowed_difference(lambda _short: make(), module, expected)
-        return problem, compat.block_bytes(runner)
+        return problem, runner.measure_block()
     except FORWARD_FAILURES as error:
         raise_if_memory(error)
         return f"its forward pass fails: {type(error).__name__}: {error}", 0

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
 from server.engine.batch_inputs import Row
 from server.engine.executors.lengthwise import Lengthwise, Span, spans_step
@@ -50,7 +50,7 @@ class CompatRunner(ModelRunner):
         self._resumes_token_by_token = resumes_token_by_token
         self._lengthwise = lengthwise
         self.length_rule = None if lengthwise is None else lengthwise.rule
-        self._caches: dict[int, DynamicCache] = {}
+        self._caches: dict[int, Any] = {}
         self._unmade: dict[int, int] = {}
         """Forks without a cache of their own yet, and the sequences whose caches they begin with."""
         self._lengths: dict[int, int] = {}
@@ -71,7 +71,7 @@ class CompatRunner(ModelRunner):
 
     def cache_bytes(self) -> int:
         """Bytes of all tensors that the caches hold now."""
-        return sum(_tensor_bytes(layer) for cache in self._caches.values() for layer in cache.layers)
+        return sum(map(tensor_bytes, map(self._of_row, self._caches.values())))
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
         self._make_forks()
@@ -82,6 +82,15 @@ class CompatRunner(ModelRunner):
             i for i, (row, part) in enumerate(parts) if row.num_logits == 0 and not bool(part.isfinite().all())
         ]
         return torch.cat([part[len(part) - row.num_logits :] for row, part in zip(rows, logits, strict=True)])
+
+    @torch.inference_mode()
+    def measure_block(self) -> int:
+        """Bytes that a sequence of one block holds in the model's own cache."""
+        ids = [1] * self.block_size
+        self.forward([Row(key=0, token_ids=ids, num_computed=0, block_table=[0])])
+        size = max(1, self.cache_bytes())
+        self.release(0)
+        return size
 
     def release(self, key: int) -> None:
         cache = self._caches.pop(key, None)
@@ -103,7 +112,7 @@ class CompatRunner(ModelRunner):
 
     def _make_forks(self) -> None:
         for child, parent in list(self._unmade.items()):
-            self._caches[child] = copy.deepcopy(self._caches[parent])
+            self._caches[child] = self._copy(self._caches[parent])
             del self._unmade[child]
 
     def rewind(self, key: int, num_tokens: int) -> int:
@@ -111,7 +120,7 @@ class CompatRunner(ModelRunner):
         num_left_out = self._lengths[key] - num_tokens
         cache = self._caches[key]
         # A sliding window has dropped what it would need again, and a recurrent state knows no way back.
-        if num_tokens == 0 or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        if num_tokens == 0 or any(type(layer) is not DynamicLayer for layer in self._of_row(cache).layers):
             self.release(key)
             return 0
         cache.crop(-num_left_out)
@@ -127,12 +136,12 @@ class CompatRunner(ModelRunner):
     def _advance(self, row: Row) -> Tensor:
         """Compute one row's tokens; float32 logits ``[num_logits, V]`` of the last ones, of one at least."""
         if row.num_computed == 0:
-            self._caches[row.key] = DynamicCache(config=self._module.config)
+            self._caches[row.key] = self._new_cache(row)
         assert row.num_computed == (self._lengths.get(row.key, 0) if row.num_computed else 0)
         num_logits = max(1, row.num_logits)
         ids = [int(token) for token in row.token_ids]
         self._lengths[row.key] = row.num_computed + len(ids)
-        size = 1 if row.num_computed and self._resumes_token_by_token else len(ids)
+        size = 1 if self._takes_single_tokens(row) else len(ids)
         cache = self._caches[row.key]
         parts = [
             self._compute(cache, row, slice(i, min(i + size, len(ids))), min(size, num_logits))
@@ -140,7 +149,22 @@ class CompatRunner(ModelRunner):
         ]
         return torch.cat(parts)[-num_logits:]
 
-    def _compute(self, cache: DynamicCache, row: Row, part: slice, num_logits: int) -> Tensor:
+    def _takes_single_tokens(self, row: Row) -> bool:
+        return row.num_computed > 0 and self._resumes_token_by_token
+
+    def _new_cache(self, _row: Row) -> Any:
+        return DynamicCache(config=self._module.config)
+
+    def _copy(self, cache: Any) -> Any:
+        """For a fork."""
+        return copy.deepcopy(cache)
+
+    def _of_row(self, cache: Any) -> Cache:
+        """The part that the row's own tokens write."""
+        whole: Cache = cache
+        return whole
+
+    def _compute(self, cache: Any, row: Row, part: slice, num_logits: int) -> Tensor:
         """``part`` of the row's tokens, behind what the cache holds."""
         ids = [int(token) for token in row.token_ids[part]]
         start, stop = row.num_computed + part.start, row.num_computed + part.stop
@@ -163,15 +187,7 @@ class CompatRunner(ModelRunner):
         return logits[0, -num_logits:].float()
 
 
-def _tensor_bytes(layer: Any) -> int:
-    return sum(value.numel() * value.itemsize for value in vars(layer).values() if isinstance(value, Tensor))
-
-
-@torch.inference_mode()
-def block_bytes(runner: CompatRunner) -> int:
-    """What a sequence of one block holds in the model's own cache."""
-    ids = [1] * runner.block_size
-    runner.forward([Row(key=0, token_ids=ids, num_computed=0, block_table=[0])])
-    size = runner.cache_bytes()
-    runner.release(0)
-    return max(1, size)
+def tensor_bytes(cache: Cache) -> int:
+    """Of all layers."""
+    tensors = (value for layer in cache.layers for value in vars(layer).values() if isinstance(value, Tensor))
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)

@@ -53,6 +53,11 @@ class Start:
     """``params.grammar``, compiled."""
 
     @property
+    def input_ids(self) -> IntArray:
+        """What the client gave the model to read: the source, or else the prompt."""
+        return np.array(self.context.source_ids, dtype=np.int64) if self.context.source_ids else self.prompt_ids
+
+    @property
     def token_ids(self) -> IntArray:
         return np.concatenate([self.prompt_ids, self.output_ids])
 

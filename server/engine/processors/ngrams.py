@@ -87,12 +87,20 @@ class NoRepeatNGram(LogitsProcessor):
 
 
 class EncoderNoRepeatNGram(NoRepeatNGram):
-    """No n tokens in a row that are in the prompt."""
+    """No n tokens in a row that are in the prompt or source."""
+
+    BETWEEN = np.array([-1])
+    """Parts a source from what the decoder writes: no repeat reaches across."""
 
     @classmethod
     def for_sequence(cls, start: Start) -> Self | None:
         size = start.params.encoder_no_repeat_ngram_size
-        return cls(size, Repeats(start.token_ids, num_places=len(start.prompt_ids))) if size > 0 else None
+        if size == 0:
+            return None
+        token_ids = start.token_ids
+        if start.context.source_ids:
+            token_ids = np.concatenate([start.input_ids, cls.BETWEEN, token_ids])
+        return cls(size, Repeats(token_ids, num_places=len(start.input_ids)))
 
 
 class Dry(LogitsProcessor):

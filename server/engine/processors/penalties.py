@@ -15,7 +15,10 @@ from server.engine.processors.token_counts import Scope, ScopedCounts
 
 
 class EncoderRepetitionPenalty(LogitsProcessor):
-    """Make every token of the prompt more likely, or less by a penalty below 1: a repetition penalty turned over."""
+    """Make every token of the prompt or source more likely, or less by a penalty below 1.
+
+    It is a repetition penalty turned over.
+    """
 
     def __init__(self, penalty: float, prompt_ids: IntArray) -> None:
         self.penalty = _bounded(1 / penalty)
@@ -41,7 +44,7 @@ class RepetitionPenalty(LogitsProcessor):
     """Make every token already in the sequence less likely, however often it is there.
 
     A positive logit is divided by the penalty and a negative one multiplied, so that a penalty above 1 lowers both.
-    Without a scope the prompt counts, as in transformers.
+    Without a scope the prompt counts, as in transformers; the source of an encoder-decoder does not.
     """
 
     def __init__(self, penalty: float, seen: ScopedCounts) -> None:
@@ -53,7 +56,7 @@ class RepetitionPenalty(LogitsProcessor):
         params = start.params
         if params.repetition_penalty == 1.0:
             return None
-        return cls(params.repetition_penalty, ScopedCounts(start, _or(params.penalty_scope, "both")))
+        return cls(params.repetition_penalty, ScopedCounts(start, _or(params.penalty_scope, "decoder")))
 
     def accept(self, token_id: int) -> None:
         self.seen.accept(token_id)

@@ -12,8 +12,12 @@ import numpy.typing as npt
 from server.engine.batch_inputs import IntArray
 from server.engine.processors.base import Start
 
-Scope = Literal["prompt", "output", "both"] | int
-"""Which tokens count; an integer is the last so many of prompt and output."""
+Scope = Literal["prompt", "output", "both", "decoder"] | int
+"""Which tokens count; an integer is the last so many of prompt and output.
+
+The prompt is the text that the client gave: of an encoder-decoder model, the source. ``decoder`` is what the decoder
+has read and written: its own prompt and the output.
+"""
 
 
 class TokenCounts:
@@ -77,10 +81,11 @@ class ScopedCounts:
         self._window: deque[int | None] | None = None
         """The last tokens, None for those of a template."""
         if isinstance(scope, int):
-            self._window = deque([*_counted(start), *start.output_ids.tolist()], maxlen=scope)
+            self._window = deque([*_counted(start, start.input_ids), *start.output_ids.tolist()], maxlen=scope)
             token_ids: Iterable[int] = (token_id for token_id in self._window if token_id is not None)
         else:
-            prompt = (token_id for token_id in _counted(start) if token_id is not None)
+            prompt_ids = start.prompt_ids if scope == "decoder" else start.input_ids
+            prompt = (token_id for token_id in _counted(start, prompt_ids) if token_id is not None)
             token_ids = [
                 *(prompt if scope != "output" else ()),
                 *(start.output_ids.tolist() if scope != "prompt" else ()),
@@ -115,9 +120,9 @@ class ScopedCounts:
         return twin
 
 
-def _counted(start: Start) -> list[int | None]:
+def _counted(start: Start, prompt_ids: IntArray) -> list[int | None]:
     """The prompt's tokens, None for those of a template."""
-    token_ids: list[int | None] = start.prompt_ids.tolist()
+    token_ids: list[int | None] = prompt_ids.tolist()
     for first, stop in start.context.template_spans:
         token_ids[first:stop] = [None] * len(token_ids[first:stop])
     return token_ids

@@ -1,0 +1,64 @@
+"""Every decoding option on encoder-decoder models, in one batch with different sources, against transformers."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from server.config import ModelConfig
+from server.engine.engine import DecoderEngine
+from server.engine.executors.build import build_runner
+from server.models.packed_linear import pack_linears
+from server.protocol import Generate
+from tests.parity import cases
+from tests.parity.test_parity import PROMPTS, check
+from tests.tiny_encoder_decoders import FAMILIES, KINDS, START_ID, tiny_encoder_decoder
+
+FORCED = [{"forced_bos_token_id": 9}, {"forced_bos_token_id": 9, "num_beams": 4, "begin_suppress_tokens": (40, 41)}]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def engine_of(module: PreTrainedModel) -> DecoderEngine:
+    config = ModelConfig(name="m", path="unused", block_size=4, kv_cache_gib=0.02, max_running=64)
+    runner = build_runner(module, config, 128, max_source_len=64, pack=pack_linears)
+    return DecoderEngine(
+        runner, max_model_len=128, max_source_len=64, max_batch_tokens=96, max_running=64, prefix_cache=True
+    )
+
+
+def read(command: Generate) -> Generate:
+    """The same request to a model that reads the prompt as its source."""
+    return msgspec.structs.replace(command, prompt_ids=[START_ID], source_ids=command.prompt_ids)
+
+
+def without_guidance(commands: list[Generate]) -> list[Generate]:
+    return [command for command in commands if command.params.guidance_scale == 1.0]
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_each_option_alone_gives_what_transformers_gives(family: str) -> None:
+    commands = without_guidance(cases.each_option(PROMPTS[0]))
+    commands += [cases.command(f"forced {i}", PROMPTS[1], **params) for i, params in enumerate(FORCED)]
+    check(engine_of(tiny_encoder_decoder(family)), tiny_encoder_decoder(family), list(map(read, commands)))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_combinations_with_different_sources_give_what_transformers_gives(family: str) -> None:
+    number = 100 if family in KINDS else 24
+    commands = cases.at_random(PROMPTS, number, seed=list(FAMILIES).index(family))
+    check(engine_of(tiny_encoder_decoder(family)), tiny_encoder_decoder(family), list(map(read, commands)))
+
+
+def test_a_longer_decoder_prompt_counts_as_transformers_counts_it() -> None:
+    commands = [
+        msgspec.structs.replace(read(command), prompt_ids=[START_ID, 40, 41, 42])
+        for command in cases.at_random(PROMPTS, 40, seed=7)
+    ]
+    check(engine_of(tiny_encoder_decoder("t5")), tiny_encoder_decoder("t5"), commands)
