@@ -21,14 +21,15 @@ from transformers import (
 from tests.tiny_models import EOS_ID, MAX_MODEL_LEN, NUM_TOKENS, PAD_ID, VOCAB_SIZE, tiny_tokenizer
 
 MAX_LEN = MAX_MODEL_LEN
-START_ID = PAD_ID
+COUNTS_PADDING = ("m2m_100", "nllb-moe", "fsmt")
+"""Families that give padding no position, so that they cannot start with it."""
 
 _IDS = {
     "vocab_size": VOCAB_SIZE,
     "bos_token_id": 0,
     "eos_token_id": EOS_ID,
     "pad_token_id": PAD_ID,
-    "decoder_start_token_id": START_ID,
+    "decoder_start_token_id": PAD_ID,
     "forced_eos_token_id": None,
 }
 _BART = {
@@ -102,6 +103,11 @@ KINDS = ("t5", "bart", "marian")
 """For tests of what does not depend on the layout: relative positions, learned ones, sinusoids and a padding start."""
 
 
+def start_id(family: str) -> int:
+    """The token that begins every output."""
+    return EOS_ID if family in COUNTS_PADDING else PAD_ID
+
+
 def tiny_config(family: str) -> PreTrainedConfig:
     model_type, fields = FAMILIES[family]
     if model_type == "encoder-decoder":
@@ -112,7 +118,7 @@ def tiny_config(family: str) -> PreTrainedConfig:
         return config
     if model_type == "t5gemma":
         return AutoConfig.for_model(model_type, encoder=_GEMMA, decoder=_GEMMA, **_IDS)
-    return AutoConfig.for_model(model_type, **{**_IDS, **fields})
+    return AutoConfig.for_model(model_type, **{**_IDS, "decoder_start_token_id": start_id(family), **fields})
 
 
 def tiny_encoder_decoder(family: str, seed: int = 0) -> PreTrainedModel:
@@ -120,7 +126,10 @@ def tiny_encoder_decoder(family: str, seed: int = 0) -> PreTrainedModel:
     module = AutoModelForSeq2SeqLM.from_config(tiny_config(family), dtype=torch.float32)
     _scramble(module, seed)
     module.generation_config = GenerationConfig(
-        bos_token_id=0, eos_token_id=EOS_ID, pad_token_id=module.config.pad_token_id, decoder_start_token_id=START_ID
+        bos_token_id=0,
+        eos_token_id=EOS_ID,
+        pad_token_id=module.config.pad_token_id,
+        decoder_start_token_id=start_id(family),
     )
     return module.eval()
 

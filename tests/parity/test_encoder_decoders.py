@@ -14,7 +14,7 @@ from server.models.packed_linear import pack_linears
 from server.protocol import Generate
 from tests.parity import cases
 from tests.parity.test_parity import PROMPTS, check
-from tests.tiny_encoder_decoders import FAMILIES, KINDS, START_ID, tiny_encoder_decoder
+from tests.tiny_encoder_decoders import FAMILIES, KINDS, start_id, tiny_encoder_decoder
 
 FORCED = [{"forced_bos_token_id": 9}, {"forced_bos_token_id": 9, "num_beams": 4, "begin_suppress_tokens": (40, 41)}]
 
@@ -32,33 +32,31 @@ def engine_of(module: PreTrainedModel) -> DecoderEngine:
     )
 
 
-def read(command: Generate) -> Generate:
-    """The same request to a model that reads the prompt as its source."""
-    return msgspec.structs.replace(command, prompt_ids=[START_ID], source_ids=command.prompt_ids)
-
-
-def without_guidance(commands: list[Generate]) -> list[Generate]:
-    return [command for command in commands if command.params.guidance_scale == 1.0]
+def read(commands: list[Generate], family: str, *prefix: int) -> list[Generate]:
+    """The same requests to a model that reads the prompts as its sources."""
+    begin = [start_id(family), *prefix]
+    return [
+        msgspec.structs.replace(command, prompt_ids=begin, source_ids=command.prompt_ids)
+        for command in commands
+        if command.params.guidance_scale == 1.0
+    ]
 
 
 @pytest.mark.parametrize("family", KINDS)
 def test_each_option_alone_gives_what_transformers_gives(family: str) -> None:
-    commands = without_guidance(cases.each_option(PROMPTS[0]))
+    commands = cases.each_option(PROMPTS[0])
     commands += [cases.command(f"forced {i}", PROMPTS[1], **params) for i, params in enumerate(FORCED)]
-    check(engine_of(tiny_encoder_decoder(family)), tiny_encoder_decoder(family), list(map(read, commands)))
+    check(engine_of(tiny_encoder_decoder(family)), tiny_encoder_decoder(family), read(commands, family))
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_random_combinations_with_different_sources_give_what_transformers_gives(family: str) -> None:
-    number = 100 if family in KINDS else 24
+    number = 40 if family in KINDS else 12
     commands = cases.at_random(PROMPTS, number, seed=list(FAMILIES).index(family))
-    check(engine_of(tiny_encoder_decoder(family)), tiny_encoder_decoder(family), list(map(read, commands)))
+    check(engine_of(tiny_encoder_decoder(family)), tiny_encoder_decoder(family), read(commands, family))
 
 
 def test_a_longer_decoder_prompt_counts_as_transformers_counts_it() -> None:
-    commands = [
-        msgspec.structs.replace(read(command), prompt_ids=[START_ID, 40, 41, 42])
-        for command in cases.at_random(PROMPTS, 40, seed=7)
-    ]
+    commands = read(cases.at_random(PROMPTS, 24, seed=7), "t5", 40, 41, 42)
     check(engine_of(tiny_encoder_decoder("t5")), tiny_encoder_decoder("t5"), commands)

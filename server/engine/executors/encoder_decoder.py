@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
@@ -118,9 +118,9 @@ class EncoderDecoderRunner(CompatRunner):
         return logits[0, -num_logits:].float()
 
 
-def num_embeddings(part: nn.Module) -> int:
+def num_embeddings(part: Any) -> int:
     """Token ids that an encoder or a decoder can read."""
-    embedding: nn.Module = getattr(part, "embed_tokens", None) or part.get_input_embeddings()
+    embedding = getattr(part, "embed_tokens", None) or part.get_input_embeddings()
     return int(embedding.weight.shape[0])
 
 
