@@ -102,4 +102,4 @@ def _curl(url: str, ready: Mapping[str, Ready], *, has_keys: bool) -> list[str]:
     body = json.dumps(task.example).replace("[MASK]", models[task.name].tokenizer.mask_token or "[MASK]")
     unbuffered = "-N " if "stream" in task.example else ""
     key = '-H "Authorization: Bearer $SLUICE_API_KEY" ' if has_keys else ""
-    return [f"curl {unbuffered}{url}/{task.name} {key}-H 'Content-Type: application/json' \\", f"     -d '{body}'"]
+    return [f"curl {unbuffered}{url}{task.route} {key}-H 'Content-Type: application/json' \\", f"     -d '{body}'"]

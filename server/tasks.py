@@ -27,9 +27,11 @@ class Task:
     """One kind of model."""
 
     name: str
-    """As in ``/info``. The task's own route is ``/name``."""
+    """As in ``/info``."""
     heads: tuple[str, ...] = ()
     """Endings of the class names of such models in ``architectures``."""
+    mapping: str | None = None
+    """Where class names of other models end alike: the mapping of transformers that such a class is in."""
     auto_class: str
     """The class of transformers that loads them."""
     reads: Literal["text", "tokens", "masks"] | None = None
@@ -45,12 +47,19 @@ class Task:
     served: str
     """The class that serves such a model in the front."""
     router: str
-    """Its own route, ``/name``."""
+    """Its own route."""
+    path: str = ""
+    """Of its own route; empty: ``/name``."""
     example: Mapping[str, Any]
     """A body for the route. ``[MASK]`` stands for the model's mask token."""
     can_predict: bool = True
     """Whether `sluice predict` sends inputs to the route."""
     training: Training | None = None
+
+    @property
+    def route(self) -> str:
+        """The path of its own route."""
+        return self.path or f"/{self.name}"
 
     @property
     def is_decoder(self) -> bool:
@@ -71,6 +80,19 @@ GENERATE = Task(
         "stream": True,
     },
 )
+SEQ2SEQ = Task(
+    name="seq2seq",
+    heads=("ForConditionalGeneration", "MTModel", "EncoderDecoderModel"),
+    mapping="MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    auto_class="AutoModelForSeq2SeqLM",
+    peft_type="SEQ_2_SEQ_LM",
+    served="server.serving.generator:ServedGenerator",
+    router="server.api.dialects.tgi.generate:router",
+    path="/generate",
+    example={"inputs": "The train to Edinburgh leaves at nine."},
+    can_predict=False,
+)
+"""Encoder-decoder models. They generate, too."""
 CLASSIFY = Task(
     name="classify",
     heads=("ForSequenceClassification",),
@@ -145,7 +167,9 @@ EMBED = Task(
 )
 """Models without a head."""
 
-TASKS: dict[str, Task] = {task.name: task for task in (GENERATE, CLASSIFY, NER, FILL_MASK, QUESTION_ANSWERING, EMBED)}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (GENERATE, SEQ2SEQ, CLASSIFY, NER, FILL_MASK, QUESTION_ANSWERING, EMBED)
+}
 """By name, in the order in which examples of them are preferred."""
 
 TRAININGS: dict[str, Training] = {task.training.command: task.training for task in TASKS.values() if task.training}

@@ -32,8 +32,10 @@ from server.serving.lifecycle import Lifecycle
 from server.serving.registry import Registry
 from server.tasks import TASKS
 
+TASK_OF = {task.router: name for name, task in reversed(TASKS.items())}
+"""Router -> task; of several tasks with one router, the first."""
 ROUTERS: tuple[tuple[str | None, DialectRouter], ...] = (
-    *((name, resolve_name(task.router)) for name, task in TASKS.items()),
+    *((TASK_OF[router], resolve_name(router)) for router in dict.fromkeys(task.router for task in TASKS.values())),
     (None, templates.router),
     ("classify", tei.classify_router),
     ("classify", zero_shot.router),

@@ -96,7 +96,7 @@ def plan_model(model: ModelConfig, num_on_gpu: int = 1) -> PlannedModel:
     # An adapter is merged in float32, whatever comes after.
     load_bytes = sum(parameter.numel() * 4 for parameter in module.parameters()) if folder.adapter else plain_bytes
     if is_decoder:
-        loader.generation_defaults(folder.path, module, tokenizer)
+        loader.generation_defaults(folder.path, module, tokenizer, folder.task)
     quantised = WEIGHT_TYPES.get(model.quantize)
     weight_bytes = _weight_bytes(module, dtype, quantised.num_bytes if quantised else products.itemsize)
     # Without weights nothing can be computed: what a step takes of a GPU is not known.

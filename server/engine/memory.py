@@ -11,7 +11,9 @@ import torch
 from server import machine
 from server.config import ModelConfig
 from server.engine.batch_inputs import Row
+from server.engine.context import NO_CONTEXT, Context
 from server.engine.model_runner import ModelRunner
+from server.engine.sources import held_source
 from server.errors import EXIT_MODEL, ConfigurationError
 
 log = logging.getLogger("sluice.engine")
@@ -42,10 +44,12 @@ class CudaShare:
 
     def measure(self, make_runner: Callable[[int], ModelRunner], max_model_len: int, block_size: int) -> int:
         """Bytes for the cache of a model that is loaded; ``make_runner`` takes a number of blocks."""
-        runner = make_runner(sum(len(row.block_table) for row in _largest_step(self, max_model_len, block_size)))
+        tokens = min(max_model_len, self.step_tokens)
+        runner = make_runner(sum(len(row.block_table) for row in _largest_step(self, tokens, block_size)))
         # What was packed and checked before is free again, and torch keeps it until it is told not to.
         torch.cuda.empty_cache()
-        peak_bytes = _peak_bytes(runner, _largest_step(self, max_model_len, block_size))
+        reads_source = runner.source_vocab_size > 0
+        peak_bytes = _peak_bytes(runner, _largest_step(self, tokens, block_size, reads_source=reads_source))
         device = runner.device
         del runner
         torch.cuda.empty_cache()
@@ -78,17 +82,20 @@ def _peak_bytes(runner: ModelRunner, rows: Sequence[Row]) -> int:
     runner.forward(rows)
     for row in rows:
         runner.release(row.key)
+        runner.release_source(row.key)
     return torch.cuda.max_memory_allocated(runner.device) - before
 
 
-def _largest_step(share: CudaShare, max_model_len: int, block_size: int) -> list[Row]:
-    """Prompts as long as the model allows, scored at every token."""
+def _largest_step(share: CudaShare, max_model_len: int, block_size: int, *, reads_source: bool = False) -> list[Row]:
+    """Prompts as long as the model allows, scored at every token; with ``reads_source`` after sources as long."""
     rows = []
     first_block = 0
     for key, start in enumerate(range(0, share.step_tokens, max_model_len)):
         length = min(max_model_len, share.step_tokens - start)
         table = range(first_block, first_block + -(-length // block_size))
-        rows.append(Row(key=key, token_ids=[0] * length, num_computed=0, block_table=table, num_logits=length))
+        ids = [0] * length
+        context = Context(source=held_source(ids, key)) if reads_source else NO_CONTEXT
+        rows.append(Row(key=key, token_ids=ids, num_computed=0, block_table=table, num_logits=length, context=context))
         first_block = table.stop
     return rows
 
@@ -124,3 +131,13 @@ def num_blocks(
             "model %s: the KV cache holds %d tokens of %d", config.name, blocks * config.block_size, max_model_len
         )
     return blocks
+
+
+def fitting_lengths(max_model_len: int, max_source_len: int, runner: ModelRunner) -> tuple[int, int]:
+    """The most tokens of a sequence and of its source, where the cache holds fewer than both of the model's own.
+
+    Neither loses while it has less than half of the cache.
+    """
+    room = runner.num_blocks * runner.block_size
+    max_source_len = min(max_source_len, room - min(max_model_len, room // 2))
+    return min(max_model_len, room - max_source_len), max_source_len

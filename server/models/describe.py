@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import transformers
 from transformers import GenerationConfig, PreTrainedConfig
+from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.models.configs import token_id
 from server.protocol import GenerationValue, SamplingParams
-from server.tasks import CLASSIFY, EMBED, TASKS
+from server.tasks import CLASSIFY, EMBED, GENERATE, SEQ2SEQ, TASKS
 
 ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
@@ -33,6 +35,9 @@ GENERATION_FIELDS = (
     *OTHER_SHAPES,
 )
 """Fields of a GenerationConfig that become a model's defaults."""
+DECODER_LENGTHS = ("max_length", "min_length")
+"""The same, of encoder-decoder models alone, where they count what the decoder writes after the token that starts it
+and that token."""
 
 NONE_BELOW_ZERO = (
     "max_new_tokens",
@@ -87,7 +92,7 @@ def task_of(folder: Path, architectures: list[str] | None) -> str:
     names = architectures or []
     for name in names:
         for ending, task in HEADS.items():
-            if name.endswith(ending):
+            if name.endswith(ending) and _is_among(name, TASKS[task].mapping):
                 return task
     if any(name in MODEL_MAPPING_NAMES.values() for name in names):
         return EMBED.name
@@ -95,6 +100,15 @@ def task_of(folder: Path, architectures: list[str] | None) -> str:
     raise refuse(
         f"{folder} holds {found}, which no route serves. Serve a model with one of these heads: {', '.join(HEADS)}."
     )
+
+
+def _is_among(name: str, mapping: str | None) -> bool:
+    """Whether the class is in the mapping and reads text alone; any class is where there is no mapping."""
+    if mapping is None:
+        return True
+    if name not in getattr(modeling_auto, mapping).values():
+        return False
+    return getattr(transformers, name).input_modalities in ("text", ("text",))
 
 
 def labels_of(config: PreTrainedConfig, task: str) -> list[str]:
@@ -115,14 +129,15 @@ def problem_type_of(config: PreTrainedConfig, task: str) -> ProblemType | None:
 
 
 def generation_defaults(
-    folder: Path, config: GenerationConfig | None, eos_token_id: int | None
+    folder: Path, config: GenerationConfig | None, eos_token_id: int | None, task: str = GENERATE.name
 ) -> dict[str, GenerationValue]:
     """The fields that are set, under transformers' names; ``end_token_ids`` always.
 
     A field that the folder leaves out stays out: `GenerationConfig` has None there, not a value. Whether a number is
     in range is the front's to judge, as it is for a request's.
     """
-    fields = {name: getattr(config, name, None) for name in GENERATION_FIELDS}
+    names = (*GENERATION_FIELDS, *DECODER_LENGTHS) if task == SEQ2SEQ.name else GENERATION_FIELDS
+    fields = {name: getattr(config, name, None) for name in names}
     fields |= {name: token_id(fields[name]) for name in NONE_BELOW_ZERO}
     set_fields = {name: value for name, value in fields.items() if value is not None}
     for name in ("suppress_tokens", "begin_suppress_tokens"):
@@ -140,6 +155,18 @@ def generation_defaults(
         raise refuse(f"{wrong[0]} in the generation_config of {folder} is not a number. Correct or remove it.")
     # Some configs write -1 for a token that the model does not have.
     return {**set_fields, "end_token_ids": [token for token in ends if token >= 0]}
+
+
+def start_ids_of(folder: Path, config: PreTrainedConfig, generation: GenerationConfig | None) -> list[int]:
+    """The token that every output of an encoder-decoder follows, as transformers finds it."""
+    for source in (generation, config):
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            token = token_id(getattr(source, name, None))
+            if isinstance(token, list | tuple):
+                raise refuse(f"{name} of {folder} is a list, and only one token can start an output. Correct it.")
+            if token is not None:
+                return [int(token)]
+    raise refuse(f"{folder} names no decoder_start_token_id. Add it to generation_config.json.")
 
 
 def _is_numbers(value: Any) -> bool:

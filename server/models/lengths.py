@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -11,7 +11,7 @@ from server.config import ModelConfig
 from server.models.configs import positive
 from server.models.describe import refuse
 from server.models.embedder import Recipe
-from server.tasks import TASKS
+from server.tasks import SEQ2SEQ, TASKS
 
 LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
@@ -26,6 +26,8 @@ LARGEST_LENGTH = 10**9
 def longest_input(model: ModelConfig, module: PreTrainedModel, tokenizer: Any, task: str, recipe: Recipe | None) -> int:
     """Most tokens of one sequence: what the operator sets, else what the folder says."""
     of_tokenizer = _tokenizer_limit(tokenizer)
+    if task == SEQ2SEQ.name:
+        return _of_part(model, _part_positions(module, "decoder"), of_tokenizer)
     limit = _num_positions(module) or min(of_tokenizer or FALLBACK_LENGTH, FALLBACK_LENGTH)
     if recipe is not None:
         limit = min(limit, recipe.max_length or limit)
@@ -38,6 +40,32 @@ def longest_input(model: ModelConfig, module: PreTrainedModel, tokenizer: Any, t
     # transformers cuts what an encoder reads at the tokenizer's limit, and generates from prompts of any length.
     usual = limit if TASKS[task].is_decoder else min(limit, of_tokenizer or limit)
     return wanted or usual
+
+
+def longest_source(model: ModelConfig, module: PreTrainedModel, tokenizer: Any) -> int:
+    """Most tokens of a text that an encoder-decoder reads; ``max_model_len`` bounds it and the output alike."""
+    return _of_part(model, _part_positions(module, "encoder"), _tokenizer_limit(tokenizer))
+
+
+def _of_part(model: ModelConfig, positions: int | None, of_tokenizer: int | None) -> int:
+    if model.max_model_len and positions is not None and model.max_model_len > positions:
+        raise refuse(
+            f"max_model_len of model {model.name} is {model.max_model_len} and its encoder or decoder has {positions} "
+            f"positions. Set it to {positions} or less."
+        )
+    usual = min(positions or FALLBACK_LENGTH, of_tokenizer or FALLBACK_LENGTH)
+    return model.max_model_len or usual
+
+
+def _part_positions(module: PreTrainedModel, part: Literal["encoder", "decoder"]) -> int | None:
+    """Of one half of an encoder-decoder. T5's kin has none: how far tokens lie apart is all that it sees."""
+    config = module.config
+    if getattr(config, "relative_attention_num_buckets", None) and config.model_type != "prophetnet":
+        return None
+    own = getattr(config, part, None)
+    names = (f"max_{part}_position_embeddings", "max_position_embeddings")
+    values = (positive(getattr(own or config, name, None)) for name in names)
+    return next((int(value) for value in values if value), None)
 
 
 def _tokenizer_limit(tokenizer: Any) -> int | None:

@@ -21,12 +21,12 @@ from server.models.describe import ProblemType
 from server.models.device import choose_device, use_device
 from server.models.embedder import Embedder, Recipe
 from server.models.folder import look
-from server.models.lengths import longest_input
+from server.models.lengths import longest_input, longest_source
 from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
 from server.native import kernels
 from server.protocol import Embedding, GenerationValue, TokenizerFiles
-from server.tasks import TASKS
+from server.tasks import SEQ2SEQ, TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,10 @@ class LoadedModel:
     tokenizer: TokenizerFiles
     architecture: str
     max_model_len: int
+    max_source_len: int
+    """Of an encoder-decoder; else 0."""
+    start_ids: list[int]
+    """The same: what every output follows."""
     labels: list[str]
     embedding: Embedding | None
     problem_type: ProblemType | None
@@ -67,6 +71,7 @@ def load(model: ModelConfig) -> LoadedModel:
     module = _place(module, device, dtype)
     architecture = type(module).__name__
     max_model_len = longest_input(model, module, tokenizer, task, recipe)
+    is_seq2seq = task == SEQ2SEQ.name
     if recipe is not None:
         module = Embedder(module, recipe.pooling)
     return LoadedModel(
@@ -76,10 +81,14 @@ def load(model: ModelConfig) -> LoadedModel:
         tokenizer=tokenizer_files(tokenizer),
         architecture=architecture,
         max_model_len=max_model_len,
+        max_source_len=longest_source(model, module, tokenizer) if is_seq2seq else 0,
+        start_ids=describe.start_ids_of(folder, module.config, _generation_config(folder, module))
+        if is_seq2seq
+        else [],
         labels=describe.labels_of(module.config, task),
         embedding=None if recipe is None else _embedding(recipe, module.config),
         problem_type=describe.problem_type_of(module.config, task),
-        generation_config=generation_defaults(folder, module, tokenizer) if TASKS[task].is_decoder else {},
+        generation_config=generation_defaults(folder, module, tokenizer, task) if TASKS[task].is_decoder else {},
         num_parameters=sum(parameter.numel() for parameter in module.parameters()),
         attribution=describe.attribution_of(*dict.fromkeys((folder, weights))),
     )
@@ -158,9 +167,13 @@ def _place(module: PreTrainedModel, device: torch.device, dtype: torch.dtype) ->
     return placed.requires_grad_(False).eval()
 
 
-def generation_defaults(folder: Path, module: PreTrainedModel, tokenizer: Any) -> dict[str, GenerationValue]:
-    config = module.generation_config
+def generation_defaults(folder: Path, module: PreTrainedModel, tokenizer: Any, task: str) -> dict[str, GenerationValue]:
+    return describe.generation_defaults(folder, _generation_config(folder, module), tokenizer.eos_token_id, task)
+
+
+def _generation_config(folder: Path, module: PreTrainedModel) -> GenerationConfig | None:
+    config: GenerationConfig | None = module.generation_config
     if (folder / "generation_config.json").is_file():
         describe.read_json(folder, "generation_config.json")
         config = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return describe.generation_defaults(folder, config, tokenizer.eos_token_id)
+    return config

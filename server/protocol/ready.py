@@ -75,7 +75,13 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     vocab_size: int
     """Width of the logits: a legal token id is below it."""
     max_model_len: int
-    """Most tokens of one sequence, special tokens included."""
+    """Most tokens of one sequence, special tokens included; of an encoder-decoder model, of what its decoder writes."""
+    max_source_len: int = 0
+    """Of an encoder-decoder model: most tokens of a text that its encoder reads, special tokens included; else 0."""
+    source_vocab_size: int = 0
+    """Of an encoder-decoder model: a legal token id of such a text is below it."""
+    start_ids: list[int] = []
+    """Of an encoder-decoder model: the tokens that every output follows."""
     device: str
     dtype: str
     dtype_reason: str | None = None

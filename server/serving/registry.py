@@ -18,14 +18,18 @@ from server.serving.encoder_client import ServedEncoder
 from server.serving.generator import ServedGenerator
 from server.serving.origin import Origin, origin_of
 from server.serving.services import Services
-from server.tasks import TASKS
+from server.tasks import SEQ2SEQ, TASKS
 
 Served = ServedGenerator | ServedEncoder
 
 CLASSES: dict[str, Any] = {name: resolve_name(task.served) for name, task in TASKS.items()}
 """Task -> what serves such a model."""
-TASK_OF = {kind: name for name, kind in CLASSES.items()}
 S = TypeVar("S", bound=Served)
+
+
+def _task_of(kind: type[Any]) -> str:
+    """The first one that ``kind`` serves."""
+    return next(task for task, served in CLASSES.items() if served is kind)
 
 
 class Registry:
@@ -95,18 +99,30 @@ class Registry:
     def get(self, kind: type[S], name: str | None) -> S:
         """The model of that name that ``kind`` serves; without a name the first one."""
         self._check_loaded()
-        names = self.names(kind)
-        if name is None and names:
-            name = names[0]
-        if name is None or name not in names:
-            raise ModelNotFound(name, TASK_OF[kind], names)
-        served = self._served[name]
+        served = self._chosen(self.names(kind), name, _task_of(kind))
         assert isinstance(served, kind)
         return served
 
     def names(self, kind: type[Any]) -> list[str]:
         """Of the servable models that ``kind`` serves; the first one is the default."""
-        return self._names.get(TASK_OF[kind], [])
+        tasks = [task for task, served in CLASSES.items() if served is kind]
+        return [name for task in tasks for name in self._names.get(task, [])]
+
+    def encoder_decoders(self, name: str | None) -> list[ServedGenerator]:
+        """The one of that name; without a name all, at least one."""
+        self._check_loaded()
+        names = self._names.get(SEQ2SEQ.name, [])
+        wanted = names if name is None and names else [name]
+        found = [self._chosen(names, each, SEQ2SEQ.name) for each in wanted]
+        return [served for served in found if isinstance(served, ServedGenerator)]
+
+    def _chosen(self, names: list[str], name: str | None, task: str) -> Served:
+        """The model of that name among ``names``, or the first of these."""
+        if name is None and names:
+            name = names[0]
+        if name is None or name not in names:
+            raise ModelNotFound(name, task, names)
+        return self._served[name]
 
     def find(self, name: str | None) -> Served:
         """The model of that name, whatever it does; without a name one that generates, or else the first of all."""

@@ -69,7 +69,7 @@ def _decoder(model: ModelConfig, loaded: LoadedModel, num_on_gpu: int) -> tuple[
     from server.engine import reproducibility
     from server.engine.engine import DecoderEngine, default_max_batch_tokens, default_token_budget
     from server.engine.executors.build import build_runner
-    from server.engine.memory import CudaShare
+    from server.engine.memory import CudaShare, fitting_lengths
     from server.engine.pacing import Pacing
     from server.engine.phrase_index import prepare_index
     from server.engine.prompt_lookup import Drafter
@@ -80,12 +80,14 @@ def _decoder(model: ModelConfig, loaded: LoadedModel, num_on_gpu: int) -> tuple[
         loaded.module,
         model,
         loaded.max_model_len,
+        max_source_len=loaded.max_source_len,
         pack=pack_linears,
         quality_ids=_quality_ids(model, loaded),
         share=CudaShare(num_models=num_on_gpu, step_tokens=max_batch_tokens),
     )
     # A model with positions for more tokens than the whole cache has is served up to what the cache holds.
-    loaded = dataclasses.replace(loaded, max_model_len=min(loaded.max_model_len, runner.num_blocks * runner.block_size))
+    max_model_len, max_source_len = fitting_lengths(loaded.max_model_len, loaded.max_source_len, runner)
+    loaded = dataclasses.replace(loaded, max_model_len=max_model_len, max_source_len=max_source_len)
     vocabulary = TokenBytes(loaded.tokenizer, runner.vocab_size)
     prepare_index(vocabulary)
     pacing = Pacing()
@@ -93,6 +95,7 @@ def _decoder(model: ModelConfig, loaded: LoadedModel, num_on_gpu: int) -> tuple[
     engine = DecoderEngine(
         runner,
         max_model_len=loaded.max_model_len,
+        max_source_len=loaded.max_source_len,
         max_batch_tokens=max_batch_tokens,
         max_running=model.max_running,
         prefix_cache=model.prefix_cache,
@@ -106,6 +109,7 @@ def _decoder(model: ModelConfig, loaded: LoadedModel, num_on_gpu: int) -> tuple[
     ready = _ready(
         loaded,
         vocab_size=runner.vocab_size,
+        source_vocab_size=runner.source_vocab_size,
         device=runner.device,
         dtype=runner.dtype,
         executor=runner.name,
@@ -201,6 +205,8 @@ def _ready(loaded: LoadedModel, *, device: torch.device, dtype: torch.dtype, **o
         architecture=loaded.architecture,
         tokenizer=loaded.tokenizer,
         max_model_len=loaded.max_model_len,
+        max_source_len=loaded.max_source_len,
+        start_ids=loaded.start_ids,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         kernels=kernels.name() if device.type == "cpu" else None,

@@ -284,6 +284,12 @@ def _encoder_decoder(subject: _Subject, plain: str, pack: Callable[[PreTrainedMo
             f"Remove {setting} from its settings.",
             exit_code=EXIT_MODEL,
         )
+    if subject.module.dtype == torch.float16 and hasattr(subject.module.config, "relative_attention_num_buckets"):
+        raise ConfigurationError(
+            f"Model {config.name} cannot run in float16, which overflows in models of T5's kind. "
+            "Set dtype to float32 or bfloat16.",
+            exit_code=EXIT_MODEL,
+        )
     if pack is not None:
         pack(subject.module)
     return _compat(subject, plain)
