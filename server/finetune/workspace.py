@@ -18,7 +18,7 @@ from typing import IO
 from server.errors import EXIT_IO, ConfigurationError
 from server.finetune.options import Options
 from server.finetune.say import say
-from server.finetune.write_errors import write_problem
+from server.write_errors import write_problem
 
 STATE = "trainer_state.json"
 """The last file of a checkpoint."""
