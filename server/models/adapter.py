@@ -56,7 +56,9 @@ def read_adapter(folder: Path, base: str | None) -> Adapter:
             f"{folder} holds a {config.get('peft_type')} adapter. Only LoRA adapters can be merged and served."
         )
     if not (folder / WEIGHTS).is_file():
-        raise refuse(f"{folder} has no {WEIGHTS}. Save the adapter again with save_pretrained.")
+        can_convert = (folder / "adapter_model.bin").is_file()
+        advice = f"sluice convert {folder} OUT writes it again." if can_convert else "Save the adapter again."
+        raise refuse(f"{folder} has no {WEIGHTS}. {advice}")
     task = BY_PEFT_TYPE.get(config.get("task_type") or "")
     heads = () if task is None else task.peft_heads
     return Adapter(

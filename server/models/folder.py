@@ -94,7 +94,12 @@ def _check_weights(folder: Path) -> None:
     pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     if pickles:
         raise refuse(
-            f"{folder} has its weights in {pickles[0]}, a format that can run code and is not read. "
-            "Save the model again with safetensors."
+            f"{folder} has its weights in {pickles[0]}, a format that can run code and is not read. {_advice(folder)}"
         )
     raise refuse(f"{folder} has no model.safetensors. Give the path of a complete Hugging Face model folder.")
+
+
+def _advice(folder: Path) -> str:
+    if any(folder.glob("pytorch_model*.bin")):
+        return f"sluice convert {folder} OUT writes it again with safetensors."
+    return "Save the model again with safetensors."
