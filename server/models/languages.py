@@ -60,17 +60,16 @@ BY_TYPE = {"mbart": MBART, "m2m_100": M2M100, "nllb-moe": NLLB, "plbart": PLBART
 """``model_type`` of a folder that does not name its tokenizer's class."""
 
 
-def read_languages(
-    folder: Path, config: Mapping[str, Any], vocabulary: Mapping[str, int], end_id: int
-) -> Languages | None:
-    """``vocabulary`` is the tokenizer's with its added tokens; None: the folder names no languages."""
+def read_languages(folder: Path, config: Mapping[str, Any], tokenizer: Any) -> Languages | None:
+    """Of the loaded ``tokenizer``, which lies in ``folder``; None: nothing names languages."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
     settings = _optional_json(folder, "tokenizer_config.json")
     family = _family(config, settings)
     if family is None:
         return _in_words(config)
     found = [(match[1], token) for token in vocabulary if (match := family.token.fullmatch(token))]
     found.sort(key=lambda entry: vocabulary[entry[1]])
-    languages = [family.make(code, vocabulary[token], end_id) for code, token in found]
+    languages = [family.make(code, vocabulary[token], tokenizer.eos_token_id) for code, token in found]
     if family is OPUS:
         languages = [*_told(settings, has_targets=bool(languages)), *languages]
     if not languages:
@@ -82,6 +81,14 @@ def read_languages(
         default_target=_default_target(languages, settings, generation),
         is_target_in_text=family is OPUS and bool(found),
     )
+
+
+def summary_prefix(config: Mapping[str, Any]) -> str:
+    """Words that T5's kind reads before a text that it shall summarise; none for other models."""
+    tasks = config.get("task_specific_params")
+    options = tasks.get("summarization") if isinstance(tasks, dict) else None
+    prefix = options.get("prefix") if isinstance(options, dict) else None
+    return prefix if isinstance(prefix, str) else ""
 
 
 def _optional_json(folder: Path, name: str) -> dict[str, Any]:

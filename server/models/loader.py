@@ -15,12 +15,14 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from server.config import ModelConfig
+from server.languages import Languages
 from server.models import describe
 from server.models.adapter import Adapter, embedding_rows, merge
 from server.models.describe import ProblemType
 from server.models.device import choose_device, use_device
 from server.models.embedder import Embedder, Recipe
 from server.models.folder import look
+from server.models.languages import read_languages, summary_prefix
 from server.models.lengths import longest_input, longest_source
 from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
@@ -44,6 +46,9 @@ class LoadedModel:
     """Of an encoder-decoder; else 0."""
     start_ids: list[int]
     """The same: what every output follows."""
+    languages: Languages | None
+    summary_prefix: str
+    """Words before a text that ask for a summary; often none."""
     labels: list[str]
     embedding: Embedding | None
     problem_type: ProblemType | None
@@ -63,7 +68,8 @@ def load(model: ModelConfig) -> LoadedModel:
     device = choose_device(model)
     use_device(device)
     dtype = choose_dtype(model, task, device)
-    tokenizer = load_tokenizer(folder if adapter is None or has_tokenizer(folder) else weights)
+    words = folder if adapter is None or has_tokenizer(folder) else weights
+    tokenizer = load_tokenizer(words)
     module = read_module(weights, task, adapter, torch.float32 if adapter else dtype)
     if adapter is not None:
         _make_room(module, adapter)
@@ -85,6 +91,8 @@ def load(model: ModelConfig) -> LoadedModel:
         start_ids=describe.start_ids_of(folder, module.config, _generation_config(folder, module))
         if is_seq2seq
         else [],
+        languages=read_languages(words, looked.config, tokenizer) if is_seq2seq else None,
+        summary_prefix=summary_prefix(looked.config) if is_seq2seq else "",
         labels=describe.labels_of(module.config, task),
         embedding=None if recipe is None else _embedding(recipe, module.config),
         problem_type=describe.problem_type_of(module.config, task),

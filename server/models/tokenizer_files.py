@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,10 @@ def load_tokenizer(folder: Path) -> Any:
         raise refuse(f"{folder} has no tokenizer. Save it there with tokenizer.save_pretrained.")
     try_tokenizer(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with warnings.catch_warnings():
+            # Marian's texts stay as they are without it.
+            warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except StrictDataclassError as error:
         raise refuse(f"The config.json in {folder} is wrong ({first_line(error)}). Correct the field.") from error
     except (MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from server.languages import Languages
 from server.number_types import KvDtype
 
 Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
@@ -82,6 +83,10 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Of an encoder-decoder model: a legal token id of such a text is below it."""
     start_ids: list[int] = []
     """Of an encoder-decoder model: the tokens that every output follows."""
+    languages: Languages | None = None
+    """Of a model that translates, where its folder names some."""
+    summary_prefix: str = ""
+    """Words before a text that ask an encoder-decoder model for a summary."""
     device: str
     dtype: str
     dtype_reason: str | None = None

@@ -88,7 +88,7 @@ def _decoder(model: ModelConfig, loaded: LoadedModel, num_on_gpu: int) -> tuple[
     # A model with positions for more tokens than the whole cache has is served up to what the cache holds.
     max_model_len, max_source_len = fitting_lengths(loaded.max_model_len, loaded.max_source_len, runner)
     loaded = dataclasses.replace(loaded, max_model_len=max_model_len, max_source_len=max_source_len)
-    vocabulary = TokenBytes(loaded.tokenizer, runner.vocab_size)
+    vocabulary = TokenBytes(loaded.tokenizer.target or loaded.tokenizer, runner.vocab_size)
     prepare_index(vocabulary)
     pacing = Pacing()
     budget = None if model.max_batch_tokens else default_token_budget(runner.device, model.max_running)
@@ -207,6 +207,8 @@ def _ready(loaded: LoadedModel, *, device: torch.device, dtype: torch.dtype, **o
         max_model_len=loaded.max_model_len,
         max_source_len=loaded.max_source_len,
         start_ids=loaded.start_ids,
+        languages=loaded.languages,
+        summary_prefix=loaded.summary_prefix,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         kernels=kernels.name() if device.type == "cpu" else None,

@@ -11,11 +11,22 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import AddedToken
-from transformers import AutoTokenizer, MBart50Tokenizer, MBartTokenizer, NllbTokenizer
+from transformers import (
+    AutoTokenizer,
+    ByT5Tokenizer,
+    MarianConfig,
+    MarianMTModel,
+    MBart50Tokenizer,
+    MBartTokenizer,
+    NllbTokenizer,
+)
 from transformers.models.mbart.modeling_mbart import shift_tokens_right
 
+from server.config import ModelConfig
 from server.languages import Languages
-from server.models.languages import read_languages
+from server.models.languages import read_languages, summary_prefix
+from server.models.loader import load
+from server.models.tokenizer_files import load_tokenizer
 from server.text.languages import direction
 from tests.tiny_sentencepiece import train, write_json, write_m2m100, write_marian, write_plbart
 
@@ -52,21 +63,14 @@ def loaded(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder)
 
 
-def vocabulary(tokenizer: Any) -> dict[str, int]:
-    """With the languages that M2M100 keeps beside its vocabulary."""
-    return {**tokenizer.get_vocab(), **getattr(tokenizer, "lang_token_to_id", {})}
-
-
-def read(folder: Path, tokenizer: Any = None) -> Languages | None:
-    config = json.loads((folder / "config.json").read_text())
-    tokenizer = tokenizer or loaded(folder)
-    return read_languages(folder, config, vocabulary(tokenizer), tokenizer.eos_token_id)
+def read(folder: Path) -> Languages | None:
+    return read_languages(folder, json.loads((folder / "config.json").read_text()), load_tokenizer(folder))
 
 
 @pytest.mark.parametrize("family", FOLDERS)
 def test_surrounds_a_text_as_the_tokenizer_does_in_every_source_language(family: str, tmp_path: Path) -> None:
     tokenizer = loaded(FOLDERS[family](tmp_path))
-    languages = read(tmp_path, tokenizer)
+    languages = read(tmp_path)
     assert languages is not None
     text_ids = tokenizer(TEXT, add_special_tokens=False).input_ids
     target = languages.languages[-1].code
@@ -87,7 +91,7 @@ def test_finds_every_language_of_the_tokenizer(family: str, number: int, tmp_pat
 @pytest.mark.parametrize("family", ["nllb", "mbart50", "m2m100"])
 def test_forces_the_target_that_a_pipeline_forces(family: str, tmp_path: Path) -> None:
     tokenizer = loaded(FOLDERS[family](tmp_path))
-    languages = read(tmp_path, tokenizer)
+    languages = read(tmp_path)
     assert languages is not None
     source = languages.languages[0].code
     for language in languages.languages:
@@ -99,7 +103,7 @@ def test_forces_the_target_that_a_pipeline_forces(family: str, tmp_path: Path) -
 def test_starts_the_decoder_with_the_target_as_in_training(family: str, tmp_path: Path) -> None:
     """Labels end in the language, and transformers makes decoder inputs of them by moving it to the front."""
     tokenizer = loaded(FOLDERS[family](tmp_path))
-    languages = read(tmp_path, tokenizer)
+    languages = read(tmp_path)
     assert languages is not None
     source = languages.languages[0].code
     for language in languages.languages:
@@ -135,7 +139,7 @@ def test_takes_default_languages_from_the_folder(
     if forced:
         number = tokenizer.convert_tokens_to_ids(forced)
         write_json(tmp_path / "generation_config.json", {"forced_bos_token_id": number})
-    languages = read(tmp_path, tokenizer)
+    languages = read(tmp_path)
     assert languages is not None
     assert (languages.default_source, languages.default_target) == (source, target)
 
@@ -151,7 +155,7 @@ def test_puts_the_target_of_a_multilingual_opus_model_before_the_text(tmp_path: 
     model = train("unigram")
     folder = write_marian(tmp_path, model, model, [">>fra<<", ">>por_BR<<"], source_lang="eng", target_lang="roa")
     tokenizer = loaded(folder)
-    languages = read(folder, tokenizer)
+    languages = read(folder)
     assert languages is not None
     for asked, code in (("fra", "fra"), ("fr", "fra"), ("pt-br", "por_BR"), ("por", "por_BR")):
         found = direction(languages, "en", asked)
@@ -189,13 +193,38 @@ def test_knows_the_languages_of_an_opus_model_for_one_direction(
 
 def test_reads_the_directions_of_t5_from_its_config(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"model_type": "t5", "task_specific_params": T5_TASKS})
-    languages = read_languages(tmp_path, json.loads((tmp_path / "config.json").read_text()), {}, 1)
+    ByT5Tokenizer().save_pretrained(tmp_path)
+    languages = read(tmp_path)
     assert languages is not None
     assert direction(languages, None, "fr").prefix == "translate English to French: "
     assert direction(languages, "eng", "deu").prefix == "translate English to German: "
     assert [language.name for language in languages.languages] == ["English", "German", "French"]
 
 
-@pytest.mark.parametrize("config", [{"model_type": "t5"}, {"model_type": "bart"}, {"model_type": "marian"}])
-def test_finds_no_languages_where_the_folder_names_none(config: dict[str, str], tmp_path: Path) -> None:
-    assert read_languages(tmp_path, config, {"</s>": 0, "a": 1}, 0) is None
+def test_reads_what_t5_is_told_before_a_text_to_summarise() -> None:
+    assert summary_prefix({"task_specific_params": T5_TASKS}) == "summarize: "
+
+
+@pytest.mark.parametrize("tasks", [None, [], {"summarization": None}, {"summarization": {"prefix": 3}}, {}])
+def test_tells_a_model_nothing_before_a_text_where_its_config_does_not(tasks: Any) -> None:
+    assert summary_prefix({"task_specific_params": tasks}) == ""
+
+
+@pytest.mark.parametrize("model_type", ["t5", "bart", "marian"])
+def test_finds_no_languages_where_the_folder_names_none(model_type: str, tmp_path: Path) -> None:
+    write_json(tmp_path / "config.json", {"model_type": model_type})
+    assert read_languages(tmp_path, {"model_type": model_type}, ByT5Tokenizer()) is None
+
+
+def test_a_loaded_model_brings_its_languages(tmp_path: Path) -> None:
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "d_model": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    ids = {"vocab_size": 300, "pad_token_id": 2, "decoder_start_token_id": 2, "eos_token_id": 0}
+    MarianMTModel(MarianConfig(**sizes, **heads, **ids)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    model = train("unigram")
+    write_marian(tmp_path, model, model, [">>fra<<", ">>ron<<"], source_lang="en", target_lang="roa")
+    write_json(tmp_path / "config.json", config)
+    loaded_model = load(ModelConfig(name="tiny", path=str(tmp_path)))
+    assert loaded_model.languages == read(tmp_path)
+    assert direction(loaded_model.languages, "en", "fr").target is not None
