@@ -12,7 +12,7 @@ import torch
 from server.commands import findings
 from server.config import ModelConfig, ServeConfig
 from server.errors import EXIT_MODEL
-from tests.commands.processes import run
+from tests.commands.processes import called, run
 from tests.tiny_models import tiny_tokenizer, write_tiny_decoder
 
 
@@ -37,7 +37,7 @@ def test_what_is_in_the_way_is_told_at_once_and_the_exit_code_is_that_of_serve(t
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = run("check", tmp_path / "mute", tmp_path / "broken", "--port", str(port))
+        done = called("check", tmp_path / "mute", tmp_path / "broken", "--port", str(port))
     lines = done.stdout.splitlines()
     assert f"fail  127.0.0.1 port {port} cannot be used: the port is in use." in done.stdout
     assert any(line.startswith("note  model mute:") and "no chat template" in line for line in lines)
@@ -46,7 +46,7 @@ def test_what_is_in_the_way_is_told_at_once_and_the_exit_code_is_that_of_serve(t
 
 
 def test_with_wrong_settings_the_machine_is_looked_at():
-    done = run("check", "--json", "--dtype", "int4")
+    done = called("check", "--json", "--dtype", "int4")
     findings = json.loads(done.stdout)
     assert done.returncode == 2
     assert [finding["text"] for finding in findings if finding["kind"] == "fail"] == [

@@ -8,15 +8,17 @@ from pathlib import Path
 
 import psutil
 
-from tests.commands.processes import on_terminal, run
-from tests.server_process import running_server
+from tests.commands.processes import called, on_terminal, run
+from tests.server_process import ServerProcess
 
 
-def test_serve_takes_folders_before_between_and_after_flags(tiny_llama: Path, tiny_tagger: Path):
-    flags = [f"chat={tiny_llama}", "--threads", "1", "--kv-cache-gib", "0.02", f"names={tiny_tagger}"]
-    with running_server(*flags) as server:
-        assert '"name":"chat"' in server.get("/info")[1]
-        assert '"name":"names"' in server.get("/info")[1]
+def test_serve_takes_folders_before_between_and_after_flags(
+    tiny_llama: Path, tiny_classifier: Path, tiny_tagger: Path
+):
+    done = called("serve", tiny_llama, "--plan", f"mood={tiny_classifier}", "--threads", "1", f"names={tiny_tagger}")
+    assert done.returncode == 0, done.stderr
+    planned = [line.split()[0] for line in done.stdout.splitlines() if "For" in line]
+    assert planned == [tiny_llama.name, "mood", "names"]
 
 
 def test_on_a_terminal_serve_shows_its_loading_in_one_line_and_takes_it_away(tiny_llama: Path):
@@ -30,11 +32,11 @@ def test_on_a_terminal_serve_shows_its_loading_in_one_line_and_takes_it_away(tin
     assert re.search(r"worker ready  model=chat", before)
 
 
-def test_in_a_log_loading_is_lines_alone(tiny_llama: Path):
-    with running_server(f"chat={tiny_llama}", "--threads", "1", "--kv-cache-gib", "0.02") as server:
-        assert "\x1b" not in server.logs()
-        assert "\r" not in server.logs()
-        assert "worker ready" in server.logs()
+def test_in_a_log_loading_is_lines_alone(tiny_server: ServerProcess):
+    logs = tiny_server.logs()
+    assert "\x1b" not in logs
+    assert "\r" not in logs
+    assert "worker ready" in logs
 
 
 def test_a_chat_over_a_folder_has_a_server_of_its_own_which_ends_with_it(tiny_llama: Path):

@@ -24,11 +24,15 @@ def bind(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
-        # Only for addresses that are still in TIME_WAIT. Never SO_REUSEPORT: two servers would share the port unseen.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _drop_silent_peers(listener)
-        listener.bind(address)
-        listener.listen(BACKLOG)
+        try:
+            # Only for addresses still in TIME_WAIT. Never SO_REUSEPORT: two servers would share the port unseen.
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            _drop_silent_peers(listener)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
     except (OSError, UnicodeError) as error:
         raise ConfigurationError(
             f"{host} port {port} cannot be used: {_bind_problem(error)}. Choose another --host or --port.",
