@@ -55,3 +55,15 @@ def test_a_damaged_file_is_loaded_or_refused_in_one_sentence(sound: Path, tmp_pa
             assert isinstance(problem, str), f"{number}: plan does not say {error}"
         else:
             assert not isinstance(problem, str), f"{number}: {problem}"
+
+
+@pytest.mark.parametrize(
+    "content", ["[", '{"model_type": "llama", "hidden_size": "\\n", "architectures": ["LlamaForCausalLM"]}']
+)
+def test_a_config_without_numbers_is_refused_in_one_sentence(sound: Path, tmp_path: Path, content: str) -> None:
+    folder = Path(shutil.copytree(sound, tmp_path / "model"))
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ConfigurationError) as refused:
+        load(ModelConfig(name="tiny", path=str(folder)))
+    assert refused.value.exit_code == EXIT_MODEL
+    assert str(folder) in str(refused.value) and "\n" not in str(refused.value)
