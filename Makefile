@@ -46,8 +46,7 @@ sanitize: setup  ## run the CPU kernels' tests with AddressSanitizer and UBSan (
 	@$(BIN)/python tests/native/sanitize.py $(ARGS)
 
 fuzz: setup  ## ten times the random tries of `make test`: the documented API, broken HTTP, the engine (ARGS="-k name")
-	@FUZZ_SCALE=10 $(BIN)/python -m pytest tests/fuzz tests/engine/test_*_machine.py tests/*/test_*_trials.py \
-	  tests/api/openai/test_any_body.py --timeout 3600 $(ARGS)
+	@FUZZ_SCALE=10 $(BIN)/python -m pytest $$(grep -rl --include='test_*.py' fuzz.scale tests) --timeout 3600 $(ARGS)
 
 soak: models  ## ten minutes of mixed load with clients that leave and workers that are killed (ARGS="--minutes 1440")
 	@$(BIN)/python loadtest/soak.py $(ARGS) -- --config deploy/defaults.toml

@@ -12,9 +12,7 @@ from tests.commands.processes import called, on_terminal, run
 from tests.server_process import ServerProcess
 
 
-def test_serve_takes_folders_before_between_and_after_flags(
-    tiny_llama: Path, tiny_classifier: Path, tiny_tagger: Path
-):
+def test_serve_takes_folders_before_between_and_after_flags(tiny_llama: Path, tiny_classifier: Path, tiny_tagger: Path):
     done = called("serve", tiny_llama, "--plan", f"mood={tiny_classifier}", "--threads", "1", f"names={tiny_tagger}")
     assert done.returncode == 0, done.stderr
     planned = [line.split()[0] for line in done.stdout.splitlines() if "For" in line]

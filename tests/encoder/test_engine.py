@@ -68,10 +68,10 @@ def test_scores_do_not_depend_on_who_shares_the_batch(family: str, task: Any) ->
         together.add(command)
     answers, steps = drain(together)
     assert max(stats.batch_size for stats in steps) > 2
+    one_by_one = engine_of(module_of(family, task), task)
     for command in commands:
-        alone = engine_of(module_of(family, task), task)
-        alone.add(command)
-        expected = drain(alone)[0][command.request_id]
+        one_by_one.add(command)
+        expected = drain(one_by_one)[0][command.request_id]
         np.testing.assert_allclose(values(answers[command.request_id]), values(expected), atol=2e-5)
         assert answers[command.request_id].candidate_ids == expected.candidate_ids
 

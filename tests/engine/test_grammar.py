@@ -76,10 +76,10 @@ def resident_bytes() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_memory_stays_flat_over_ten_thousand_grammars() -> None:
+def test_memory_stays_flat_over_thousands_of_grammars() -> None:
     limit = 20 * GRAMMAR_BYTES
     compiler = GrammarCompiler(Words(["a", *"0123456789"]), 13, max_cache_bytes=limit)
-    for i in range(10_000):
+    for i in range(4_000):
         if i == 1_000:
             before = resident_bytes()
         compiler.get(lark(f'start: "a{i}"'))

@@ -48,15 +48,24 @@ def test_is_never_more_than_the_tokens_of_the_text(kind: str, text: str) -> None
     assert BOUNDS[kind].at_least(text) <= len(BACKENDS[kind].encode(text, add_special_tokens=False).ids)
 
 
-@settings(max_examples=300, deadline=None)
-@given(text=TEXTS)
-def test_a_letter_that_its_accent_makes_unknown_is_not_counted(text: str) -> None:
+def without_accents() -> Backend:
+    """Its vocabulary has letters, and not what they become with an accent."""
     backend = Backend.from_str(tokenizer_files("byte_fallback").tokenizer_json)
     backend.normalizer = normalizers.Sequence([normalizers.NFC(), backend.normalizer])
     tree = json.loads(backend.to_str())
     tree["model"]["byte_fallback"] = False
-    backend = Backend.from_str(json.dumps(tree))
-    assert TokenBounds(backend.to_str()).at_least(text) <= len(backend.encode(text, add_special_tokens=False).ids)
+    return Backend.from_str(json.dumps(tree))
+
+
+WITHOUT_ACCENTS = without_accents()
+BOUNDS_WITHOUT_ACCENTS = TokenBounds(WITHOUT_ACCENTS.to_str())
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=TEXTS)
+def test_a_letter_that_its_accent_makes_unknown_is_not_counted(text: str) -> None:
+    num_tokens = len(WITHOUT_ACCENTS.encode(text, add_special_tokens=False).ids)
+    assert BOUNDS_WITHOUT_ACCENTS.at_least(text) <= num_tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)
