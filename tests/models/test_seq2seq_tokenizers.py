@@ -146,3 +146,13 @@ def test_never_counts_more_tokens_in_a_long_text_than_it_has(kind: str, tmp_path
     _, ours = loaded(FOLDERS[kind](tmp_path))
     for text in ("\u6f22" * 20_000, "word " * 5000, "river" * 5000, " ".join(random_texts(300, seed=5))):
         assert ours.at_least(text, 10**9) <= len(ours.encode(text, add_special_tokens=False).ids)
+
+
+@pytest.mark.parametrize("tokenizer_class", ["T5Tokenizer", "MBart50Tokenizer"])
+def test_reads_a_folder_whose_tokenizer_is_a_sentencepiece_model_alone(tokenizer_class: str, tmp_path: Path) -> None:
+    name, model_type = ("spiece.model", "mt5") if tokenizer_class[0] == "T" else ("sentencepiece.bpe.model", "mbart")
+    (tmp_path / name).write_bytes(train("unigram"))
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": tokenizer_class})
+    write_json(tmp_path / "config.json", {"model_type": model_type})
+    expected, ours = loaded(tmp_path)
+    assert all(ours.encode(text).ids == expected(text).input_ids for text in random_texts(50, seed=6))

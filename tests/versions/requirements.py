@@ -9,7 +9,7 @@ from pathlib import Path
 
 RANGES = ("torch", "transformers")
 """Their ranges in pyproject.toml have two tested ends."""
-TEST_TOOLS = ("httpx2", "hypothesis", "jsonschema", "pytest", "pytest-timeout", "sentencepiece")
+TEST_TOOLS = ("httpx2", "hypothesis", "jsonschema", "pytest", "pytest-timeout")
 """Of the optional dependencies, what the tests of engines and models import."""
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
