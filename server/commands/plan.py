@@ -83,6 +83,8 @@ def lines(plan: PlannedModel) -> list[str]:
     elif TASKS[plan.task].is_decoder:
         found.append("  KV cache  unknown until it is loaded")
     limits = f"  limits    {plan.max_model_len:,} tokens a sequence"
+    if plan.max_source_len:
+        limits = f"  limits    {plan.max_source_len:,} tokens a source, {plan.max_model_len:,} an output"
     if TASKS[plan.task].is_decoder:
         limits += f", {plan.max_running} sequences and {plan.max_batch_tokens:,} new tokens a step"
     return [*found, limits]

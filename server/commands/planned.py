@@ -17,6 +17,7 @@ from server.engine import memory
 from server.engine.attention.choose import bytes_per_block
 from server.engine.engine import default_max_batch_tokens
 from server.engine.executors import cache_type
+from server.engine.executors.encoder_decoder import EncoderDecoderRunner
 from server.engine.executors.generic import probe
 from server.engine.memory import CudaShare
 from server.errors import ConfigurationError
@@ -24,7 +25,7 @@ from server.models import loader
 from server.models.adapter import check
 from server.models.device import choose_device
 from server.models.folder import ModelFolder, look
-from server.models.lengths import longest_input
+from server.models.lengths import longest_input, longest_source
 from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer
 from server.models.weights import read_weights
@@ -32,7 +33,7 @@ from server.modules.attention_calls import ATTENTION, set_attention
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
 from server.native import kernels
 from server.number_types import WEIGHT_TYPES, KvDtype
-from server.tasks import TASKS
+from server.tasks import SEQ2SEQ, TASKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,8 @@ class PlannedModel:
     load_bytes: int
     """The most that the weights take on the way."""
     max_model_len: int
+    max_source_len: int
+    """Of an encoder-decoder, whose cache holds sources beside sequences; else 0."""
     max_running: int
     max_batch_tokens: int | None
     """None for encoders, whose batches are not bounded by this."""
@@ -101,7 +104,8 @@ def plan_model(model: ModelConfig, num_on_gpu: int = 1) -> PlannedModel:
     weight_bytes = _weight_bytes(module, dtype, quantised.num_bytes if quantised else products.itemsize)
     # Without weights nothing can be computed: what a step takes of a GPU is not known.
     room = None if device.type == "cpu" else partial(CudaShare(num_models=num_on_gpu).room, device, weight_bytes, 0)
-    cache = _cache(model, module, max_model_len, device, dtype, room) if is_decoder else None
+    max_source_len = longest_source(model, module, tokenizer) if folder.task == SEQ2SEQ.name else 0
+    cache = _cache(model, module, max_model_len, max_source_len, device, dtype, room) if is_decoder else None
     return PlannedModel(
         name=model.name,
         path=model.path,
@@ -115,7 +119,8 @@ def plan_model(model: ModelConfig, num_on_gpu: int = 1) -> PlannedModel:
         disk_bytes=weights.num_bytes,
         weight_bytes=weight_bytes,
         load_bytes=load_bytes,
-        max_model_len=min(max_model_len, cache.num_tokens) if cache else max_model_len,
+        max_model_len=min(max_model_len, cache.num_tokens) if cache and not max_source_len else max_model_len,
+        max_source_len=max_source_len,
         max_running=model.max_running,
         max_batch_tokens=(model.max_batch_tokens or default_max_batch_tokens(model.max_running))
         if is_decoder
@@ -150,29 +155,45 @@ def _cache(
     model: ModelConfig,
     module: PreTrainedModel,
     max_model_len: int,
+    max_source_len: int,
     device: torch.device,
     dtype: torch.dtype,
     cuda_room: Callable[[], int] | None,
 ) -> PlannedCache | None:
     """As large as the engine would make it now. Raises `ConfigurationError` where one sequence does not fit."""
+    if max_source_len and model.kv_dtype != "auto":
+        raise cache_type.refusal(model, "it is an encoder-decoder")
     if model.kv_dtype != "auto":
         kernels.use("auto", 1)
         cache_type.require(module, model, dtype, device)
-    set_attention(module, ATTENTION)
     try:
-        specs = probe(module)
+        token_bytes = (
+            _of_encoder_decoder(model, module) if max_source_len else _token_bytes(model, module, device, dtype)
+        )
     except (Unsupported, *FORWARD_FAILURES) as error:
         logging.getLogger("sluice.plan").debug("the cache size is unknown: %s", error)
         return None
-    token_bytes = sum(spec.block_bytes(1, dtype) for spec in specs)
-    if model.kv_dtype != "auto":
-        block_bytes = bytes_per_block(specs, model.block_size, dtype, device, kv_dtype=model.kv_dtype)
-        token_bytes = block_bytes // model.block_size
-    num_blocks = memory.num_blocks(model, token_bytes * model.block_size, max_model_len, cuda_room)
+    num_blocks = memory.num_blocks(model, token_bytes * model.block_size, max_model_len + max_source_len, cuda_room)
     num_tokens = num_blocks * model.block_size
     return PlannedCache(
         kv_dtype=model.kv_dtype, token_bytes=token_bytes, num_bytes=num_tokens * token_bytes, num_tokens=num_tokens
     )
+
+
+def _token_bytes(model: ModelConfig, module: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> int:
+    set_attention(module, ATTENTION)
+    specs = probe(module)
+    if model.kv_dtype != "auto":
+        block_bytes = bytes_per_block(specs, model.block_size, dtype, device, kv_dtype=model.kv_dtype)
+        return block_bytes // model.block_size
+    return sum(spec.block_bytes(1, dtype) for spec in specs)
+
+
+def _of_encoder_decoder(model: ModelConfig, module: PreTrainedModel) -> int:
+    """Of a source or a sequence, whichever is more: shapes are all that it takes to know."""
+    set_attention(module, "eager")
+    runner = EncoderDecoderRunner(module, num_blocks=0, block_size=model.block_size, block_bytes=0, vocab_size=0)
+    return runner.measure_block() // model.block_size
 
 
 def plan_or_problem(model: ModelConfig, num_on_gpu: int = 1) -> PlannedModel | str:

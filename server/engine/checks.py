@@ -46,6 +46,8 @@ def _problem_of_source(command: Generate, max_len: int, vocab_size: int) -> str 
         return f"A token id of the source text is outside the encoder's vocabulary of {vocab_size}."
     if command.params.guidance_scale != 1.0:
         return "Encoder-decoder models do not support guidance."
+    if command.template_spans:
+        return "Penalties of an encoder-decoder model cannot leave out what a template wrote."
     return None
 
 

@@ -84,9 +84,13 @@ class EncoderDecoderRunner(CompatRunner):
         ids_1S = torch.tensor([list(source.ids)], device=self.device)
         if self._state is not None:
             self._state.restore()
-        output = self._module.get_encoder()(input_ids=ids_1S, attention_mask=torch.ones_like(ids_1S), return_dict=True)
+        output = self._module.get_encoder()(input_ids=ids_1S, attention_mask=self._whole(ids_1S), return_dict=True)
         states: ModelOutput = type(output)(last_hidden_state=output.last_hidden_state)
         return states
+
+    def _whole(self, source_1S: Tensor) -> Tensor | None:
+        """The mask of a source without padding. On the meta device a mask's values cannot be looked at."""
+        return None if source_1S.is_meta else torch.ones_like(source_1S, dtype=torch.int64)
 
     def _takes_single_tokens(self, row: Row) -> bool:  # noqa: ARG002
         # Some with a cache look at the last token alone, whatever they are given.
@@ -110,7 +114,7 @@ class EncoderDecoderRunner(CompatRunner):
             self._state.restore()
         logits: Tensor = self._module(
             encoder_outputs=states,
-            attention_mask=torch.ones(states.last_hidden_state.shape[:2], dtype=torch.int64, device=self.device),
+            attention_mask=self._whole(states.last_hidden_state[..., 0]),
             decoder_input_ids=torch.tensor([ids], device=self.device),
             past_key_values=cache,
             use_cache=True,

@@ -1,0 +1,100 @@
+"""Folders of encoder-decoders: which are served, within which limits, and with which defaults."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import GenerationConfig
+
+from server.commands.planned import PlannedModel, plan_model
+from server.config import ModelConfig
+from server.errors import ConfigurationError
+from server.models.describe import task_of
+from server.models.loader import LoadedModel, load
+from server.worker.__main__ import build
+from tests.tiny_encoder_decoders import MAX_LEN, write_tiny_encoder_decoder
+
+
+def loaded(folder: Path, family: str = "bart", **settings: Any) -> LoadedModel:
+    write_tiny_encoder_decoder(folder, family)
+    return load(ModelConfig(name="m", path=str(folder), dtype="float32", **settings))
+
+
+@pytest.mark.parametrize("family", ["t5", "bart", "marian", "marian, two vocabularies", "led", "encoder-decoder"])
+def test_a_folder_is_loaded_with_its_task_start_and_limits(family: str, tmp_path: Path) -> None:
+    model = loaded(tmp_path, family)
+    assert model.task == "seq2seq"
+    assert model.start_ids == [2]
+    limit = 2048 if family == "t5" else MAX_LEN
+    assert (model.max_model_len, model.max_source_len) == (limit, limit)
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    ["LlavaForConditionalGeneration", "WhisperForConditionalGeneration", "Qwen2AudioForConditionalGeneration",
+     "T5Gemma2ForConditionalGeneration", "VisionEncoderDecoderModel", "SpeechEncoderDecoderModel"],
+)  # fmt: skip
+def test_a_model_that_reads_images_or_audio_is_refused(architecture: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=f"{architecture}, which no route serves"):
+        task_of(tmp_path, [architecture])
+
+
+@pytest.mark.parametrize("architecture", ["M2M100ForConditionalGeneration", "MT5ForConditionalGeneration"])
+def test_a_text_model_is_an_encoder_decoder(architecture: str, tmp_path: Path) -> None:
+    assert task_of(tmp_path, [architecture]) == "seq2seq"
+
+
+def test_lengths_and_forced_tokens_of_the_generation_config_are_defaults(tmp_path: Path) -> None:
+    write_tiny_encoder_decoder(tmp_path, "bart")
+    fields = {"num_beams": 4, "length_penalty": 2.0, "min_length": 5, "max_length": 42, "forced_bos_token_id": 0,
+              "forced_eos_token_id": 1, "no_repeat_ngram_size": 3, "bad_words_ids": [[2]]}  # fmt: skip
+    GenerationConfig(decoder_start_token_id=2, eos_token_id=1, pad_token_id=2, **fields).save_pretrained(tmp_path)
+    defaults = load(ModelConfig(name="m", path=str(tmp_path), dtype="float32")).generation_config
+    assert fields.items() <= defaults.items()
+
+
+def test_a_folder_without_a_length_sets_none(tmp_path: Path) -> None:
+    assert "max_length" not in loaded(tmp_path, "t5").generation_config
+
+
+def test_a_folder_that_names_no_start_is_refused(tmp_path: Path) -> None:
+    write_tiny_encoder_decoder(tmp_path, "t5")
+    for name in ("config.json", "generation_config.json"):
+        config = json.loads((tmp_path / name).read_text())
+        for field in ("decoder_start_token_id", "bos_token_id"):
+            config.pop(field, None)
+        (tmp_path / name).write_text(json.dumps(config))
+    with pytest.raises(ConfigurationError, match="decoder_start_token_id"):
+        load(ModelConfig(name="m", path=str(tmp_path), dtype="float32"))
+
+
+def test_the_setting_bounds_source_and_output_alike(tmp_path: Path) -> None:
+    model = loaded(tmp_path, "bart", max_model_len=64)
+    assert (model.max_model_len, model.max_source_len) == (64, 64)
+    with pytest.raises(ConfigurationError, match=f"{MAX_LEN} positions"):
+        loaded(tmp_path, "bart", max_model_len=MAX_LEN + 1)
+
+
+def test_a_worker_tells_the_front_the_limits_that_its_cache_holds(tmp_path: Path) -> None:
+    write_tiny_encoder_decoder(tmp_path, "bart")
+    block_bytes = 2 * 2 * 48 * 4 * 32 + 48 * 4 * 32
+    config = ModelConfig(name="m", path=str(tmp_path), dtype="float32", kv_cache_gib=24 * block_bytes / 2**30)
+    _, ready = build(config)
+    assert ready.task == "seq2seq"
+    assert ready.max_model_len + ready.max_source_len <= ready.num_blocks * ready.block_size == 24 * 32
+    assert (ready.max_model_len, ready.max_source_len) == (384, 384)
+    assert (ready.start_ids, ready.source_vocab_size) == ([2], 400)
+
+
+def test_plan_counts_a_token_as_the_worker_does(tmp_path: Path) -> None:
+    write_tiny_encoder_decoder(tmp_path, "bart")
+    config = ModelConfig(name="m", path=str(tmp_path), dtype="float32", kv_cache_gib=0.05)
+    planned = plan_model(config)
+    assert isinstance(planned, PlannedModel)
+    _, ready = build(config)
+    assert planned.cache is not None
+    assert planned.cache.num_bytes == ready.kv_cache_bytes
+    assert (planned.max_source_len, planned.max_model_len) == (ready.max_source_len, ready.max_model_len)
