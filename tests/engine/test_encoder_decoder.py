@@ -38,6 +38,7 @@ def module(request: pytest.FixtureRequest) -> Iterator[PreTrainedModel]:
 
 
 def runner_of(module: PreTrainedModel, **settings: Any) -> EncoderDecoderRunner:
+    settings = {"executor": "compat", **settings}
     config = ModelConfig(name="m", path="unused", block_size=4, kv_cache_gib=0.02, max_running=16, **settings)
     runner = build_runner(module, config, 96, max_source_len=48, pack=pack_linears)
     assert isinstance(runner, EncoderDecoderRunner)

@@ -79,19 +79,17 @@ def test_the_setting_bounds_source_and_output_alike(tmp_path: Path) -> None:
 
 
 def test_a_worker_tells_the_front_the_limits_that_its_cache_holds(tmp_path: Path) -> None:
-    write_tiny_encoder_decoder(tmp_path, "bart")
-    block_bytes = 2 * 2 * 48 * 4 * 32 + 48 * 4 * 32
-    config = ModelConfig(name="m", path=str(tmp_path), dtype="float32", kv_cache_gib=24 * block_bytes / 2**30)
-    _, ready = build(config)
+    write_tiny_encoder_decoder(tmp_path, "t5")
+    room = 70 * (2 * 2 * 48 * 4 * 32 + 48 * 4 * 32) / 2**30
+    _, ready = build(ModelConfig(name="m", path=str(tmp_path), dtype="float32", executor="compat", kv_cache_gib=room))
     assert ready.task == "seq2seq"
-    assert ready.max_model_len + ready.max_source_len <= ready.num_blocks * ready.block_size == 24 * 32
-    assert (ready.max_model_len, ready.max_source_len) == (384, 384)
+    assert (ready.max_model_len, ready.max_source_len) == (35 * 32, 35 * 32)
     assert (ready.start_ids, ready.source_vocab_size) == ([2], 400)
 
 
 def test_plan_counts_a_token_as_the_worker_does(tmp_path: Path) -> None:
     write_tiny_encoder_decoder(tmp_path, "bart")
-    config = ModelConfig(name="m", path=str(tmp_path), dtype="float32", kv_cache_gib=0.05)
+    config = ModelConfig(name="m", path=str(tmp_path), dtype="float32", executor="compat", kv_cache_gib=0.05)
     planned = plan_model(config)
     assert isinstance(planned, PlannedModel)
     _, ready = build(config)
