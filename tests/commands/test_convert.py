@@ -27,9 +27,10 @@ from server.config import ModelConfig
 from server.errors import EXIT_CONFIG, EXIT_IO, EXIT_MODEL, ConfigurationError
 from server.models import convert
 from server.models.loader import load
+from server.text.tokenizer import Tokenizer
 from tests.commands.processes import called
 from tests.tiny_models import tiny_decoder, tiny_tokenizer
-from tests.tiny_sentencepiece import write_json
+from tests.tiny_sentencepiece import train, write_json, write_marian
 
 torch.set_num_threads(1)
 
@@ -129,6 +130,21 @@ def test_serves_what_it_converted_and_refuses_what_it_did_not(tmp_path: Path) ->
     loaded = load(ModelConfig(name="tiny", path=str(tmp_path / "out"), dtype="float32"))
     expected = module.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.module.state_dict().items())
+
+
+def test_converts_a_folder_of_opus_mt_which_then_reads_texts(tmp_path: Path) -> None:
+    """Theirs were written before torch 1.6 and name no class of tokenizer."""
+    module = marian()
+    folder = write(tmp_path / "model", module, is_zip=False)
+    config = (folder / "config.json").read_text()
+    write_marian(folder, train("unigram"), train("unigram", vocab_size=200), [])
+    (folder / "config.json").write_text(config)
+    write_json(folder / "tokenizer_config.json", {"source_lang": "en", "target_lang": "fr"})
+    assert called("convert", folder, tmp_path / "out").returncode == 0
+    loaded = load(ModelConfig(name="tiny", path=str(tmp_path / "out"), dtype="float32"))
+    assert torch.equal(loaded.module.lm_head.weight, module.lm_head.weight)
+    assert "\u2581pas" in Tokenizer(loaded.tokenizer).encode("The river runs past").tokens
+    assert loaded.languages is not None and loaded.languages.default_target == "fr"
 
 
 def test_converts_an_adapter(tmp_path: Path) -> None:
