@@ -50,7 +50,7 @@ class ServedGenerator:
         self.ready = ready
         self.worker = worker
         self.admission = admission
-        self.tokenizer = Tokenizer(ready.tokenizer, ready.vocab_size)
+        self.tokenizer = Tokenizer(ready.tokenizer, ready.vocab_size, ready.source_vocab_size)
         self._classifiers = services.classifiers
         sound, problems = model_defaults(ready)
         self._prompts = PromptMaker(config, ready, sound, self.tokenizer, services)

@@ -21,8 +21,10 @@ BOUNDED_CHARACTERS = 16 * 1024
 class Tokenizer:
     """One model's tokenizer. Encoding a long text takes milliseconds: call it in a thread, never on the event loop."""
 
-    def __init__(self, files: TokenizerFiles, vocab_size: int | None = None) -> None:
-        self._vocab_size = vocab_size
+    def __init__(self, files: TokenizerFiles, vocab_size: int | None = None, source_vocab_size: int = 0) -> None:
+        """``source_vocab_size`` is of what an encoder-decoder model reads; 0 for other models."""
+        self._vocab_size = source_vocab_size or vocab_size
+        self._target_vocab_size = vocab_size
         self.files = files
         self.backend = read_backend(files)
         self.backend.no_padding()
@@ -37,7 +39,9 @@ class Tokenizer:
     @functools.cached_property
     def target(self) -> Tokenizer:
         """The tokenizer of what the model writes: this one, but for some encoder-decoder models."""
-        return self if self.files.target is None else Tokenizer(self.files.target, self._vocab_size)
+        if self.files.target is None and self._vocab_size == self._target_vocab_size:
+            return self
+        return Tokenizer(self.files.target or self.files, self._target_vocab_size)
 
     def encode(self, text: str, pair: str | None = None, add_special_tokens: bool = True) -> tokenizers.Encoding:
         """Whole text, never cut. Offsets count characters of the text as given.

@@ -8,6 +8,7 @@ import time
 import pytest
 from tokenizers import Tokenizer as Backend
 
+from server.errors import InvalidParameter
 from server.protocol import TokenizerFiles
 from server.text.tokenizer import Tokenizer
 from tests.tiny_tokenizers import BOS, EOS, UNK, tokenizer_files
@@ -71,3 +72,21 @@ def test_every_byte_has_its_character_in_the_byte_level_alphabet(value: int) -> 
     )[0][0]
     ids = [tokenizer.backend.token_to_id(part) for part in character]
     assert b"".join(tokenizer.token_bytes(id_) for id_ in ids) == chr(value).encode()
+
+
+def test_sources_and_targets_have_vocabularies_of_their_own_sizes() -> None:
+    files = tokenizer_files("byte_level")
+    text, num_tokens = "The miller counts", Backend.from_str(files.tokenizer_json).get_vocab_size()
+    wider = Tokenizer(files, vocab_size=1, source_vocab_size=num_tokens)
+    assert wider.encode(text).ids
+    with pytest.raises(InvalidParameter):
+        wider.target.encode(text)
+    narrower = Tokenizer(files, vocab_size=num_tokens, source_vocab_size=1)
+    assert narrower.target.encode(text).ids
+    with pytest.raises(InvalidParameter):
+        narrower.encode(text)
+
+
+def test_one_vocabulary_is_read_once() -> None:
+    tokenizer = Tokenizer(tokenizer_files("byte_level"), vocab_size=900)
+    assert tokenizer.target is tokenizer
