@@ -1,8 +1,9 @@
 """Groups that wait for their first or next step. Knows no blocks.
 
-The next group is one of a caller of whom nothing runs, or far less than of another, and among those and then the
+The next group is one of a caller of whom no row runs, or far fewer than of another, and among those and then the
 others, of the caller that has had the least work done. Waiting counts too, so that newcomers keep nobody out for ever.
-Each caller's own groups keep the order of arrival, and one that was preempted comes first.
+Each caller's own groups keep the order of arrival, and one that was preempted comes first. A group that would have to
+give way to another caller's again comes after that one.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from server.engine.sequence_group import SequenceGroup
 
 AGEING_TOKENS = 1
 """Each later arrival makes up for this much work."""
 FAR_MORE = 2
-"""A caller with this many times as many groups as another has far more."""
+"""A caller with this many times as many rows as another has far more."""
 
 
 @dataclass(slots=True)
@@ -26,8 +28,25 @@ class _Share:
     work: float
     """Tokens that were computed for it; one that begins has as much as the one with the least."""
     waiting: OrderedDict[str, SequenceGroup] = field(default_factory=OrderedDict)
-    num_running: int = 0
-    """Groups."""
+    running: dict[str, SequenceGroup] = field(default_factory=dict)
+
+    @property
+    def num_rows(self) -> int:
+        """That run."""
+        return sum(group.num_rows for group in self.running.values())
+
+
+class _Claim(NamedTuple):
+    """A caller's next group, beside the rows of its caller that run."""
+
+    group: SequenceGroup
+    num_rows: int
+
+    def displaces(self, other: _Claim) -> bool:
+        """Whether ``other``, once it runs, would have to give way to this one: see `giving_way.displaced`."""
+        return other.num_rows > 0 and (
+            self.num_rows == 0 or other.num_rows >= FAR_MORE * (self.num_rows + self.group.num_rows)
+        )
 
 
 class Waiting:
@@ -74,19 +93,21 @@ class Waiting:
     def next(self) -> SequenceGroup | None:
         """Whose turn it is."""
         able = [share for share in self._shares.values() if share.waiting]
-        if not able:
-            return None
-        most = max(share.num_running for share in self._shares.values())
-        return min(map(_head, able), key=lambda group: self._turn(group, most))
+        if len(able) <= 1:
+            return _head(able[0]) if able else None
+        claims = [_Claim(_head(share), share.num_rows) for share in able]
+        most = max(share.num_rows for share in self._shares.values())
+        stable = [claim for claim in claims if not any(other.displaces(claim) for other in claims)]
+        return min(stable, key=lambda claim: self._turn(claim, most)).group
 
     def begin(self, group: SequenceGroup) -> None:
         """The group runs."""
-        self._shares[group.caller].num_running += 1
+        self._shares[group.caller].running[group.request_id] = group
         self.remove(group.request_id)
 
     def end(self, group: SequenceGroup) -> None:
         """The group runs no more."""
-        self._shares[group.caller].num_running -= 1
+        del self._shares[group.caller].running[group.request_id]
         self._tidy(group.caller)
 
     def of(self, caller: str) -> list[SequenceGroup]:
@@ -97,14 +118,14 @@ class Waiting:
         """Tokens are computed for a caller whose group runs."""
         self._shares[caller].work += num_tokens
 
-    def _turn(self, group: SequenceGroup, most: int) -> tuple[bool, float, int]:
-        """``most`` groups run of one caller."""
-        share = self._shares[group.caller]
-        return FAR_MORE * share.num_running > most, share.work + AGEING_TOKENS * group.order, group.order
+    def _turn(self, claim: _Claim, most: int) -> tuple[bool, float, int]:
+        """``most`` rows run of one caller."""
+        group, work = claim.group, self._shares[claim.group.caller].work
+        return FAR_MORE * claim.num_rows > most, work + AGEING_TOKENS * group.order, group.order
 
     def _tidy(self, caller: str) -> None:
         share = self._shares[caller]
-        if not share.waiting and not share.num_running:
+        if not share.waiting and not share.running:
             del self._shares[caller]
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+
 import msgspec
+import pytest
 
 from server.engine.engine import DecoderEngine
 from server.protocol import Generate
@@ -99,3 +102,42 @@ def test_nothing_is_remembered_of_callers_that_have_left() -> None:
     engine.abort("request 19")
     drain(engine, outcomes)
     assert engine.scheduler._waiting._shares == {}
+
+
+def preemptions_beside(*, wide: int, narrow: int, num_steps: int = 40) -> tuple[int, DecoderEngine]:
+    """How often somebody gives way to a caller with small requests, beside two of ``wide`` outputs each."""
+    engine = make_engine(FakeRunner(512), max_running=2 * wide + narrow, max_batch_tokens=128)
+    outcomes = dict[str, Outcome]()
+    options = {"do_sample": True, "seed": 1, "max_new_tokens": 60}
+    for i in range(2):
+        engine.add(of("wide", f"wide {i}", [i, *PROMPT], num_return_sequences=wide, **options))
+    for i in range(narrow):
+        engine.add(of("narrow", f"narrow {i}", [9, i, *PROMPT], max_new_tokens=60))
+    step(engine, outcomes)
+    assert engine.scheduler.num_running == 2 + narrow
+    engine.add(of("narrow", "late", max_new_tokens=60))
+    return sum(step(engine, outcomes).num_preemptions for _ in range(num_steps)), engine
+
+
+def test_a_group_of_many_rows_that_gave_way_is_not_taken_back_at_once() -> None:
+    """Its caller has fewer groups than the other one, and more rows."""
+    num_preemptions, engine = preemptions_beside(wide=12, narrow=4)
+    assert num_preemptions == 1
+    assert engine.scheduler.find("late") is engine.scheduler._running.get("late")
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_groups_of_any_size_do_not_displace_one_another_in_turn(seed: int) -> None:
+    """Each preemption lets a group in that has not run since it arrived or gave way itself."""
+    numbers = random.Random(seed)
+    engine, outcomes = make_engine(FakeRunner(2048), max_running=16, max_batch_tokens=256), dict[str, Outcome]()
+    for i in range(30):
+        options = {"do_sample": True, "seed": i, "max_new_tokens": numbers.choice([4, 20, 60])}
+        caller, width = numbers.choice("abc"), numbers.choice([1, 1, 2, 5, 8])
+        engine.add(of(caller, f"request {i}", [i, *PROMPT], num_return_sequences=width, **options))
+    num_preemptions = num_steps = 0
+    while engine.has_work:
+        num_preemptions += step(engine, outcomes).num_preemptions
+        num_steps += 1
+    assert num_preemptions <= 60
+    assert num_steps <= 600
