@@ -31,9 +31,9 @@ from server.models.tokenizer_files import has_tokenizer, load_tokenizer
 from server.models.weights import read_weights
 from server.modules.attention_calls import ATTENTION, set_attention
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
-from server.native import kernels
 from server.number_types import WEIGHT_TYPES, KvDtype
 from server.tasks import SEQ2SEQ, TASKS
+from server.worker import kernel_trial
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,7 @@ def plan_model(model: ModelConfig, num_on_gpu: int = 1) -> PlannedModel:
     folder = look(model)
     folder.check_files()
     device = choose_device(model)
+    kernel_trial.choose(model, 1)
     dtype = loader.choose_dtype(model, folder.task, device)
     # Of an encoder the products alone may be in fewer bits.
     is_decoder = TASKS[folder.task].is_decoder
@@ -164,7 +165,6 @@ def _cache(
     if max_source_len and model.kv_dtype != "auto":
         raise cache_type.refusal(model, "it is an encoder-decoder")
     if model.kv_dtype != "auto":
-        kernels.use("auto", 1)
         cache_type.require(module, model, dtype, device)
     try:
         token_bytes = (

@@ -113,7 +113,7 @@ def _embedding(recipe: Recipe, config: PreTrainedConfig) -> Embedding:
 
 
 def choose_dtype(model: ModelConfig, task: str, device: torch.device) -> torch.dtype:
-    """``auto``: 16 bits for decoders where the device computes in them or our kernels multiply, else float32.
+    """``auto``: 16 bits for decoders where the device computes in them or the kernels in use multiply, else float32.
 
     An encoder's one pass is cheap and its scores are compared with thresholds that were set in float32. Its bfloat16
     is for its products alone (`product_dtype`).
@@ -128,7 +128,7 @@ def choose_dtype(model: ModelConfig, task: str, device: torch.device) -> torch.d
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     # Kernels of ours without such instructions still read weights in half the time, and widen them as they multiply.
-    return torch.bfloat16 if _cpu_has_bfloat16() or kernels.can_multiply(model.kernels) else torch.float32
+    return torch.bfloat16 if _cpu_has_bfloat16() or kernels.has("linear") else torch.float32
 
 
 def product_dtype(model: ModelConfig, device: torch.device) -> torch.dtype | None:

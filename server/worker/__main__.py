@@ -7,7 +7,6 @@ import gc
 from typing import TYPE_CHECKING, Any
 
 from server.config import ModelConfig
-from server.errors import EXIT_MODEL, ConfigurationError
 from server.protocol import Ready
 from server.tasks import EMBED, TASKS
 from server.vocabulary import TokenBytes
@@ -30,12 +29,13 @@ def build(model: ModelConfig, num_loading: int = 1, num_on_gpu: int = 1) -> tupl
     from server.models import loader
     from server.models.device import choose_device, raise_if_does_not_fit
     from server.native import kernels
+    from server.worker import kernel_trial
 
     num_threads = torch.get_num_threads()
     # More threads than processors wait for one another awake: that took longer than the work. Inductor writes their
     # number into what it compiles.
     torch.set_num_threads(num_threads if model.compile else max(1, num_threads // num_loading))
-    _choose_kernels(model)
+    kernel_trial.choose(model, torch.get_num_threads())
     try:
         loaded = loader.load(model)
         is_decoder = TASKS[loaded.task].is_decoder
@@ -49,20 +49,6 @@ def build(model: ModelConfig, num_loading: int = 1, num_on_gpu: int = 1) -> tupl
     gc.collect()
     gc.freeze()
     return engine, ready
-
-
-def _choose_kernels(model: ModelConfig) -> None:
-    import torch
-
-    from server.native import kernels
-    from server.worker import kernel_trial
-
-    try:
-        kernels.use(model.kernels, torch.get_num_threads(), kernel_trial.problem)
-    except ImportError as error:
-        raise ConfigurationError(
-            f"Model {model.name} asks for {model.kernels} kernels: {error}. Set kernels to auto.", exit_code=EXIT_MODEL
-        ) from error
 
 
 def _decoder(model: ModelConfig, loaded: LoadedModel, num_on_gpu: int) -> tuple[loop.Engine, Ready]:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from server.config import ModelConfig
 from server.engine import batch_inputs
 from server.engine.attention.backend import SourceRow
 from server.engine.attention.native import NativeAttention
 from server.engine.batch_inputs import Row
+from server.errors import EXIT_MODEL, ConfigurationError
 from server.modules import text_attention
 from server.modules.attention import DistanceBias, LayerSpec
 from server.modules.texts import Texts
@@ -39,6 +41,16 @@ NUM_BLOCKS = -(-NUM_TOKENS // BLOCK_SIZE)
 
 BIAS = DistanceBias.of(torch.linspace(-3.0, 3.0, HEADS[0] * 19).view(19, HEADS[0]).T.contiguous(), 11)
 """A table whose ends lie within the tokens, on both sides."""
+
+
+def choose(model: ModelConfig, num_threads: int) -> None:
+    """Use the kernels that ``model`` asks for, once they have passed the trial. Raises `ConfigurationError`."""
+    try:
+        kernels.use(model.kernels, num_threads, problem)
+    except ImportError as error:
+        raise ConfigurationError(
+            f"Model {model.name} asks for {model.kernels} kernels: {error}. Set kernels to auto.", exit_code=EXIT_MODEL
+        ) from error
 
 
 def problem() -> str | None:

@@ -22,12 +22,15 @@ def avx2_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_decoders_on_avx2_kernels_are_bfloat16() -> None:
+    kernels.use("auto", 1)
     assert loader.choose_dtype(ModelConfig(name="chat", path="chat"), "generate", CPU) is torch.bfloat16
 
 
 def test_decoders_on_torch_alone_are_float32_without_bfloat16_instructions() -> None:
+    kernels.use("torch", 1)
     assert loader.choose_dtype(ModelConfig(name="chat", path="chat", kernels="torch"), "generate", CPU) is torch.float32
 
 
 def test_encoders_on_avx2_kernels_are_float32() -> None:
+    kernels.use("auto", 1)
     assert loader.choose_dtype(ModelConfig(name="labels", path="labels"), "classify", CPU) is torch.float32

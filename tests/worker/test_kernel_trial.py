@@ -13,10 +13,10 @@ import torch
 
 from server.config import ModelConfig
 from server.errors import ConfigurationError
+from server.models import loader
 from server.native import kernels
 from server.native.abi import Layer, Row, Step
 from server.native.formats import FORMATS, Int4
-from server.worker import __main__ as worker
 from server.worker import kernel_trial
 from tests.native import variants
 
@@ -133,7 +133,18 @@ def test_a_named_set_that_miscomputes_ends_the_worker_with_the_reason(monkeypatc
     spoilt = broken("rms_norm")
     monkeypatch.setattr(kernels, "load", lambda variant: spoilt)
     with pytest.raises(ConfigurationError, match="asks for avx512 kernels: its norms are wrong"):
-        worker._choose_kernels(ModelConfig(name="m", path="m", kernels="avx512"))
+        kernel_trial.choose(ModelConfig(name="m", path="m", kernels="avx512"), 1)
+
+
+def test_auto_stays_in_float32_where_the_kernels_miscompute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bfloat16 would be slower than float32 in what takes their place."""
+    spoilt = broken("rms_norm")
+    monkeypatch.setattr(loader, "_cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr(kernels, "AUTOMATIC", ("_avx2",))
+    monkeypatch.setattr(kernels, "load", lambda variant: spoilt)
+    model = ModelConfig(name="m", path="m")
+    kernel_trial.choose(model, 1)
+    assert loader.choose_dtype(model, "generate", torch.device("cpu")) is torch.float32
 
 
 def test_amx_is_tried_in_a_child_first(monkeypatch: pytest.MonkeyPatch) -> None:
