@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from server.out_of_memory import raise_if_memory
+
 log = logging.getLogger("sluice.cuda")
 
 LEAST_CAPABILITY = (8, 0)
@@ -44,6 +46,7 @@ def serve_rows(device: torch.device) -> bool:
         try:
             said = importlib.import_module("server.cuda.rows_trial").problem(device)
         except (RuntimeError, ValueError, TypeError, AttributeError, OSError, ImportError) as error:
+            raise_if_memory(error)
             said = f"they fail ({type(error).__name__}: {error})"
     if said is not None:
         log.info("norms and activations are torch's on %s: %s", device, said)

@@ -14,6 +14,7 @@ from server.config import ModelConfig
 from server.engine.executors import build_runner, compiled
 from server.errors import ConfigurationError
 from server.models.packed_linear import pack_linears
+from server.out_of_memory import is_memory_error
 from tests.tiny_models import tiny_decoder
 
 torch.set_num_threads(1)
@@ -79,3 +80,15 @@ def test_compiling_where_nothing_would_be_compiled_is_refused(settings: dict[str
 def test_a_model_that_only_compat_can_run_is_said_not_to_be_compiled(caplog: pytest.LogCaptureFixture) -> None:
     assert build_runner(tiny_decoder("bloom"), config(), 64).name == "compat"
     assert "model tiny is not compiled: only the generic executor has layers to compile" in caplog.text
+
+
+def test_memory_that_runs_out_while_layers_are_compiled_is_reported(backend: list[str]) -> None:
+    """Without compiled layers it would only run out later."""
+
+    def full(*_args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    backend[0] = full  # type: ignore[call-overload]
+    with pytest.raises(RuntimeError, match="out of memory") as error:
+        build_runner(tiny_decoder("llama"), config(), 64)
+    assert is_memory_error(error.value)

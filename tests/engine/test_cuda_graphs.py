@@ -180,6 +180,22 @@ def test_a_recording_that_fails_turns_graphs_off_and_the_step_is_computed(caplog
     assert caplog.text.count("CUDA graphs are off: a recorded step fails: operation not permitted") == 1
 
 
+def test_memory_that_runs_out_in_a_recording_turns_graphs_off_and_is_reported(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Failing(RecordedGraph):
+        def capture(self, run: Callable[[], Tensor]) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    plain, replayed = generic_runner(), with_recorded(generic_runner(), Failing)
+    for runner in (plain, replayed):
+        runner.forward(prompt_rows())
+    rows = single_rows(0, (0, 1, 2))
+    torch.testing.assert_close(replayed.forward(rows), plain.forward(rows))
+    assert "CUDA graphs are off: memory ran out in a recorded step" in caplog.text
+    assert "Lower kv_cache_gib, or set cuda_graphs to false." in caplog.text
+
+
 def test_a_graph_that_holds_on_to_its_first_step_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
     class Frozen(RecordedGraph):
         def replay(self) -> Tensor:

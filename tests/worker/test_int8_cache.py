@@ -11,10 +11,11 @@ import torch
 from server.commands import plan
 from server.commands.planned import plan_model
 from server.config import ModelConfig
+from server.engine.executors import cache_type
 from server.errors import ConfigurationError
 from server.native import kernels
 from server.worker.__main__ import build
-from tests.tiny_models import write_tiny_decoder
+from tests.tiny_models import tiny_decoder, write_tiny_decoder
 
 torch.set_num_threads(1)
 
@@ -56,3 +57,14 @@ def test_rejects_settings_without_native_attention(settings: dict[str, str]) -> 
     [(name, value)] = settings.items()
     with pytest.raises(ConfigurationError, match=rf"kv_dtype is int8, .*{name} is {value}: set "):
         ModelConfig(name="m", path="unused", kv_dtype="int8", **settings)  # type: ignore[arg-type]
+
+
+def test_memory_that_runs_out_while_the_model_is_tried_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as a model that cannot have such a cache."""
+
+    def full(_module: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(cache_type, "probe", full)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        cache_type.require(tiny_decoder("llama"), ModelConfig(name="m", path="m"), torch.float32, torch.device("cpu"))

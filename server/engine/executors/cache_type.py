@@ -11,6 +11,7 @@ from server.engine.executors.generic import probe
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.modules.attention_calls import ATTENTION, set_attention
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
+from server.out_of_memory import raise_if_memory
 
 
 def require(module: PreTrainedModel, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
@@ -21,6 +22,7 @@ def require(module: PreTrainedModel, config: ModelConfig, dtype: torch.dtype, de
     try:
         specs = probe(module)
     except (Unsupported, *FORWARD_FAILURES) as error:
+        raise_if_memory(error)
         raise refusal(config, str(error)) from error
     if problem := NativeAttention.obstacle(specs, config.block_size, dtype, device):
         raise refusal(config, problem)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from server.modules.attention_calls import ATTENTION, attention
+from server.out_of_memory import raise_if_memory
 
 log = logging.getLogger("sluice.engine")
 
@@ -47,6 +48,7 @@ def compile_layers(module: PreTrainedModel, name: str, check: Callable[[], str |
     try:
         problem = check()
     except COMPILER_FAILURES as error:
+        raise_if_memory(error)
         problem = f"{type(error).__name__}: {error}"
     if problem is None:
         return True

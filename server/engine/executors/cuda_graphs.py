@@ -24,6 +24,7 @@ from server.engine.batch_inputs import BatchInputs, Row
 from server.engine.executors.paged import PagedRunner
 from server.engine.executors.wrapping import WrappingRunner
 from server.engine.model_runner import ModelRunner
+from server.out_of_memory import is_memory_error
 
 log = logging.getLogger("sluice.engine")
 
@@ -144,7 +145,10 @@ class GraphRunner(WrappingRunner):
         try:
             logits_RV, recorded = self._replay(rows)
         except (RuntimeError, ValueError) as error:
-            self._turn_off(f"a recorded step fails: {error}")
+            # Without graphs there is more memory. If the plain step fails too, it is the engine that makes room.
+            advice = " Lower kv_cache_gib, or set cuda_graphs to false." if is_memory_error(error) else ""
+            reason = "memory ran out in a recorded step" if advice else "a recorded step fails"
+            self._turn_off(f"{reason}: {error}{advice}")
             return self._plain(rows)
         if recorded.num_checks == 0:
             return logits_RV
