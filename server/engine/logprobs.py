@@ -124,19 +124,21 @@ def logprobs_of(logits_RV: Tensor, ids_R: Sequence[int], top_n: int) -> Told:
     return logprobs, tops
 
 
-class ToldRows:
+class RequestedLogprobs:
     """The rows whose log-probabilities are asked for in each step, and the distributions that these are of.
 
-    A step begins with `take_raw` and ends with `tell`.
+    A step begins with `take_raw` and ends with `read`. The rows stay the same from step to step.
     """
 
     def __init__(self, params: Sequence[SamplingParams], scratch: Scratch) -> None:
         self._scratch = scratch
         self._tops = [p.top_n_tokens for p in params]
         self._ids = [p.logprob_token_ids for p in params]
-        told = [i for i, p in enumerate(params) if p.tells_logprobs]
-        self._raw_rows = [i for i in told if params[i].logprobs_mode == "raw"]
-        self.processed_rows = [i for i in told if params[i].logprobs_mode != "raw"]
+        requested = [i for i, p in enumerate(params) if p.tells_logprobs]
+        self._raw_rows = [i for i in requested if params[i].logprobs_mode == "raw"]
+        self._raw_index: RowIndex | None = None
+        """Made in the first step, which shows where the logits lie."""
+        self.processed_rows = [i for i in requested if params[i].logprobs_mode != "raw"]
         """Those whose log-probabilities are of what the token was drawn from."""
         self._processed_rows = frozenset(self.processed_rows)
         self._raw: Distribution | None = None
@@ -150,9 +152,10 @@ class ToldRows:
         self._raw, self._drawn_from = None, []
         if not self._raw_rows:
             return
-        rows = RowIndex.of(self._raw_rows, len(logits_SV), logits_SV.device)
-        logits_SV = rows.take(logits_SV)
-        if rows.is_whole and will_change:
+        if self._raw_index is None:
+            self._raw_index = RowIndex.of(self._raw_rows, len(logits_SV), logits_SV.device)
+        logits_SV = self._raw_index.take(logits_SV)
+        if self._raw_index.is_whole and will_change:
             logits_SV = logits_SV.clone()
         self._raw = Distribution(logits_SV, self._scratch)
 
@@ -163,7 +166,7 @@ class ToldRows:
         columns = None if columns_RW is None else index.take(columns_RW)
         self._drawn_from.append(([rows[k] for k in places], index.take(scores_RW), index.take(chosen_R), columns))
 
-    def tell(self, token_ids: list[int]) -> Told:
+    def read(self, token_ids: list[int]) -> Told:
         """Of every row; 0 and nothing where not asked for."""
         logprobs = [0.0] * len(self._tops)
         tops: list[list[TokenLogprob]] = [[] for _ in self._tops]

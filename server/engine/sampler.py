@@ -33,7 +33,7 @@ from server.engine.batch_inputs import on_device
 from server.engine.controls import Controls, Exclusions
 from server.engine.cutoffs import GREEDY, UNRANKED, UNSORTED, Candidates, Method, method_of, wider
 from server.engine.draw_rules import keep_top_n_sigma
-from server.engine.logprobs import ToldRows
+from server.engine.logprobs import RequestedLogprobs
 from server.engine.native_draw import NativeDraws
 from server.engine.processors import order as processors_order
 from server.engine.randomness import stream_keys, uniforms_at
@@ -76,7 +76,7 @@ class Asked:
     def __init__(self, sequences: Rows[Sequence], scratch: Scratch, vocab_size: int) -> None:
         params = [sequence.params for sequence in sequences]
         self.has_sigmas = any(p.top_n_sigma > 0.0 and p.do_sample for p in params)
-        self.told = ToldRows(params, scratch)
+        self.logprobs = RequestedLogprobs(params, scratch)
         self._vocab_size = vocab_size
         self._sequences = list(sequences)
         self._indices: dict[tuple[int, ...], RowIndex] = {}
@@ -115,9 +115,8 @@ class Sampler:
         asked = self._asked
         if asked is None or not asked.is_of(sequences):
             asked = self._asked = Asked(sequences, self._scratch, logits_SV.shape[1])
-        told = asked.told
         has_processors = any(map(PROCESSORS, sequences))
-        told.take_raw(logits_SV, will_change=has_processors or asked.has_sigmas)
+        asked.logprobs.take_raw(logits_SV, will_change=has_processors or asked.has_sigmas)
         is_finite_S = None
         if has_processors:
             is_finite_S = logits_SV.amax(-1).isfinite()  # NaN and infinity survive a maximum
@@ -129,7 +128,7 @@ class Sampler:
                 is_finite = [was and still for was, still in zip(is_finite_S.tolist(), is_finite, strict=True)]
         else:
             token_ids, is_finite = self._draw_by_torch(logits_SV, sequences, asked, is_finite_S)
-        return Sampled(token_ids, is_finite, *told.tell(token_ids))
+        return Sampled(token_ids, is_finite, *asked.logprobs.read(token_ids))
 
     def _draw_by_torch(
         self, logits_SV: Tensor, sequences: Rows[Sequence], asked: Asked, is_finite_S: Tensor | None
@@ -162,14 +161,14 @@ class Sampler:
             for i in unsettled:
                 rows_by_method.setdefault(methods[i], []).append(i)
             for method, rows in rows_by_method.items():
-                is_told = asked.told.wants_processed(rows)
+                is_told = asked.logprobs.wants_processed(rows)
                 index = index_of(rows, logits_SV.device)
                 choice = self._choose(method, index.take(logits_SV), [sequences[i] for i in rows], is_told=is_told)
                 index.put(results[0], choice.token_ids())
                 if choice.candidates.settled_R is not None:
                     index.put(results[1], choice.candidates.settled_R)
                 if is_told:
-                    asked.told.take_drawn(
+                    asked.logprobs.take_drawn(
                         rows, choice.candidates.scores_RW, choice.columns_R, choice.candidates.columns_RW
                     )
             host = results.cpu().numpy()  # the one copy to the host, unless a window was too narrow
@@ -206,13 +205,13 @@ class Sampler:
 
 def _draw_natively(module: ModuleType, logits_SV: Tensor, asked: Asked) -> tuple[list[int], list[bool]]:
     """Each row's token and whether it means anything."""
-    rows = asked.told.processed_rows
+    rows = asked.logprobs.processed_rows
     scores_KV = torch.empty((len(rows), logits_SV.shape[1])) if rows else logits_SV
     told = dict(zip(rows, scores_KV, strict=True)) if rows else {}
     token_ids_S = asked.native_draws.draw(module, logits_SV, told)
     token_ids: list[int] = np.maximum(token_ids_S, 0).tolist()
     if rows:
-        asked.told.take_drawn(rows, scores_KV, torch.tensor([token_ids[i] for i in rows]), None)
+        asked.logprobs.take_drawn(rows, scores_KV, torch.tensor([token_ids[i] for i in rows]), None)
     return token_ids, (token_ids_S >= 0).tolist()
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from server.engine.logprobs import logprobs_of
+from server.engine.row_index import RowIndex
 from server.engine.sampler import Sampled, Sampler
 from server.engine.sequence import Sequence
 from tests.engine.test_sampler import logits_of, processed, sequence
@@ -84,6 +85,24 @@ def test_rows_that_ask_for_nothing_are_told_nothing():
     sampled = sample(logits_of(4, 100), rows)
     assert [len(tops) for tops in sampled.top_logprobs] == [0, 0, 2, 0]
     assert [logprob != 0.0 for logprob in sampled.logprobs] == [False, True, True, False]
+
+
+def test_rows_that_stay_the_same_are_indexed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU an index is a copy to the device."""
+    made = []
+    right = RowIndex.of
+
+    def of(rows: Any, num_rows: int, device: torch.device) -> RowIndex:
+        made.append(tuple(rows))
+        return right(rows, num_rows, device)
+
+    monkeypatch.setattr(RowIndex, "of", of)
+    rows = [sequence(), sequence(logprobs=True), sequence(top_n_tokens=2), sequence()]
+    sampler, counts = Sampler(), []
+    for step in range(4):
+        sampler.sample(logits_of(4, 100, seed=step), rows)
+        counts.append(made.count((1, 2)))
+    assert counts == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("num_levels", [2, 5, 40])
