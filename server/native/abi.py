@@ -1,12 +1,14 @@
 """The structs and numbers that Python and the kernels share, described once.
 
 `python -m server.native.abi` writes the description as assertions to `src/abi_checks.h`: sources that lay a struct out
-in another way, or that number a choice otherwise, do not compile.
+in another way, or that number a choice otherwise, do not compile. The digest there becomes a part of the compiled
+kernels, by which the loader recognises kernels that were compiled for another description.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
@@ -154,7 +156,16 @@ TRAITS = {ADDRESS: "is_address", REAL: "is_real", INTEGER: "is_integer"}
 
 def header() -> str:
     """The text of `HEADER`."""
-    return HEAD + "\n".join((*_struct_lines(), *_enum_lines(), *_constant_lines())) + "\n"
+    return f'{HEAD}{_assertions()}\n\n#define ABI_DIGEST "{digest()}"\n'
+
+
+def digest() -> str:
+    """Differs where the description does: 16 hexadecimal digits."""
+    return hashlib.sha256(_assertions().encode()).hexdigest()[:16]
+
+
+def _assertions() -> str:
+    return "\n".join((*_struct_lines(), *_enum_lines(), *_constant_lines()))
 
 
 def _struct_lines() -> Iterator[str]:

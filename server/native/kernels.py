@@ -10,7 +10,7 @@ from types import ModuleType
 import torch  # first: its OpenMP runtime is the one that the kernels share
 from torch import Tensor
 
-from server.native import trial_process
+from server.native import abi, trial_process
 from server.native.trial_process import Trial
 
 log = logging.getLogger("sluice.native")
@@ -41,6 +41,10 @@ IN_A_CHILD = ("_amx",)
 
 class Miscomputes(ImportError):
     """Kernels that this processor should run, and that failed their trial."""
+
+
+class Stale(ImportError):
+    """Kernels that were compiled for other structs than those that they would be given."""
 
 
 class _State:
@@ -102,31 +106,26 @@ def _chosen(choice: str, trial: Trial | None) -> ModuleType | None:
     return _best(trial) if choice in ("auto", "native") else _tried(f"_{choice}", trial)
 
 
-def can_multiply(choice: str) -> bool:
-    """Whether ``choice`` finds kernels for products on this processor."""
-    try:
-        return hasattr(_chosen(choice, None), "linear")
-    except ImportError:
-        return False
-
-
 def load(variant: str) -> ModuleType:
-    """One of `VARIANTS` or `FOR_TESTS`. Raises ImportError, which says why, where it cannot run."""
+    """One of `VARIANTS` or `FOR_TESTS`. Raises ImportError, which says why, where it cannot run; `Stale` is one."""
     capabilities = torch.cpu.get_capabilities()
     missing = [name for name in (VARIANTS | FOR_TESTS)[variant] if not capabilities.get(name, False)]
     if missing:
         raise ImportError(f"this processor lacks {', '.join(missing)}")
     try:
-        return import_module(f"server.native.{variant}")
+        module = import_module(f"server.native.{variant}")
     except ModuleNotFoundError:
         raise ImportError("they were not built when Sluice was installed") from None
+    if getattr(module, "abi_digest", None) != abi.digest():
+        raise Stale("they were compiled for another version of Sluice; install Sluice again, or run make setup")
+    return module
 
 
 def _best(trial: Trial | None) -> ModuleType | None:
     for variant in AUTOMATIC:
         try:
             return _tried(variant, trial)
-        except Miscomputes as error:
+        except (Miscomputes, Stale) as error:
             log.warning("the %s kernels are not used: %s", variant[1:], error)
         except ImportError as error:
             log.info("no %s kernels: %s", variant[1:], error)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from server.native import abi, reference
+from server.native import abi, kernels, reference
 from server.native.packing import ACTIVATIONS
 
 SOURCES = abi.HEADER.parent
@@ -79,6 +81,30 @@ def errors_of_changes(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_a_struct_or_a_choice_that_is_laid_out_otherwise_does_not_compile(change: str, errors_of_changes: str) -> None:
     failed = re.findall(r"static assertion failed.*\n.*static_assert\((.*)\);", errors_of_changes)
     assert any(CHANGES[change][-1] in assertion for assertion in failed)
+
+
+def test_a_struct_that_is_laid_out_otherwise_has_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wider(ctypes.Structure):
+        _fields_ = [*abi.Row._fields_, ("inserted", abi.INTEGER)]
+
+    before = abi.digest()
+    monkeypatch.setitem(abi.STRUCTS, "attention::Row", Wider)
+    assert abi.digest() != before
+
+
+@pytest.mark.parametrize("compiled_for", [None, "0123456789abcdef"])
+def test_kernels_compiled_for_another_description_are_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, compiled_for: str | None
+) -> None:
+    """Those of an older version have no digest at all."""
+    old = SimpleNamespace() if compiled_for is None else SimpleNamespace(abi_digest=compiled_for)
+    monkeypatch.setattr(kernels, "import_module", lambda _name: old)
+    monkeypatch.setattr(kernels, "VARIANTS", {"_avx2": ()})
+    monkeypatch.setattr(kernels, "AUTOMATIC", ("_avx2",))
+    with pytest.raises(ImportError, match="compiled for another version of Sluice; install Sluice again"):
+        kernels.use("avx2", 1)
+    assert kernels.use("auto", 1) == "torch"
+    assert "the avx2 kernels are not used: they were compiled for another version" in caplog.text
 
 
 def test_every_activation_of_the_reference_has_a_number() -> None:

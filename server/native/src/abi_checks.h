@@ -156,3 +156,5 @@ static_assert(static_cast<int64_t>(int4::GROUP) == 32);
 static_assert(static_cast<int64_t>(attention::BLOCK) == 32);
 static_assert(static_cast<int64_t>(attention::MOST_DIM) == 256);
 static_assert(static_cast<int64_t>(BIAS_MARGIN) == 16);
+
+#define ABI_DIGEST "07e2ef3968146edc"

@@ -30,7 +30,7 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, NAME, nullptr, 0, methods, null
 
 } // namespace
 
-// Raises ImportError where the system refuses what the instructions need.
+// The loader compares `abi_digest` with its own. Raises ImportError where the system refuses what the instructions need.
 PyMODINIT_FUNC INIT() {
 #ifdef TILE_INSTRUCTIONS
   if (!tile::ask_permission()) {
@@ -38,5 +38,10 @@ PyMODINIT_FUNC INIT() {
     return nullptr;
   }
 #endif
-  return PyModule_Create(&definition);
+  PyObject *module = PyModule_Create(&definition);
+  if (module != nullptr && PyModule_AddStringConstant(module, "abi_digest", ABI_DIGEST) < 0) {
+    Py_DECREF(module);
+    return nullptr;
+  }
+  return module;
 }
