@@ -19,7 +19,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from server import logs, metrics
+from server import allocator, logs, metrics
 from server.api import loading
 from server.api.app import Application, build_app
 from server.api.http.client_address import TrustedProxies
@@ -59,6 +59,7 @@ def serve(config: ServeConfig, template: Template | None = None) -> int:
     message = ""
     try:
         _allow_many_connections()
+        allocator.return_large_blocks()
         with (
             bind(config.host, config.port) as listener,
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import threading
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from server import allocator
 from server.client.fair_places import FairPlaces
 
 T = TypeVar("T")
@@ -66,12 +66,6 @@ def _each(work: Callable[[T], R], inputs: Sequence[T], is_cancelled: threading.E
         traceback.clear_frames(error.__traceback__)
         raise
     finally:
-        _give_memory_back()
+        # A long text takes a hundred times its length for a moment.
+        allocator.trim()
     return results
-
-
-def _give_memory_back() -> None:
-    """The allocator keeps what it has freed, and a long text takes a hundred times its length for a moment."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
