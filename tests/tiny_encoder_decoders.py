@@ -124,7 +124,7 @@ def tiny_config(family: str) -> PreTrainedConfig:
 def tiny_encoder_decoder(family: str, seed: int = 0) -> PreTrainedModel:
     """In float32 and eval mode; the same seed makes the same model."""
     module = AutoModelForSeq2SeqLM.from_config(tiny_config(family), dtype=torch.float32)
-    _scramble(module, seed)
+    scramble_pair(module, seed)
     module.generation_config = GenerationConfig(
         bos_token_id=0,
         eos_token_id=EOS_ID,
@@ -159,7 +159,7 @@ def write_tiny_encoder_decoder(folder: Path, family: str, seed: int = 0) -> Path
     return folder
 
 
-def _scramble(module: PreTrainedModel, seed: int) -> None:
+def scramble_pair(module: PreTrainedModel, seed: int) -> None:
     """Wide enough for clear margins; cross-attention strong enough that the source decides what is written."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

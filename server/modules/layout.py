@@ -69,6 +69,11 @@ class Embedding:
     norm: Norm | None = None
     """Of the sum of both."""
 
+    @property
+    def num_tokens(self) -> int:
+        """V"""
+        return self.table_VD.out_features if isinstance(self.table_VD, Linear) else self.table_VD.shape[0]
+
     def __call__(self, token_ids_T: Tensor, positions_T: Tensor) -> Tensor:
         table_VD = self.table_VD
         if isinstance(table_VD, Linear):

@@ -101,20 +101,27 @@ def _bart_ends(stack: nn.Module) -> tuple[Embedding, Norm | None]:
     children.finish()
     if not isinstance(table, nn.Embedding):
         raise Unsupported("its embedding is no table")
-    # One that makes its table anew for longer texts has it as a buffer.
-    position_table = getattr(positions, "weight", None)
-    if position_table is None:
-        position_table = getattr(positions, "weights", None)
-    if not isinstance(position_table, Tensor):
-        raise Unsupported("its positions are no table")
+    position_table, offset = _positions(positions)
     embedding = Embedding(
         table_VD=table.weight.detach(),
         scale=first_attribute(table, ("embed_scale",), first_attribute(stack, ("embed_scale",), 1.0)),
         position_table_PD=position_table.detach().to(table.weight.dtype),
-        position_offset=int(getattr(positions, "offset", 0)),
+        position_offset=offset,
         norm=None if norm is None else norm_of(norm),
     )
     return embedding, final_norm
+
+
+def _positions(module: nn.Module) -> tuple[Tensor, int]:
+    """Their table, and the row of the first."""
+    table = getattr(module, "weight", None)
+    if isinstance(table, Tensor):
+        return table, int(getattr(module, "offset", 0))
+    # M2M100 counts from the padding's row on, and has a buffer that it makes anew for longer texts.
+    table, padding = getattr(module, "weights", None), getattr(module, "padding_idx", None)
+    if not isinstance(table, Tensor) or not isinstance(padding, int):
+        raise Unsupported("its positions are no table")
+    return table, padding + 1
 
 
 def _final_norm(children: Children) -> Norm | None:

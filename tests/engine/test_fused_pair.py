@@ -6,16 +6,18 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from server.engine.attention.backend import SourceRow
 from server.engine.attention.choose import choose_attention
 from server.engine.batch_inputs import Row
+from server.engine.context import Context
 from server.engine.executors.fused.pair_runner import FusedPairRunner
 from server.engine.executors.fused.prepare_pair import PreparedPair, prepare_pair
+from server.engine.sources import Source, held_source
 from server.modules.products import reduce_linears
 from server.modules.unsupported import Unsupported
 from server.native import kernels
@@ -67,7 +69,7 @@ def tiny(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 
 
 def token_ids(length: int, seed: int) -> list[int]:
-    return random.Random(seed).choices(range(3, VOCAB_SIZE), k=length)
+    return random.Random(seed).choices(range(3, VOCAB_SIZE - 2), k=length)
 
 
 SOURCES = [token_ids(length, seed) for seed, length in enumerate(SOURCE_LENGTHS)]
@@ -105,33 +107,33 @@ class Scene:
             pair.packed, backend, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, vocab_size=VOCAB_SIZE
         )
         self._free = [block for first in (2, 0, 1) for block in range(first, NUM_BLOCKS, 3)]
-        self._sources: dict[int, SourceRow] = {}
+        self._sources: dict[int, Source] = {}
         self._tables: dict[int, list[int]] = {}
         self._done: dict[int, int] = {}
 
     def blocks(self, length: int) -> list[int]:
         return [self._free.pop() for _ in range(-(-length // BLOCK_SIZE))]
 
-    @torch.inference_mode()
-    def encode(self, *indices: int) -> None:
-        tables = [self.blocks(SOURCE_LENGTHS[i]) for i in indices]
-        assert self.runner.encode([SOURCES[i] for i in indices], tables) == []
-        for i, table in zip(indices, tables, strict=True):
-            self._sources[i] = SourceRow(0, SOURCE_LENGTHS[i], table)
+    def source(self, index: int) -> Source:
+        if index not in self._sources:
+            self._sources[index] = held_source(list(SOURCES[index]), index, self.blocks(SOURCE_LENGTHS[index]))
+        return self._sources[index]
 
     @torch.inference_mode()
     def step(self, *shares: tuple[int, int, int]) -> list[Tensor]:
         """Of each row, source and target, and so many further tokens; all of their logits."""
-        rows, sources = [], []
+        rows = []
         for key, index, count in shares:
             table = self._tables.setdefault(key, self.blocks(TARGET_LENGTHS[index]))
             done = self._done.get(key, 0)
             ids = TARGETS[index][done : done + count]
-            rows.append(Row(key=key, token_ids=ids, num_computed=done, block_table=table, num_logits=count))
-            sources.append(self._sources[index]._replace(num_tokens=count))
+            row = Row(key=key, token_ids=ids, num_computed=done, block_table=table, num_logits=count)
+            rows.append(msgspec.structs.replace(row, context=Context(source=self.source(index))))
             self._done[key] = done + count
-        self.runner.read(sources)
-        return list(self.runner.forward(rows).split([count for _, _, count in shares]))
+        logits = self.runner.forward(rows)
+        for _, index, _ in shares:
+            self.source(index).held.is_computed = True
+        return list(logits.split([count for _, _, count in shares]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -139,9 +141,7 @@ def test_every_family_gives_transformers_logits(family: str, variant: str) -> No
     module = tiny(family)
     expected = [plain_logits(module, *pair) for pair in zip(SOURCES, TARGETS, strict=True)]
     scene = Scene(prepared(module))
-    scene.encode(0, 1)
-    scene.encode(2)
-    steps = [((0, 0, 1), (1, 1, 30), (2, 2, 41)), ((1, 1, 1), (0, 0, 1)), ((0, 0, 1), (1, 1, 1)), ((1, 1, 38),)]
+    steps = [((0, 0, 1), (1, 1, 30)), ((2, 2, 41), (1, 1, 1), (0, 0, 1)), ((0, 0, 1), (1, 1, 1)), ((1, 1, 38),)]
     found: dict[int, list[Tensor]] = {0: [], 1: [], 2: []}
     for shares in steps:
         for (key, _, _), logits in zip(shares, scene.step(*shares), strict=True):
@@ -157,7 +157,6 @@ def test_bfloat16_follows_float32(family: str, variant: str) -> None:
     module = tiny(family, torch.bfloat16)
     theirs = plain_logits(module, SOURCES[1], TARGETS[1])
     scene = Scene(prepared(module))
-    scene.encode(1)
     [ours] = scene.step((0, 1, 70))
     assert (ours - expected).norm() < 1.2 * (theirs - expected).norm()
 
@@ -173,7 +172,6 @@ def test_int8_weights_follow_float32(family: str, variant: str) -> None:
     pair = prepared(tiny(family))
     pair.quantise("int8")
     scene = Scene(pair)
-    scene.encode(1)
     [ours] = scene.step((0, 1, 70))
     assert (ours - expected).norm() < 1.2 * (theirs - expected).norm()
 
@@ -187,10 +185,8 @@ def test_a_row_has_the_same_bits_alone_and_among_rows_of_its_source_and_others(
         pytest.skip("torch's own products depend on the number of rows")
     pair = prepared(tiny(family, dtype))
     alone = Scene(pair)
-    alone.encode(1)
     expected = torch.cat([alone.step((0, 1, count))[0] for count in (60, 1, 1, 1)])
     busy = Scene(pair)
-    busy.encode(0, 1, 2)
     found = [busy.step((5, 2, 3), (0, 1, 1), (6, 1, 4))[1], busy.step((7, 0, 1), (0, 1, 59), (8, 2, 30))[1]]
     found += [busy.step((5, 2, 1), (6, 1, 1), (0, 1, 1))[2] for _ in range(3)]
     assert torch.equal(torch.cat(found), expected)
@@ -220,6 +216,20 @@ def test_a_layer_that_computes_something_else_is_refused_and_gives_its_weights_b
         prepared(module)
     layer.forward = forward
     assert all(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear))
+
+
+def test_rows_of_a_source_that_is_not_finite_fail_and_harm_no_other() -> None:
+    module = tiny("marian, two vocabularies")
+    pair = prepared(module)
+    [expected] = Scene(pair).step((1, 1, 5))
+    table_VD = pair.packed.encoder.embedding.table_VD
+    assert isinstance(table_VD, Tensor)
+    table_VD[99] = float("nan")
+    scene = Scene(pair)
+    scene.source(2).ids[7] = 99
+    bad, good = scene.step((0, 2, 4), (1, 1, 5))
+    assert bad.isnan().all()
+    torch.testing.assert_close(good, expected)
 
 
 def test_float16_is_refused_for_t5() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 import pytest
 import torch
@@ -24,8 +26,8 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def engine_of(module: PreTrainedModel) -> DecoderEngine:
-    config = ModelConfig(name="m", path="unused", block_size=4, kv_cache_gib=0.02, max_running=64)
+def engine_of(module: PreTrainedModel, executor: Literal["auto", "compat", "fused"] = "auto") -> DecoderEngine:
+    config = ModelConfig(name="m", path="unused", executor=executor, block_size=4, kv_cache_gib=0.02, max_running=64)
     runner = build_runner(module, config, 128, max_source_len=64, pack=pack_linears)
     return DecoderEngine(
         runner, max_model_len=128, max_source_len=64, max_batch_tokens=96, max_running=64, prefix_cache=True
@@ -42,11 +44,12 @@ def read(commands: list[Generate], family: str, *prefix: int) -> list[Generate]:
     ]
 
 
+@pytest.mark.parametrize("executor", ["compat", "fused"])
 @pytest.mark.parametrize("family", KINDS)
-def test_each_option_alone_gives_what_transformers_gives(family: str) -> None:
+def test_each_option_alone_gives_what_transformers_gives(family: str, executor: Literal["compat", "fused"]) -> None:
     commands = cases.each_option(PROMPTS[0])
     commands += [cases.command(f"forced {i}", PROMPTS[1], **params) for i, params in enumerate(FORCED)]
-    check(engine_of(tiny_encoder_decoder(family)), tiny_encoder_decoder(family), read(commands, family))
+    check(engine_of(tiny_encoder_decoder(family), executor), tiny_encoder_decoder(family), read(commands, family))
 
 
 @pytest.mark.timeout(900)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,10 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from server.config import ModelConfig
-from server.engine import memory, selfcheck, source_check
-from server.engine.attention.backend import AttentionBackend
-from server.engine.attention.choose import bytes_per_block, choose_attention
+from server.engine import selfcheck, source_check
 from server.engine.executors import cache_type
+from server.engine.executors.build_pair import fused_pair
 from server.engine.executors.compat import CompatRunner
 from server.engine.executors.compiled import compile_layers
 from server.engine.executors.cuda_graphs import with_graphs
@@ -24,8 +22,9 @@ from server.engine.executors.encoder_decoder import EncoderDecoderRunner
 from server.engine.executors.fused import prepare
 from server.engine.executors.fused.runner import FusedRunner
 from server.engine.executors.generic import GenericRunner, probe
-from server.engine.executors.lengthwise import Lengthwise, install
+from server.engine.executors.lengthwise import install
 from server.engine.executors.quantising import cache_loss, quantise_linears, quantised
+from server.engine.executors.subject import Subject, TokenIds
 from server.engine.memory import CudaShare
 from server.engine.model_runner import ModelRunner
 from server.engine.selfcheck import Reference
@@ -38,30 +37,6 @@ from server.number_types import KvDtype
 from server.out_of_memory import raise_if_memory
 
 log = logging.getLogger("sluice.engine")
-
-TokenIds = Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Subject:
-    """The module that an executor is sought for, and what every attempt has to know."""
-
-    module: PreTrainedModel
-    config: ModelConfig
-    max_model_len: int
-    max_source_len: int
-    expected: Reference
-    quality_ids: TokenIds
-    lengthwise: Lengthwise | None
-    """The module's rotary parts, where they follow from sequences' lengths."""
-    share: CudaShare
-
-    def num_blocks(self, block_bytes: int, make_runner: Callable[[int], ModelRunner]) -> int:
-        """Of the cache that serves. ``make_runner`` makes a runner with few blocks, to measure a step on a GPU."""
-        block_size, room = self.config.block_size, None
-        if _on_gpu(self.module):
-            room = partial(self.share.measure, make_runner, self.max_model_len, block_size)
-        return memory.num_blocks(self.config, block_bytes, self.max_model_len + self.max_source_len, room)
 
 
 def build_runner(
@@ -99,7 +74,7 @@ def build_runner(
             "Check that its config and weights belong together.",
             exit_code=EXIT_MODEL,
         ) from error
-    subject = _Subject(
+    subject = Subject(
         module=module,
         config=config,
         max_model_len=max_model_len,
@@ -118,7 +93,7 @@ def build_runner(
         try:
             return _fused(subject)
         except Unsupported as error:
-            _refused(config, "fused", error)
+            subject.refused("fused", error)
         finally:
             state.restore()
     if pack is not None:
@@ -129,27 +104,17 @@ def build_runner(
         try:
             return _generic(subject)
         except Unsupported as error:
-            _refused(config, "generic", error)
+            subject.refused("generic", error)
             log.warning("model %s runs in the compat executor: %s", config.name, error)
     if config.compile:
         log.warning("model %s is not compiled: only the generic executor has layers to compile", config.name)
     return _compat(subject, plain)
 
 
-def _refused(config: ModelConfig, executor: str, error: Unsupported) -> None:
-    """Raise where ``executor`` was asked for by name, else say why another one is tried."""
-    if config.executor == executor:
-        raise ConfigurationError(
-            f"Model {config.name} cannot run in the {executor} executor: {error}. Set executor to auto.",
-            exit_code=EXIT_MODEL,
-        )
-    log.info("model %s does not run in the %s executor: %s", config.name, executor, error)
-
-
-def _fused(subject: _Subject) -> ModelRunner:
+def _fused(subject: Subject) -> ModelRunner:
     """Raises `Unsupported` where the layout is not known, or its numbers come out different or not steady."""
     module, config, expected = subject.module, subject.config, subject.expected
-    make_backend = partial(_backend, module, config)
+    make_backend = subject.backend
     set_attention(module, ATTENTION)
     try:
         prepared = prepare(
@@ -173,13 +138,13 @@ def _fused(subject: _Subject) -> ModelRunner:
         return prepared.runner(make_backend(specs, num_blocks, kv_dtype), num_blocks)
 
     cache_kl = cache_loss(config, make_runner, subject.quality_ids)
-    num_blocks = subject.num_blocks(_block_bytes(subject, specs), prepared.small_runner)
+    num_blocks = subject.num_blocks(subject.block_bytes(specs), prepared.small_runner)
     runner = make_runner(num_blocks, config.kv_dtype)
     runner.quantization_kl, runner.kv_cache_kl = kl, cache_kl
     return with_graphs(runner, config)
 
 
-def _deterministic(subject: _Subject) -> DeterministicRunner:
+def _deterministic(subject: Subject) -> DeterministicRunner:
     """Over the generic executor, row by row where its products and its attention need it."""
     module, config = subject.module, subject.config
     steady(module)
@@ -197,7 +162,7 @@ def _deterministic(subject: _Subject) -> DeterministicRunner:
     return DeterministicRunner(runner)
 
 
-def _generic(subject: _Subject) -> ModelRunner:
+def _generic(subject: Subject) -> ModelRunner:
     """Raises `Unsupported` where the module does not fit or its logits come out different."""
     module, config, expected = subject.module, subject.config, subject.expected
     set_attention(module, ATTENTION)
@@ -225,19 +190,19 @@ def _generic(subject: _Subject) -> ModelRunner:
     make_runner = partial(_generic_runner, subject, specs)
     kl = quantised(config, make_runner, partial(quantise_linears, module), subject.quality_ids)
     cache_kl = cache_loss(config, make_runner, subject.quality_ids)
-    runner = make_runner(subject.num_blocks(_block_bytes(subject, specs), make_runner), config.kv_dtype)
+    runner = make_runner(subject.num_blocks(subject.block_bytes(specs), make_runner), config.kv_dtype)
     runner.quantization_kl, runner.kv_cache_kl = kl, cache_kl
     return with_graphs(runner, config)
 
 
 def _generic_runner(
-    subject: _Subject, specs: list[LayerSpec], num_blocks: int, kv_dtype: KvDtype = "auto"
+    subject: Subject, specs: list[LayerSpec], num_blocks: int, kv_dtype: KvDtype = "auto"
 ) -> GenericRunner:
     module, config = subject.module, subject.config
     return GenericRunner(
         module,
         specs,
-        _backend(module, config, specs, num_blocks, kv_dtype),
+        subject.backend(specs, num_blocks, kv_dtype),
         num_blocks=num_blocks,
         block_size=config.block_size,
         vocab_size=subject.expected.vocab_size,
@@ -245,38 +210,16 @@ def _generic_runner(
     )
 
 
-def _backend(
-    module: PreTrainedModel,
-    config: ModelConfig,
-    specs: Sequence[LayerSpec],
-    num_blocks: int,
-    kv_dtype: KvDtype = "auto",
-) -> AttentionBackend:
-    """Checks compare numbers with the module's, so their caches are in its own type."""
-    return choose_attention(
-        specs,
-        num_blocks,
-        config.block_size,
-        module.dtype,
-        module.device,
-        deterministic=config.deterministic,
-        kv_dtype=kv_dtype,
-    )
-
-
-def _on_gpu(module: PreTrainedModel) -> bool:
-    device: torch.device = module.device
-    return device.type == "cuda"
-
-
-def _block_bytes(subject: _Subject, specs: Sequence[LayerSpec]) -> int:
-    module, config = subject.module, subject.config
-    return bytes_per_block(specs, config.block_size, module.dtype, module.device, kv_dtype=config.kv_dtype)
-
-
-def _encoder_decoder(subject: _Subject, plain: str, pack: Callable[[PreTrainedModel], Any] | None) -> ModelRunner:
+def _encoder_decoder(subject: Subject, plain: str, pack: Callable[[PreTrainedModel], Any] | None) -> ModelRunner:
     """``plain`` is the attention that the module came with."""
-    config = subject.config
+    config, state = subject.config, ModuleState(subject.module)
+    if config.executor in ("auto", "fused") and not config.compile:
+        try:
+            return fused_pair(subject)
+        except Unsupported as error:
+            subject.refused("fused", error)
+        finally:
+            state.restore()
     if config.executor not in ("auto", "compat") or config.compile:
         wanted, setting = ("a compiled", "compile") if config.compile else (f"the {config.executor}", "executor")
         raise ConfigurationError(
@@ -295,7 +238,7 @@ def _encoder_decoder(subject: _Subject, plain: str, pack: Callable[[PreTrainedMo
     return _compat(subject, plain)
 
 
-def _compat(subject: _Subject, plain: str) -> CompatRunner:
+def _compat(subject: Subject, plain: str) -> CompatRunner:
     """``plain`` is the attention that the module came with."""
     module, config, expected = subject.module, subject.config, subject.expected
     if config.kv_dtype != "auto":

@@ -1,0 +1,121 @@
+"""The engine over encoder-decoders in fused layers: transformers' tokens, and bits that nothing moves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+
+from server.config import ModelConfig
+from server.engine.engine import DecoderEngine
+from server.engine.executors.build import build_runner
+from server.engine.model_runner import ModelRunner
+from server.protocol import Generate
+from tests.engine.driving import Outcome, run, run_preempted
+from tests.native import variants
+from tests.parity import cases
+from tests.parity.test_parity import PROMPTS, check
+from tests.tiny_encoder_decoders import KINDS, scramble_pair, start_id, tiny_config
+
+MAX_MODEL_LEN, MAX_SOURCE_LEN = 128, 64
+SOURCES = [[*PROMPTS[0]] * 9, [*PROMPTS[1]], [*PROMPTS[2]] * 4, [*PROMPTS[3]] * 6]
+
+
+@pytest.fixture(autouse=True)
+def best_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    variants.use("best", monkeypatch)
+
+
+def tiny(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """With heads of the width 16, which the kernels take."""
+    config = tiny_config(family)
+    if family == "t5":
+        config.d_kv = 16
+    else:
+        config.encoder_attention_heads = config.decoder_attention_heads = 3
+    module = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
+    scramble_pair(module, 0)
+    for name, parameter in module.named_parameters():
+        if family == "t5" and name.endswith(".q.weight"):
+            # As it is trained: its scores are not scaled.
+            parameter.data *= config.d_kv**-0.5
+    module.generation_config.decoder_start_token_id = start_id(family)
+    return module.eval().to(dtype)
+
+
+def runner_of(module: PreTrainedModel, **settings: Any) -> ModelRunner:
+    config = ModelConfig(
+        name="m", path="unused", block_size=32, max_running=64, executor="fused",
+        **{"kv_cache_gib": 0.02, **settings},
+    )  # fmt: skip
+    runner = build_runner(module, config, MAX_MODEL_LEN, max_source_len=MAX_SOURCE_LEN)
+    assert runner.is_row_invariant
+    return runner
+
+
+def engine_of(runner: ModelRunner, max_batch_tokens: int = 96) -> DecoderEngine:
+    return DecoderEngine(
+        runner,
+        max_model_len=MAX_MODEL_LEN,
+        max_source_len=MAX_SOURCE_LEN,
+        max_batch_tokens=max_batch_tokens,
+        max_running=64,
+        prefix_cache=True,
+    )
+
+
+def read(commands: list[Generate], family: str) -> list[Generate]:
+    """The same requests to a model that reads the prompts as its sources."""
+    return [
+        msgspec.structs.replace(command, prompt_ids=[start_id(family)], source_ids=command.prompt_ids)
+        for command in commands
+        if command.params.guidance_scale == 1.0
+    ]
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_requests_of_all_kinds_in_one_batch_give_what_transformers_gives(family: str) -> None:
+    commands = read(cases.at_random(SOURCES, 40, seed=5), family)
+    check(engine_of(runner_of(tiny(family))), tiny(family), commands)
+
+
+def requests(family: str) -> list[Generate]:
+    """Twelve of all kinds, some of which read the same source."""
+    return read(cases.at_random(SOURCES, 12, seed=11), family)
+
+
+def bits(outcomes: dict[str, Outcome]) -> dict[str, tuple[list[int], list[float], float | None]]:
+    return {name: (each.token_ids, each.logprobs, each.score) for name, each in outcomes.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", KINDS)
+def test_a_request_has_the_same_bits_alone_in_a_batch_and_with_its_source_found(
+    family: str, dtype: torch.dtype
+) -> None:
+    runner = runner_of(tiny(family, dtype))
+    alone: dict[str, Outcome] = {}
+    for command in requests(family):
+        alone |= run(engine_of(runner), [command])
+    together = engine_of(runner)
+    assert bits(run(together, requests(family))) == bits(alone)
+    assert bits(run(together, requests(family))) == bits(alone)
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_a_request_that_was_preempted_has_the_same_bits(family: str) -> None:
+    # Of 26 blocks.
+    runner, tight = runner_of(tiny(family)), runner_of(tiny(family), kv_cache_gib=0.0008 if family == "t5" else 0.0006)
+    assert tight.num_blocks == 26
+    commands = [
+        msgspec.structs.replace(
+            command, params=msgspec.structs.replace(command.params, max_new_tokens=60, min_new_tokens=60)
+        )
+        for command in read([cases.command(f"{i}", SOURCES[i % 4], do_sample=True, seed=i) for i in range(12)], family)
+    ]
+    undisturbed = run(engine_of(runner), commands)
+    assert bits(run_preempted(engine_of(tight), commands)) == bits(undisturbed)
