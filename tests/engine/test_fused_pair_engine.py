@@ -13,6 +13,7 @@ from server.config import ModelConfig
 from server.engine.engine import DecoderEngine
 from server.engine.executors.build import build_runner
 from server.engine.model_runner import ModelRunner
+from server.errors import ConfigurationError
 from server.protocol import Generate
 from tests.engine.driving import Outcome, run, run_preempted
 from tests.native import variants
@@ -119,3 +120,20 @@ def test_a_request_that_was_preempted_has_the_same_bits(family: str) -> None:
     ]
     undisturbed = run(engine_of(runner), commands)
     assert bits(run_preempted(engine_of(tight), commands)) == bits(undisturbed)
+
+
+def test_a_cache_in_int8_without_kernels_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    variants.use("torch", monkeypatch)
+    config = ModelConfig(name="m", path="unused", block_size=32, kv_cache_gib=0.02, kv_dtype="int8")
+    with pytest.raises(ConfigurationError, match="cannot have its KV cache in int8: there are no kernels for it"):
+        build_runner(tiny("marian"), config, MAX_MODEL_LEN, max_source_len=MAX_SOURCE_LEN)
+
+
+def test_a_cache_and_weights_in_int8_serve_and_say_what_they_lose() -> None:
+    runner = runner_of(tiny("marian"), kv_dtype="int8", quantize="int8")
+    assert runner.kv_cache_kl is not None
+    assert runner.quantization_kl is not None
+    assert 0 < runner.kv_cache_kl < 0.05
+    assert 0 < runner.quantization_kl < 0.2
+    outcomes = run(engine_of(runner), requests("marian"))
+    assert all(outcome.finish_reason for outcome in outcomes.values())

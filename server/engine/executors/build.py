@@ -84,7 +84,7 @@ def build_runner(
         lengthwise=lengthwise,
         share=share,
     )
-    if config.kv_dtype != "auto":
+    if config.kv_dtype != "auto" and not max_source_len:
         cache_type.require(module, config, module.dtype, module.device)
         state.restore()
     if max_source_len:

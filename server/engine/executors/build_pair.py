@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from server.engine import selfcheck
+from server.engine.executors import cache_type
 from server.engine.executors.fused.pair_runner import FusedPairRunner
 from server.engine.executors.fused.prepare_pair import prepare_pair
 from server.engine.executors.quantising import cache_loss, quantised
@@ -24,6 +25,8 @@ def fused_pair(subject: Subject) -> ModelRunner:
         raise_if_memory(error)
         raise Unsupported(f"its layout fails there ({type(error).__name__}: {error})") from error
     specs = prepared.packed.decoder.specs
+    if config.kv_dtype != "auto":
+        cache_type.require_kernels(specs, config, module.dtype, module.device)
 
     def make_runner(num_blocks: int, kv_dtype: KvDtype = "auto") -> FusedPairRunner:
         return FusedPairRunner(
