@@ -33,10 +33,8 @@ def load_tokenizer(folder: Path) -> Any:
         raise refuse(f"{folder} has no tokenizer. Save it there with tokenizer.save_pretrained.")
     try_tokenizer(folder)
     try:
-        with warnings.catch_warnings():
-            # Marian's texts stay as they are without it.
-            warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = _loaded(folder)
+        converted = tokenizer if getattr(tokenizer, "backend_tokenizer", None) is not None else convert(tokenizer)
     except StrictDataclassError as error:
         raise refuse(f"The config.json in {folder} is wrong ({first_line(error)}). Correct the field.") from error
     except (MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
@@ -46,17 +44,19 @@ def load_tokenizer(folder: Path) -> Any:
         raise refuse(
             f"The tokenizer in {folder} cannot be loaded ({_line(error)}). Save it again as tokenizer.json."
         ) from error
-    return tokenizer if getattr(tokenizer, "backend_tokenizer", None) is not None else _converted(folder, tokenizer)
-
-
-def _converted(folder: Path, slow: Any) -> Any:
-    try:
-        converted = convert(slow)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise refuse(f"The tokenizer in {folder} cannot be converted ({_line(error)}). Fetch it again.") from error
     if converted is None:
-        raise refuse(f"The tokenizer in {folder} has no fast form. Convert it to tokenizer.json.")
+        kind = type(tokenizer).__name__
+        raise refuse(
+            f"The tokenizer in {folder} is a {kind}, which has no fast form. Add a tokenizer.json to the folder."
+        )
     return converted
+
+
+def _loaded(folder: Path) -> Any:
+    with warnings.catch_warnings():
+        # Marian's texts stay as they are without it.
+        warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def tokenizer_files(tokenizer: Any) -> TokenizerFiles:

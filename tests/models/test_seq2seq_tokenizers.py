@@ -12,6 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CODES
 
+from server.errors import ConfigurationError
 from server.models.tokenizer_files import load_tokenizer, tokenizer_files
 from server.text.detokenizer import Detokenizer
 from server.text.tokenizer import Tokenizer
@@ -156,3 +157,34 @@ def test_reads_a_folder_whose_tokenizer_is_a_sentencepiece_model_alone(tokenizer
     write_json(tmp_path / "config.json", {"model_type": model_type})
     expected, ours = loaded(tmp_path)
     assert all(ours.encode(text).ids == expected(text).input_ids for text in random_texts(50, seed=6))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("source.spm", b""),
+        ("source.spm", b"not a model"),
+        ("target.spm", train("unigram")[:-100]),
+        ("vocab.json", b"{"),
+        ("vocab.json", b"[]"),
+        ("vocab.json", b'{"a": 0}'),
+        ("vocab.json", b'{"<unk>": "x", "</s>": 0, "<pad>": 1}'),
+        ("vocab.json", b'{"<unk>": -1, "</s>": 0, "<pad>": 1}'),
+        ("vocab.json", b'{"<unk>": 1, "</s>": 0, "<pad>": 1.5}'),
+        ("vocab.json", b'{"<unk>": 1, "</s>": 0, "<pad>": 99999999999}'),
+    ],
+)
+def test_refuses_a_damaged_file_in_one_sentence(name: str, content: bytes, tmp_path: Path) -> None:
+    folder = marian("plain")(tmp_path)
+    (folder / name).write_bytes(content)
+    with pytest.raises(ConfigurationError) as caught:
+        load_tokenizer(folder)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+def test_names_a_tokenizer_that_has_no_fast_form(tmp_path: Path) -> None:
+    (tmp_path / "prophetnet.tokenizer").write_text("[PAD]\n[SEP]\n[UNK]\n[MASK]\n[X_SEP]\na")
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "ProphetNetTokenizer"})
+    write_json(tmp_path / "config.json", {"model_type": "prophetnet"})
+    with pytest.raises(ConfigurationError, match="is a ProphetNetTokenizer, which has no fast form"):
+        load_tokenizer(tmp_path)
