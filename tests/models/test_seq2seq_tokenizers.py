@@ -19,6 +19,7 @@ from server.text.tokenizer import Tokenizer
 from tests.fuzz.scale import SCALE
 from tests.many_scripts import random_texts
 from tests.tiny_sentencepiece import train, write_json, write_m2m100, write_marian, write_plbart
+from tests.tiny_tokenizers import tokenizer_files as tokenizer_files_of
 
 TAGS = [">>fra<<", ">>por_BR<<"]
 M2M100_TAGS = [f"__{code}__" for code in FAIRSEQ_LANGUAGE_CODES["m2m100"]]
@@ -188,3 +189,7 @@ def test_names_a_tokenizer_that_has_no_fast_form(tmp_path: Path) -> None:
     write_json(tmp_path / "config.json", {"model_type": "prophetnet"})
     with pytest.raises(ConfigurationError, match="is a ProphetNetTokenizer, which has no fast form"):
         load_tokenizer(tmp_path)
+    # What the message advises.
+    (tmp_path / "tokenizer.json").write_text(tokenizer_files_of("word_piece").tokenizer_json)
+    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+    assert load_tokenizer(tmp_path).backend_tokenizer is not None
