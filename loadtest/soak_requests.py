@@ -78,7 +78,7 @@ OF_CHATS = [
 
 def requests_for(info: Mapping[str, Any]) -> list[Request]:
     """What the server of this ``/info`` can be asked."""
-    examples = {task: [Request(f"/{task}", dict(TASKS[task].example))] for task in info["tasks"]}
+    examples = {task: [Request(TASKS[task].route, dict(TASKS[task].example))] for task in info["tasks"]}
     found = [*OF_ANY, *(request for task in info["tasks"] for request in BY_TASK.get(task, examples[task]))]
     generators = [model for model in info["models"] if model.get("task") == "generate"]
     if generators and generators[0]["has_chat_template"]:

@@ -87,8 +87,8 @@ SEQ2SEQ = Task(
     auto_class="AutoModelForSeq2SeqLM",
     peft_type="SEQ_2_SEQ_LM",
     served="server.serving.generator:ServedGenerator",
-    router="server.api.dialects.tgi.generate:router",
-    path="/generate",
+    router="server.api.dialects.hf.translate:router",
+    path="/translate",
     example={"inputs": "The train to Edinburgh leaves at nine."},
     can_predict=False,
 )

@@ -14,7 +14,8 @@ from server.api.bodies.router import DialectRouter
 from server.api.context import Front
 from server.api.dialects import rerank, tei
 from server.api.dialects.anthropic import route as anthropic
-from server.api.dialects.hf import zero_shot
+from server.api.dialects.hf import summarize, zero_shot
+from server.api.dialects.libretranslate import languages
 from server.api.dialects.openai import chat, completions, embeddings, models, responses
 from server.api.dialects.vllm import classify as openai_classify
 from server.api.dialects.vllm import score, tokenize
@@ -32,10 +33,8 @@ from server.serving.lifecycle import Lifecycle
 from server.serving.registry import Registry
 from server.tasks import TASKS
 
-TASK_OF = {task.router: name for name, task in reversed(TASKS.items())}
-"""Router -> task; of several tasks with one router, the first."""
 ROUTERS: tuple[tuple[str | None, DialectRouter], ...] = (
-    *((TASK_OF[router], resolve_name(router)) for router in dict.fromkeys(task.router for task in TASKS.values())),
+    *((name, resolve_name(task.router)) for name, task in TASKS.items()),
     (None, templates.router),
     ("classify", tei.classify_router),
     ("classify", zero_shot.router),
@@ -43,6 +42,8 @@ ROUTERS: tuple[tuple[str | None, DialectRouter], ...] = (
     ("classify", rerank.v1_router),
     ("classify", score.router),
     ("classify", score.v1_router),
+    ("seq2seq", summarize.router),
+    ("seq2seq", languages.router),
     (None, tokenize.router),
     (None, models.router),
     ("embed", embeddings.router),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -37,6 +38,7 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 GENERATION_SETTINGS = "generation_settings.js"
+COMMENT_LINES = re.compile(rb"^[ ]*(?://.*|/\*\*.*(?:\n[ ]+\*.*)*)\n", re.MULTILINE)
 FOR_EVER = "public, max-age=31536000, immutable"
 ASK_AGAIN = "no-cache"
 """The browser may keep it, and asks each time whether it is still the same."""
@@ -53,8 +55,13 @@ class PageFile:
 
 def _read() -> dict[str, bytes]:
     entries = [entry for entry in files("server.page").iterdir() if _suffix(entry.name) in MEDIA_TYPES]
-    found = {entry.name: entry.read_bytes() for entry in entries}
+    found = {entry.name: _without_comments(entry.name, entry.read_bytes()) for entry in entries}
     return dict(sorted({**found, GENERATION_SETTINGS: _generation_settings()}.items()))
+
+
+def _without_comments(name: str, content: bytes) -> bytes:
+    """A script without the lines that are nothing but comments, which only readers of the source need."""
+    return COMMENT_LINES.sub(b"", content) if name.endswith(".js") else content
 
 
 def _generation_settings() -> bytes:

@@ -11,11 +11,12 @@ import { Fill } from "./fill.js";
 import { Frame } from "./frame.js";
 import { askForKey } from "./key_dialog.js";
 import { serverLink } from "./server_link.js";
+import { Summarize, Translate } from "./rewrite.js";
 import { Tag } from "./tag.js";
 
 const ASK_AGAIN_MS = 1000;
 /** In the order of their tabs. */
-const VIEWS = [Chat, Complete, Classify, Tag, Fill, Ask];
+const VIEWS = [Chat, Complete, Translate, Summarize, Classify, Tag, Fill, Ask];
 
 function splash(...content) {
   document.body.replaceChildren(el("main.splash", { role: "status" }, content));

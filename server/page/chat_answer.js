@@ -50,7 +50,7 @@ export class AnswerView {
       this.drawing.ask();
     };
     try {
-      const outputs = await generate(body, { signal, onToken, onNotice: (text) => this.#tell(text) });
+      const outputs = await generate("/generate", body, { signal, onToken, onNotice: (text) => this.#tell(text) });
       this.#end("done", summary(outputs[0].details));
       return null;
     } catch (error) {

@@ -1,13 +1,10 @@
 // Plain completion: a text goes on, with its beams and its tokens' probabilities where that is wished.
 
-import { generate } from "./generation.js";
 import { el, freshId } from "./dom.js";
-import { Outputs } from "./outputs.js";
-import { GENERATION } from "./settings_fields.js";
 import { load, save } from "./storage.js";
 import { TemplateForm } from "./template_form.js";
 import { examples, textInput, tick } from "./text_input.js";
-import { Workbench } from "./workbench.js";
+import { Writing } from "./writing.js";
 
 const TOP_TOKENS = 5;
 const SAMPLES = [
@@ -16,12 +13,11 @@ const SAMPLES = [
   ["List", "The four seasons are spring,"],
 ];
 
-export class Complete extends Workbench {
+export class Complete extends Writing {
   static task = "generate";
   static label = "Complete";
   static lead = "Continue a text.";
   static icon = "M4 6h16M4 11h16M4 16h8M16 14v5M13.5 16.5h5";
-  static settings = GENERATION;
 
   constructor(models, info) {
     super(models);
@@ -55,6 +51,10 @@ export class Complete extends Workbench {
     this.inputArea.prepend(el("div.field-inline", el("label", { for: id }, "Template"), select), slot);
   }
 
+  prompt({ inputs }) {
+    return inputs ?? "";
+  }
+
   isReady() {
     return this.form !== null || this.text.field.value !== "";
   }
@@ -63,20 +63,5 @@ export class Complete extends Workbench {
     const prompt = this.form ? this.form.fields() : { inputs: this.text.field.value };
     const told = this.withTokens ? { details: true, top_n_tokens: TOP_TOKENS } : {};
     return { path: "/generate", body: { model: side.model, ...prompt, parameters: { ...told, ...this.parametersOf(side) }, stream: true } };
-  }
-
-  async run(side, output, signal, say) {
-    const { body } = this.request(side);
-    const outputs = new Outputs(output, body, say);
-    try {
-      await generate(body, {
-        signal,
-        onToken: (one, event) => outputs.add(one, event),
-        onNotice: (text) => outputs.tell(text),
-      });
-    } finally {
-      outputs.end();
-    }
-    return "";
   }
 }

@@ -23,14 +23,14 @@ export class Output {
 }
 
 /**
- * Stream `body` and tell each new event: `onToken(output, event)`. `onNotice(text)` says why nothing comes, and "" when
+ * Stream the answer of `path` to `body` and tell each new event: `onToken(output, event)`. `onNotice(text)` says why nothing comes, and "" when
  * it goes on. Resolves with the outputs by number.
  */
-export async function generate(body, { signal, onToken, onNotice = () => {} }) {
+export async function generate(path, body, { signal, onToken, onNotice = () => {} }) {
   const outputs = new Map();
   const watch = watchSilence(onNotice);
   try {
-    for await (const events of stream("/generate", { ...body, stream: true }, signal)) {
+    for await (const events of stream(path, { ...body, stream: true }, signal)) {
       watch.heard();
       for (const event of events) {
         const number = event.sequence ?? 0;

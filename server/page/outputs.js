@@ -9,11 +9,11 @@ import { TokenText } from "./tokens.js";
 export class Outputs {
   #cards = new Map();
 
-  /** `body` is the request's; `say(text)` shows a line below. */
-  constructor(container, body, say) {
+  /** `prompt` stands before each output, `body` is the request's, `say(text)` shows a line below. */
+  constructor(container, prompt, body, say) {
     this.container = container;
     this.pace = new Pace(say);
-    this.prompt = body.inputs ?? "";
+    this.prompt = prompt;
     this.numBeams = body.parameters.num_beams ?? 1;
     this.withTokens = Boolean(body.parameters.top_n_tokens);
     this.notice = el("p.waiting", { role: "status" }, this.numBeams > 1 ? `${this.numBeams} beams search…` : "Working…");

@@ -8,25 +8,30 @@ import { Sides } from "./sides.js";
 import { onCtrlEnter } from "./typing.js";
 
 /**
- * A tab. A subclass states its `task`, `label`, `lead` (a sentence below the label), `icon` (the line that draws it) and
+ * A tab. A subclass states its `task` (and an `id` where several have it), `label`, `lead` (a sentence below the label), `icon` (the line that draws it) and
  * `settings` (groups of fields), and fills `inputArea`. It says what is sent and shown: `request(side)` gives {path, body},
  * `run(side, output, signal)` fills the element `output`.
  */
 export class Workbench {
   running = null;
 
-  /** The tab over the models that have its task, or null where none has. `info` is what `/info` says. */
+  /** Whether the tab is for the model. */
+  static fits(model) {
+    return model.task === this.task;
+  }
+
+  /** The tab over the models that fit, or null where none does. `info` is what `/info` says. */
   static of(info) {
-    const models = info.models.filter((model) => model.task === this.task);
+    const models = info.models.filter((model) => this.fits(model));
     return models.length ? new this(models, info) : null;
   }
 
   constructor(models) {
-    const { task, label, lead, icon, settings } = this.constructor;
-    this.id = task;
+    const { task, id = task, label, lead, icon, settings } = this.constructor;
+    this.id = id;
     this.label = label;
     this.icon = icon;
-    this.sides = new Sides(task, settings, models);
+    this.sides = new Sides(id, settings, models);
     this.runButton = textButton("send", "Run", () => this.start(), { class: "button primary" });
     this.stopButton = textButton("stop", "Stop", () => this.stop(), { class: "button", hidden: true });
     this.results = el("div.results");

@@ -28,6 +28,7 @@ from server.serving.ranking import LabelScorer, rank
 from server.serving.record import RequestRecord
 from server.serving.services import Services
 from server.serving.side_by_side import side_by_side
+from server.text.languages import describe_languages
 from server.text.tokenizer import Tokenizer
 
 log = logging.getLogger("sluice.serving")
@@ -60,8 +61,9 @@ class ServedGenerator:
 
     def describe(self) -> dict[str, Any]:
         return {
+            **self._describe_source(),
             "max_total_tokens": self.ready.max_model_len,
-            "max_input_tokens": self.ready.max_model_len - 1,
+            "max_input_tokens": self.ready.max_source_len or self.ready.max_model_len - 1,
             "default_max_new_tokens": self._defaults.get("max_new_tokens") or self.config.default_max_new_tokens,
             "max_stop_sequences": MAX_STOP_STRINGS,
             "vocab_size": self.ready.vocab_size,
@@ -69,13 +71,20 @@ class ServedGenerator:
             "generation_config": self._defaults,
         }
 
+    def _describe_source(self) -> dict[str, Any]:
+        """Of an encoder-decoder model: what it can be asked to do."""
+        if not self.ready.max_source_len:
+            return {}
+        found = {"can_summarize": bool(self.ready.summary_prefix)}
+        return {**found, **describe_languages(self.ready.languages)} if self.ready.languages else found
+
     async def prepare(self, source: PromptSource, options: GenerateOptions) -> list[Prompt]:
         """All of the client's prompts, ready; whatever can be refused is refused here."""
         self.admission.check()
         return await self._prompts.make(source, options)
 
     def start(self, prompt: Prompt) -> Generation:
-        return Generation(self.tokenizer, prompt)
+        return Generation(self.tokenizer.target, prompt)
 
     def stream(self, generation: Generation, record: RequestRecord) -> AsyncGenerator[list[OutputToken], None]:
         """New tokens as they come. Closing the generator gives back blocks and permit."""

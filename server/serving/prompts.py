@@ -23,9 +23,12 @@ from server.serving.options.table import GenerateOptions
 from server.serving.prompt import EndWatch, Prompt
 from server.serving.ranking import LabelScorer
 from server.serving.services import Services
+from server.serving.source_text import AS_TOKENIZED, SourceReader, check_options
 from server.serving.turns import check_roles, cut_after_last
+from server.text.languages import Direction
 from server.text.templated import RenderedPrompt, encode_rendered
 from server.text.tokenizer import Tokenizer
+from server.text.truncation import prompt_ids
 
 MAX_SALT_CHARACTERS = 64
 
@@ -56,6 +59,8 @@ class PromptSource:
     """The output goes on with the last message, whose turn does not end."""
     end_watch: Callable[[str], EndWatch] | None = None
     """`Prompt.end_watch`."""
+    direction: Direction | None = None
+    """What an encoder-decoder model is told of its languages; None: what its tokenizer tells it of any text."""
     body: Mapping[str, Any] = field(default_factory=dict)
     """All fields beside the parameters, under the client's names, for what they allow the parameters to be."""
 
@@ -93,6 +98,8 @@ class PromptMaker:
                 "cache_salt", source.cache_salt, f"must have at most {MAX_SALT_CHARACTERS} characters"
             )
         check(options, self._ready, source.body)
+        if self._ready.max_source_len:
+            check_options(options)
         # What a template sets is not known before it is rendered.
         merged = self._merged(source, options, {}) if source.template is None else None
         texts = await self._texts(source)
@@ -158,7 +165,7 @@ class _Work:
             self.ready,
             default_max_new_tokens=self.config.default_max_new_tokens,
             seed=random_seed(),
-            tokenizer=self.tokenizer,
+            tokenizer=self.tokenizer.target,
             topics=self.topics,
             grammar=self.grammar,
             source=prompt_field(self.source.body),
@@ -180,10 +187,18 @@ class _Work:
         return len(to_json([list(self.merged.values.values()), self.topics, self.grammar]))
 
     def prompt(self, source: str | list[int] | RenderedPrompt) -> Prompt:
-        text, ids, template_spans = self._tokenized(source)
-        if not ids:
+        reader = self.source_reader
+        if reader is None:
+            text, ids, template_spans = self._tokenized(source)
+            source_ids = []
+        else:
+            text, ids, template_spans = "", reader.start_ids, []
+            source_ids = reader.ids(self._plain(source), self.wanted.truncate)
+        if not (ids if reader is None else source_ids):
             raise InvalidParameter("inputs", text, "must have at least one token")
         params = self.resolved.params(len(ids))
+        if reader is not None:
+            params = reader.forced(params, is_asked=self.merged.origins.get("forced_bos_token_id") == "request")
         with_stops = self._with_special_stops(params)
         return Prompt(
             text=text,
@@ -197,11 +212,24 @@ class _Work:
                 negative_prompt_ids=self._negative_ids(params),
                 template_spans=template_spans if self.wanted.penalize_template is False else [],
                 cache_salt=self.source.cache_salt,
+                source_ids=source_ids,
             ),
             written_ids=self._written_ids(),
             keeps_stop=self.source.keeps_stop,
             end_watch=self.source.end_watch,
         )
+
+    @functools.cached_property
+    def source_reader(self) -> SourceReader | None:
+        """Of an encoder-decoder model."""
+        if not self.ready.max_source_len:
+            return None
+        return SourceReader(tokenizer=self.tokenizer, ready=self.ready, direction=self.source.direction or AS_TOKENIZED)
+
+    def _plain(self, source: str | list[int] | RenderedPrompt) -> str | list[int]:
+        if isinstance(source, RenderedPrompt):
+            return source.text
+        return self._checked(source, self.ready.source_vocab_size) if isinstance(source, list) else source
 
     def _tokenized(self, source: str | list[int] | RenderedPrompt) -> tuple[str, list[int], list[tuple[int, int]]]:
         """The text that the model reads, its tokens, and the ranges of these that a template wrote."""
@@ -209,10 +237,10 @@ class _Work:
         if limit is None and not isinstance(source, list):
             self._check_least(source if isinstance(source, str) else source.text)
         if isinstance(source, str):
-            ids, is_cut = _prompt_ids(self.tokenizer, source, limit)
+            ids, is_cut = prompt_ids(self.tokenizer, source, limit)
             return self.tokenizer.decode(ids) if is_cut else source, ids, []
         if isinstance(source, list):
-            ids = self._checked(source)[-limit if limit is not None else 0 :]
+            ids = self._checked(source, self.ready.vocab_size)[-limit if limit is not None else 0 :]
             return self.tokenizer.decode(ids), ids, []
         tokens = encode_rendered(self.tokenizer, source, self.ready.max_model_len - 1 if limit is None else None)
         if limit is None or len(tokens.ids) <= limit:
@@ -225,10 +253,10 @@ class _Work:
         num_tokens = self.tokenizer.at_least(text, self.ready.max_model_len)
         check_length(num_tokens, self.ready, prompt_field(self.source.body), is_least=True)
 
-    def _checked(self, ids: list[int]) -> list[int]:
+    def _checked(self, ids: list[int], vocab_size: int) -> list[int]:
         for id_ in ids:
-            if not 0 <= id_ < self.ready.vocab_size:
-                raise InvalidParameter("inputs", id_, f"must be a token id, 0 to {self.ready.vocab_size - 1}")
+            if not 0 <= id_ < vocab_size:
+                raise InvalidParameter("inputs", id_, f"must be a token id, 0 to {vocab_size - 1}")
         return ids
 
     def _with_special_stops(self, params: SamplingParams) -> SamplingParams:
@@ -238,13 +266,14 @@ class _Work:
 
     def _written_ids(self) -> frozenset[int]:
         if self.source.writes_special:
-            return frozenset(self.tokenizer.special_ids)
+            return frozenset(self.tokenizer.target.special_ids)
         return self._special_ids(self.source.written)
 
     def _special_ids(self, texts: Collection[str]) -> frozenset[int]:
         """Ids of the special tokens among the texts."""
-        ids = (self.tokenizer.backend.token_to_id(text) for text in texts)
-        return frozenset(id_ for id_ in ids if id_ in self.tokenizer.special_ids and id_ < self.ready.vocab_size)
+        target = self.tokenizer.target
+        ids = (target.backend.token_to_id(text) for text in texts)
+        return frozenset(id_ for id_ in ids if id_ in target.special_ids and id_ < self.ready.vocab_size)
 
     def _negative_ids(self, params: SamplingParams) -> list[int]:
         text = self.wanted.negative_prompt
@@ -262,14 +291,3 @@ def _template_name(source: str | list[int] | RenderedPrompt) -> str | None:
     if not isinstance(source, RenderedPrompt) or source.name is None:
         return None
     return f"{source.name}@{source.version}"
-
-
-def _prompt_ids(tokenizer: Tokenizer, text: str, truncate: int | None) -> tuple[list[int], bool]:
-    """The text's tokens, with the special ones that the tokenizer puts around a text, and whether some were cut off."""
-    encoding = tokenizer.encode(text)
-    ids: list[int] = encoding.ids
-    if truncate is None or len(ids) <= truncate:
-        return ids, False
-    num_leading = next((i for i, special in enumerate(encoding.special_tokens_mask) if not special), 0)
-    kept = ids[: min(num_leading, truncate - 1)]
-    return kept + ids[len(ids) - (truncate - len(kept)) :], True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from server.errors import ConflictingParameters, InvalidParameter, InvalidRequest, UnsupportedParameter
 from server.languages import Language, Languages
@@ -54,6 +55,16 @@ def find(languages: Iterable[Language], code: str) -> Language | None:
     exact = next((language for language in known if language.code == code), None)
     same = exact or next((language for language in known if plain_code(language.code) == plain), None)
     return same or next((language for language in known if plain in language.short_codes), None)
+
+
+def describe_languages(languages: Languages) -> dict[str, Any]:
+    """What clients can choose from."""
+    shown = ("code", "name", "short_codes", "is_source", "is_target")
+    return {
+        "languages": [{name: getattr(language, name) for name in shown} for language in languages.languages],
+        "default_src_lang": languages.default_source,
+        "default_tgt_lang": languages.default_target,
+    }
 
 
 def plain_code(code: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from server.text.tokenizer import Tokenizer
+
 Side = Literal["right", "left"]
 
 
@@ -51,3 +53,14 @@ def _longest_first(lengths: Sequence[int], budget: int) -> list[int]:
     shorter = min(*lengths, half)
     longer = budget - shorter
     return [shorter, longer] if lengths[0] <= lengths[1] else [longer, shorter]
+
+
+def prompt_ids(tokenizer: Tokenizer, text: str, truncate: int | None) -> tuple[list[int], bool]:
+    """The text's tokens, with the special ones that the tokenizer puts around a text, and whether some were cut off."""
+    encoding = tokenizer.encode(text)
+    ids: list[int] = encoding.ids
+    if truncate is None or len(ids) <= truncate:
+        return ids, False
+    num_leading = next((i for i, special in enumerate(encoding.special_tokens_mask) if not special), 0)
+    kept = ids[: min(num_leading, truncate - 1)]
+    return kept + ids[len(ids) - (truncate - len(kept)) :], True

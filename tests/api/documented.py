@@ -20,6 +20,7 @@ from server.vocabulary import TokenBytes
 from tests.api.embed_app import embed_worker
 from tests.api.scripted import MAX_MODEL_LEN, VOCAB_SIZE, ScriptedWorker, Step, ready
 from tests.api.test_options_page import Runner
+from tests.api.translators import MANY, translator
 from tests.encoder_app import client_of, tiny_worker
 from tests.sandbox.chat_templates import CHATML
 from tests.tiny_tokenizers import tokenizer_files
@@ -28,7 +29,7 @@ GENERATOR = "words"
 """The generating model's name, and that of a template."""
 TEMPLATE = 'task = "generate"\ntext = "Sum up: {{ text }}"\n[variables.text]\n'
 STREAMS = ("/generate", "/generate_stream", "/", "/v1/chat/completions", "/v1/completions", "/v1/responses",
-           "/v1/messages")  # fmt: skip
+           "/v1/messages", "/translate", "/summarize")  # fmt: skip
 
 
 def engine_for_each() -> Callable[[Generate], Iterator[Step]]:
@@ -68,7 +69,7 @@ def all_tasks(**settings: Any) -> Iterator[TestClient]:
     with TemporaryDirectory() as folder:
         (Path(folder) / f"{GENERATOR}.toml").write_text(TEMPLATE)
         settings = {"default_max_new_tokens": 4, "templates": folder, **settings}
-        with client_of(generator(), *encoders(), **settings) as client:
+        with client_of(generator(), translator("many", MANY), *encoders(), **settings) as client:
             assert client.portal is not None
             services = client.app.front.registry.services  # type: ignore[attr-defined]
             client.portal.call(services.start)

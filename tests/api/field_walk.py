@@ -23,6 +23,12 @@ TOOLS = [{"type": "function", "function": FUNCTION}]
 
 VALUES: dict[str, list[Any]] = {
     "messages": [[{"role": "user", "content": "Bye"}]],
+    "src_lang": ["fr"],
+    "source": ["fr"],
+    "target": ["fr"],
+    "format": ["html"],
+    "truncation": ["only_second"],
+    "generate_parameters": [{"max_new_tokens": 2}],
     "inputs": ["Alice met Carol [MASK]", {"source_sentence": "Bob", "sentences": ["Alice"]}],
     "model": ["nowhere"],
     "stop": [["mill"]],
@@ -97,9 +103,9 @@ class Outcome(NamedTuple):
 class Walk:
     """A client and the worker behind it. A body is sent once, however often it is compared."""
 
-    def __init__(self, client: TestClient, worker: ScriptedWorker) -> None:
+    def __init__(self, client: TestClient, *workers: ScriptedWorker) -> None:
         self.client = client
-        self.worker = worker
+        self.workers = workers
         self._found: dict[str, Outcome] = {}
 
     def outcome(self, path: str, body: dict[str, Any]) -> Outcome:
@@ -109,18 +115,30 @@ class Walk:
         return self._found[key]
 
     def _send(self, path: str, body: dict[str, Any]) -> Outcome:
-        first = len(self.worker.commands)
+        first = [len(worker.commands) for worker in self.workers]
         response = self.client.post(path, json=body)
         assert response.status_code < 500, response.text
-        asked = [msgspec.structs.replace(command, request_id="") for command in self.worker.commands[first:]]
+        asked = [
+            msgspec.structs.replace(command, request_id="")
+            for worker, start in zip(self.workers, first, strict=True)
+            for command in worker.commands[start:]
+        ]
         said = [
             json.loads(line.removeprefix("data: "))
             for line in response.text.splitlines()
             if line.startswith(("data: {", "{", "["))
         ]
-        refused = said[0]["error"]["param"] if response.status_code >= 400 else None
+        refused = _refused(said[0]["error"], body) if response.status_code >= 400 else None
         ignored = response.headers.get("x-ignored-fields", "")
         return Outcome(response.status_code, [steady(part) for part in said], asked, refused, ignored)
+
+
+def _refused(error: Any, body: dict[str, Any]) -> str | None:
+    """The field that an error names; one that is only a sentence names it in its words."""
+    if isinstance(error, str):
+        return next((name for name in body if name in error.split()), None)
+    param: str | None = error["param"]
+    return param
 
 
 VARYING = {"id", "created", "created_at", "completed_at", "timings", "item_id", "request_id", "call_id", "signature"}

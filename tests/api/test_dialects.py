@@ -61,4 +61,4 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 """By path, where a field of that name has another type."""
 
-OF_TASKS = {f"/{name}": task.example for name, task in TASKS.items()}
+OF_TASKS = {task.route: task.example for task in TASKS.values()}

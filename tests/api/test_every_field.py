@@ -14,15 +14,28 @@ from pydantic import BaseModel
 
 from server.api.app import ROUTERS
 from tests.api.embed_app import embed_worker
-from tests.api.field_walk import FUNCTION, TOOLS, USER, VALUES, Walk, models, scripted_worker, values_of
+from tests.api.field_walk import FUNCTION, TOOLS, USER, VALUES, Walk, models, says, scripted_worker, values_of
+from tests.api.translators import MANY, translator
 from tests.encoder_app import client_of, tiny_worker
 from tests.option_examples import EXAMPLES
 
 LONG = "Alice met Bob. " + "the old stone bridge in Chicago " * 40
+EN_DE = {"src_lang": "en", "tgt_lang": "de"}
 NLI = {"candidate_labels": ["a letter", "a journey"]}
 
 BASES: dict[str, list[dict[str, Any]]] = {
     "GenerateRequest": [{"inputs": "Hello mill"}, {"messages": USER}],
+    "TranslateRequest": [
+        {"inputs": "Hello mill", "parameters": EN_DE},
+        {"inputs": "One. Two.", "parameters": EN_DE},
+        {"inputs": "Hello mill", "parameters": EN_DE, "stream": True},
+        {"q": "Hello mill", "source": "en", "target": "de"},
+    ],
+    "SummarizeRequest": [
+        {"inputs": "Hello mill", "model": "many"},
+        {"inputs": "One. Two."},
+        {"inputs": "Hello mill", "stream": True},
+    ],
     "ClassifyRequest": [{"inputs": ["Alice met Bob"]}, {"input": "Alice met Bob"}, {}],
     "NerRequest": [{"inputs": LONG}, {"inputs": "Alice met Bob in Chicago"}, {}],
     "FillMaskRequest": [{"inputs": "Alice met [MASK]"}],
@@ -93,8 +106,9 @@ def walk() -> Iterator[Walk]:
     ]
     worker = scripted_worker()
     served: Any = worker
-    with client_of(served, *encoders) as client:
-        yield Walk(client, worker)
+    translating: Any = translator("many", MANY, says)
+    with client_of(served, translating, *encoders) as client:
+        yield Walk(client, worker, translating)
         assert client.portal is not None
         client.portal.call(client.app.front.registry.services.close)  # type: ignore[attr-defined]
 
@@ -133,7 +147,7 @@ def pairs(body: type[BaseModel], place: str, annotation: Any) -> Iterator[tuple[
             for value in values_of(name, annotation):
                 yield base, with_field(base, place, value)
         return
-    is_native = body.__name__ == "GenerateRequest"
+    is_native = body.__name__ in NATIVE
     examples = {} if name in VALUES else EXAMPLES.get(name, {})
     # On other routes what is told has fields of its own.
     needed = {k: v for k, v in {"seed": 5, **examples}.items() if k != name and (is_native or k != "details")}
@@ -146,7 +160,8 @@ def pairs(body: type[BaseModel], place: str, annotation: Any) -> Iterator[tuple[
             yield base, with_field(base, place, value)
 
 
-TEXT_BODIES = {"GenerateRequest", "ChatBody", "CompletionBody", "ResponsesBody", "MessagesBody"}
+NATIVE = {"GenerateRequest", "TranslateRequest", "SummarizeRequest"}
+TEXT_BODIES = {*NATIVE, "ChatBody", "CompletionBody", "ResponsesBody", "MessagesBody"}
 
 
 @pytest.mark.parametrize(("path", "body", "place", "annotation"), list(fields()))

@@ -27,6 +27,8 @@ WORK = {
     "/": {"inputs": "The mill"},
     "/generate": {"inputs": ["The mill"], "parameters": {"details": True, "top_n_tokens": 2}},
     "/generate_stream": {"inputs": "The mill", "parameters": {"max_new_tokens": 4}},
+    "/translate": {"inputs": "The mill", "parameters": {"src_lang": "en", "tgt_lang": "de"}},
+    "/summarize": {"inputs": "The mill"},
     "/classify": {"inputs": "The mill"},
     "/ner": {"inputs": "The mill in Paris"},
     "/fill-mask": {"inputs": "The [MASK]"},
@@ -95,6 +97,11 @@ def test_every_stream_is_answered_as_documented(client: TestClient, document: An
 
 
 TELLING = {
+    "/translate": {
+        "inputs": "The mill. It runs.",
+        "parameters": {"src_lang": "en", "tgt_lang": "de", "details": True},
+        "split": "sentences",
+    },
     CHAT: {**WORK[CHAT], "return_token_ids": True, "prompt_logprobs": 1},
     COMPLETIONS: {**WORK[COMPLETIONS], "return_token_ids": True, "prompt_logprobs": 1, "echo": True},
     "/generate": {"inputs": "a", "parameters": {"details": True, "top_n_tokens": 1, "decoder_input_details": True}},

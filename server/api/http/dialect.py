@@ -24,6 +24,14 @@ class Dialect:
     error_schema = "ErrorReply"
     """The name of the errors' shape in the OpenAPI document."""
 
+    def of_body(self, body: Any) -> Dialect:  # noqa: ARG002
+        """The dialect of a request with this body, on a path that several share."""
+        return self
+
+    def statuses_at(self, status: int) -> tuple[int, ...]:
+        """What an error's own status may become on the path."""
+        return (self.status_at(status),)
+
     def status_at(self, status: int) -> int:
         """An error's own status in the words of the dialect."""
         return self.status_of_invalid if status == 422 else status

@@ -182,7 +182,9 @@ class BodyGate:
         _check_type(headers)
         body = await self._read(headers, receive)
         is_large = len(body) >= LARGE_BODY_BYTES
-        scope["state"]["json"] = await asyncio.to_thread(strict_json, body) if is_large else strict_json(body)
+        state = scope["state"]
+        state["json"] = await asyncio.to_thread(strict_json, body) if is_large else strict_json(body)
+        state["dialect"] = state["dialect"].of_body(state["json"])
         return body
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes:

@@ -23,8 +23,7 @@ def document(app: FastAPI, dialects: Mapping[str, Dialect], *, has_keys: bool) -
     for name in FASTAPI_ERRORS:
         schemas.pop(name, None)
     bodies.complete(schemas)
-    answers = {"ErrorReply": errors.ERROR_REPLY, "MessagesErrorReply": errors.ANTHROPICS_REPLY, **replies.components()}
-    schemas |= answers
+    schemas |= {reply["title"]: reply for reply in errors.REPLIES} | replies.components()
     for path, item in found["paths"].items():
         for method, operation in item.items():
             _complete(operation, method, path, dialects.get(path, SLUICE), has_keys=has_keys)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from server.api.dialects.anthropic.dialect import ANTHROPIC, ERROR_TYPES
+from server.api.dialects.libretranslate.dialect import TRANSLATE
 from server.api.http import errors as http_errors
 from server.api.http.dialect import Dialect
 from server.availability_errors import Starting, Unavailable
@@ -23,6 +24,7 @@ OF_READING: dict[str, tuple[type[SluiceError], ...]] = {
     "/v1/models": (Starting,),
     "/v1/models/{name}": (ModelNotFound, Starting),
     "/tokenizer_info": (ModelNotFound, Starting),
+    "/languages": (Starting,),
 }
 """What a GET may answer beside errors of HTTP. A POST may answer every error."""
 HEADERS: dict[str, dict[str, str]] = {
@@ -78,12 +80,28 @@ ANTHROPICS_REPLY: dict[str, Any] = {
     ],
 }
 
+TRANSLATES_REPLY: dict[str, Any] = {
+    "title": TRANSLATE.error_schema,
+    "description": "The error of every route, or LibreTranslate's where the body has q.",
+    "anyOf": [
+        {"$ref": "#/components/schemas/ErrorReply"},
+        {
+            "type": "object",
+            "required": ["error"],
+            "properties": {"error": {"type": "string", "description": "What is wrong and what to do."}},
+        },
+    ],
+}
+REPLIES = (ERROR_REPLY, ANTHROPICS_REPLY, TRANSLATES_REPLY)
+"""The shapes of errors."""
+
 
 def error_responses(method: str, path: str, dialect: Dialect, *, needs_key: bool) -> dict[str, Any]:
     """OpenAPI's responses for all errors that the operation may answer, by status."""
     by_status: dict[str, set[type[SluiceError]]] = defaultdict(set)
     for error in _errors(method, path, needs_key):
-        by_status[str(dialect.status_at(error.status))].add(error)
+        for status in dialect.statuses_at(error.status):
+            by_status[str(status)].add(error)
     return {status: _response(status, by_status[status], dialect.error_schema) for status in sorted(by_status)}
 
 

@@ -39,6 +39,8 @@ TEXT = answers.Answer
 RERANK = Reply(list[shapes.RankedText] | shapes.Ranked)
 REPLIES: dict[str, Reply] = {
     "/generate": Reply(TEXT | list[TEXT], answers.StreamEvent),
+    "/translate": Reply(list[text_shapes.Translation] | text_shapes.LibreTranslation, text_shapes.TranslationEvent),
+    "/summarize": Reply(list[text_shapes.Summary], text_shapes.SummaryEvent),
     "/generate_stream": Reply(None, answers.StreamEvent),
     "/": Reply(list[TEXT], answers.StreamEvent),
     "/classify": Reply(ClassifyReply | shapes.Classes),

@@ -1,4 +1,4 @@
-"""Shapes of answers about generated text, in OpenAI's and Anthropic's dialects."""
+"""Shapes of answers about generated text, in the dialects of Hugging Face, LibreTranslate, OpenAI and Anthropic."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from server.api.dialects.hf.rewriting_answers import RewriteDetails, RewriteStreamDetails
 from server.api.dialects.openai.logprobs import ChatLogprobs, CompletionLogprobs
+from server.api.dialects.tgi.answers import Token
 from server.api.openapi.shapes import Head
 from server.api.text.shapes import Usage
 
@@ -166,3 +168,48 @@ class CountedTokens(TypedDict):
     """How many tokens a conversation's prompt has."""
 
     input_tokens: int
+
+
+class Translation(TypedDict):
+    """One text's translation."""
+
+    translation_text: str
+    translation_texts: NotRequired[list[str]]
+    details: NotRequired[RewriteDetails]
+
+
+class Summary(TypedDict):
+    """One text's summary."""
+
+    summary_text: str
+    summary_texts: NotRequired[list[str]]
+    details: NotRequired[RewriteDetails]
+
+
+class RewriteEvent(TypedDict):
+    """One token of a stream."""
+
+    index: int
+    token: Token
+    top_tokens: NotRequired[list[Token]]
+    sequence: NotRequired[int]
+    details: RewriteStreamDetails | None
+
+
+class TranslationEvent(RewriteEvent):
+    """One token; the last one of an output carries the whole translation."""
+
+    translation_text: str | None
+
+
+class SummaryEvent(RewriteEvent):
+    """One token; the last one of an output carries the whole summary."""
+
+    summary_text: str | None
+
+
+class LibreTranslation(TypedDict):
+    """The translation of ``q``: lists for a list."""
+
+    translatedText: str | list[str]
+    alternatives: NotRequired[list[str | list[str]]]

@@ -168,7 +168,7 @@ def _by_output(generation: Generation, tokens: Sequence[OutputToken]) -> dict[in
 
 def _outcome(generation: Generation, output: OutputText) -> dict[str, Any]:
     return {
-        "finish_reason": _finish_reason(output),
+        "finish_reason": finish_reason(output),
         "generated_tokens": output.num_tokens,
         "seed": generation.prompt.params.seed,
         "sequence": output.number,
@@ -181,7 +181,7 @@ def _outcome(generation: Generation, output: OutputText) -> dict[str, Any]:
 def _common(generation: Generation) -> dict[str, Any]:
     timings = generation.timings
     return {
-        "input_length": len(generation.prompt.ids),
+        "input_length": input_length(generation),
         "cached_tokens": generation.cached_tokens,
         "timings": Timings(timings.queue_s, timings.first_token_s, timings.total_s),
         "parameters": generation.prompt.parameters if generation.prompt.options.return_parameters else UNSET,
@@ -216,8 +216,13 @@ def _text(generation: Generation, output: OutputText) -> str:
     return generation.prompt.text + output.text if generation.prompt.options.return_full_text else output.text
 
 
-def _finish_reason(output: OutputText) -> str:
+def finish_reason(output: OutputText) -> str:
     """In the words of Text Generation Inference, and two of ours."""
     if output.finish_reason in ("length", "max_time", "banned_phrase"):
         return output.finish_reason
     return "eos_token" if output.ended_by_end_token else "stop_sequence"
+
+
+def input_length(generation: Generation) -> int:
+    """Tokens that the model read before it wrote."""
+    return len(generation.prompt.context.source_ids or generation.prompt.ids)

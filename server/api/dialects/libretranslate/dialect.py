@@ -1,0 +1,34 @@
+"""LibreTranslate's ways, on a path that it shares with Hugging Face's: the body tells which client asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.api.http.dialect import MAX_MESSAGE_CHARACTERS, SLUICE, Dialect
+from server.errors import SluiceError
+
+
+class LibreTranslate(Dialect):
+    status_of_invalid = 400
+
+    def error(self, error: SluiceError, request_id: str) -> dict[str, Any]:  # noqa: ARG002
+        """A sentence alone."""
+        return {"error": error.message[:MAX_MESSAGE_CHARACTERS]}
+
+
+LIBRETRANSLATE = LibreTranslate()
+
+
+class Translate(Dialect):
+    """Our own ways, unless the body has LibreTranslate's ``q``."""
+
+    error_schema = "TranslateErrorReply"
+
+    def of_body(self, body: Any) -> Dialect:
+        return LIBRETRANSLATE if isinstance(body, dict) and "q" in body else SLUICE
+
+    def statuses_at(self, status: int) -> tuple[int, ...]:
+        return tuple(dict.fromkeys((SLUICE.status_at(status), LIBRETRANSLATE.status_at(status))))
+
+
+TRANSLATE = Translate()

@@ -1,0 +1,30 @@
+// What the tabs share whose models write: their settings, and results that grow.
+
+import { generate } from "./generation.js";
+import { Outputs } from "./outputs.js";
+import { GENERATION } from "./settings_fields.js";
+import { Workbench } from "./workbench.js";
+
+export class Writing extends Workbench {
+  static settings = GENERATION;
+
+  /** What stands before each result. */
+  prompt() {
+    return "";
+  }
+
+  async run(side, output, signal, say) {
+    const { path, body } = this.request(side);
+    const outputs = new Outputs(output, this.prompt(body), body, say);
+    try {
+      await generate(path, body, {
+        signal,
+        onToken: (one, event) => outputs.add(one, event),
+        onNotice: (text) => outputs.tell(text),
+      });
+    } finally {
+      outputs.end();
+    }
+    return "";
+  }
+}

@@ -1,0 +1,88 @@
+"""The text that an encoder-decoder model reads: its tokens with those of its languages, and what begins the output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from server.errors import UnsupportedParameter
+from server.length_errors import InputTooLong
+from server.protocol import Ready, SamplingParams
+from server.sentences import sentence
+from server.serving.options.table import GenerateOptions
+from server.serving.options.values import is_set
+from server.text.languages import Direction
+from server.text.tokenizer import Tokenizer
+
+ADVICE = sentence("Shorten it, or set {truncate} to cut its end.")
+ADVICE_TO_SPLIT = sentence("Shorten it, set {split} to sentences, or set {truncate} to cut its end.")
+"""Of the routes that have the field."""
+WITHOUT_PLACE = {
+    "return_full_text": "the output does not continue the input",
+    "decoder_input_details": "the output does not continue the input",
+    "negative_prompt": "encoder-decoder models do not support guidance",
+    "guidance_scale": "encoder-decoder models do not support guidance",
+    "penalize_template": "penalties count the tokens of the output alone",
+}
+"""Options that mean nothing to such a model."""
+AS_TOKENIZED = Direction(source=None, target=None)
+
+
+def check_options(options: GenerateOptions) -> None:
+    """Raise for an option that means nothing to an encoder-decoder model."""
+    for name, reason in WITHOUT_PLACE.items():
+        if is_set(name, getattr(options, name)):
+            raise UnsupportedParameter(name, reason)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceReader:
+    """Tokenises the texts of one request."""
+
+    tokenizer: Tokenizer
+    ready: Ready
+    direction: Direction = AS_TOKENIZED
+
+    def ids(self, source: str | list[int], truncate: int | None) -> list[int]:
+        """All tokens that the encoder reads. ``truncate`` keeps so many, with the special ones at both ends."""
+        limit = self.ready.max_source_len
+        if isinstance(source, list):
+            ids, num_last = source, 0
+        else:
+            if truncate is None:
+                self._check(self.tokenizer.at_least(source, limit), is_least=True)
+            ids, num_last = self._tokens(source)
+        if truncate is not None and len(ids) > truncate:
+            num_last = min(num_last, truncate)
+            ids = ids[: truncate - num_last] + ids[len(ids) - num_last :]
+        self._check(len(ids))
+        return ids
+
+    def _check(self, num_tokens: int, *, is_least: bool = False) -> None:
+        if num_tokens > self.ready.max_source_len:
+            advice = ADVICE if self.direction is AS_TOKENIZED else ADVICE_TO_SPLIT
+            raise InputTooLong(num_tokens, self.ready.max_source_len, advice, is_least=is_least)
+
+    def _tokens(self, text: str) -> tuple[list[int], int]:
+        """The tokens, and how many special ones end them."""
+        direction, files = self.direction, self.tokenizer.files
+        whole = direction.prefix + text
+        if direction.prefix_ids is None and direction.suffix_ids is None:
+            encoding = self.tokenizer.encode(whole)
+            mask = encoding.special_tokens_mask
+            return encoding.ids, next((i for i, special in enumerate(reversed(mask)) if not special), len(mask))
+        before = files.prefix_ids if direction.prefix_ids is None else direction.prefix_ids
+        after = files.suffix_ids if direction.suffix_ids is None else direction.suffix_ids
+        return [*before, *self.tokenizer.encode(whole, add_special_tokens=False).ids, *after], len(after)
+
+    @property
+    def start_ids(self) -> list[int]:
+        """What the output follows."""
+        own = self.direction.decoder_start_id
+        return self.ready.start_ids if own is None else [own]
+
+    def forced(self, params: SamplingParams, *, is_asked: bool) -> SamplingParams:
+        """The first token of the target language, unless the request forces one (``is_asked``)."""
+        first = self.direction.forced_bos_id
+        return params if first is None or is_asked else msgspec.structs.replace(params, forced_bos_token_id=first)

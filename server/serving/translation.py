@@ -1,0 +1,46 @@
+"""Which served model translates from one language into another, and all languages that can be asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from server.errors import InvalidRequest
+from server.languages import Language, Languages
+from server.serving.generator import ServedGenerator
+from server.text.languages import Direction, direction
+
+
+def choose(
+    models: Sequence[ServedGenerator], source: str | None, target: str | None
+) -> tuple[ServedGenerator, Direction]:
+    """The first model that translates these languages. Raises what the first one says if none does."""
+    refusals: list[InvalidRequest] = []
+    for served in models:
+        try:
+            return served, direction(served.ready.languages, source, target)
+        except InvalidRequest as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def only_source(languages: Languages | None) -> Language | None:
+    """The language of every text that the model reads, where there is but one."""
+    sources = [language for language in languages.languages if language.is_source] if languages else []
+    return sources[0] if len(sources) == 1 else None
+
+
+def targets(languages: Languages) -> Iterator[tuple[Language, list[Language]]]:
+    """Each language that the model reads, with those that it translates it into."""
+    by_code = {language.code: language for language in languages.languages}
+    for source in languages.languages:
+        if languages.pairs:
+            found = [by_code[pair.target] for pair in languages.pairs if pair.source == source.code]
+        else:
+            found = [each for each in languages.languages if each.is_target and each.code != source.code]
+        if source.is_source and found:
+            yield source, found
+
+
+def short_code(language: Language) -> str:
+    """The code that most clients know."""
+    return min([language.code, *language.short_codes], key=len)

@@ -1,0 +1,101 @@
+"""Texts to sentences by their punctuation, and back. Knows the marks of many scripts and no language."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+ENDS_ALONE = "\u3002\uff01\uff1f\uff61\u0964\u0965\u06d4\u061f\u1362\u104b\u17d4"
+"""Marks that end a sentence wherever they stand: of Chinese, Japanese, Hindi, Urdu, Arabic, Amharic, Burmese, Khmer."""
+ENDS_BEFORE_SPACE = ".!?\u2026\u203d\u2047\u2048\u2049"
+"""Marks that end a sentence before a space."""
+CLOSERS = "\"'\u2019\u201d\u00bb\u203a)\\]}\u300d\u300f\u3011\u300b\u3009\uff09\uff3d\uff5d\u3015"
+"""Quotation marks and brackets that belong to the sentence that ends before them."""
+ABBREVIATIONS = frozenset(
+    (
+        "al", "approx", "art", "av", "bzw", "ca", "cap", "cf", "co", "d.h", "dept", "dr", "dra", "e.g", "etc", "fig",
+        "i.e", "inc", "jr", "ltd", "m", "mlle", "mme", "mr", "mrs", "ms", "no", "nr", "p.ex", "pp", "prof", "sr", "sra",
+        "sras", "srs", "st", "u.a", "vol", "vs", "z.b",
+    )
+)  # fmt: skip
+"""Words, without their last dot, after which a dot ends no sentence."""
+CLOSE = re.compile(
+    "[\u2e80-\u2fdf\u3000-\u312f\u31a0-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff9f"
+    "\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
+)
+"""A character of Chinese or Japanese, or its punctuation: no space stands beside it."""
+
+# Each character is looked at once: no run is tried again from its middle, and none gives characters back.
+_END = re.compile(
+    f"[{ENDS_ALONE}]++[{ENDS_ALONE}{ENDS_BEFORE_SPACE}]*+[{CLOSERS}]*+"
+    f"|(?<![{ENDS_BEFORE_SPACE}])[{ENDS_BEFORE_SPACE}]++[{CLOSERS}]*+(?=\\s|[{CLOSE.pattern[1:-1]}])"
+    r"|\n\s*+"
+)
+_LAST_WORD = re.compile(r"[\w.]*$")
+
+
+class Sentence(NamedTuple):
+    """A part of a text, and the blanks before it."""
+
+    gap: str
+    text: str
+
+
+def split_sentences(text: str) -> list[Sentence]:
+    """The gaps and texts in turn are the text, without the blanks at its end. A line's end is a sentence's end.
+
+    >>> [sentence.text for sentence in split_sentences("Dr. No left. Who stays? I do.")]
+    ['Dr. No left.', 'Who stays?', 'I do.']
+    """
+    found, start = [], 0
+    for end in [*_ends(text), len(text)]:
+        part = text[start:end]
+        stripped = part.lstrip()
+        if stripped.rstrip():
+            found.append(Sentence(part[: len(part) - len(stripped)], stripped.rstrip()))
+            start += len(part.rstrip())
+    return found
+
+
+def _ends(text: str) -> Iterator[int]:
+    """Where sentences end."""
+    for match in _END.finditer(text):
+        if match[0][:1] != "." or _is_end(text, match):
+            yield match.end()
+
+
+def _is_end(text: str, dot: re.Match[str]) -> bool:
+    """Whether a dot ends a sentence, and not a word such as an abbreviation or an initial."""
+    if dot[0] != ".":
+        return True
+    following = text[dot.end() :].lstrip()[:1]
+    if following.islower():
+        return False
+    word = _last_word(text, dot.start())
+    is_initial = len(word) == 1 and word.isupper()
+    return not is_initial and word.lower() not in ABBREVIATIONS
+
+
+def _last_word(text: str, end: int) -> str:
+    match = _LAST_WORD.search(text[max(0, end - 32) : end])
+    return match[0] if match else ""
+
+
+def join_sentences(gaps: Sequence[str], texts: Sequence[str]) -> str:
+    """Texts that took the places of sentences. Line ends stay; else one space, or none in Chinese and Japanese.
+
+    >>> join_sentences(["", " ", chr(10)], ["Ja.", "Nein.", "Nun?"])
+    'Ja. Nein.\\nNun?'
+    """
+    joined = ""
+    for gap, text in zip(gaps, texts, strict=True):
+        joined += gap_before(joined, gap, text) + text if text else ""
+    return joined
+
+
+def gap_before(before: str, gap: str, text: str) -> str:
+    """What stands between a text and the next one; ``gap`` is what stood between their sources."""
+    if not before or "\n" in gap:
+        return gap
+    return "" if CLOSE.match(before[-1]) or CLOSE.match(text) else " "

@@ -1,0 +1,107 @@
+"""LibreTranslate's bodies on ``/translate``, its errors, and ``GET /languages``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from server.serving.options.table import MAX_OUTPUTS
+from tests.api.translators import IN_WORDS, MANY, ONE_WAY, client_of, translator
+
+
+def post(client: TestClient, status: int = 200, **body: Any) -> Any:
+    response = client.post("/translate", json=body)
+    assert response.status_code == status, response.text
+    return response.json()
+
+
+def refusal(status: int = 400, **body: Any) -> str:
+    """Its error is a sentence."""
+    reply = post(client_of(translator("many", MANY)), status, **{"q": "a", "source": "en", "target": "de", **body})
+    assert reply.keys() == {"error"}
+    error: str = reply["error"]
+    return error
+
+
+def test_a_text_is_answered_with_a_text_and_a_list_with_a_list():
+    client = client_of(translator("many", MANY))
+    one = post(client, q="a mill", source="en", target="de", format="text", api_key="")
+    assert one == {"translatedText": "A MILL"}
+    assert post(client, q=["a", "b"], source="en", target="fr") == {"translatedText": ["A", "B"]}
+
+
+def test_alternatives_are_the_other_hypotheses_of_a_beam_search():
+    worker = translator("many", MANY)
+    client = client_of(worker)
+    answer = post(client, q="a", source="en", target="de", alternatives=2)
+    assert answer == {"translatedText": "A 0", "alternatives": ["A 1", "A 2"]}
+    assert (worker.commands[0].params.num_beams, worker.commands[0].params.num_return_sequences) == (3, 3)
+    listed = post(client, q=["a", "b"], source="en", target="de", alternatives=1)
+    assert listed == {"translatedText": ["A 0", "B 0"], "alternatives": [["A 1"], ["B 1"]]}
+    assert post(client, q="a", source="en", target="de", alternatives=0) == {"translatedText": "A"}
+
+
+@pytest.mark.parametrize("count", [-1, MAX_OUTPUTS, 10**9])
+def test_no_more_alternatives_than_the_server_runs(count: int):
+    assert f"from 0 to {MAX_OUTPUTS - 1}" in refusal(alternatives=count)
+
+
+def test_markup_is_refused():
+    assert "format" in refusal(format="html")
+
+
+def test_an_unknown_language_is_refused_in_its_own_words():
+    assert refusal(target="xx").startswith('target is "xx": it must be one of')
+    assert refusal(source="xx").startswith('source is "xx"')
+
+
+def test_auto_is_for_models_that_read_one_language():
+    assert "does not detect languages" in refusal(source="auto")
+    client = client_of(translator("many", MANY), translator("one", ONE_WAY))
+    assert post(client, q="a", source="auto", target="pt") == {"translatedText": "A"}
+
+
+@pytest.mark.parametrize("field", [{"parameters": {"src_lang": "en"}}, {"stream": True}, {"inputs": "a"}])
+def test_fields_of_the_other_dialect_are_refused(field: dict[str, Any]):
+    assert next(iter(field)) in refusal(**field)
+
+
+@pytest.mark.parametrize(
+    "field", [{"source": "en"}, {"target": "en"}, {"format": "text"}, {"alternatives": 1}, {"api_key": "x"}]
+)
+def test_its_fields_are_refused_beside_inputs(field: dict[str, Any]):
+    reply = post(client_of(translator("many", MANY)), 422, inputs="a", **field)
+    assert reply["error"]["param"] == next(iter(field))
+
+
+def test_wrong_types_and_unknown_models_have_its_shape_too():
+    assert "q" in refusal(q=5)
+    assert "nothing" in refusal(404, model="nothing")
+
+
+def test_all_languages_are_told_with_what_they_are_translated_into():
+    client = client_of(translator("one", ONE_WAY), translator("many", MANY), translator("plain", None))
+    assert client.get("/languages").json() == [
+        {"code": "en", "name": "English", "targets": ["de", "fr", "pt"]},
+        {"code": "fr", "name": "French", "targets": ["de", "en"]},
+        {"code": "de", "name": "German", "targets": ["en", "fr"]},
+    ]
+    assert client_of(translator("t5", IN_WORDS)).get("/languages").json() == [
+        {"code": "en", "name": "English", "targets": ["de"]}
+    ]
+
+
+def test_a_server_without_translators_has_no_languages():
+    from tests.api.scripted import front, says
+
+    assert TestClient(front(says("a"))).get("/languages").json() == []
+
+
+def test_long_texts_are_split_where_that_is_wanted():
+    client = client_of(translator("many", MANY), max_batch_inputs=100)
+    text = "The mill is old. " * 60
+    assert "128" in post(client, 400, q=text, source="en", target="de")["error"]
+    whole = post(client, q=text, source="en", target="de", split="sentences")
+    assert whole == {"translatedText": text.upper().strip()}

@@ -1,0 +1,209 @@
+"""``/translate`` and ``/summarize`` in the shapes of Hugging Face's API: languages, options, streams, sentences."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from huggingface_hub import InferenceClient
+from starlette.testclient import TestClient
+
+from tests.api.scripted import END_ID, TOKENIZER
+from tests.api.shell import listening
+from tests.api.translators import IN_WORDS, MANY, ONE_WAY, client_of, translator
+
+EN_DE = {"src_lang": "en", "tgt_lang": "de"}
+
+
+def post(client: TestClient, path: str = "/translate", status: int = 200, **body: Any) -> Any:
+    response = client.post(path, json=body)
+    assert response.status_code == status, response.text
+    return response.json() if status == 200 else response.json()["error"]
+
+
+def streamed(client: TestClient, path: str = "/translate", **body: Any) -> list[dict[str, Any]]:
+    response = client.post(path, json={**body, "stream": True})
+    assert response.status_code == 200, response.text
+    return [json.loads(line[5:]) for line in response.text.splitlines() if line.startswith("data:")]
+
+
+def test_one_text_and_a_list_are_answered_with_a_list():
+    client = client_of(translator("many", MANY))
+    assert post(client, inputs="a mill", parameters=EN_DE) == [{"translation_text": "A MILL"}]
+    both = [{"translation_text": "A"}, {"translation_text": "B C"}]
+    assert post(client, inputs=["a", "b c"], parameters=EN_DE) == both
+
+
+def test_languages_become_the_tokens_around_the_text_and_the_first_of_the_output():
+    worker = translator("many", MANY)
+    post(client_of(worker), inputs="a mill", parameters=EN_DE)
+    (command,) = worker.commands
+    assert command.source_ids == [60, *TOKENIZER.encode("a mill", add_special_tokens=False).ids, END_ID]
+    assert command.params.forced_bos_token_id == 61
+
+
+def test_a_request_that_forces_a_first_token_overrides_that_of_the_language():
+    worker = translator("many", MANY)
+    post(client_of(worker), inputs="a", parameters={**EN_DE, "forced_bos_token_id": 9})
+    assert worker.commands[0].params.forced_bos_token_id == 9
+
+
+@pytest.mark.parametrize(("name", "other"), [("src_lang", "tgt_lang"), ("tgt_lang", "src_lang")])
+def test_an_unknown_language_is_refused_with_all_known_ones(name: str, other: str):
+    error = post(client_of(translator("many", MANY)), status=422, inputs="a", parameters={name: "xx", other: "en"})
+    assert error["param"] == f"parameters.{name}"
+    assert all(code in error["message"] for code in ("eng_Latn", "deu_Latn", "fra_Latn"))
+
+
+@pytest.mark.parametrize("name", ["src_lang", "tgt_lang"])
+def test_a_model_without_languages_refuses_them(name: str):
+    error = post(client_of(translator("plain", None)), status=422, inputs="a", parameters={name: "en"})
+    assert (error["param"], error["code"]) == (f"parameters.{name}", "unsupported_value")
+
+
+def test_without_a_name_the_first_model_that_translates_the_languages_answers():
+    one, many = translator("one", ONE_WAY), translator("many", MANY)
+    client = client_of(one, many)
+    post(client, inputs="a", parameters={"src_lang": "en", "tgt_lang": "pt"})
+    post(client, inputs="a", parameters=EN_DE)
+    assert (len(one.commands), len(many.commands)) == (1, 1)
+    refused = post(client, status=422, inputs="a", model="one", parameters=EN_DE)
+    assert refused["param"] == "parameters.tgt_lang"
+
+
+def test_the_words_for_a_task_go_before_the_text():
+    worker = translator("t5", IN_WORDS, summary_prefix="summarize: ")
+    client = client_of(worker)
+    post(client, inputs="a", parameters={"src_lang": "en", "tgt_lang": "de"})
+    post(client, "/summarize", inputs="a")
+    texts = [TOKENIZER.decode(command.source_ids) for command in worker.commands]
+    assert texts == ["translate English to German: a", "summarize: a"]
+
+
+def test_summaries_have_a_name_of_their_own():
+    client = client_of(translator("plain", None))
+    assert post(client, "/summarize", inputs="a b") == [{"summary_text": "A B"}]
+    events = streamed(client, "/summarize", inputs="a b")
+    assert [event["summary_text"] for event in events] == [None] * (len(events) - 1) + ["A B"]
+
+
+def test_a_stream_has_an_event_for_each_token_and_the_translation_in_the_last():
+    events = streamed(client_of(translator("many", MANY)), inputs="a mill by the river", parameters=EN_DE)
+    assert "".join(event["token"]["text"] for event in events) == "A MILL BY THE RIVER"
+    assert [event["index"] for event in events] == list(range(1, len(events) + 1))
+    assert [event["translation_text"] for event in events[:-1]] == [None] * (len(events) - 1)
+    assert events[-1]["translation_text"] == "A MILL BY THE RIVER"
+    assert events[-1]["details"]["finish_reason"] == "eos_token"
+
+
+def test_only_a_single_text_is_streamed():
+    error = post(client_of(translator("plain", None)), status=422, inputs=["a", "b"], stream=True)
+    assert error["param"] in ("inputs", "stream")
+
+
+def test_options_stand_among_the_parameters_or_in_generate_parameters():
+    worker = translator("plain", None)
+    client = client_of(worker)
+    post(client, inputs="a", parameters={"num_beams": 3, "generate_parameters": {"max_new_tokens": 2}})
+    assert (worker.commands[0].params.num_beams, worker.commands[0].params.max_new_tokens) == (3, 2)
+    both = {"max_new_tokens": 3, "generate_parameters": {"max_new_tokens": 2}}
+    assert post(client, status=422, inputs="a", parameters=both)["code"] == "unsupported_value"
+    wrong = {"generate_parameters": {"temperature": -1}}
+    refused = post(client, status=422, inputs="a", parameters=wrong)
+    assert refused["param"] == "parameters.generate_parameters.temperature"
+
+
+def test_several_outputs_of_a_text_are_told_beside_the_first():
+    client = client_of(translator("plain", None))
+    (reply,) = post(client, inputs="a", parameters={"num_beams": 2, "num_return_sequences": 2})
+    assert reply == {"translation_text": "A 0", "translation_texts": ["A 0", "A 1"]}
+
+
+def test_spaces_of_the_tokenization_are_removed_where_that_is_wanted():
+    client = client_of(translator("plain", None))
+    parameters = {"clean_up_tokenization_spaces": True}
+    assert post(client, inputs="so , what ?", parameters=parameters) == [{"translation_text": "SO, WHAT?"}]
+    assert post(client, inputs="so , what ?") == [{"translation_text": "SO , WHAT ?"}]
+    refused = post(client, status=422, inputs="a", parameters=parameters, stream=True)
+    assert refused["param"] == "parameters.clean_up_tokenization_spaces"
+
+
+LONG = "The mill is old. " * 60
+
+
+def test_a_text_that_is_too_long_is_refused_with_the_numbers():
+    client = client_of(translator("plain", None))
+    error = post(client, status=422, inputs=LONG)
+    assert (error["param"], error["code"]) == ("inputs", "context_length_exceeded")
+    assert "128" in error["message"]
+    assert "split" in error["message"]
+
+
+@pytest.mark.parametrize("strategy", ["longest_first", "only_first"])
+def test_truncation_cuts_the_end_of_a_text(strategy: str):
+    worker = translator("plain", None)
+    post(client_of(worker), inputs=LONG, parameters={"truncation": strategy})
+    ids = worker.commands[0].source_ids
+    whole = TOKENIZER.encode(LONG).ids
+    assert 100 < len(ids) <= 128
+    assert ids[:100] == whole[:100]
+
+
+def test_truncation_of_a_second_text_is_refused():
+    client = client_of(translator("plain", None))
+    error = post(client, status=422, inputs="a", parameters={"truncation": "only_second"})
+    assert error["param"] == "parameters.truncation"
+
+
+def test_sentences_are_translated_by_themselves_and_joined():
+    worker = translator("plain", None)
+    client = client_of(worker, max_batch_inputs=100)
+    (reply,) = post(client, inputs=LONG.strip(), split="sentences", parameters={"details": True})
+    assert reply["translation_text"] == LONG.strip().upper()
+    assert len(worker.commands) == 60
+    sentences = reply["details"]["sentences"]
+    assert [(each["text"], each["output"]) for each in sentences] == [("The mill is old.", "THE MILL IS OLD.")] * 60
+    assert reply["details"]["generated_tokens"] == sum(each["generated_tokens"] for each in sentences)
+    assert reply["details"]["input_length"] == sum(each["input_length"] for each in sentences)
+
+
+def test_lines_and_lists_keep_their_shape_when_sentences_are_split():
+    client = client_of(translator("plain", None))
+    replies = post(client, inputs=["One. Two.\n\nThree.", "Four"], split="sentences")
+    assert replies == [{"translation_text": "ONE. TWO.\n\nTHREE."}, {"translation_text": "FOUR"}]
+
+
+def test_the_sentences_of_a_stream_come_in_their_order():
+    text = "A very long first sentence about mills. Two.\nThree, which is also long. Four."
+    events = streamed(client_of(translator("plain", None)), inputs=text, split="sentences")
+    assert "".join(event["token"]["text"] for event in events) == text.upper()
+    assert [event["index"] for event in events] == list(range(1, len(events) + 1))
+    assert [event["translation_text"] for event in events] == [None] * (len(events) - 1) + [text.upper()]
+    assert len(events[-1]["details"]["sentences"]) == 4
+    assert all(event["details"] is None for event in events[:-1])
+
+
+def test_a_text_that_is_split_has_one_output():
+    client = client_of(translator("plain", None))
+    parameters = {"num_beams": 2, "num_return_sequences": 2}
+    assert post(client, status=422, inputs="One. Two.", split="sentences", parameters=parameters)["param"] == "split"
+
+
+@pytest.mark.parametrize("name", ["return_full_text", "decoder_input_details"])
+def test_options_about_a_continued_text_are_refused(name: str):
+    client = client_of(translator("plain", None))
+    error = post(client, status=422, inputs="a", parameters={name: True, "details": True})
+    assert error["param"] == f"parameters.{name}"
+
+
+def test_hugging_faces_client_reads_every_answer():
+    with listening(client_of(translator("many", MANY)).app) as port:
+        url = f"http://127.0.0.1:{port}"
+        translation = InferenceClient(f"{url}/translate").translation(
+            "a mill", src_lang="en", tgt_lang="de", truncation="longest_first", generate_parameters={"num_beams": 2},
+            clean_up_tokenization_spaces=True,
+        )  # fmt: skip
+        summary = InferenceClient(f"{url}/summarize").summarization("a mill", clean_up_tokenization_spaces=True)
+    assert translation.translation_text == "A MILL"
+    assert summary.summary_text == "A MILL"
