@@ -34,7 +34,7 @@ def recognise(module: PreTrainedModel, specs: Sequence[LayerSpec], rotary_length
     children = Children(_trunk(module))
     embedding = _embedding(children, config)
     layers = children.take(*LAYERS)
-    final_norm = _norm(children, "norm", "ln_f", "final_layer_norm", "final_layernorm")
+    final_norm = _norm(children, "norm", "ln_f", "final_layer_norm", "final_layernorm", "layer_norm")
     rotary_module = children.find("rotary_emb")
     children.finish()
     if not isinstance(layers, nn.ModuleList) or len(layers) != len(specs):

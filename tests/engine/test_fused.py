@@ -59,6 +59,9 @@ LAYOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "one norm for both parts": ("stablelm", {"use_parallel_residual": True, "use_qkv_bias": True}),
     "untied, wider MLP": ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "n_inner": 50,
                                    "scale_attn_by_inverse_layer_idx": True}),
+    "learned positions, scaled embedding": ("biogpt", {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 50,
+        "max_position_embeddings": 128}),
 }  # fmt: skip
 """What is special -> a model type and its config."""
 
