@@ -41,6 +41,12 @@ text = "Review: {{ review }} Verdict: {{ label }}"
 
 [examples.fields.label]
 """
+TASKS = {
+    "translation_en_to_de": {"prefix": "translate English to German: "},
+    "translation_en_to_fr": {"prefix": "translate English to French: "},
+    "summarization": {"prefix": "summarize: "},
+}
+"""What T5's kind is asked for in words."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -53,6 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def write_models(folder: Path) -> dict[str, Path]:
     """Tiny models for every tab: two that chat, one of them with room for long answers."""
+    from tests.tiny_encoder_decoders import write_tiny_encoder_decoder
     from tests.tiny_encoders import write_encoder
     from tests.tiny_models import FAMILIES, write_tiny_decoder
 
@@ -65,6 +72,9 @@ def write_models(folder: Path) -> dict[str, Path]:
     models["names"] = write_encoder(folder / "names", "bert", "ner")
     models["mask"] = write_encoder(folder / "mask", "bert", "fill-mask")
     models["answers"] = write_encoder(folder / "answers", "bert", "question-answering")
+    models["translator"] = write_tiny_encoder_decoder(folder / "translator", "t5")
+    config = models["translator"] / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "task_specific_params": TASKS}))
     return models
 
 

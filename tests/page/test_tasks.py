@@ -17,7 +17,7 @@ from tests.tiny_encoders import TEXTS
 pytestmark = pytest.mark.browser
 
 RESULT = ".view:not([hidden]) .result"
-TABS = ["chat", "generate", "classify", "ner", "fill-mask", "question-answering"]
+TABS = ["chat", "generate", "translate", "summarize", "classify", "ner", "fill-mask", "question-answering"]
 
 
 def run(page):
@@ -48,7 +48,7 @@ def field(tab):
 def test_there_is_a_tab_for_each_task_and_arrow_keys_go_along_them(page_server, opened):
     page = opened(page_server.url, "chat")
     labels = page.run("[...document.querySelectorAll('[role=tab]')].map((tab) => tab.innerText.trim())")
-    assert labels == ["Chat", "Complete", "Classify", "Tag", "Fill", "Ask"]
+    assert labels == ["Chat", "Complete", "Translate", "Summarize", "Classify", "Tag", "Fill", "Ask"]
     page.run("document.querySelector('#tab-chat').focus()")
     for label in (*labels[1:], labels[0]):
         page.press("ArrowRight")
@@ -129,6 +129,32 @@ def test_a_template_is_a_form(page_server, opened):
     assert (body["template"], body["variables"]) == ("greeting", {"name": "Maria", "mood": "merry"})
     assert "inputs" not in body
     assert page.count(f"{RESULT} .output") == 1
+
+
+def test_a_translation_is_written_as_it_comes_into_the_chosen_language(page_server, opened):
+    values = sides(side("translator", max_new_tokens=12))
+    page = opened(page_server.url, "translate", sides__translate=values)
+    selects = "[...document.querySelectorAll('#view-translate .input-area select')]"
+    options = page.run(f"{selects}.map((select) => [...select.options].map((option) => option.text))")
+    assert options == [["English"], ["German", "French"]]
+    page.run(f"(() => {{ const to = {selects}[1]; to.value = 'fr'; to.dispatchEvent(new Event('change')); }})()")
+    page.fill(field("translate"), "The mill is old. It runs.")
+    page.click("#view-translate .tick input")
+    page.run(RECORD_BODIES)
+    run(page)
+    (body,) = page.run("bodies")
+    languages = {"src_lang": "en", "tgt_lang": "fr"}
+    assert body["parameters"] == {**languages, "max_new_tokens": 12}
+    (reply,) = post(page_server, "/translate", {**body, "stream": False})
+    assert page.run(f"document.querySelector('{RESULT} .written').textContent") == reply["translation_text"]
+
+
+def test_a_summary_is_asked_for_by_its_own_route(page_server, opened):
+    page = opened(page_server.url, "summarize", sides__summarize=sides(side("translator", max_new_tokens=6)))
+    page.fill(field("summarize"), "The mill is old.")
+    run(page)
+    (reply,) = post(page_server, "/summarize", {"inputs": "The mill is old.", "parameters": {"max_new_tokens": 6}})
+    assert page.run(f"document.querySelector('{RESULT} .written').textContent") == reply["summary_text"]
 
 
 def test_labels_are_bars_the_likeliest_first(page_server, opened):
