@@ -104,7 +104,7 @@ def _kernels(config: ServeConfig | None) -> Iterator[Finding]:
     if name != "torch":
         yield Finding("ok", f"kernels: {name}")
         return
-    text = "kernels: none were built for this processor. torch is used instead, which is slower."
+    text = "kernels: none fit this version of Sluice and this processor. torch is used instead, which is slower."
     advice = "If the processor has AVX2, install a C++ compiler and reinstall Sluice."
     must = [model.name for model in config.models if model.kernels == "native"] if config else []
     if must:

@@ -61,7 +61,7 @@ def use(choice: str, num_threads: int, trial: Trial | None = None) -> str:
     """
     found = _chosen(choice, trial)
     if found is None and choice == "native":
-        raise ImportError("the CPU kernels were not built, or this processor lacks AVX2")
+        raise ImportError("the CPU kernels were not built for this version of Sluice, or this processor lacks AVX2")
     _State.module = found
     if found is not None:
         found.set_num_threads(num_threads)
