@@ -14,7 +14,7 @@ from server.errors import SandboxFailure
 from tests.sandbox import chat_templates
 
 NOW = "2026-01-02T03:04:05"
-LIMIT_S = 2.0
+LIMIT_S = 1.0
 
 ENDLESS = [
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",

@@ -24,6 +24,7 @@ from tests.api.raw import connected, read_all
 from tests.conftest import TINY_SETTINGS
 from tests.server_process import ServerProcess, running_server, started_server
 from tests.system.clients import Outcome, body, eventually, generate_all
+from tests.system.test_templates import sandboxes
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -58,6 +59,17 @@ def stream_request(text: str, **parameters: int) -> bytes:
     return "\r\n".join((*lines, f"Content-Length: {len(content)}", "", "")).encode() + content
 
 
+def processes_below(server: ServerProcess) -> list[psutil.Process]:
+    """Workers, what they are forked from, and a sandbox, which has rendered a conversation."""
+    parameters = {"max_new_tokens": 1, "details": True}
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "parameters": parameters}
+    [outcome] = asyncio.run(generate_all(server.url, [chat]))
+    assert outcome.status == 200
+    assert server.worker_pids()
+    assert sandboxes(server)
+    return psutil.Process(server.process.pid).children(recursive=True)
+
+
 def plain_lines(server: ServerProcess) -> list[str]:
     """What stands on stderr besides the log's JSON lines."""
     return [line for line in server.logs().splitlines() if line and not line.startswith("{")]
@@ -65,9 +77,9 @@ def plain_lines(server: ServerProcess) -> list[str]:
 
 def test_sigterm_lets_running_requests_finish_and_takes_no_new_ones(one_model):
     with running_server(*one_model, "--max-running", "2") as server:
+        children = processes_below(server)
         requests = [body(f"Number {i}", stream=i % 2 == 0, max_new_tokens=200) for i in range(12)]
         clients = Clients(server, requests)
-        workers = server.worker_pids()
         server.signal(signal.SIGTERM)
         assert eventually(lambda: server.get("/readyz")[0] == 503, within_s=20)
         assert server.get("/livez")[0] == 200
@@ -79,7 +91,7 @@ def test_sigterm_lets_running_requests_finish_and_takes_no_new_ones(one_model):
         outcomes = clients.finish()
         assert [len(outcome.token_ids) for outcome in outcomes if outcome.is_whole] == [200] * 12
         assert server.wait() == 0
-        assert not any(psutil.pid_exists(pid) for pid in workers)
+        assert psutil.wait_procs(children, timeout=30)[1] == []
         assert plain_lines(server) == []
         assert "is ready" in server.output()
 
@@ -215,8 +227,7 @@ def test_a_worker_that_cannot_be_kept_alive_ends_the_server_with_its_own_exit_co
 
 def test_a_killed_front_leaves_no_process(one_model):
     with running_server(*one_model) as server:
-        tree = [psutil.Process(server.process.pid), *psutil.Process(server.process.pid).children(recursive=True)]
-        assert len(tree) >= 2
+        tree = [psutil.Process(server.process.pid), *processes_below(server)]
         server.process.kill()
         server.wait()
         assert psutil.wait_procs(tree, timeout=30)[1] == []

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,21 +117,6 @@ def test_a_template_without_end_is_refused_while_the_server_answers_others(serve
     # The first may have come before the template was begun.
     assert num_others > 2
     assert generate(server, template="story", variables={"hero": "mill"}).status_code == 200
-
-
-def test_no_sandbox_outlives_its_server(tiny_llama: Path, templates: Path) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        flags = ("--model", f"chat={tiny_llama}", "--templates", str(templates), *TINY_SETTINGS)
-        with running_server(*flags) as server:
-            assert generate(server, template="story", variables={"hero": "x"}).status_code == 200
-            left = sandboxes(server)
-            assert left
-            os.kill(server.process.pid, number)
-            server.wait()
-            deadline_s = time.monotonic() + 60
-            while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in left):
-                assert time.monotonic() < deadline_s, "a sandbox outlived the server"
-                time.sleep(0.02)
 
 
 def test_a_broken_template_stops_the_start(tiny_llama: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ PIECES = (
 
 
 @pytest.mark.parametrize("make", MODELS)
-@settings(max_examples=30 * SCALE, deadline=None)
+@settings(max_examples=60 * SCALE, deadline=None)
 @given(
     normalizer=st.sampled_from(NORMALIZERS),
     pre_tokenizer=st.sampled_from(PRE_TOKENIZERS),
