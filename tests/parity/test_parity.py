@@ -17,6 +17,7 @@ from server.engine.engine import DecoderEngine
 from server.engine.executors.build import build_runner
 from server.models.packed_linear import pack_linears
 from server.protocol import Failed, Generate, Tokens
+from tests.fuzz.scale import SCALE
 from tests.parity import cases
 from tests.parity.oracle import Sample, expected, is_tie
 from tests.tiny_models import tiny_decoder
@@ -93,7 +94,7 @@ def test_each_option_alone_gives_what_transformers_gives(family: str) -> None:
 
 @pytest.mark.timeout(900)
 def test_random_combinations_give_what_transformers_gives(family: str) -> None:
-    commands = cases.at_random(PROMPTS, 200, seed=FAMILIES.index(family))
+    commands = cases.at_random(PROMPTS, 100 * SCALE, seed=FAMILIES.index(family))
     check(engine_of(tiny_decoder(family)), tiny_decoder(family), commands)
 
 
@@ -104,5 +105,5 @@ def test_the_default_model_gives_what_transformers_gives_with_every_kind_of_requ
     module = AutoModelForCausalLM.from_pretrained(DEFAULT_MODEL, dtype=torch.float32).eval()
     served = AutoModelForCausalLM.from_pretrained(DEFAULT_MODEL, dtype=torch.float32).eval()
     prompts = [[1, 504, 3575, 282, 4649, 314], [3725, 314, 260, 2240, 253, 8034, 30], [57, 3725]]
-    commands = cases.at_random(prompts, 12, seed=99)
+    commands = cases.at_random(prompts, 8 * SCALE, seed=99)
     check(engine_of(served), module, commands)
