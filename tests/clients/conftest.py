@@ -9,6 +9,7 @@ import pytest
 
 from tests.clients.scripted_model import write_caller
 from tests.server_process import ServerProcess, running_server
+from tests.tiny_encoder_decoders import write_tiny_encoder_decoder
 from tests.tiny_encoders import write_encoder
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("clients")
     models = {**MODELS, "mask": write_encoder(folder / "mask", "bert", "fill-mask")}
     models["answers"] = write_encoder(folder / "answers", "bert", "question-answering")
+    models["writer"] = write_tiny_encoder_decoder(folder / "writer", "bart")
     models["caller"] = write_caller(folder / "caller")
     flags = [flag for name, path in models.items() for flag in ("--model", f"{name}={path}")]
     keys = folder / "keys"

@@ -60,6 +60,12 @@ assert len(answers) == 2 and answers[0].score >= answers[1].score
 answer = of("/question-answering").question_answering("Who?", "Ann met Bob in Rome.", handle_impossible_answer=True)
 assert "Ann met Bob in Rome."[answer.start : answer.end] == answer.answer
 
+# Texts written anew.
+few = {"max_new_tokens": 5, "num_beams": 2}
+translation = of("/translate").translation("a mill", generate_parameters=few, truncation="longest_first")
+summary = of("/summarize").summarization("a mill", generate_parameters=few, clean_up_tokenization_spaces=False)
+assert translation.translation_text == summary.summary_text
+
 # Vectors.
 vectors = of("/embed").feature_extraction("a cat")
 assert vectors.shape[-1] > 8
