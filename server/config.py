@@ -53,7 +53,8 @@ class ModelConfig:
     threads: int = 0
     """CPU threads of the worker; 0 uses all that the process may use."""
     max_model_len: int = 0
-    """Maximum tokens in one sequence; 0 uses the limit of the model, for an encoder also that of its tokenizer."""
+    """Maximum tokens in one sequence; 0 uses the limit of the model, for an encoder also that of its tokenizer.
+    For an encoder-decoder it bounds the source and the output, each."""
     block_size: int = 32
     """Tokens per block of the KV cache."""
     max_batch_tokens: int = 0

@@ -60,6 +60,8 @@ class Resolved:
         merged, limit = self.merged, self.ready.max_model_len
         check_length(num_prompt_tokens, self.ready, self.source)
         room = limit - num_prompt_tokens
+        if merged.origins.get("max_length") == "model":
+            return max(1, min(int(merged.values["max_length"]) - num_prompt_tokens, room))
         if "max_length" in merged.values:
             if merged.values["max_length"] <= num_prompt_tokens:
                 rule = f"must be more than the input's {num_prompt_tokens} tokens"

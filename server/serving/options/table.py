@@ -59,10 +59,11 @@ class GenerateOptions(StrictModel):
         form=Form("Length", "Min new tokens"),
     )
     """Minimum number of new tokens: end tokens and stop tokens are not chosen before."""
-    max_length: int | None = option(Number(1, "max_model_len"), example=16)
-    """Maximum number of tokens in prompt and output together."""
+    max_length: int | None = option(Number(1, "max_model_len"), from_model=True, example=16)
+    """Maximum number of tokens in prompt and output together. Of an encoder-decoder model, the prompt is the token that
+    starts the output, and a default comes from the model."""
     min_length: int | None = option(
-        Number(0, "max_model_len"), neutral=0, can_forbid=True, example=12, beside={"max_length": 16}
+        Number(0, "max_model_len"), neutral=0, from_model=True, can_forbid=True, example=12, beside={"max_length": 16}
     )
     """Minimum number of tokens in prompt and output together."""
     max_time: float | None = option(Number(0, MAX_TIME_S, is_low_excluded=True), example=30.0)
@@ -241,7 +242,7 @@ class GenerateOptions(StrictModel):
     )
     """If false, penalties ignore prompt tokens that come from a template."""
     encoder_repetition_penalty: float | None = option(FACTOR, neutral=1.0, from_model=True, example=1.2)
-    """Above 1 makes tokens of the prompt more likely."""
+    """Above 1 makes tokens of the prompt, or of the text that an encoder reads, more likely."""
     no_repeat_ngram_size: int | None = option(
         Count("max_model_len", low=0),
         neutral=0,
@@ -254,7 +255,8 @@ class GenerateOptions(StrictModel):
     encoder_no_repeat_ngram_size: int | None = option(
         Count("max_model_len", low=0), neutral=0, from_model=True, can_forbid=True, example=3
     )
-    """No sequence of N tokens from the prompt occurs in the output; 0 disables."""
+    """No sequence of N tokens from the prompt, or from the text that an encoder reads, occurs in the output; 0
+    disables."""
     dry_multiplier: float | None = option(Number(0, 100), neutral=0.0, example=0.8)
     """Penalty on tokens that would extend a repetition (DRY); 0 disables."""
     dry_base: float | None = option(Number(1, 10), example=1.5, beside={"dry_multiplier": 0.8})
