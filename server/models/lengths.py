@@ -60,7 +60,7 @@ def _of_part(model: ModelConfig, positions: int | None, of_tokenizer: int | None
 def _part_positions(module: PreTrainedModel, part: Literal["encoder", "decoder"]) -> int | None:
     """Of one half of an encoder-decoder. T5's kin has none: how far tokens lie apart is all that it sees."""
     config = module.config
-    if getattr(config, "relative_attention_num_buckets", None) and config.model_type != "prophetnet":
+    if getattr(config, "relative_attention_num_buckets", None):
         return None
     own = getattr(config, part, None)
     names = (f"max_{part}_position_embeddings", "max_position_embeddings")

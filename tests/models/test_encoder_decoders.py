@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig
 
 from server.commands.planned import PlannedModel, plan_model
@@ -15,7 +17,7 @@ from server.errors import ConfigurationError
 from server.models.describe import task_of
 from server.models.loader import LoadedModel, load
 from server.worker.__main__ import build
-from tests.tiny_encoder_decoders import MAX_LEN, write_tiny_encoder_decoder
+from tests.tiny_encoder_decoders import MAX_LEN, tiny_encoder_decoder, write_tiny_encoder_decoder
 
 
 def loaded(folder: Path, family: str = "bart", **settings: Any) -> LoadedModel:
@@ -96,3 +98,17 @@ def test_plan_counts_a_token_as_the_worker_does(tmp_path: Path) -> None:
     assert planned.cache is not None
     assert planned.cache.num_bytes == ready.kv_cache_bytes
     assert (planned.max_source_len, planned.max_model_len) == (ready.max_source_len, ready.max_model_len)
+
+
+@pytest.mark.parametrize(("family", "targets"), [("t5", ["q", "v"]), ("bart", ["q_proj", "v_proj"])])
+@torch.inference_mode()
+def test_an_adapter_is_merged_into_its_base(family: str, targets: list[str], tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    write_tiny_encoder_decoder(base, family)
+    config = LoraConfig(task_type="SEQ_2_SEQ_LM", r=4, target_modules=targets, init_lora_weights=False)
+    module = get_peft_model(tiny_encoder_decoder(family), config)
+    module.save_pretrained(adapter)
+    served = load(ModelConfig(name="m", path=str(adapter), base=str(base), dtype="float32"))
+    assert served.task == "seq2seq"
+    inputs = {"input_ids": torch.tensor([[5, 9, 200, 1]]), "decoder_input_ids": torch.tensor([[2, 40, 41]])}
+    assert torch.allclose(served.module(**inputs).logits, module(**inputs).logits, atol=1e-4)

@@ -213,6 +213,12 @@ def _generic_runner(
 def _encoder_decoder(subject: Subject, plain: str, pack: Callable[[PreTrainedModel], Any] | None) -> ModelRunner:
     """``plain`` is the attention that the module came with."""
     config, state = subject.config, ModuleState(subject.module)
+    if subject.module.dtype == torch.float16 and hasattr(subject.module.config, "relative_attention_num_buckets"):
+        raise ConfigurationError(
+            f"Model {config.name} cannot run in float16, which overflows in models of T5's kind. "
+            "Set dtype to float32 or bfloat16.",
+            exit_code=EXIT_MODEL,
+        )
     if config.executor in ("auto", "fused") and not config.compile:
         try:
             return fused_pair(subject)
@@ -225,12 +231,6 @@ def _encoder_decoder(subject: Subject, plain: str, pack: Callable[[PreTrainedMod
         raise ConfigurationError(
             f"Model {config.name} is an encoder-decoder, which cannot run in {wanted} executor. "
             f"Remove {setting} from its settings.",
-            exit_code=EXIT_MODEL,
-        )
-    if subject.module.dtype == torch.float16 and hasattr(subject.module.config, "relative_attention_num_buckets"):
-        raise ConfigurationError(
-            f"Model {config.name} cannot run in float16, which overflows in models of T5's kind. "
-            "Set dtype to float32 or bfloat16.",
             exit_code=EXIT_MODEL,
         )
     if pack is not None:
