@@ -24,7 +24,7 @@ class Request:
 
 
 READS = [Request(path) for path in ("/livez", "/health", "/info", "/metrics", "/v1/models", "/version", "/load",
-                                    "/templates", "/tokenizer_info", "/openapi.json")]  # fmt: skip
+                                    "/languages", "/templates", "/tokenizer_info", "/openapi.json")]  # fmt: skip
 OF_ANY = [
     *READS,
     Request("/tokenize", {"prompt": TEXT, "return_token_strs": True}),
@@ -45,6 +45,11 @@ BY_TASK: dict[str, list[Request]] = {
         Request("/", {"inputs": TEXT, "parameters": FEW}),
         Request("/v1/completions", {"prompt": [TEXT, TEXT], "max_tokens": 16, "logprobs": 2}),
         Request("/v1/completions", {"prompt": TEXT, "max_tokens": 16, "stream": True}),
+    ],
+    "seq2seq": [
+        Request("/translate", {"inputs": TEXT, "parameters": FEW, "stream": True}),
+        Request("/translate", {"inputs": TEXT * 4, "parameters": FEW, "split": "sentences"}),
+        Request("/summarize", {"inputs": [TEXT, TEXT * 4], "parameters": {**FEW, "num_beams": 3}}),
     ],
     "classify": [
         Request("/classify", {"inputs": [TEXT] * 8}),

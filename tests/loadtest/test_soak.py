@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from held import Held
 from soak import LIMITS, growth
-from soak_requests import BY_TASK, OF_ANY, OF_CHATS, requests_for
+from soak_requests import OF_ANY, OF_CHATS, requests_for
 
 from server.api.http.addresses import canonical_path
+from server.tasks import TASKS
 from tests.api.shell import shell
 
 SCRIPT = Path(__file__).parents[2] / "loadtest" / "soak.py"
@@ -38,7 +39,7 @@ def test_every_operation_of_the_document_is_under_load() -> None:
         {"name": "pairs", "relevance_label": "yes", "entailment_label": "yes"},
         {"name": "masks", "mask_token": "[MASK]"},
     ]
-    asked = {canonical_path(request.path) for request in requests_for({"models": models, "tasks": list(BY_TASK)})}
+    asked = {canonical_path(request.path) for request in requests_for({"models": models, "tasks": list(TASKS)})}
     documented = {path for path in shell().openapi()["paths"] if "{" not in path}
     assert documented - asked <= {"/readyz", "/startupz"}
     assert asked - documented == {"/nothing", "/openapi.json"}
