@@ -1,0 +1,102 @@
+"""Folders of encoder-decoders, served by a real server, answer as transformers' generate does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import torch
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+from tests.conftest import TINY_SETTINGS
+from tests.server_process import ServerProcess, running_server
+from tests.tiny_encoder_decoders import KINDS, write_tiny_encoder_decoder
+
+pytestmark = pytest.mark.timeout(280)
+
+SOURCES = (
+    "Every morning the carts come down",
+    "河边的磨坊 😀 Über",
+    'In 1887 the price was 9.50; "nobody" remembers why. ' * 4,
+    "",
+)
+NUM_NEW = 24
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("encoder_decoders")
+    return {family: write_tiny_encoder_decoder(root / family, family) for family in KINDS}
+
+
+@pytest.fixture(scope="module")
+def server(folders: dict[str, Path]) -> Iterator[ServerProcess]:
+    flags = [flag for family, folder in folders.items() for flag in ("--model", f"{family}={folder}")]
+    with running_server(*flags, *TINY_SETTINGS) as server:
+        yield server
+
+
+def expected_ids(folder: Path, source: str, **options: Any) -> list[int]:
+    ids = AutoTokenizer.from_pretrained(folder)(source, return_tensors="pt")
+    module = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
+    output = module.generate(
+        input_ids=ids["input_ids"], attention_mask=ids["attention_mask"], max_new_tokens=NUM_NEW, **options
+    )
+    new: list[int] = output[0, 1:].tolist()
+    return new[: new.index(1) + 1] if 1 in new else new
+
+
+def post(url: str, family: str, source: str, **parameters: Any) -> dict[str, Any]:
+    parameters = {"max_new_tokens": NUM_NEW, "details": True, **parameters}
+    body = {"model": family, "inputs": source, "parameters": parameters}
+    response = httpx2.post(f"{url}/generate", json=body, timeout=120)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def ids_of(answer: dict[str, Any]) -> list[int]:
+    return [token["id"] for token in answer["details"]["tokens"]]
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_a_served_folder_gives_the_tokens_of_transformers(family: str, folders: dict[str, Path], server: ServerProcess):
+    options: list[dict[str, Any]] = [
+        {"do_sample": False},
+        {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True},
+        {"num_beams": 2, "no_repeat_ngram_size": 2, "repetition_penalty": 1.4},
+    ]
+    asked = [(source, option) for source in SOURCES for option in options]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        actual = list(pool.map(lambda one: ids_of(post(server.url, family, one[0], **one[1])), asked))
+    assert actual == [expected_ids(folders[family], source, **option) for source, option in asked]
+
+
+def test_the_input_is_counted_as_the_encoder_reads_it(server: ServerProcess):
+    details = post(server.url, "bart", SOURCES[0])["details"]
+    again = post(server.url, "bart", SOURCES[0])["details"]
+    assert again["cached_tokens"] == again["input_length"] == details["input_length"] > 1
+
+
+def test_a_worker_killed_in_a_stream_changes_no_token(server: ServerProcess):
+    parameters = {"max_new_tokens": 300, "do_sample": True, "seed": 11, "ignore_eos": True, "details": True}
+    whole = ids_of(post(server.url, "t5", SOURCES[2], **parameters))
+    body = {"model": "t5", "inputs": SOURCES[2], "parameters": parameters}
+    ids: list[int] = []
+    with httpx2.stream("POST", f"{server.url}/generate_stream", json=body, timeout=120) as response:
+        assert response.status_code == 200
+        for line in response.iter_lines():
+            if line.startswith("data:"):
+                event = json.loads(line.removeprefix("data:"))
+                ids.append(event["token"]["id"])
+                if len(ids) == 20:
+                    os.kill(server.worker_pid("t5"), signal.SIGKILL)
+    assert len(whole) == 300
+    assert ids == whole
