@@ -133,6 +133,8 @@ class BlockManager:
         """Take a source's blocks back and share them no more. Returns those that nobody else holds."""
         state = source.held
         self._sources.forget(state)
+        # Another request that reads it has it encoded again, and fails by itself.
+        state.is_computed = False
         self.release_source(source)
         return [] if state.num_holders else list(state.block_table)
 

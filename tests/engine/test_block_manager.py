@@ -7,6 +7,7 @@ import pytest
 from server.engine.block_manager import BlockManager
 from server.engine.context import Context
 from server.engine.sequence import Sequence
+from server.engine.sources import Source
 from tests.engine.driving import generate
 
 SIZE = 4
@@ -273,3 +274,16 @@ def test_check_finds_a_block_that_rows_with_different_tokens_share():
         row.num_computed_tokens = row.num_tokens
     with pytest.raises(AssertionError, match="different tokens"):
         blocks.check([parent, child])
+
+
+def test_a_discarded_source_is_encoded_again_for_others_that_read_it() -> None:
+    blocks = BlockManager(8, SIZE, prefix_cache=False, keeps_sources=True)
+    bad, other = Source([1, 2, 3]), Source([1, 2, 3])
+    assert blocks.hold_source(bad, 0) and blocks.hold_source(other, 0)
+    assert bad.held is other.held
+    bad.held.is_computed = True
+    assert blocks.discard_source(bad) == []
+    assert not other.is_computed
+    later = Source([1, 2, 3])
+    assert blocks.hold_source(later, 0)
+    assert later.held is not other.held
