@@ -9,7 +9,7 @@ KERNELS := $(VENV)/.kernels
 # Python keeps what it compiles, even where the environment forbids it: the tests start a hundred processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve sanitize test test-kernels test-page test-clients test-deploy test-versions fuzz soak bench bench-peers hostile lint format setup models clean
+.PHONY: help serve sanitize test test-kernels test-page test-clients test-deploy test-versions fuzz soak bench bench-peers hostile lint format setup models translator clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,9 @@ format: setup  ## put the code into its format
 
 models: setup  ## fetch and convert the default models into models/
 	@$(BIN)/python -m server.defaults
+
+translator: setup  ## fetch and convert the translators between English and Portuguese into models/
+	@$(BIN)/python -m server.defaults --translators
 
 setup: $(KERNELS)  ## the virtual environment with everything in it
 

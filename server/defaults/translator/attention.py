@@ -75,7 +75,7 @@ class Student(nn.Module):
         return x
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
     """Sentences of similar length, and what the teacher computes for them."""
 
@@ -89,7 +89,7 @@ class Batch:
     """Of each decoder layer, ``[B, T, D]``."""
     cells: list[Tensor]
     outputs_BTD: Tensor
-    candidates_C: Tensor
+    _candidates_C: Tensor | None = None
 
     @property
     def is_short(self) -> bool:
@@ -104,8 +104,6 @@ class Batch:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             encoded = teacher.encode(ids, mask)
             states = teacher.forced(target, encoded, mask)
-            outputs = states[-1].outputs
-            likeliest = teacher.logits(outputs[counts.bool()]).topk(CANDIDATES).indices
         return cls(
             target_BT=target,
             counts_BT=counts.bool(),
@@ -113,9 +111,17 @@ class Batch:
             mask_BS=mask,
             inputs=[state.inputs.to(dtype) for state in states],
             cells=[state.cell.to(dtype) for state in states],
-            outputs_BTD=outputs.to(dtype),
-            candidates_C=torch.unique(torch.cat([likeliest.flatten(), target[counts.bool()]])),
+            outputs_BTD=states[-1].outputs.to(dtype),
         )
+
+    @torch.no_grad()
+    def candidates(self, teacher: Teacher) -> Tensor:
+        """Ids of the tokens that the teacher finds likeliest anywhere, and of the target, in order: ``[C]``."""
+        if self._candidates_C is None:
+            target = self.target_BT[self.counts_BT]
+            likeliest = teacher.logits(self.outputs_BTD[self.counts_BT].float()).topk(CANDIDATES).indices
+            self._candidates_C = torch.unique(torch.cat([likeliest.flatten(), target]))
+        return self._candidates_C
 
 
 def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
@@ -142,9 +148,10 @@ def metrics(teacher: Teacher, batches: list[Batch]) -> list[Tensor]:
         counts = batch.counts_BT
         nudges = [torch.zeros(*counts.shape, WIDTH, requires_grad=True) for _ in sums]
         states = teacher.forced(batch.target_BT, batch.encoded_BSD.float(), batch.mask_BS, nudges)
-        rows, offsets = teacher.output_rows(batch.candidates_C)
+        candidates = batch.candidates(teacher)
+        rows, offsets = teacher.output_rows(candidates)
         logits = functional.linear(states[-1].outputs[counts], rows) + offsets
-        places = torch.searchsorted(batch.candidates_C, batch.target_BT[counts])
+        places = torch.searchsorted(candidates, batch.target_BT[counts])
         gradients = torch.autograd.grad(functional.cross_entropy(logits, places, reduction="sum"), nudges)
         for total, gradient in zip(sums, gradients, strict=True):
             total += gradient[counts].T @ gradient[counts]
@@ -165,7 +172,7 @@ def joint_losses(student: Student, teacher: Teacher, batches: list[Batch]) -> It
         # Casts are not cached: a cast of a weight would outlive the weight's change.
         with torch.autocast("cpu", torch.bfloat16, enabled=batch.is_short, cache_enabled=False):
             found = student(teacher, batch.target_BT, batch.encoded_BSD, batch.mask_BS)
-        rows, offsets = teacher.output_rows(batch.candidates_C)
+        rows, offsets = teacher.output_rows(batch.candidates(teacher))
         wanted = functional.linear(batch.outputs_BTD[batch.counts_BT].float(), rows) + offsets
         given = functional.linear(found[batch.counts_BT], rows) + offsets
         divergence = functional.kl_div(

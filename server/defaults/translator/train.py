@@ -172,7 +172,7 @@ def train(options: argparse.Namespace) -> None:
             rate=options.layer_rate,
             after_epoch=partial(say, f"layer {layer + 1}:"),
         )
-    saved("layers alone")
+        saved(f"layer {layer + 1} done")
     run(
         partial(joint_losses, student, teacher),
         list(student.parameters()),
