@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from server.api.dialects.libretranslate.dialect import TRANSLATE
+from server.api.http.form_body import FORM_TYPE, MAX_FORM_FIELDS
 from server.serving.options.table import MAX_OUTPUTS
 from tests.api.translators import IN_WORDS, MANY, ONE_WAY, client_of, translator
 
@@ -105,3 +107,82 @@ def test_long_texts_are_split_where_that_is_wanted():
     assert "128" in post(client, 400, q=text, source="en", target="de")["error"]
     whole = post(client, q=text, source="en", target="de", split="sentences")
     assert whole == {"translatedText": text.upper().strip()}
+
+
+def send_form(content: str | bytes, status: int = 200, kind: str = FORM_TYPE, **headers: str) -> Any:
+    client = client_of(translator("many", MANY))
+    response = client.post("/translate", content=content, headers={"Content-Type": kind, **headers})
+    assert response.status_code == status, response.text
+    return response.json()
+
+
+@pytest.mark.parametrize("kind", [FORM_TYPE, FORM_TYPE.upper(), f"{FORM_TYPE}; charset=UTF-8"])
+def test_a_form_is_answered_as_the_same_body_in_json(kind: str):
+    form = "q=a+mill+%26%20more&source=en&target=de&format=text&api_key=&model=many"
+    assert send_form(form, kind=kind) == {"translatedText": "A MILL & MORE"}
+
+
+def test_a_repeated_q_of_a_form_is_a_list():
+    assert send_form("q=a&source=en&q=b&target=de") == {"translatedText": ["A", "B"]}
+
+
+def test_a_form_has_integers_as_digits():
+    assert send_form("q=a&source=en&target=de&alternatives=1") == {"translatedText": "A 0", "alternatives": ["A 1"]}
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("q=a&source=en&target=de&tone=formal", "tone"),
+        ("q=a&source=en&target=de&parameters=x", "parameters"),
+        ("inputs=a", "inputs"),
+        ("q=a&source=en&source=de&target=de", "source twice"),
+        ("q=a&source=en&target=de&alternatives=two", 'alternatives is "two"'),
+        ("q=a&source=en&target=de&alternatives=", 'alternatives is ""'),
+        ("source=en&target=de", "q is missing"),
+        ("q=a&source", '"source" has no value'),
+        ("", "empty"),
+        ("q=%ff&source=en&target=de", "UTF-8"),
+        (b"q=\xff&source=en&target=de", "UTF-8"),
+        ("q=a&source=xx&target=de", 'source is "xx"'),
+        ("&".join(["q=a"] * (MAX_FORM_FIELDS + 1)), f"more than {MAX_FORM_FIELDS} fields"),
+    ],
+)
+def test_a_form_that_is_not_sound_is_refused_in_its_shape(form: str | bytes, said: str):
+    reply = send_form(form, 400)
+    assert reply.keys() == {"error"}
+    assert said in reply["error"]
+
+
+def test_a_form_of_a_web_page_is_refused():
+    """A browser sends it from any site, without asking."""
+    reply = send_form("q=a&source=en&target=de", 415, Origin="https://evil.example")
+    assert "must send JSON" in reply["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/summarize", "/generate"])
+def test_other_routes_take_no_form(path: str):
+    response = client_of(translator("many", MANY)).post(path, data={"inputs": "a"})
+    assert response.status_code == 415
+    assert FORM_TYPE not in response.text
+
+
+def test_multipart_bodies_are_refused_with_what_is_accepted():
+    reply = client_of(translator("many", MANY)).post("/translate", files={"q": (None, "a")})
+    assert reply.status_code == 415
+    assert "JSON" in reply.text and FORM_TYPE in reply.text
+
+
+def test_a_form_is_bounded_as_json_is():
+    client = client_of(translator("many", MANY), max_body_bytes=200_000)
+    headers = {"Content-Type": FORM_TYPE}
+    assert client.post("/translate", content="q=" + "a" * 200_000, headers=headers).status_code == 413
+    large = client.post("/translate", content="source=en&target=de&q=" + "a" * 100_000, headers=headers)
+    assert large.status_code == 400 and "too long" in large.json()["error"]
+
+
+def test_the_form_is_documented_with_the_fields_that_it_takes():
+    body = client_of(translator("many", MANY)).get("/openapi.json").json()["paths"]["/translate"]["post"]["requestBody"]
+    schema = body["content"][FORM_TYPE]["schema"]
+    assert schema["required"] == ["q"] and schema["additionalProperties"] is False
+    assert schema["properties"].keys() == set(TRANSLATE.form.fields)

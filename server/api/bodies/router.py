@@ -8,8 +8,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 
 from server.api.bodies.fields import LenientModel, check_fields
+from server.api.http.body_value import JSON_TYPE
 from server.api.http.dialect import Dialect
 
 
@@ -56,6 +58,12 @@ class _Route(APIRoute):
 
 class _ParsedRequest(Request):
     """A request whose body has been parsed by `BodyGate`."""
+
+    @functools.cached_property
+    def headers(self) -> Headers:
+        """With the type of JSON, also for a form: FastAPI calls `json` for this type alone."""
+        others = [(name, value) for name, value in self.scope["headers"] if name != b"content-type"]
+        return Headers(raw=[*others, (b"content-type", JSON_TYPE.encode())])
 
     async def json(self) -> Any:
         return self.state.json

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from server.api.http.form_body import Form
 from server.errors import SluiceError
 
 MAX_MESSAGE_CHARACTERS = 1024
@@ -24,8 +25,15 @@ class Dialect:
     error_schema = "ErrorReply"
     """The name of the errors' shape in the OpenAPI document."""
 
+    form: Form | None = None
+    """What a form may hold on the path, where one may stand in place of JSON."""
+
     def of_body(self, body: Any) -> Dialect:  # noqa: ARG002
         """The dialect of a request with this body, on a path that several share."""
+        return self
+
+    def of_form(self) -> Dialect:
+        """The dialect of a request whose body is a form."""
         return self
 
     def statuses_at(self, status: int) -> tuple[int, ...]:

@@ -16,11 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server import caller
 from server.api.http.addresses import canonical
 from server.api.http.body_room import BodyRoom
+from server.api.http.body_value import form_of, value_of
 from server.api.http.client_address import TrustedProxies
 from server.api.http.dialect import SLUICE, Dialect
 from server.api.http.error_replies import error_reply
 from server.api.http.errors import BodyTooLarge, UnsupportedEncoding, UnsupportedMediaType
-from server.api.http.json_body import strict_json
 from server.api.http.turns import Turns
 from server.caller import Caller
 from server.errors import SluiceError
@@ -150,9 +150,10 @@ class _Exchange:
 
 
 class BodyGate:
-    """Reads the body of every request, whether its route wants one or not, and lets only strict JSON through to work.
+    """Reads the body of every request, whether its route wants one or not.
 
-    ``paths`` take work by POST. How long a body may take is the connection's affair.
+    Only strict JSON and sound forms get through to work. ``paths`` take work by POST. How long a body may take is the
+    connection's affair.
     """
 
     def __init__(self, app: ASGIApp, *, paths: Collection[str], max_bytes: int) -> None:
@@ -179,11 +180,13 @@ class BodyGate:
 
     async def _read_checked(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
         """The body; what it holds goes into the request's state, so that nobody parses it again."""
-        _check_type(headers)
+        state = scope["state"]
+        form = form_of(headers, state["dialect"])
+        if form is not None:
+            state["dialect"] = state["dialect"].of_form()
         body = await self._read(headers, receive)
         is_large = len(body) >= LARGE_BODY_BYTES
-        state = scope["state"]
-        state["json"] = await asyncio.to_thread(strict_json, body) if is_large else strict_json(body)
+        state["json"] = await asyncio.to_thread(value_of, body, form) if is_large else value_of(body, form)
         state["dialect"] = state["dialect"].of_body(state["json"])
         return body
 
@@ -215,18 +218,6 @@ class BodyGate:
         if isinstance(error, UnsupportedEncoding):
             headers["Accept-Encoding"] = "identity"
         await error_reply(error, scope, headers)(scope, receive, send)
-
-
-def _check_type(headers: Headers) -> None:
-    encoding = headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("", "identity"):
-        raise UnsupportedEncoding("The body is compressed. Send it without Content-Encoding.")
-    media_type, _, parameters = headers.get("content-type", "").partition(";")
-    if media_type.strip().lower() != "application/json":
-        raise UnsupportedMediaType("The body must be JSON, with Content-Type: application/json.")
-    charset = parameters.replace(" ", "").replace('"', "").lower()
-    if charset not in ("", "charset=utf-8", "charset=utf8"):
-        raise UnsupportedMediaType("JSON must be UTF-8: remove the charset from Content-Type.")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -13,6 +13,8 @@ from pydantic import BaseModel
 from server.api.bodies.fields import LenientModel
 from server.api.bodies.schemas import GenerateParameters, StrictModel
 from server.api.http import json_body
+from server.api.http.body_value import JSON_TYPE
+from server.api.http.form_body import FORM_TYPE, MAX_FORM_FIELDS, Form
 from server.api.openapi.limits import OptionDocs, describe_refusals
 from server.api.text.options import without_place
 from server.api.text.schemas import TextBody
@@ -40,6 +42,24 @@ def complete(schemas: dict[str, Any]) -> None:
                 properties[name]["description"] += f" Not supported here: {reason}."
         if issubclass(model, LenientModel):
             describe_refusals(properties, model.refused)
+
+
+def add_form(body: dict[str, Any], form: Form, schemas: dict[str, Any]) -> None:
+    """Document the form beside the JSON body, with the descriptions of its fields."""
+    reference = body["content"][JSON_TYPE]["schema"]["$ref"]
+    of_json = schemas[reference.rpartition("/")[2]]["properties"]
+    properties: dict[str, Any] = {}
+    for name in form.fields:
+        kind = "integer" if name in form.integers else "string"
+        properties[name] = {"type": kind, "description": of_json[name]["description"]}
+    text = properties[form.required]["description"]
+    properties[form.required] = {"type": "array", "items": {"type": "string"}, "minItems": 1, "description": text}
+    body["description"] += (
+        f" Or a form in UTF-8 with at most {MAX_FORM_FIELDS} fields, not from a web page. {form.required} may be "
+        "repeated, which is the same as a list."
+    )
+    schema = {"type": "object", "required": [form.required], "properties": properties, "additionalProperties": False}
+    body["content"][FORM_TYPE] = {"schema": schema, "encoding": {form.required: {"style": "form", "explode": True}}}
 
 
 def _below(model: type[BaseModel]) -> Iterator[type[BaseModel]]:

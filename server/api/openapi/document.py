@@ -26,17 +26,21 @@ def document(app: FastAPI, dialects: Mapping[str, Dialect], *, has_keys: bool) -
     schemas |= {reply["title"]: reply for reply in errors.REPLIES} | replies.components()
     for path, item in found["paths"].items():
         for method, operation in item.items():
-            _complete(operation, method, path, dialects.get(path, SLUICE), has_keys=has_keys)
+            _complete(operation, method, path, dialects.get(path, SLUICE), schemas, has_keys=has_keys)
     if has_keys:
         found["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     return found
 
 
-def _complete(operation: dict[str, Any], method: str, path: str, dialect: Dialect, *, has_keys: bool) -> None:
+def _complete(
+    operation: dict[str, Any], method: str, path: str, dialect: Dialect, schemas: dict[str, Any], *, has_keys: bool
+) -> None:
     needs_key = has_keys and not is_open(method.upper(), path)
     if needs_key:
         operation["security"] = [{"key": []}]
     if "requestBody" in operation:
         operation["requestBody"]["description"] = bodies.STRICT_JSON
+        if dialect.form is not None:
+            bodies.add_form(operation["requestBody"], dialect.form, schemas)
     ok = replies.success(path, dialect, operation["responses"]["200"])
     operation["responses"] = {"200": ok, **errors.error_responses(method, path, dialect, needs_key=needs_key)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from server.api.http.dialect import MAX_MESSAGE_CHARACTERS, SLUICE, Dialect
+from server.api.http.form_body import Form
 from server.errors import SluiceError
 
 
@@ -23,9 +24,15 @@ class Translate(Dialect):
     """Our own ways, unless the body has LibreTranslate's ``q``."""
 
     error_schema = "TranslateErrorReply"
+    form = Form(
+        required="q", texts=("source", "target", "format", "api_key", "split", "model"), integers=("alternatives",)
+    )
 
     def of_body(self, body: Any) -> Dialect:
         return LIBRETRANSLATE if isinstance(body, dict) and "q" in body else SLUICE
+
+    def of_form(self) -> Dialect:
+        return LIBRETRANSLATE
 
     def statuses_at(self, status: int) -> tuple[int, ...]:
         return tuple(dict.fromkeys((SLUICE.status_at(status), LIBRETRANSLATE.status_at(status))))
