@@ -33,6 +33,7 @@ _END = re.compile(
     r"|\n\s*+"
 )
 _LAST_WORD = re.compile(r"[\w.]*$")
+_FOLLOWING = re.compile(r"\s*+(\S)")
 
 
 class Sentence(NamedTuple):
@@ -69,8 +70,8 @@ def _is_end(text: str, dot: re.Match[str]) -> bool:
     """Whether a dot ends a sentence, and not a word such as an abbreviation or an initial."""
     if dot[0] != ".":
         return True
-    following = text[dot.end() :].lstrip()[:1]
-    if following.islower():
+    following = _FOLLOWING.match(text, dot.end())
+    if following is not None and following[1].islower():
         return False
     word = _last_word(text, dot.start())
     is_initial = len(word) == 1 and word.isupper()
