@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from server.api.dialects.libretranslate.dialect import TRANSLATE
+from server.api.dialects.libretranslate.dialect import FORM
 from server.api.http.form_body import FORM_TYPE, MAX_FORM_FIELDS
 from server.serving.options.table import MAX_OUTPUTS
 from tests.api.translators import IN_WORDS, MANY, ONE_WAY, client_of, translator
@@ -185,4 +185,4 @@ def test_the_form_is_documented_with_the_fields_that_it_takes():
     body = client_of(translator("many", MANY)).get("/openapi.json").json()["paths"]["/translate"]["post"]["requestBody"]
     schema = body["content"][FORM_TYPE]["schema"]
     assert schema["required"] == ["q"] and schema["additionalProperties"] is False
-    assert schema["properties"].keys() == set(TRANSLATE.form.fields)
+    assert schema["properties"].keys() == set(FORM.fields)

@@ -1,4 +1,7 @@
-"""Who may ask for what: decided by path and key alone, before a body is read. What is not open needs a key."""
+"""Who may ask for what: decided by path and key alone. What is not open needs a key.
+
+A body is read after that, but for dialects that have the key in it: then at most `MAX_KEY_BODY_BYTES` are read first.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import caller
+from server.api.http.body_key import read_key
 from server.api.http.error_replies import error_reply
 from server.api.http.errors import InvalidApiKey, ScopeMissing, TooManyWrongKeys
 from server.api.http.keys import Keys, digest_of
@@ -55,18 +59,21 @@ class Access:
             raise RuntimeError("only HTTP is supported")
         record: RequestRecord = scope["state"]["record"]
         if not is_open(scope["method"], scope["path"]):
+            headers = Headers(scope=scope)
+            presented = _presented(headers)
+            if scope["state"]["dialect"].has_key_in_body and not _has_key(headers):
+                presented, receive = await read_key(scope, headers, receive)
             try:
-                self._check(scope, record)
+                self._check(scope, record, presented)
             except SluiceError as error:
-                headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, InvalidApiKey) else {}
-                await error_reply(error, scope, headers)(scope, receive, send)
+                challenge = {"WWW-Authenticate": "Bearer"} if isinstance(error, InvalidApiKey) else {}
+                await error_reply(error, scope, challenge)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
-    def _check(self, scope: Scope, record: RequestRecord) -> None:
+    def _check(self, scope: Scope, record: RequestRecord, presented: str | None) -> None:
         """Raises `InvalidApiKey`, `TooManyWrongKeys` or `ScopeMissing`."""
         address = Caller.of_address((scope.get("client") or ("",))[0]).id
-        presented = _presented(Headers(scope=scope))
         digest = None if presented is None else digest_of(presented)
         if digest is not None and (wait_s := self._failures.wait_s(address, digest)) > 0:
             raise TooManyWrongKeys(wait_s)
@@ -81,6 +88,11 @@ class Access:
         wanted = scope_of(scope["path"])
         if not key.allows(wanted):
             raise ScopeMissing(wanted)
+
+
+def _has_key(headers: Headers) -> bool:
+    """Whether a header is there that may hold a key, sound or not."""
+    return "authorization" in headers or "x-api-key" in headers
 
 
 def _presented(headers: Headers) -> str | None:

@@ -28,6 +28,9 @@ class Dialect:
     form: Form | None = None
     """What a form may hold on the path, where one may stand in place of JSON."""
 
+    has_key_in_body = False
+    """Whether the field ``api_key`` of a body is the API key of a request that has none in its headers."""
+
     def of_body(self, body: Any) -> Dialect:  # noqa: ARG002
         """The dialect of a request with this body, on a path that several share."""
         return self

@@ -70,7 +70,8 @@ class TranslateRequest(StrictModel):
     alternatives: Annotated[int, Field(json_schema_extra={"minimum": 0})] | None = None
     """How many more translations to return, from a beam search. It goes with q."""
     api_key: str | None = None
-    """Not read: keys are checked in the header Authorization. It goes with q."""
+    """The API key, where neither Authorization nor x-api-key is sent and the body has at most 65536 bytes. A server
+    without keys ignores it. It goes with q."""
     split: Split | None = None
     """``sentences`` translates each sentence by itself and joins the translations, for texts that are longer than the
     model takes. Without it a text that is too long is refused."""

@@ -8,9 +8,12 @@ from server.api.http.dialect import MAX_MESSAGE_CHARACTERS, SLUICE, Dialect
 from server.api.http.form_body import Form
 from server.errors import SluiceError
 
+FORM = Form(required="q", texts=("source", "target", "format", "api_key", "split", "model"), integers=("alternatives",))
+
 
 class LibreTranslate(Dialect):
     status_of_invalid = 400
+    form = FORM
 
     def error(self, error: SluiceError, request_id: str) -> dict[str, Any]:  # noqa: ARG002
         """A sentence alone."""
@@ -24,9 +27,8 @@ class Translate(Dialect):
     """Our own ways, unless the body has LibreTranslate's ``q``."""
 
     error_schema = "TranslateErrorReply"
-    form = Form(
-        required="q", texts=("source", "target", "format", "api_key", "split", "model"), integers=("alternatives",)
-    )
+    has_key_in_body = True
+    form = FORM
 
     def of_body(self, body: Any) -> Dialect:
         return LIBRETRANSLATE if isinstance(body, dict) and "q" in body else SLUICE
@@ -39,3 +41,13 @@ class Translate(Dialect):
 
 
 TRANSLATE = Translate()
+
+
+class ListsLanguages(Dialect):
+    """Our own ways, but a GET may have a body with the key."""
+
+    has_key_in_body = True
+    form = Form(required="api_key")
+
+
+LISTS_LANGUAGES = ListsLanguages()

@@ -7,11 +7,11 @@ from typing_extensions import TypedDict
 
 from server.api.bodies.router import DialectRouter
 from server.api.context import ContextDep
-from server.api.http.dialect import SLUICE
+from server.api.dialects.libretranslate.dialect import LISTS_LANGUAGES
 from server.api.http.json_reply import json_reply
 from server.serving.translation import short_code, targets
 
-router = DialectRouter(SLUICE, "translation")
+router = DialectRouter(LISTS_LANGUAGES, "translation")
 
 
 class LanguageReply(TypedDict):
