@@ -13,14 +13,17 @@ from server.text.languages import Direction, direction
 def choose(
     models: Sequence[ServedGenerator], source: str | None, target: str | None
 ) -> tuple[ServedGenerator, Direction]:
-    """The first model that translates these languages. Raises what the first one says if none does."""
-    refusals: list[InvalidRequest] = []
+    """The first model that translates these languages.
+
+    If there is none, raises what the first model with languages says, or else the first.
+    """
+    refusals: list[tuple[bool, InvalidRequest]] = []
     for served in models:
         try:
             return served, direction(served.ready.languages, source, target)
         except InvalidRequest as error:
-            refusals.append(error)
-    raise refusals[0]
+            refusals.append((served.ready.languages is None, error))
+    raise min(refusals, key=lambda refusal: refusal[0])[1]
 
 
 def only_source(languages: Languages | None) -> Language | None:

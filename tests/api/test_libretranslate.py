@@ -186,3 +186,10 @@ def test_the_form_is_documented_with_the_fields_that_it_takes():
     schema = body["content"][FORM_TYPE]["schema"]
     assert schema["required"] == ["q"] and schema["additionalProperties"] is False
     assert schema["properties"].keys() == set(FORM.fields)
+
+
+def test_a_model_with_languages_says_which_there_are():
+    client = client_of(translator("plain", None), translator("many", MANY))
+    assert post(client, 400, q="a", source="en", target="xx")["error"].startswith('target is "xx": it must be one of')
+    client = client_of(translator("plain", None), translator("other", None))
+    assert "no languages" in post(client, 400, q="a", source="en", target="xx")["error"]
