@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 WORD = re.compile(r"[a-z_]+")
+VALUE = re.compile(r"'[^']*'|\"[^\"]*\"|\b[a-z]{3}_[A-Z][a-z]{3}\b")
+"""What a message quotes, and codes of languages, which depend on what is served."""
 MAY_REFUSE = (404, 503)
 """What depends on what is served: names of models, and the server's state."""
 EXPLAINED = ("invalid_json", "context_length_exceeded", "batch_too_large", "no_token_left")
@@ -24,6 +26,9 @@ def check_refusal(document: dict[str, Any], case: Any, response: Any) -> None:
     if response.status_code < 400 or response.status_code in MAY_REFUSE:
         return
     error = response.json()["error"]
+    if isinstance(error, str):
+        # LibreTranslate's shape is the message alone.
+        error = {"message": error, "code": None}
     if error["code"] in EXPLAINED or _has_round_float(case.body):
         return
     texts = list(_texts(document, case))
@@ -39,7 +44,8 @@ def _texts(document: dict[str, Any], case: Any) -> Iterator[str]:
     body = operation.get("requestBody")
     if body is not None:
         yield body.get("description", "")
-        yield from _descriptions(document, body["content"]["application/json"]["schema"], set())
+        for content in body["content"].values():
+            yield from _descriptions(document, content["schema"], set())
 
 
 def _descriptions(document: dict[str, Any], schema: Any, seen: set[str]) -> Iterator[str]:
@@ -63,7 +69,7 @@ def _descriptions(document: dict[str, Any], schema: Any, seen: set[str]) -> Iter
 def _holds(text: str, message: str) -> bool:
     """Whether most words of the rule are there, whatever its values."""
     rule = re.split(r": (?:it )?|: ", message, maxsplit=1)[-1]
-    words = set(WORD.findall(re.sub(r"'[^']*'|\"[^\"]*\"", "", rule.lower())))
+    words = set(WORD.findall(VALUE.sub("", rule).lower()))
     rule_words = words - FILLERS
     return len(rule_words & set(WORD.findall(text.lower()))) >= MOST * len(rule_words)
 

@@ -20,7 +20,7 @@ from tests.fuzz.scale import SCALE
 
 EXAMPLES = 5 * SCALE
 READ = ("/livez", "/readyz", "/startupz", "/health", "/info", "/version", "/load", "/metrics", "/templates",
-        "/templates/{name}", "/tokenizer_info", "/v1/models", "/v1/models/{name}")  # fmt: skip
+        "/languages", "/templates/{name}", "/tokenizer_info", "/v1/models", "/v1/models/{name}")  # fmt: skip
 OPERATIONS = [*(("POST", path) for path in WORK), *(("GET", path) for path in READ)]
 CASES = [
     *((GenerationMode.POSITIVE, *operation) for operation in OPERATIONS),
