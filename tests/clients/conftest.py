@@ -1,7 +1,8 @@
-"""A real server with one model for each task, one that calls tools, and a key that clients must send."""
+"""A real server with a model for each task, one that calls tools, one that translates, and a key that clients send."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,12 +32,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="clients of others: make test-clients"))
 
 
+def write_translator(folder: Path) -> Path:
+    """A T5 that is told in words to translate English to German."""
+    config = write_tiny_encoder_decoder(folder, "t5") / "config.json"
+    tasks = {"translation_en_to_de": {"prefix": "translate English to German: "}}
+    config.write_text(json.dumps({**json.loads(config.read_text()), "task_specific_params": tasks}))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder = tmp_path_factory.mktemp("clients")
     models = {**MODELS, "mask": write_encoder(folder / "mask", "bert", "fill-mask")}
     models["answers"] = write_encoder(folder / "answers", "bert", "question-answering")
     models["writer"] = write_tiny_encoder_decoder(folder / "writer", "bart")
+    models["translator"] = write_translator(folder / "translator")
     models["caller"] = write_caller(folder / "caller")
     flags = [flag for name, path in models.items() for flag in ("--model", f"{name}={path}")]
     keys = folder / "keys"

@@ -30,6 +30,7 @@ PYTHON_KITS = {
     "llm": ["llm>=0.36,<1"],
     "pydantic_ai": ["pydantic-ai-slim[openai]"],
     "instructor": ["instructor"],
+    "libretranslate": ["libretranslatepy>=2.1.4,<3"],
     "huggingface": ["huggingface_hub>=2.4,<3", "numpy"],
 }
 ENVIRONMENTS = {"openai_tools": "openai"}
