@@ -72,8 +72,9 @@ class BatchTooLarge(InvalidRequest):
     status = 413
     code = "batch_too_large"
 
-    def __init__(self, num_inputs: int, limit: int) -> None:
+    def __init__(self, num_inputs: int, limit: int, unit: str = "inputs") -> None:
+        """``unit``: what one of them is to the client, in the plural."""
         super().__init__(
-            f"The request has {num_inputs} inputs and the limit is {limit}. Send them in several requests.",
+            f"The request has {num_inputs} {unit} and the limit is {limit}. Send them in several requests.",
             param="inputs",
         )

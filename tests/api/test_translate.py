@@ -184,6 +184,17 @@ def test_the_sentences_of_a_stream_come_in_their_order():
     assert all(event["details"] is None for event in events[:-1])
 
 
+@pytest.mark.parametrize(("path", "field"), [("/translate", "inputs"), ("/translate", "q"), ("/summarize", "inputs")])
+def test_too_many_sentences_are_refused_with_both_numbers(path: str, field: str):
+    client = client_of(translator("one", ONE_WAY), max_batch_inputs=4)
+    languages = {"source": "en", "target": "pt"} if field == "q" else {}
+    refused = post(client, path, 413, **{field: ["One. Two. Three.", "Four. Five."]}, **languages, split="sentences")
+    message = refused if field == "q" else refused["message"]
+    assert message.startswith("The request has 5 sentences and the limit is 4.")
+    listed = post(client, path, 413, **{field: ["One."] * 5}, **languages)
+    assert "5 inputs" in str(listed)
+
+
 def test_a_text_that_is_split_has_one_output():
     client = client_of(translator("plain", None))
     parameters = {"num_beams": 2, "num_return_sequences": 2}

@@ -93,7 +93,10 @@ class Rewriter:
         """Make the generations. All that can be refused is refused here."""
         wanted = self.wanted
         source = PromptSource(
-            texts=[part.text for parts in self.parts for part in parts], direction=wanted.direction, body=wanted.body
+            texts=[part.text for parts in self.parts for part in parts],
+            direction=wanted.direction,
+            unit="sentences" if wanted.split else "inputs",
+            body=wanted.body,
         )
         prompts = await self.context.until_disconnect(self.generator.prepare(source, wanted.options))
         if wanted.split and prompts[0].num_answers > 1:
