@@ -64,7 +64,8 @@ def main(arguments: list[str]) -> int:
             "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
             "UBSAN_OPTIONS": "print_stacktrace=1",
         }
-        tests = [*TESTS, "-q", "--deselect", LEFT_OUT, "-p", "no:cacheprovider", "--timeout", "3600", *arguments]
+        tests = [*TESTS, "-q", "--deselect", LEFT_OUT, "-p", "no:cacheprovider", "--timeout", "3600"]
+        tests += ["--capture=sys", *arguments]  # a sanitizer writes its report to the file descriptor
         return subprocess.run(
             [sys.executable, "-m", "pytest", *tests], cwd=copy, env=environment, check=False
         ).returncode

@@ -154,7 +154,8 @@ inline void fix_query(const float *values, int64_t count, uint32_t *to) {
     store_signed(to + FIXED_HEAD + i / 2, n);
   }
   to[0] = std::bit_cast<uint32_t>(most < TINY ? 0.0f : most / MOST_QUERY);
-  to[1] = static_cast<uint32_t>(-KEY_OFFSET * static_cast<int>(sum(total)));
+  const bool is_finite = most == most;
+  to[1] = is_finite ? static_cast<uint32_t>(-KEY_OFFSET * static_cast<int>(sum(total))) : 0;
 }
 
 // `count` must be a multiple of 2 LANES. Weights that are not finite may become anything: their total is NaN.
