@@ -17,7 +17,7 @@ import server
 from server.api.bodies.schemas import GenerateParameters
 from server.errors import InvalidParameter, InvalidRequest, WithoutEffect
 from server.length_errors import PromptTooLong
-from server.models.describe import GENERATION_FIELDS
+from server.models.describe import DECODER_LENGTHS, GENERATION_FIELDS
 from server.protocol import SamplingParams
 from server.serving import prompts
 from server.serving.options.table import OPTIONS, GenerateOptions
@@ -59,7 +59,8 @@ def test_every_option_that_is_no_switch_has_a_range() -> None:
 
 
 def test_the_worker_reads_the_defaults_that_the_front_takes_from_a_model() -> None:
-    assert {*GENERATION_FIELDS} == {name for name, option in OPTIONS.items() if option.from_model}
+    read = {*GENERATION_FIELDS, *DECODER_LENGTHS}
+    assert read == {name for name, option in OPTIONS.items() if option.from_model}
 
 
 def test_a_neutral_value_is_the_protocols_default() -> None:
