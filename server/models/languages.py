@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from server.languages import Language, Languages, Pair
-from server.models.describe import read_json
+from server.models.describe import NONE_BELOW_ZERO, read_json
 from server.models.language_names import named
 from server.models.language_table import KEYS
+from server.protocol import GenerationValue
 
 PREFIXES = re.compile(r"translation_([a-z]{2,3})_to_([a-z]{2,3})")
 """Names of ``task_specific_params`` that translate."""
@@ -85,10 +86,24 @@ def read_languages(folder: Path, config: Mapping[str, Any], tokenizer: Any) -> L
 
 def summary_prefix(config: Mapping[str, Any]) -> str:
     """Words that T5's kind reads before a text that it shall summarise; none for other models."""
+    prefix = _of_summaries(config).get("prefix")
+    return prefix if isinstance(prefix, str) else ""
+
+
+def summary_options(config: Mapping[str, Any]) -> dict[str, GenerationValue]:
+    """Defaults for summaries, under transformers' names; None where a value sets nothing. They are not checked."""
+    found: dict[str, GenerationValue] = {}
+    for name, value in _of_summaries(config).items():
+        if name != "prefix":
+            is_none = isinstance(value, dict) or (name in NONE_BELOW_ZERO and value == -1)
+            found[name] = None if is_none else value
+    return found
+
+
+def _of_summaries(config: Mapping[str, Any]) -> dict[str, Any]:
     tasks = config.get("task_specific_params")
     options = tasks.get("summarization") if isinstance(tasks, dict) else None
-    prefix = options.get("prefix") if isinstance(options, dict) else None
-    return prefix if isinstance(prefix, str) else ""
+    return options if isinstance(options, dict) else {}
 
 
 def _optional_json(folder: Path, name: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from server.models.describe import ProblemType
 from server.models.device import choose_device, use_device
 from server.models.embedder import Embedder, Recipe
 from server.models.folder import look
-from server.models.languages import read_languages, summary_prefix
+from server.models.languages import read_languages, summary_options, summary_prefix
 from server.models.lengths import longest_input, longest_source
 from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
@@ -49,6 +49,8 @@ class LoadedModel:
     languages: Languages | None
     summary_prefix: str
     """Words before a text that ask for a summary; often none."""
+    summary_options: dict[str, GenerationValue]
+    """Defaults for summaries."""
     labels: list[str]
     embedding: Embedding | None
     problem_type: ProblemType | None
@@ -93,6 +95,7 @@ def load(model: ModelConfig) -> LoadedModel:
         else [],
         languages=read_languages(words, looked.config, tokenizer) if is_seq2seq else None,
         summary_prefix=summary_prefix(looked.config) if is_seq2seq else "",
+        summary_options=summary_options(looked.config) if is_seq2seq else {},
         labels=describe.labels_of(module.config, task),
         embedding=None if recipe is None else _embedding(recipe, module.config),
         problem_type=describe.problem_type_of(module.config, task),

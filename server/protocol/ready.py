@@ -87,6 +87,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Of a model that translates, where its folder names some."""
     summary_prefix: str = ""
     """Words before a text that ask an encoder-decoder model for a summary."""
+    summary_options: dict[str, GenerationValue] = {}
+    """Its defaults for summaries, before those of ``generation_config``; other fields than options among them."""
     device: str
     dtype: str
     dtype_reason: str | None = None

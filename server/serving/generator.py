@@ -18,7 +18,7 @@ from server.errors import DeadlineExceeded, NoTokenLeft, SluiceError
 from server.protocol import Generate, Ready, Tokens
 from server.serving.admission import Admission
 from server.serving.generation import Generation
-from server.serving.options.reading import model_defaults
+from server.serving.options.reading import model_defaults, summary_defaults
 from server.serving.options.rules import FORBIDDING
 from server.serving.options.table import MAX_STOP_STRINGS, GenerateOptions
 from server.serving.output_text import OutputToken, unfinished
@@ -56,8 +56,12 @@ class ServedGenerator:
         sound, problems = model_defaults(ready)
         self._prompts = PromptMaker(config, ready, sound, self.tokenizer, services)
         self._defaults = {k: v for k, v in ready.generation_config.items() if k in sound or k == "end_token_ids"}
-        for problem in problems:
-            log.warning("model %s: generation_config.json is ignored in part: %s", model.name, problem.message)
+        self.summary_defaults, of_summaries = summary_defaults(ready)
+        """Options that the model sets for summaries, before its other defaults."""
+        places = {"generation_config.json": problems, "task_specific_params.summarization": of_summaries}
+        for place, found in places.items():
+            for problem in found:
+                log.warning("model %s: %s is ignored in part: %s", model.name, place, problem.message)
 
     def describe(self) -> dict[str, Any]:
         return {

@@ -61,6 +61,8 @@ class PromptSource:
     """`Prompt.end_watch`."""
     direction: Direction | None = None
     """What an encoder-decoder model is told of its languages; None: what its tokenizer tells it of any text."""
+    task_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Options that the model sets for the route's task."""
     unit: str = "inputs"
     """What ``texts`` are to the client, in the plural."""
     body: Mapping[str, Any] = field(default_factory=dict)
@@ -125,7 +127,8 @@ class PromptMaker:
         )
 
     def _merged(self, source: PromptSource, options: GenerateOptions, of_template: Mapping[str, Any]) -> Merged:
-        return merge(options, from_mapping(of_template), self._defaults, self._ready, source.body)
+        of_task = source.task_defaults
+        return merge(options, from_mapping(of_template), self._defaults, self._ready, source.body, of_task=of_task)
 
     async def _texts(self, source: PromptSource) -> Sequence[str | list[int] | RenderedPrompt]:
         templates = self._services.templates

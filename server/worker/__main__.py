@@ -195,6 +195,7 @@ def _ready(loaded: LoadedModel, *, device: torch.device, dtype: torch.dtype, **o
         start_ids=loaded.start_ids,
         languages=loaded.languages,
         summary_prefix=loaded.summary_prefix,
+        summary_options=loaded.summary_options,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         kernels=kernels.name() if device.type == "cpu" else None,

@@ -88,6 +88,47 @@ def test_summaries_have_a_name_of_their_own():
     assert [event["summary_text"] for event in events] == [None] * (len(events) - 1) + ["A B"]
 
 
+SUMMARY_OPTIONS: dict[str, Any] = {
+    "num_beams": 4, "length_penalty": 2.0, "early_stopping": True, "no_repeat_ngram_size": 3, "max_length": 41,
+    "min_length": 11,
+}  # fmt: skip
+"""As T5's config has them."""
+
+
+def params_of(path: str, parameters: dict[str, Any], **facts: Any) -> Any:
+    """What the worker is asked for."""
+    worker = translator("t5", IN_WORDS, **facts)
+    post(client_of(worker), path, inputs="a", parameters=parameters)
+    return worker.commands[0].params
+
+
+def test_the_models_options_for_summaries_are_the_defaults_of_summarize():
+    params = params_of("/summarize", {}, summary_options=SUMMARY_OPTIONS)
+    assert (params.num_beams, params.length_penalty, params.early_stopping) == (4, 2.0, True)
+    # Both lengths count the token that the decoder starts with.
+    assert (params.no_repeat_ngram_size, params.max_new_tokens, params.min_new_tokens) == (3, 40, 10)
+    params = params_of("/translate", {}, summary_options=SUMMARY_OPTIONS)
+    assert (params.num_beams, params.no_repeat_ngram_size) == (1, 0)
+
+
+def test_options_for_summaries_come_after_the_requests_and_before_the_models_own():
+    facts = {"summary_options": SUMMARY_OPTIONS, "generation_config": {"num_beams": 2, "max_new_tokens": 7, "top_k": 5}}
+    params = params_of("/summarize", {}, **facts)
+    assert (params.num_beams, params.max_new_tokens) == (4, 40)
+    params = params_of("/summarize", {"num_beams": 1, "max_new_tokens": 5}, **facts)
+    assert (params.num_beams, params.max_new_tokens, params.min_new_tokens) == (1, 5, 5)
+    params = params_of("/translate", {}, **facts)
+    assert (params.num_beams, params.max_new_tokens) == (2, 7)
+
+
+def test_fields_for_summaries_that_are_not_options_are_logged_and_ignored(caplog: pytest.LogCaptureFixture):
+    params = params_of("/summarize", {}, summary_options={"num_beams": 2, "tone": "dry", "length_penalty": "long"})
+    assert params.num_beams == 2
+    logged = [record.getMessage() for record in caplog.records]
+    told = [line for line in logged if "task_specific_params.summarization" in line]
+    assert len(told) == 2 and "tone" in "".join(told) and "length_penalty" in "".join(told)
+
+
 def test_a_stream_has_an_event_for_each_token_and_the_translation_in_the_last():
     events = streamed(client_of(translator("many", MANY)), inputs="a mill by the river", parameters=EN_DE)
     assert "".join(event["token"]["text"] for event in events) == "A MILL BY THE RIVER"

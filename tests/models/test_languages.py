@@ -24,7 +24,7 @@ from transformers.models.mbart.modeling_mbart import shift_tokens_right
 
 from server.config import ModelConfig
 from server.languages import Languages
-from server.models.languages import read_languages, summary_prefix
+from server.models.languages import read_languages, summary_options, summary_prefix
 from server.models.loader import load
 from server.models.tokenizer_files import load_tokenizer
 from server.text.languages import direction
@@ -205,9 +205,16 @@ def test_reads_what_t5_is_told_before_a_text_to_summarise() -> None:
     assert summary_prefix({"task_specific_params": T5_TASKS}) == "summarize: "
 
 
+def test_reads_the_options_of_t5_for_summaries() -> None:
+    options = {"num_beams": 4, "early_stopping": True, "no_repeat_ngram_size": -1, "prefix": "summarize: ", "x": {}}
+    found = summary_options({"task_specific_params": {"summarization": options}})
+    assert found == {"num_beams": 4, "early_stopping": True, "no_repeat_ngram_size": None, "x": None}
+
+
 @pytest.mark.parametrize("tasks", [None, [], {"summarization": None}, {"summarization": {"prefix": 3}}, {}])
 def test_tells_a_model_nothing_before_a_text_where_its_config_does_not(tasks: Any) -> None:
     assert summary_prefix({"task_specific_params": tasks}) == ""
+    assert summary_options({"task_specific_params": tasks}) == {}
 
 
 @pytest.mark.parametrize("model_type", ["t5", "bart", "marian"])

@@ -58,16 +58,18 @@ def merge(
     defaults: Mapping[str, Any],
     ready: Ready,
     body: Mapping[str, Any] | None = None,
+    *,
+    of_task: Mapping[str, Any] | None = None,
 ) -> Merged:
     """What request, template and model ask for together; done once for a request, which passed `check`.
 
-    ``defaults`` are the model's own. ``body`` are the fields beside the parameters; None looks at none of them.
-    Raises `InvalidRequest`.
+    ``defaults`` are the model's own; ``of_task`` are those that it has for the route's task, and come before them.
+    ``body`` are the fields beside the parameters; None looks at none of them. Raises `InvalidRequest`.
     """
     check_values(template, ready)
     layers: list[tuple[Origin, Mapping[str, Any]]] = [("request", given(request)), ("template", given(template))]
     merged = Merged()
-    for origin, values in [*layers, ("model", defaults)]:
+    for origin, values in [*layers, ("model", of_task or {}), ("model", defaults)]:
         _add(merged, origin, values)
     _decide_sampling(merged, [values for _, values in layers])
     _settle(merged, body)

@@ -46,10 +46,28 @@ def check_values(options: GenerateOptions, ready: Ready) -> None:
 
 def model_defaults(ready: Ready) -> tuple[dict[str, Any], list[InvalidParameter]]:
     """The options that the model's generation_config sets, and the findings about those that cannot be used."""
+    return _defaults({k: v for k, v in ready.generation_config.items() if _may_be_default(k)}, ready)
+
+
+def summary_defaults(ready: Ready) -> tuple[dict[str, Any], list[InvalidParameter]]:
+    """The same of its defaults for summaries. A field that is not an option is a finding too."""
+    known = {name: value for name, value in ready.summary_options.items() if _may_be_default(name)}
+    values, problems = _defaults(known, ready)
+    for name, value in ready.summary_options.items():
+        if name not in known:
+            problems.append(InvalidParameter(name, value, "is not an option that a model sets"))
+    return values, problems
+
+
+def _may_be_default(name: str) -> bool:
+    return name in OPTIONS and OPTIONS[name].from_model
+
+
+def _defaults(wanted: Mapping[str, Any], ready: Ready) -> tuple[dict[str, Any], list[InvalidParameter]]:
     values: dict[str, Any] = {}
     problems = []
-    for name, value in ready.generation_config.items():
-        if value is None or name not in OPTIONS or not OPTIONS[name].from_model:
+    for name, value in wanted.items():
+        if value is None:
             continue
         try:
             options = from_mapping({name: value})

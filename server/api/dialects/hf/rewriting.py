@@ -50,6 +50,8 @@ class Rewriting:
     """The name of an output: ``translation_text`` or ``summary_text``."""
     options: GenerateOptions
     direction: Direction
+    task_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Options that the model sets for the route's task."""
     split: Split | None = None
     is_cleaned: bool = False
     body: Mapping[str, Any] = field(default_factory=dict)
@@ -95,6 +97,7 @@ class Rewriter:
         source = PromptSource(
             texts=[part.text for parts in self.parts for part in parts],
             direction=wanted.direction,
+            task_defaults=wanted.task_defaults,
             unit="sentences" if wanted.split else "inputs",
             body=wanted.body,
         )

@@ -49,6 +49,7 @@ async def summarize(body: SummarizeRequest, context: ContextDep) -> Response:
         key="summary_text",
         options=options_of(parameters, served.ready.max_source_len),
         direction=Direction(source=None, target=None, prefix=served.ready.summary_prefix),
+        task_defaults=served.summary_defaults,
         split=body.split,
         is_cleaned=bool(parameters.clean_up_tokenization_spaces),
         body=body.fields(),
