@@ -129,6 +129,13 @@ def test_fields_for_summaries_that_are_not_options_are_logged_and_ignored(caplog
     assert len(told) == 2 and "tone" in "".join(told) and "length_penalty" in "".join(told)
 
 
+def test_a_model_that_sets_two_names_of_one_length_is_served(caplog: pytest.LogCaptureFixture):
+    both = {"max_new_tokens": 6, "max_length": 20}
+    assert params_of("/summarize", {}, summary_options=both).max_new_tokens == 6
+    assert params_of("/translate", {}, generation_config=both).max_new_tokens == 6
+    assert "max_length is 20: it has no effect, because max_new_tokens is set" in caplog.text
+
+
 def test_a_stream_has_an_event_for_each_token_and_the_translation_in_the_last():
     events = streamed(client_of(translator("many", MANY)), inputs="a mill by the river", parameters=EN_DE)
     assert "".join(event["token"]["text"] for event in events) == "A MILL BY THE RIVER"

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from server.errors import InvalidParameter, UnsupportedParameter
 from server.protocol import Ready
+from server.serving.options.rules import SYNONYMS
 from server.serving.options.table import OPTIONS, GenerateOptions
 from server.serving.options.values import is_set
 from server.serving.strict_model import rule_of
@@ -77,6 +78,9 @@ def _defaults(wanted: Mapping[str, Any], ready: Ready) -> tuple[dict[str, Any], 
             problems.append(problem)
         else:
             values[name] = getattr(options, name)
+    for first, second, _ in SYNONYMS:
+        if first in values and second in values:
+            problems.append(InvalidParameter(second, values.pop(second), f"has no effect, because {first} is set"))
     return values, problems
 
 
