@@ -13,7 +13,16 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, MarianMTModel
 
 from server.defaults.translator import bergamot
-from server.defaults.translator.attention import Batch, Student, agreement, joint_losses, layer_losses, metrics, padded
+from server.defaults.translator.attention import (
+    Batch,
+    Student,
+    agreement,
+    feed_forward_errors,
+    joint_losses,
+    layer_losses,
+    metrics,
+    padded,
+)
 from server.defaults.translator.marian import complete_folder
 from server.defaults.translator.teacher import Teacher
 from server.defaults.translator.train import weights_of
@@ -161,3 +170,22 @@ def test_training_brings_each_layer_and_both_together_nearer_to_the_teacher(teac
         optimizer.step()
     assert (losses().detach() < 0.7 * before).all()
     assert 0 <= agreement(learner, teacher, [batch]) <= 1
+
+
+def test_the_second_layer_is_trained_on_what_follows_from_the_first_ones_errors(teacher: Teacher):
+    learner = student(teacher)
+    batch = Batch.of(teacher, SOURCES, TARGETS, torch.float32)
+    feed_forward_errors(learner, teacher, 0, [batch])
+    with torch.inference_mode():
+        source, mask = teacher.source(batch.encoded_BSD)[1], batch.mask_BS[:, None, None, :].bool()
+        found = teacher.after_cell(2, learner.layers[1](batch.inputs[1]), source, mask)
+        wanted = learner(teacher, batch.target_BT, batch.encoded_BSD, batch.mask_BS)
+    assert torch.allclose(found[batch.counts_BT], wanted[batch.counts_BT], atol=1e-5)
+
+
+def test_agreement_counts_the_teachers_choices_even_where_the_target_differs(teacher: Teacher):
+    learner = student(teacher)
+    batch = Batch.of(teacher, SOURCES, TARGETS, torch.float32)
+    with torch.inference_mode():
+        batch.outputs_BTD = learner(teacher, batch.target_BT, batch.encoded_BSD, batch.mask_BS)
+    assert agreement(learner, teacher, [batch]) == 1

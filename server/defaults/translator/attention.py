@@ -166,6 +166,18 @@ def layer_losses(student: Student, layer: int, metric_DD: Tensor, batches: list[
         yield ((found - batch.cells[layer].float())[batch.counts_BT] @ metric_DD).square().mean()
 
 
+@torch.no_grad()
+def feed_forward_errors(student: Student, teacher: Teacher, layer: int, batches: list[Batch]) -> None:
+    """Give the next layer what follows from the student's output of this one, so that it learns to mend its errors."""
+    if layer + 1 == DECODER_LAYERS:
+        return
+    for batch in batches:
+        cell = student.layers[layer](batch.inputs[layer].float())
+        source = teacher.source(batch.encoded_BSD.float())[layer]
+        outputs = teacher.after_cell(layer + 1, cell, source, batch.mask_BS[:, None, None, :].bool())
+        batch.inputs[layer + 1] = outputs.to(batch.inputs[layer + 1].dtype)
+
+
 def joint_losses(student: Student, teacher: Teacher, batches: list[Batch]) -> Iterator[Tensor]:
     """All layers at once: the divergence of next tokens among the batch's candidates, and the distance of states."""
     for batch in batches:
@@ -183,10 +195,11 @@ def joint_losses(student: Student, teacher: Teacher, batches: list[Batch]) -> It
 
 @torch.no_grad()
 def agreement(student: Student, teacher: Teacher, batches: list[Batch]) -> float:
-    """The share of positions at which the likeliest token is the teacher's, its tokens given."""
+    """The share of positions at which the student's likeliest token is the teacher's, the target given to both."""
     same = total = 0
     for batch in batches:
         found = student(teacher, batch.target_BT, batch.encoded_BSD, batch.mask_BS)[batch.counts_BT]
-        same += int((teacher.logits(found.float()).argmax(-1) == batch.target_BT[batch.counts_BT]).sum())
+        wanted = batch.outputs_BTD[batch.counts_BT]
+        same += int((teacher.logits(found.float()).argmax(-1) == teacher.logits(wanted.float()).argmax(-1)).sum())
         total += int(batch.counts_BT.sum())
     return same / total

