@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -287,9 +286,22 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
-def test_what_a_killed_run_left_is_replaced(tmp_path: Path) -> None:
+def test_sigterm_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path / "model", t5())
-    shutil.copytree(folder, tmp_path / ".out.unfinished")
+    monkeypatch.setattr(convert, "save_file", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    assert called("convert", folder, tmp_path / "out").returncode == 128 + signal.SIGTERM
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_never_removes_a_folder_of_the_user(tmp_path: Path) -> None:
+    folder = write(tmp_path / ".out.unfinished", t5())
+    before = sorted(path.name for path in folder.iterdir())
     assert called("convert", folder, tmp_path / "out").returncode == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
-    assert not (tmp_path / "out" / "pytorch_model.bin").exists()
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.unfinished", "out"]
+
+
+def test_others_may_read_the_folder_as_the_umask_says(tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", t5())
+    assert called("convert", folder, tmp_path / "out").returncode == 0
+    assert (tmp_path / "out").stat().st_mode == folder.stat().st_mode
