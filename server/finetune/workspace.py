@@ -22,6 +22,8 @@ from server.write_errors import write_problem
 
 STATE = "trainer_state.json"
 """The last file of a checkpoint."""
+BEFORE_RUN = {"lock", "run.json.new"}
+"""Files of a folder whose run was ended before it wrote run.json."""
 WITHOUT_EFFECT = ("out", "threads", "base_model_id", "dataset", "license")
 """Options that change nothing of what is trained."""
 
@@ -94,6 +96,7 @@ class Workspace:
 
     def _begin(self) -> IO[bytes]:
         """A lock, which is held until it is closed."""
+        self._check_origin()
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = (self.folder / "lock").open("wb")
         try:
@@ -107,6 +110,20 @@ class Workspace:
             raise
         return lock
 
+    def _check_origin(self) -> None:
+        """Raise for a folder that no run made: it would be removed at the end."""
+        if not self.folder.is_dir() or {path.name for path in self.folder.iterdir()} <= BEFORE_RUN:
+            return
+        try:
+            is_run = "options" in json.loads(self._run.read_text(encoding="utf-8"))
+        except (OSError, ValueError, TypeError):
+            is_run = False
+        if not is_run:
+            raise ConfigurationError(
+                f"{self.folder} is where this run would work, and another program made it. "
+                "Choose another --out, or move the folder."
+            )
+
     def _prepare(self) -> None:
         run = {"options": self._options, "data": self._digests()}
         if self._run.is_file() and json.loads(self._run.read_text(encoding="utf-8")) != run:
@@ -116,7 +133,7 @@ class Workspace:
             )
         shutil.rmtree(self.result, ignore_errors=True)
         # Renamed into its place: an unfinished one would be taken for that of another run.
-        written = self._run.with_suffix(".new")
+        written = self._run.with_suffix(".json.new")
         written.write_text(json.dumps(run), encoding="utf-8")
         written.rename(self._run)
 

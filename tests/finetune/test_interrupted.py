@@ -209,3 +209,13 @@ def test_a_mount_point_is_refused_before_training(options: Options, monkeypatch:
     monkeypatch.setattr(Path, "is_mount", lambda path: path == Path(options.out))
     with pytest.raises(ConfigurationError, match=r"is a mount point\. Give --out a new folder in it"):
         finetune(options)
+
+
+def test_never_works_in_a_folder_that_another_program_made(options: Options) -> None:
+    folder = Path(options.out).with_name(".out.unfinished")
+    (folder / "result").mkdir(parents=True)
+    (folder / "result" / "mine").write_text("mine")
+    (folder / "run.json").write_text("[1, 2]")
+    with pytest.raises(ConfigurationError, match="another program made it"):
+        finetune(options)
+    assert (folder / "result" / "mine").read_text() == "mine"
