@@ -26,6 +26,8 @@ from server.write_errors import write_problem
 PICKLED = {"pytorch_model.bin": "model.safetensors", "adapter_model.bin": "adapter_model.safetensors"}
 """Files with all weights, and what they become."""
 INDEX = "pytorch_model.bin.index.json"
+MOST_COPIES = 16
+"""A file's tensors together have at most this many times its bytes. Tensors that share memory are copied."""
 LEFT_OUT = {".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".ot", ".onnx", ".pkl", ".pickle", ".py", ".pyc"}
 """Endings of files that serving does not read: weights in other formats, and code."""
 
@@ -43,8 +45,11 @@ def check_source(folder: Path) -> None:
         raise refuse(f"There is no folder {folder}. Check the path.")
     if any((folder / name).is_file() for name in (*WEIGHTS, "adapter_model.safetensors")):
         raise refuse(f"{folder} has its weights in safetensors already. Serve it as it is.")
-    if not any((folder / name).is_file() for name in (*PICKLED, INDEX)):
+    found = [name for name in (*PICKLED, INDEX) if (folder / name).is_file()]
+    if not found:
         raise refuse(f"{folder} has no pytorch_model.bin. Give the path of a complete Hugging Face model folder.")
+    if len(found) > 1:
+        raise refuse(f"{folder} has both {found[0]} and {found[1]}. Convert each in a folder of its own.")
     check_folder(folder)
 
 
@@ -89,7 +94,7 @@ def _shards(folder: Path) -> list[str]:
 
 def _write(path: Path, place: Path, tied: Mapping[str, str]) -> dict[str, int]:
     """Bytes of each tensor that was written."""
-    tensors = _apart(read_pickled(path), tied)
+    tensors = _apart(path, read_pickled(path), tied)
     try:
         save_file(tensors, place, metadata={"format": "pt"})
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -99,14 +104,21 @@ def _write(path: Path, place: Path, tied: Mapping[str, str]) -> dict[str, int]:
     return {name: tensor.nbytes for name, tensor in tensors.items()}
 
 
-def _apart(tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> dict[str, Tensor]:
+def _apart(path: Path, tensors: Mapping[str, Tensor], tied: Mapping[str, str]) -> dict[str, Tensor]:
     """Tensors with memory of their own: one that the model ties to another is left out, any other is copied."""
     kept: dict[str, Tensor] = {}
     memories: set[int] = set()
+    room = MOST_COPIES * path.stat().st_size
     for name, tensor in tensors.items():
         source = tensors.get(tied.get(name, name), tensor)
         if source is not tensor and _is_same(tensor, source):
             continue
+        room -= tensor.nbytes
+        if room < 0:
+            raise refuse(
+                f"{path} repeats its weights: with {name[:100]} its tensors have over {MOST_COPIES} times the bytes "
+                "of the file. Save the model again without expanded tensors."
+            )
         memory = tensor.untyped_storage().data_ptr()
         kept[name] = tensor.clone(memory_format=torch.contiguous_format) if memory in memories else tensor.contiguous()
         memories.add(memory)

@@ -35,7 +35,8 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
         raise refuse(f"{path} cannot be read ({first_line(error)}). Fetch the folder again.") from error
     if not isinstance(content, dict) or not content:
         raise refuse(f"{path} holds no tensors by name. Save the model's state_dict() in it.")
-    return {_checked_name(path, name, value): value.detach() for name, value in content.items()}
+    size = path.stat().st_size
+    return {_checked_name(path, name, value, size): value.detach() for name, value in content.items()}
 
 
 def _refusal(path: Path, error: Exception) -> ConfigurationError:
@@ -48,7 +49,7 @@ def _refusal(path: Path, error: Exception) -> ConfigurationError:
     )
 
 
-def _checked_name(path: Path, name: Any, value: Any) -> str:
+def _checked_name(path: Path, name: Any, value: Any, size: int) -> str:
     if not isinstance(name, str):
         raise refuse(
             f"{path} names a tensor {str(name)[:100]}, which is not text. Save the model's state_dict() alone."
@@ -58,4 +59,12 @@ def _checked_name(path: Path, name: Any, value: Any) -> str:
         raise refuse(f"{path} holds {name[:100]}, a {kind} and not a tensor. Save the model's state_dict() alone.")
     if value.layout != torch.strided or value.is_quantized or value.is_meta:
         raise refuse(f"{path} holds {name[:100]}, a tensor that is not dense. Save the model with dense weights.")
+    if value.is_complex():
+        raise refuse(f"{path} holds {name[:100]}, a tensor of complex numbers. Save the model with real weights.")
+    if value.nbytes > size:
+        # Its strides repeat what the file has.
+        raise refuse(
+            f"{path} holds {name[:100]}, a tensor of {value.nbytes} bytes, and the file has {size}. "
+            "Save the model again without expanded tensors."
+        )
     return name

@@ -197,6 +197,9 @@ def test_never_runs_code_of_a_pickle(is_zip: bool, tmp_path: Path, monkeypatch: 
         ({"state_dict": {"a": torch.ones(2)}}, "holds state_dict, a dict and not a tensor"),
         ({"a": torch.ones(2).to_sparse()}, "holds a, a tensor that is not dense"),
         ({3: torch.ones(2)}, "names a tensor 3"),
+        ({"a": torch.ones(2, dtype=torch.complex64)}, "holds a, a tensor of complex numbers"),
+        ({"a": torch.zeros(1).expand(10**13)}, "holds a, a tensor of 40000000000000 bytes, and the file has "),
+        ({f"a{n}": table for n, table in enumerate([torch.zeros(40_000)] * 50)}, "over 16 times the bytes of the file"),
     ],
 )
 def test_refuses_a_file_that_is_not_weights(content: Any, message: str, tmp_path: Path) -> None:
@@ -207,6 +210,13 @@ def test_refuses_a_file_that_is_not_weights(content: Any, message: str, tmp_path
     else:
         torch.save(content, path)
     assert message in refused(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("other", ["adapter_model.bin", "pytorch_model.bin.index.json"])
+def test_refuses_a_folder_with_two_sets_of_weights(other: str, tmp_path: Path) -> None:
+    folder = write(tmp_path / "model", t5())
+    (folder / other).write_text("x")
+    assert f"has both pytorch_model.bin and {other}" in refused(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
