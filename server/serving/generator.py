@@ -154,7 +154,7 @@ class ServedGenerator:
         meanwhile.
         """
         with permit or nullcontext():
-            record.prompt_tokens += len(generation.prompt.ids)
+            record.prompt_tokens += len(generation.prompt.input_ids)
             clock = _Clock(self.name, generation, record)
             try:
                 command = self._command(generation.prompt, request_id, record)

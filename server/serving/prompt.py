@@ -38,6 +38,11 @@ class Prompt:
     """Makes one for an output, given the prompt's text."""
 
     @property
+    def input_ids(self) -> list[int]:
+        """The tokens that the client's input became: those that the encoder reads, of an encoder-decoder model."""
+        return self.context.source_ids or self.ids
+
+    @property
     def stop(self) -> tuple[str, ...]:
         """Texts that end an output, which is cut before them."""
         return self.options.stop or ()
@@ -61,6 +66,7 @@ class Prompt:
     def cost(self) -> int:
         """Most tokens of work that it can become."""
         new_tokens = self.num_rows * self.params.max_new_tokens
+        read_tokens = len(self.context.source_ids) + len(self.ids)
         if self.params.guidance_scale != 1.0:
-            return len(self.ids) + max(len(self.context.negative_prompt_ids), 1) + 2 * new_tokens
-        return len(self.ids) + new_tokens
+            return read_tokens + max(len(self.context.negative_prompt_ids), 1) + 2 * new_tokens
+        return read_tokens + new_tokens

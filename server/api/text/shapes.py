@@ -30,7 +30,7 @@ class Usage(msgspec.Struct):
 
 def usage(generations: Sequence[Generation], num_reasoning: int | None = None, *, is_scored: bool = False) -> Usage:
     """Of all that was computed so far, samples that are not answered as well; of those no reasoning is counted."""
-    num_prompt = sum(len(generation.prompt.ids) for generation in generations)
+    num_prompt = sum(len(generation.prompt.input_ids) for generation in generations)
     num_new = 0 if is_scored else sum(generation.num_tokens for generation in generations)
     num_cached = sum(generation.cached_tokens for generation in generations)
     details = UNSET if num_reasoning is None else {"reasoning_tokens": num_reasoning}

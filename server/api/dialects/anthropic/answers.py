@@ -38,7 +38,7 @@ def _usage(work: TextWork) -> dict[str, Any]:
     (generation,) = work.generations
     num_cached, num_thinking = generation.cached_tokens, work.reasoning_tokens
     return {
-        "input_tokens": len(generation.prompt.ids) - num_cached,
+        "input_tokens": len(generation.prompt.input_ids) - num_cached,
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": num_cached,
         "output_tokens": generation.num_tokens,

@@ -48,7 +48,7 @@ async def messages(body: MessagesBody, context: ContextDep) -> Response:
 async def count_tokens(body: MessagesBody, context: ContextDep) -> Response:
     """The tokens of the prompt that ``messages`` become."""
     work, _ = await _prepared(context, body.model_copy(update={"max_tokens": None}))
-    return json_reply({"input_tokens": len(work.generations[0].prompt.ids)})
+    return json_reply({"input_tokens": len(work.generations[0].prompt.input_ids)})
 
 
 async def _prepared(context: Context, body: MessagesBody) -> tuple[TextWork, TurnPlan]:

@@ -124,7 +124,7 @@ def _sentence(part: Sentence, generation: Generation) -> SentenceDetails:
     return SentenceDetails(
         text=part.text,
         output=output.text,
-        input_length=answers.input_length(generation),
+        input_length=len(generation.prompt.input_ids),
         generated_tokens=output.num_tokens,
         finish_reason=answers.finish_reason(output),
     )

@@ -45,7 +45,7 @@ def token_name(body: ToldFields, tokenizer: Tokenizer) -> Callable[[int], str]:
 
 
 def prompt_ids(body: ToldFields, generation: Generation) -> dict[str, Any]:
-    return {"prompt_token_ids": generation.prompt.ids} if body.return_token_ids else {}
+    return {"prompt_token_ids": generation.prompt.input_ids} if body.return_token_ids else {}
 
 
 def output_ids(body: ToldFields, output: OutputText, tokens: Sequence[OutputToken]) -> dict[str, Any]:

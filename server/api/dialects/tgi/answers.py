@@ -181,7 +181,7 @@ def _outcome(generation: Generation, output: OutputText) -> dict[str, Any]:
 def _common(generation: Generation) -> dict[str, Any]:
     timings = generation.timings
     return {
-        "input_length": input_length(generation),
+        "input_length": len(generation.prompt.input_ids),
         "cached_tokens": generation.cached_tokens,
         "timings": Timings(timings.queue_s, timings.first_token_s, timings.total_s),
         "parameters": generation.prompt.parameters if generation.prompt.options.return_parameters else UNSET,
@@ -221,8 +221,3 @@ def finish_reason(output: OutputText) -> str:
     if output.finish_reason in ("length", "max_time", "banned_phrase"):
         return output.finish_reason
     return "eos_token" if output.ended_by_end_token else "stop_sequence"
-
-
-def input_length(generation: Generation) -> int:
-    """Tokens that the model read before it wrote."""
-    return len(generation.prompt.context.source_ids or generation.prompt.ids)

@@ -1,0 +1,102 @@
+"""Encoder-decoder models on the routes of other dialects: what counts as their prompt, and what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+from starlette.testclient import TestClient
+
+from server import metrics
+from server.protocol import Generate, PromptContext, SamplingParams, Tokens
+from server.serving.prompt import Prompt
+from tests.api.scripted import END_ID, MILL, TOKENIZER, ScriptedWorker, Step
+from tests.api.translators import translator
+from tests.encoder_app import client_of
+from tests.sandbox.chat_templates import CHATML
+from tests.tiny_tokenizers import tokenizer_files
+
+TEXT = "The mill is old."
+IDS = TOKENIZER.encode(TEXT).ids
+FILES = replace(tokenizer_files("byte_level"), chat_template=CHATML)
+TURNS = [{"role": "user", "content": TEXT}]
+
+
+def all_cached(command: Generate) -> Iterator[Step]:
+    """Answers with a word; the source was read before."""
+    yield Tokens(command.request_id, [MILL], None, None, len(command.source_ids))
+    yield Tokens(command.request_id, [END_ID], "stop")
+
+
+@pytest.fixture
+def worker() -> ScriptedWorker:
+    return translator("bart", None, all_cached, tokenizer=FILES)
+
+
+@pytest.fixture
+def client(worker: ScriptedWorker) -> Iterator[TestClient]:
+    """One event loop for all requests of a test: the sandbox's processes stay."""
+    served: Any = worker
+    with client_of(served) as client:
+        yield client
+        assert client.portal is not None
+        client.portal.call(client.app.front.registry.services.close)  # type: ignore[attr-defined]
+
+
+def sent(client: TestClient, path: str, status: int = 200, **body: Any) -> Any:
+    response = client.post(path, json={"model": "bart", **body})
+    assert response.status_code == status, response.text
+    return response.json()
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "counts"),
+    [
+        ("/v1/completions", {"prompt": TEXT}, ("prompt_tokens", "prompt_tokens_details")),
+        ("/v1/chat/completions", {"messages": TURNS}, ("prompt_tokens", "prompt_tokens_details")),
+        ("/v1/responses", {"input": TEXT}, ("input_tokens", "input_tokens_details")),
+    ],
+)
+def test_openais_usage_counts_the_source(
+    path: str, body: dict[str, Any], counts: tuple[str, str], client: TestClient, worker: ScriptedWorker
+) -> None:
+    usage = sent(client, path, **body)["usage"]
+    num_source = len(worker.commands[0].source_ids)
+    assert num_source > 1
+    assert (usage[counts[0]], usage[counts[1]]["cached_tokens"]) == (num_source, num_source)
+    assert usage["total_tokens"] == num_source + 2
+
+
+def test_anthropics_usage_counts_the_source_that_was_not_cached(client: TestClient, worker: ScriptedWorker) -> None:
+    usage = sent(client, "/v1/messages", max_tokens=9, messages=TURNS)["usage"]
+    num_source = len(worker.commands[0].source_ids)
+    assert (usage["input_tokens"], usage["cache_read_input_tokens"]) == (0, num_source)
+    assert sent(client, "/v1/messages/count_tokens", messages=TURNS) == {"input_tokens": num_source}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/completions", {"prompt": TEXT}), ("/v1/chat/completions", {"messages": TURNS})]
+)
+def test_the_ids_of_the_prompt_are_the_sources(
+    path: str, body: dict[str, Any], client: TestClient, worker: ScriptedWorker
+) -> None:
+    answer = sent(client, path, return_token_ids=True, **body)
+    ids = answer.get("prompt_token_ids") or answer["choices"][0]["prompt_token_ids"]
+    assert ids == worker.commands[0].source_ids
+
+
+def test_metrics_count_the_source(client: TestClient, worker: ScriptedWorker) -> None:
+    def total() -> float:
+        return metrics.REGISTRY.get_sample_value("sluice_request_prompt_tokens_sum", labels) or 0.0
+
+    labels = {"model": "bart", "task": "generate"}
+    before = total()
+    sent(client, "/v1/completions", prompt=TEXT)
+    assert total() - before == len(worker.commands[0].source_ids)
+
+
+def test_the_source_is_part_of_a_prompts_cost() -> None:
+    params = SamplingParams(max_new_tokens=7)
+    assert Prompt(text="", ids=[0], params=params, context=PromptContext(source_ids=IDS)).cost == len(IDS) + 1 + 7
