@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import msgspec
+import tokenizers
 
-from server.errors import UnsupportedParameter
+from server.errors import InvalidParameter, UnsupportedParameter
 from server.length_errors import InputTooLong
 from server.protocol import Ready, SamplingParams
 from server.sentences import sentence
 from server.serving.options.table import GenerateOptions
 from server.serving.options.values import is_set
 from server.text.languages import Direction
+from server.text.sentence_split import is_blank
 from server.text.tokenizer import Tokenizer
 
 ADVICE = sentence("Shorten it, or set {truncate} to cut its end.")
@@ -26,6 +29,7 @@ WITHOUT_PLACE = {
     "penalize_template": "penalties count the tokens of the output alone",
 }
 """Options that mean nothing to such a model."""
+WITHOUT_KNOWN_TOKEN = "cannot be read: the model's vocabulary has no token for any part of this text"
 AS_TOKENIZED = Direction(source=None, target=None)
 
 
@@ -45,14 +49,20 @@ class SourceReader:
     direction: Direction = AS_TOKENIZED
 
     def ids(self, source: str | list[int], truncate: int | None) -> list[int]:
-        """All tokens that the encoder reads. ``truncate`` keeps so many, with the special ones at both ends."""
+        """All tokens that the encoder reads. ``truncate`` is the most to keep, with the special ones at both ends.
+
+        Raises `InvalidRequest` for a text that is too long or has nothing that the model can read.
+        """
         limit = self.ready.max_source_len
         if isinstance(source, list):
             ids, num_last = source, 0
         else:
             if truncate is None:
                 self._check(self.tokenizer.at_least(source, limit), is_least=True)
-            ids, num_last = self._tokens(source)
+            encoding, ids, num_last = self._tokens(source)
+            if truncate is None:
+                self._check(len(ids))
+            self._check_text(source, encoding)
         if truncate is not None and len(ids) > truncate:
             num_last = min(num_last, truncate)
             ids = ids[: truncate - num_last] + ids[len(ids) - num_last :]
@@ -64,17 +74,40 @@ class SourceReader:
             advice = ADVICE if self.direction is AS_TOKENIZED else ADVICE_TO_SPLIT
             raise InputTooLong(num_tokens, self.ready.max_source_len, advice, is_least=is_least)
 
-    def _tokens(self, text: str) -> tuple[list[int], int]:
-        """The tokens, and how many special ones end them."""
+    def _tokens(self, text: str) -> tuple[tokenizers.Encoding, list[int], int]:
+        """The encoded text, all tokens, and how many special ones end them."""
         direction, files = self.direction, self.tokenizer.files
         whole = direction.prefix + text
         if direction.prefix_ids is None and direction.suffix_ids is None:
             encoding = self.tokenizer.encode(whole)
             mask = encoding.special_tokens_mask
-            return encoding.ids, next((i for i, special in enumerate(reversed(mask)) if not special), len(mask))
+            num_last = next((i for i, special in enumerate(reversed(mask)) if not special), len(mask))
+            return encoding, encoding.ids, num_last
         before = files.prefix_ids if direction.prefix_ids is None else direction.prefix_ids
         after = files.suffix_ids if direction.suffix_ids is None else direction.suffix_ids
-        return [*before, *self.tokenizer.encode(whole, add_special_tokens=False).ids, *after], len(after)
+        encoding = self.tokenizer.encode(whole, add_special_tokens=False)
+        return encoding, [*before, *encoding.ids, *after], len(after)
+
+    def _check_text(self, text: str, encoding: tokenizers.Encoding) -> None:
+        """Raise for a text that says nothing to the model, which would make up an output."""
+        start, unknown = len(self.direction.prefix), self._unknown_id
+        own = zip(encoding.ids, encoding.offsets, encoding.special_tokens_mask, strict=True)
+        has_unknown = False
+        for id_, (_, end), is_added in () if is_blank(text) else own:
+            if is_added or (start and end <= start):
+                continue
+            if id_ == unknown:
+                has_unknown = True
+            elif id_ not in self.tokenizer.special_ids and not is_blank(self.tokenizer.token_text(id_)):
+                return
+        if has_unknown:
+            raise InvalidParameter("inputs", text, WITHOUT_KNOWN_TOKEN)
+        raise InvalidParameter("inputs", text, "must have at least one token that is more than spaces")
+
+    @functools.cached_property
+    def _unknown_id(self) -> int | None:
+        token = self.tokenizer.files.unk_token
+        return None if token is None else self.tokenizer.backend.token_to_id(token)
 
     @property
     def start_ids(self) -> list[int]:

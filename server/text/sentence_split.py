@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -57,6 +58,31 @@ def split_sentences(text: str) -> list[Sentence]:
             found.append(Sentence(part[: len(part) - len(stripped)], stripped.rstrip()))
             start += len(part.rstrip())
     return found
+
+
+def visible_sentences(text: str) -> list[Sentence]:
+    """As `split_sentences`, but a blank line belongs to the gap after it.
+
+    >>> [sentence.text for sentence in visible_sentences("One." + chr(10) + chr(0) + chr(10) + "Two.")]
+    ['One.', 'Two.']
+    """
+    found, gap = [], ""
+    for sentence in split_sentences(text):
+        if is_blank(sentence.text):
+            gap += sentence.gap + sentence.text
+        else:
+            found.append(Sentence(gap + sentence.gap, sentence.text))
+            gap = ""
+    return found
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing in the text is visible: it has only spaces, control and format characters.
+
+    >>> is_blank(" " + chr(0)), is_blank(" .")
+    (True, False)
+    """
+    return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
 
 
 def _ends(text: str) -> Iterator[int]:

@@ -193,3 +193,22 @@ def test_a_model_with_languages_says_which_there_are():
     assert post(client, 400, q="a", source="en", target="xx")["error"].startswith('target is "xx": it must be one of')
     client = client_of(translator("plain", None), translator("other", None))
     assert "no languages" in post(client, 400, q="a", source="en", target="xx")["error"]
+
+
+def test_blank_texts_are_returned_unchanged_and_not_sent():
+    worker = translator("many", MANY)
+    client = client_of(worker)
+    languages = {"source": "en", "target": "de"}
+    assert post(client, q=["a", "", " \u0000", "b"], **languages) == {"translatedText": ["A", "", " \u0000", "B"]}
+    assert len(worker.commands) == 2
+    assert post(client, q=" ", **languages) == {"translatedText": " "}
+    assert post(client, q=["", "\n"], alternatives=1, **languages) == {
+        "translatedText": ["", "\n"],
+        "alternatives": [[], []],
+    }
+    assert len(worker.commands) == 2
+
+
+@pytest.mark.parametrize("q", ["", []])
+def test_an_empty_q_is_refused(q: Any):
+    assert refusal(q=q).endswith("it must not be empty.")

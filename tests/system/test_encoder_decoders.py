@@ -25,7 +25,7 @@ SOURCES = (
     "Every morning the carts come down",
     "河边的磨坊 😀 Über",
     'In 1887 the price was 9.50; "nobody" remembers why. ' * 4,
-    "",
+    "a",
 )
 NUM_NEW = 24
 

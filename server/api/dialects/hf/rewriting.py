@@ -24,7 +24,7 @@ from server.serving.output_text import OutputToken
 from server.serving.prompts import PromptSource
 from server.text.clean_up import clean_up
 from server.text.languages import Direction
-from server.text.sentence_split import Sentence, join_sentences, split_sentences
+from server.text.sentence_split import Sentence, is_blank, join_sentences, visible_sentences
 
 Split = Literal["sentences"]
 
@@ -54,6 +54,8 @@ class Rewriting:
     """Options that the model sets for the route's task."""
     split: Split | None = None
     is_cleaned: bool = False
+    keeps_blank: bool = False
+    """Whether a blank text is answered with itself; else it is refused."""
     body: Mapping[str, Any] = field(default_factory=dict)
     """For the rules on options: the fields beside the parameters."""
 
@@ -88,12 +90,14 @@ class Rewriter:
         self.context = context
         self.generator = generator
         self.wanted = wanted
-        self.parts = [_parts(text, wanted.split) for text in wanted.texts]
+        self.parts = [_parts(text, wanted) for text in wanted.texts]
         self.generations: list[Generation] = []
 
     async def prepare(self) -> None:
         """Make the generations. All that can be refused is refused here."""
         wanted = self.wanted
+        if wanted.texts and not any(self.parts):
+            return
         source = PromptSource(
             texts=[part.text for parts in self.parts for part in parts],
             direction=wanted.direction,
@@ -109,11 +113,14 @@ class Rewriter:
     async def replies(self) -> list[dict[str, Any]]:
         """One for each text."""
         record = self.context.record
-        tokens = await self.context.until_disconnect(self.generator.generate(self.generations, record))
+        tokens: Sequence[Sequence[OutputToken]] = []
+        if self.generations:
+            tokens = await self.context.until_disconnect(self.generator.generate(self.generations, record))
         found, start = [], 0
-        for parts in self.parts:
+        for text, parts in zip(self.wanted.texts, self.parts, strict=True):
             end = start + len(parts)
-            found.append(self._reply(parts, self.generations[start:end], tokens[start:end]))
+            own = self._reply(parts, self.generations[start:end], tokens[start:end]) if parts else {}
+            found.append(own or {self.wanted.key: text})
             start = end
         return found
 
@@ -167,9 +174,14 @@ async def rewritten(context: Context, served: ServedGenerator, wanted: Rewriting
     return await context.stream(rewriter.events()) if is_streamed else json_reply(await rewriter.replies())
 
 
-def _parts(text: str, split: Split | None) -> list[Sentence]:
-    """A text without a sentence is left whole, to be refused where all texts are."""
-    return (split_sentences(text) if split else []) or [Sentence("", text)]
+def _parts(text: str, wanted: Rewriting) -> list[Sentence]:
+    """What the model reads of the text; nothing of a blank text that is kept.
+
+    Another text without a sentence is left whole, to be refused where all texts are.
+    """
+    if wanted.keeps_blank and is_blank(text):
+        return []
+    return (visible_sentences(text) if wanted.split else []) or [Sentence("", text)]
 
 
 async def _in_order(

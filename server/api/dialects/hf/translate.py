@@ -60,7 +60,7 @@ class TranslateRequest(StrictModel):
     stream: bool | None = None
     """Send each token as a server-sent event. Only a single input can be streamed. With inputs."""
     q: TextOrTexts | None = None
-    """Instead of inputs; the response then has LibreTranslate's shape."""
+    """Instead of inputs; the response then has LibreTranslate's shape. A text of blanks alone is returned unchanged."""
     source: str | None = None
     """The language of q. ``auto`` is for models that read one language. It goes with q."""
     target: str | None = None
@@ -124,10 +124,12 @@ async def _libretranslate(body: TranslateRequest, context: Context) -> Response:
     _check_alone(body, "q", OF_HUGGING_FACE, "inputs")
     if body.format not in (None, "text"):
         raise UnsupportedParameter("format", "markup is not understood; send plain text and format: text")
+    if not body.q:
+        raise InvalidParameter("inputs", body.q, "must not be empty")
     served, direction = _direction(body, context)
     options = _with_alternatives(body.alternatives or 0, served)
     texts = [body.q] if isinstance(body.q, str) else body.q
-    wanted = Rewriting(texts=texts, key=KEY, options=options, direction=direction, split=body.split)
+    wanted = Rewriting(texts=texts, key=KEY, options=options, direction=direction, split=body.split, keeps_blank=True)
     record = context.record
     record.task, record.model, record.num_inputs = served.ready.task, served.name, len(texts)
     rewriter = Rewriter(context, served, wanted)
@@ -166,6 +168,6 @@ def _answer(replies: list[dict[str, Any]], body: TranslateRequest) -> dict[str, 
     texts = [reply[KEY] for reply in replies]
     answer: dict[str, Any] = {"translatedText": texts[0] if is_one else texts}
     if body.alternatives:
-        others = [reply[f"{KEY}s"][1:] for reply in replies]
+        others = [reply.get(f"{KEY}s", [])[1:] for reply in replies]
         answer["alternatives"] = others[0] if is_one else others
     return answer
