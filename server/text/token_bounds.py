@@ -33,18 +33,18 @@ SPLITTING_AT_SPACES = frozenset(("BertPreTokenizer", "Whitespace", "WhitespaceSp
 class TokenBounds:
     """Lower bounds for the texts of one tokenizer; 0 where nothing is known."""
 
+    _kinds: bytes | None = None
+    """Of each byte of UTF-8: "a", a counted letter or digit, a space, "x", the first outside ASCII, or "."."""
+
     def __init__(self, tokenizer_json: str) -> None:
         """Takes as long as parsing the tokenizer."""
         tree = json.loads(tokenizer_json)
-        self._kinds: bytes | None = None
-        """Of each byte of UTF-8: "a", a counted letter or digit, a space, "x", the first outside ASCII, or "."."""
         if not _keeps_all(tree):
             return
         vocabulary = set(_vocabulary(tree["model"]))
         added = [token["content"] for token in tree.get("added_tokens", [])]
         added += [unicodedata.normalize("NFKC", token) for token in added]
-        self._kinds = bytes(_kind(byte, _counted(tree, vocabulary)) for byte in range(256))
-        self._most_in_a_token = max((sum(c in COUNTED for c in token) for token in [*vocabulary, *added]), default=0)
+        self._set(_counted(tree, vocabulary), max(map(counted_in, [*vocabulary, *added]), default=0))
         # An unknown word is one token, however long it is.
         self._counts_letters = not _reads_whole_words(tree)
         self._counts_words = (
@@ -52,6 +52,12 @@ class TokenBounds:
             if _reads_whole_words(tree)
             else not any(map(_holds_a_space, added)) and not any(map(_holds_a_space_between, vocabulary))
         )
+
+    def _set(self, counted: frozenset[str], most_in_a_token: int) -> None:
+        self._kinds = bytes(_kind(byte, counted) for byte in range(256))
+        self._most_in_a_token = most_in_a_token
+        self._counts_letters = True
+        self._counts_words = False
 
     def at_least(self, text: str, enough: float = math.inf) -> int:
         """Tokens that the text has at least, without special tokens around it. Beyond ``enough`` it is read no further.
@@ -74,6 +80,11 @@ class TokenBounds:
             if num_tokens > enough:
                 break
         return num_tokens
+
+
+def counted_in(token: str) -> int:
+    """Letters and digits of a token that could be counted in a text."""
+    return sum(character in COUNTED for character in token)
 
 
 def _kind(byte: int, counted: frozenset[str]) -> int:

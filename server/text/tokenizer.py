@@ -10,6 +10,7 @@ import tokenizers
 from server.errors import InvalidParameter
 from server.pieces import read_backend
 from server.protocol import TokenizerFiles
+from server.text.piece_bounds import PieceBounds
 from server.text.plain_reader import PlainReader
 from server.text.token_bounds import TokenBounds
 from server.vocabulary import byte_level_bytes, decoder_types, fallback_bytes, special_ids
@@ -63,7 +64,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _bounds(self) -> TokenBounds:
-        return TokenBounds(self.files.tokenizer_json)
+        return PieceBounds(self.files) if self.files.sentencepiece else TokenBounds(self.files.tokenizer_json)
 
     def check_ids(self, token_ids: Sequence[int]) -> None:
         """Raise if there is a token that the model has no row for."""
