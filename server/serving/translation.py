@@ -26,6 +26,16 @@ def choose(
     raise min(refusals, key=lambda refusal: refusal[0])[1]
 
 
+ANY = Language(code="auto", name="Any language", is_target=False)
+"""The source of a model that needs no language of its texts."""
+
+
+def has_certain_source(languages: Languages | None) -> bool:
+    """Whether a text needs no language: the model reads one, or needs none."""
+    is_free = languages is None or not any(language.is_source for language in languages.languages)
+    return is_free or only_source(languages) is not None
+
+
 def only_source(languages: Languages | None) -> Language | None:
     """The language of every text that the model reads, where there is but one."""
     sources = [language for language in languages.languages if language.is_source] if languages else []
@@ -33,7 +43,9 @@ def only_source(languages: Languages | None) -> Language | None:
 
 
 def targets(languages: Languages) -> Iterator[tuple[Language, list[Language]]]:
-    """Each language that the model reads, with those that it translates it into."""
+    """Each language that the model reads, with those that it translates it into; `ANY` where it needs none."""
+    if not any(language.is_source for language in languages.languages):
+        yield ANY, languages.languages
     by_code = {language.code: language for language in languages.languages}
     for source in languages.languages:
         if languages.pairs:

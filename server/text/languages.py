@@ -78,7 +78,8 @@ def plain_code(code: str) -> str:
 def _source(languages: Languages, code: str | None) -> Language | None:
     sources = [language for language in languages.languages if language.is_source]
     if code is not None and not sources:
-        raise UnsupportedParameter("src_lang", "this model is not told the language of its input")
+        reason = 'this model needs no source language; leave it out, or send "auto" with q'
+        raise UnsupportedParameter("src_lang", reason)
     return _chosen("src_lang", sources, languages.default_source if code is None else code)
 
 

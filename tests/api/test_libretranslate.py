@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from server.api.dialects.libretranslate.dialect import FORM
 from server.api.http.form_body import FORM_TYPE, MAX_FORM_FIELDS
 from server.serving.options.table import MAX_OUTPUTS
-from tests.api.translators import IN_WORDS, MANY, ONE_WAY, client_of, translator
+from tests.api.translators import FROM_MANY, IN_WORDS, MANY, ONE_WAY, client_of, translator
 
 
 def post(client: TestClient, status: int = 200, **body: Any) -> Any:
@@ -212,3 +212,11 @@ def test_blank_texts_are_returned_unchanged_and_not_sent():
 @pytest.mark.parametrize("q", ["", []])
 def test_an_empty_q_is_refused(q: Any):
     assert refusal(q=q).endswith("it must not be empty.")
+
+
+def test_a_model_without_source_languages_takes_auto_and_is_listed():
+    client = client_of(translator("mul", FROM_MANY))
+    assert post(client, q="a", source="auto", target="en") == {"translatedText": "A"}
+    assert client.get("/languages").json() == [{"code": "auto", "name": "Any language", "targets": ["en"]}]
+    error = post(client, 400, q="a", source="fr", target="en")["error"]
+    assert error.startswith("source is not supported here") and 'send "auto"' in error

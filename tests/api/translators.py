@@ -48,6 +48,8 @@ ONE_WAY = Languages(
     default_source="en",
     default_target="pt",
 )
+FROM_MANY = Languages(languages=[Language(code="en", name="English", is_source=False)], default_target="en")
+"""As opus-mt-mul-en has them."""
 IN_WORDS = Languages(
     languages=[Language(code="en", name="English"), Language(code="de", name="German", is_source=False)],
     pairs=[Pair(source="en", target="de", prefix="translate English to German: ")],

@@ -28,7 +28,7 @@ from server.errors import ConflictingParameters, InvalidParameter, InvalidReques
 from server.sentences import Reader, sentence
 from server.serving.generator import ServedGenerator
 from server.serving.options.table import MAX_OUTPUTS, GenerateOptions
-from server.serving.translation import choose, only_source
+from server.serving.translation import choose, has_certain_source
 from server.text.languages import Direction
 
 router = DialectRouter(TRANSLATE, "translation")
@@ -62,7 +62,7 @@ class TranslateRequest(StrictModel):
     q: TextOrTexts | None = None
     """Instead of inputs; the response then has LibreTranslate's shape. A text of blanks alone is returned unchanged."""
     source: str | None = None
-    """The language of q. ``auto`` is for models that read one language. It goes with q."""
+    """The language of q. ``auto`` is for models that read one language or need none. It goes with q."""
     target: str | None = None
     """The language to translate q into. It goes with q."""
     format: str | None = None
@@ -141,7 +141,7 @@ def _direction(body: TranslateRequest, context: Context) -> tuple[ServedGenerato
     models = context.registry.encoder_decoders(body.model)
     if body.source != AUTO:
         return choose(models, body.source, body.target)
-    certain = [served for served in models if served.ready.languages is None or only_source(served.ready.languages)]
+    certain = [served for served in models if has_certain_source(served.ready.languages)]
     if not certain:
         raise InvalidParameter(
             "source", AUTO, "must name the language of the text: this server does not detect languages"
