@@ -72,9 +72,10 @@ class BatchTooLarge(InvalidRequest):
     status = 413
     code = "batch_too_large"
 
-    def __init__(self, num_inputs: int, limit: int, unit: str = "inputs") -> None:
-        """``unit``: what one of them is to the client, in the plural."""
+    def __init__(self, num_inputs: int, limit: int, unit: str = "inputs", *, is_least: bool = False) -> None:
+        """``unit``: what one of them is to the client, in the plural. ``is_least``: there are that many or more."""
+        number = f"at least {num_inputs}" if is_least else num_inputs
         super().__init__(
-            f"The request has {num_inputs} {unit} and the limit is {limit}. Send them in several requests.",
+            f"The request has {number} {unit} and the limit is {limit}. Send them in several requests.",
             param="inputs",
         )

@@ -63,8 +63,6 @@ class PromptSource:
     """What an encoder-decoder model is told of its languages; None: what its tokenizer tells it of any text."""
     task_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Options that the model sets for the route's task."""
-    unit: str = "inputs"
-    """What ``texts`` are to the client, in the plural."""
     body: Mapping[str, Any] = field(default_factory=dict)
     """All fields beside the parameters, under the client's names, for what they allow the parameters to be."""
 
@@ -96,7 +94,7 @@ class PromptMaker:
         if not source.num_prompts:
             raise InvalidParameter("inputs", [], "must contain at least one text")
         if source.num_prompts > self._config.max_batch_inputs:
-            raise BatchTooLarge(source.num_prompts, self._config.max_batch_inputs, source.unit)
+            raise BatchTooLarge(source.num_prompts, self._config.max_batch_inputs)
         if len(source.cache_salt) > MAX_SALT_CHARACTERS:
             raise InvalidParameter(
                 "cache_salt", source.cache_salt, f"must have at most {MAX_SALT_CHARACTERS} characters"

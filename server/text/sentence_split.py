@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 ENDS_ALONE = "\u3002\uff01\uff1f\uff61\u0964\u0965\u06d4\u061f\u1362\u104b\u17d4"
@@ -50,30 +51,33 @@ def split_sentences(text: str) -> list[Sentence]:
     >>> [sentence.text for sentence in split_sentences("Dr. No left. Who stays? I do.")]
     ['Dr. No left.', 'Who stays?', 'I do.']
     """
-    found, start = [], 0
-    for end in [*_ends(text), len(text)]:
+    return list(sentences(text))
+
+
+def sentences(text: str) -> Iterator[Sentence]:
+    """As `split_sentences`, found one after the other."""
+    start = 0
+    for end in chain(_ends(text), [len(text)]):
         part = text[start:end]
         stripped = part.lstrip()
         if stripped.rstrip():
-            found.append(Sentence(part[: len(part) - len(stripped)], stripped.rstrip()))
+            yield Sentence(part[: len(part) - len(stripped)], stripped.rstrip())
             start += len(part.rstrip())
-    return found
 
 
-def visible_sentences(text: str) -> list[Sentence]:
-    """As `split_sentences`, but a blank line belongs to the gap after it.
+def visible_sentences(text: str) -> Iterator[Sentence]:
+    """As `sentences`, but a blank line belongs to the gap after it.
 
     >>> [sentence.text for sentence in visible_sentences("One." + chr(10) + chr(0) + chr(10) + "Two.")]
     ['One.', 'Two.']
     """
-    found, gap = [], ""
-    for sentence in split_sentences(text):
+    gap = ""
+    for sentence in sentences(text):
         if is_blank(sentence.text):
             gap += sentence.gap + sentence.text
         else:
-            found.append(Sentence(gap + sentence.gap, sentence.text))
+            yield Sentence(gap + sentence.gap, sentence.text)
             gap = ""
-    return found
 
 
 def is_blank(text: str) -> bool:

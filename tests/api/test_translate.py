@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from huggingface_hub import InferenceClient
 from starlette.testclient import TestClient
 
+from server.api.dialects.hf import rewriting
+from server.text.sentence_split import Sentence, visible_sentences
 from tests.api.scripted import END_ID, TOKENIZER
 from tests.api.shell import listening
 from tests.api.translators import IN_WORDS, MANY, ONE_WAY, client_of, translator
@@ -238,9 +241,24 @@ def test_too_many_sentences_are_refused_with_both_numbers(path: str, field: str)
     languages = {"source": "en", "target": "pt"} if field == "q" else {}
     refused = post(client, path, 413, **{field: ["One. Two. Three.", "Four. Five."]}, **languages, split="sentences")
     message = refused if field == "q" else refused["message"]
-    assert message.startswith("The request has 5 sentences and the limit is 4.")
+    assert message.startswith("The request has at least 5 sentences and the limit is 4.")
     listed = post(client, path, 413, **{field: ["One."] * 5}, **languages)
     assert "5 inputs" in str(listed)
+
+
+def test_splits_no_further_than_the_limit(monkeypatch: pytest.MonkeyPatch):
+    found = []
+
+    def counted(text: str) -> Iterator[Sentence]:
+        for sentence in visible_sentences(text):
+            found.append(sentence)
+            yield sentence
+
+    monkeypatch.setattr(rewriting, "visible_sentences", counted)
+    client = client_of(translator("one", ONE_WAY), max_batch_inputs=4)
+    refused = post(client, status=413, inputs="One. " * 20_000, split="sentences")
+    assert refused["message"].startswith("The request has at least 5 sentences and the limit is 4.")
+    assert len(found) == 5
 
 
 def test_a_text_that_is_split_has_one_output():

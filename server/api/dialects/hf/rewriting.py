@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 from fastapi import Response
@@ -15,7 +16,9 @@ from server.api.dialects.hf.rewriting_answers import StreamedTexts, summed
 from server.api.dialects.tgi import answers
 from server.api.http.json_reply import json_reply
 from server.errors import ConflictingParameters, UnsupportedParameter
+from server.length_errors import BatchTooLarge
 from server.sentences import Reader
+from server.serving import text_threads
 from server.serving.generation import Generation
 from server.serving.generator import ServedGenerator
 from server.serving.options.reading import given
@@ -90,25 +93,37 @@ class Rewriter:
         self.context = context
         self.generator = generator
         self.wanted = wanted
-        self.parts = [_parts(text, wanted) for text in wanted.texts]
+        self.parts: list[list[Sentence]] = []
         self.generations: list[Generation] = []
 
     async def prepare(self) -> None:
         """Make the generations. All that can be refused is refused here."""
         wanted = self.wanted
+        self.parts = await self.context.until_disconnect(self._split())
         if wanted.texts and not any(self.parts):
             return
         source = PromptSource(
             texts=[part.text for parts in self.parts for part in parts],
             direction=wanted.direction,
             task_defaults=wanted.task_defaults,
-            unit="sentences" if wanted.split else "inputs",
             body=wanted.body,
         )
         prompts = await self.context.until_disconnect(self.generator.prepare(source, wanted.options))
         if wanted.split and prompts[0].num_answers > 1:
             raise ConflictingParameters("split", "num_return_sequences", "a text that is split has one output")
         self.generations = [self.generator.start(prompt) for prompt in prompts]
+
+    async def _split(self) -> list[list[Sentence]]:
+        """The parts of each text."""
+        texts, limit = self.wanted.texts, self.context.front.config.max_batch_inputs
+        # One more than the limit tells that there are too many.
+        found = await text_threads.each(
+            lambda text: _parts(text, self.wanted, at_most=limit + 1), texts, sum(map(len, texts))
+        )
+        number = sum(map(len, found))
+        if self.wanted.split and number > limit:
+            raise BatchTooLarge(number, limit, "sentences", is_least=True)
+        return found
 
     async def replies(self) -> list[dict[str, Any]]:
         """One for each text."""
@@ -174,14 +189,14 @@ async def rewritten(context: Context, served: ServedGenerator, wanted: Rewriting
     return await context.stream(rewriter.events()) if is_streamed else json_reply(await rewriter.replies())
 
 
-def _parts(text: str, wanted: Rewriting) -> list[Sentence]:
+def _parts(text: str, wanted: Rewriting, at_most: int) -> list[Sentence]:
     """What the model reads of the text; nothing of a blank text that is kept.
 
     Another text without a sentence is left whole, to be refused where all texts are.
     """
     if wanted.keeps_blank and is_blank(text):
         return []
-    return (visible_sentences(text) if wanted.split else []) or [Sentence("", text)]
+    return list(islice(visible_sentences(text), at_most) if wanted.split else []) or [Sentence("", text)]
 
 
 async def _in_order(
