@@ -41,7 +41,7 @@ class _Pieces:
 
     def _split(self, _number: int, text: NormalizedString) -> list[NormalizedString]:
         written = text.normalized
-        start = _end_of_tag(written) if self._reads_language_tags else 0
+        start = end_of_tag(written) if self._reads_language_tags else 0
         cut = self._processor.encode(written[start:], return_type="offset_mapping")
         places = [(begin + start, end + start) for begin, end in cut["offsets"]]
         if start:
@@ -77,7 +77,7 @@ def _slice(text: NormalizedString, begin: int, end: int | None) -> NormalizedStr
     return text[begin:end] or NormalizedString("")
 
 
-def _end_of_tag(text: str) -> int:
+def end_of_tag(text: str) -> int:
     """Behind a tag such as ``>>fra<<`` at the very start; 0 without one."""
     return text.find("<<") + 2 if text.startswith(">>") and "<<" in text else 0
 

@@ -10,6 +10,7 @@ import tokenizers
 
 from server.errors import InvalidParameter, UnsupportedParameter
 from server.length_errors import InputTooLong
+from server.pieces import end_of_tag
 from server.protocol import Ready, SamplingParams
 from server.sentences import sentence
 from server.serving.options.table import GenerateOptions
@@ -90,7 +91,8 @@ class SourceReader:
 
     def _check_text(self, text: str, encoding: tokenizers.Encoding) -> None:
         """Raise for a text that says nothing to the model, which would make up an output."""
-        start, unknown = len(self.direction.prefix), self._unknown_id
+        direction, unknown = self.direction, self._unknown_id
+        start = end_of_tag(text) if direction.is_target_in_text else len(direction.prefix)
         own = zip(encoding.ids, encoding.offsets, encoding.special_tokens_mask, strict=True)
         has_unknown = False
         for id_, (_, end), is_added in () if is_blank(text) else own:

@@ -11,16 +11,16 @@ from server.text.languages import Direction, direction
 
 
 def choose(
-    models: Sequence[ServedGenerator], source: str | None, target: str | None
+    models: Sequence[ServedGenerator], source: str | None, target: str | None, texts: Sequence[str]
 ) -> tuple[ServedGenerator, Direction]:
-    """The first model that translates these languages.
+    """The first model that translates these languages. ``texts`` may name their target themselves.
 
     If there is none, raises what the first model with languages says, or else the first.
     """
     refusals: list[tuple[bool, InvalidRequest]] = []
     for served in models:
         try:
-            return served, direction(served.ready.languages, source, target)
+            return served, direction(served.ready.languages, source, target, texts)
         except InvalidRequest as error:
             refusals.append((served.ready.languages is None, error))
     raise min(refusals, key=lambda refusal: refusal[0])[1]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from server.errors import ConflictingParameters, InvalidParameter, InvalidRequest, UnsupportedParameter
 from server.languages import Language, Languages
+from server.pieces import end_of_tag
 from server.sentences import Field, sentence
 
 
@@ -26,17 +27,22 @@ class Direction:
     """All special tokens behind the text; None: those of the tokenizer."""
     forced_bos_id: int | None = None
     decoder_start_id: int | None = None
+    is_target_in_text: bool = False
+    """Whether each text begins with the tag of its target, such as ``>>fra<<``."""
 
 
-def direction(languages: Languages | None, src_lang: str | None, tgt_lang: str | None) -> Direction:
-    """Of a request with these fields. Raises `InvalidRequest` for a language that the model does not have."""
+def direction(
+    languages: Languages | None, src_lang: str | None, tgt_lang: str | None, texts: Sequence[str] = ()
+) -> Direction:
+    """Of a request with these fields and texts. Raises `InvalidRequest` for a language that the model does not have."""
     if languages is None:
         for name, code in (("src_lang", src_lang), ("tgt_lang", tgt_lang)):
             if code is not None:
                 raise UnsupportedParameter(name, "this model has no languages to choose from")
         return Direction(source=None, target=None)
     source = _source(languages, src_lang)
-    target = _target(languages, tgt_lang)
+    is_target_in_text = _is_target_in_text(languages, tgt_lang, texts)
+    target = None if is_target_in_text else _target(languages, tgt_lang)
     return Direction(
         source=source,
         target=target,
@@ -45,6 +51,7 @@ def direction(languages: Languages | None, src_lang: str | None, tgt_lang: str |
         suffix_ids=source.source_suffix_ids if source else None,
         forced_bos_id=target.forced_bos_id if target else None,
         decoder_start_id=target.decoder_start_id if target else None,
+        is_target_in_text=is_target_in_text,
     )
 
 
@@ -83,12 +90,25 @@ def _source(languages: Languages, code: str | None) -> Language | None:
     return _chosen("src_lang", sources, languages.default_source if code is None else code)
 
 
+def _is_target_in_text(languages: Languages, code: str | None, texts: Sequence[str]) -> bool:
+    """Whether the texts name the target, by a tag that the model knows."""
+    if not languages.is_target_in_text:
+        return False
+    tags = {f">>{language.code}<<" for language in languages.languages if language.target_prefix_ids}
+    found = [text[: end_of_tag(text)] for text in texts if text[: end_of_tag(text)] in tags]
+    if found and code is not None:
+        reason = f"a text begins with {found[0]}, which names a target too; send one of them"
+        raise ConflictingParameters("tgt_lang", "inputs", reason)
+    if found and len(found) < len(texts):
+        rule = f"must all begin with the tag of a target, as {found[0]} is, or none of them"
+        raise InvalidParameter("inputs", texts, rule)
+    return bool(found)
+
+
 def _target(languages: Languages, code: str | None) -> Language | None:
     targets = [language for language in languages.languages if language.is_target]
     if code is None:
         code = languages.default_target
-    if code is None and languages.is_target_in_text:
-        return None
     if code is not None and not targets:
         raise UnsupportedParameter("tgt_lang", "this model has no target language to choose")
     return _chosen("tgt_lang", targets, code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.api.test_translate import post
-from tests.api.translators import IN_WORDS, client_of, translator
+from tests.api.translators import IN_WORDS, TAGGED, client_of, translator
 from tests.tiny_tokenizers import tokenizer_files
 
 
@@ -39,3 +39,14 @@ def test_blank_lines_of_a_text_that_is_split_are_kept_and_not_sent():
     replies = post(client_of(worker), inputs="One.\n\u200b\nTwo.", split="sentences")
     assert replies == [{"translation_text": "ONE.\n\u200b\nTWO."}]
     assert len(worker.commands) == 2
+
+
+def test_a_text_that_is_only_the_tag_of_its_target_is_refused():
+    client = client_of(translator("opus", TAGGED))
+    assert post(client, inputs=">>fra<< a") == [{"translation_text": ">>FRA<< A"}]
+    assert post(client, status=422, inputs=">>fra<< ")["param"] == "inputs"
+
+
+def test_a_tag_in_a_text_that_is_split_is_refused():
+    error = post(client_of(translator("opus", TAGGED)), status=422, inputs=">>fra<< A. B.", split="sentences")
+    assert error["param"] == "split" and "tgt_lang" in error["message"]

@@ -50,6 +50,14 @@ ONE_WAY = Languages(
 )
 FROM_MANY = Languages(languages=[Language(code="en", name="English", is_source=False)], default_target="en")
 """As opus-mt-mul-en has them."""
+TAGGED = Languages(
+    languages=[
+        Language(code="fra", name="French", is_source=False, target_prefix_ids=[60]),
+        Language(code="ron", name="Romanian", is_source=False, target_prefix_ids=[61]),
+    ],
+    is_target_in_text=True,
+)
+"""As OPUS models for several targets have them."""
 IN_WORDS = Languages(
     languages=[Language(code="en", name="English"), Language(code="de", name="German", is_source=False)],
     pairs=[Pair(source="en", target="de", prefix="translate English to German: ")],

@@ -168,7 +168,7 @@ def test_lets_the_text_name_the_target_of_an_opus_model(tmp_path: Path) -> None:
     model = train("unigram")
     languages = read(write_marian(tmp_path, model, model, [">>fra<<", ">>ron<<"], source_lang="en", target_lang="roa"))
     assert languages is not None
-    assert direction(languages, None, None).prefix_ids is None
+    assert direction(languages, None, None, [">>fra<< A mill."]).prefix_ids is None
 
 
 @pytest.mark.parametrize(

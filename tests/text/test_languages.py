@@ -84,7 +84,32 @@ def test_refuses_a_target_for_a_model_that_names_none() -> None:
 
 def test_tells_an_opus_model_its_target_in_the_source() -> None:
     assert direction(OPUS, None, "fra").prefix_ids == [7]
-    assert direction(OPUS, "en", None).prefix_ids is None
+    tagged_text = direction(OPUS, "en", None, [">>fra<< a"])
+    assert tagged_text.prefix_ids is None and tagged_text.is_target_in_text
+
+
+@pytest.mark.parametrize("text", ["hello", ">>xyz<< hello", "hello >>fra<<"])
+def test_requires_a_target_that_no_known_tag_names(text: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        direction(OPUS, None, None, [text])
+    assert str(caught.value) == "tgt_lang is required: one of fra, ron."
+
+
+def test_refuses_a_target_beside_a_text_that_names_one() -> None:
+    with pytest.raises(ConflictingParameters) as caught:
+        direction(OPUS, None, "ron", ["a", ">>fra<< b"])
+    assert caught.value.fields == ("tgt_lang", "inputs") and ">>fra<<" in str(caught.value)
+
+
+def test_the_tag_of_a_text_overrides_the_default_target() -> None:
+    found = direction(msgspec.structs.replace(OPUS, default_target="ron"), None, None, [">>fra<< b"])
+    assert found.target is None and found.is_target_in_text
+
+
+def test_refuses_texts_of_which_some_name_a_target() -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        direction(OPUS, None, None, ["a", ">>fra<< b"])
+    assert caught.value.param == "inputs"
 
 
 def test_refuses_a_target_as_a_source() -> None:

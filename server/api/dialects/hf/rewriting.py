@@ -17,7 +17,7 @@ from server.api.dialects.tgi import answers
 from server.api.http.json_reply import json_reply
 from server.errors import ConflictingParameters, UnsupportedParameter
 from server.length_errors import BatchTooLarge
-from server.sentences import Reader
+from server.sentences import Reader, sentence
 from server.serving import text_threads
 from server.serving.generation import Generation
 from server.serving.generator import ServedGenerator
@@ -102,6 +102,9 @@ class Rewriter:
         self.parts = await self.context.until_disconnect(self._split())
         if wanted.texts and not any(self.parts):
             return
+        if wanted.split and wanted.direction.is_target_in_text:
+            reason = sentence("only the first sentence would have the target's tag; set {tgt_lang} instead of the tag")
+            raise ConflictingParameters("split", "inputs", reason)
         source = PromptSource(
             texts=[part.text for parts in self.parts for part in parts],
             direction=wanted.direction,

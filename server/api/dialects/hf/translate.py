@@ -30,6 +30,7 @@ from server.serving.generator import ServedGenerator
 from server.serving.options.table import MAX_OUTPUTS, GenerateOptions
 from server.serving.translation import choose, has_certain_source
 from server.text.languages import Direction
+from server.text.sentence_split import is_blank
 
 router = DialectRouter(TRANSLATE, "translation")
 
@@ -97,9 +98,11 @@ async def translate(body: TranslateRequest, context: ContextDep) -> Response:
     _check_alone(body, "inputs", OF_LIBRETRANSLATE, "q")
     parameters = body.parameters or TranslateParameters()
     context.record.reader = reader(parameters)
-    served, direction = choose(context.registry.encoder_decoders(body.model), parameters.src_lang, parameters.tgt_lang)
+    models = context.registry.encoder_decoders(body.model)
+    texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
+    served, direction = choose(models, parameters.src_lang, parameters.tgt_lang, texts)
     wanted = Rewriting(
-        texts=[body.inputs] if isinstance(body.inputs, str) else body.inputs,
+        texts=texts,
         key=KEY,
         options=options_of(parameters, served.ready.max_source_len),
         direction=direction,
@@ -126,9 +129,9 @@ async def _libretranslate(body: TranslateRequest, context: Context) -> Response:
         raise UnsupportedParameter("format", "markup is not understood; send plain text and format: text")
     if not body.q:
         raise InvalidParameter("inputs", body.q, "must not be empty")
-    served, direction = _direction(body, context)
-    options = _with_alternatives(body.alternatives or 0, served)
     texts = [body.q] if isinstance(body.q, str) else body.q
+    served, direction = _direction(body, context, [text for text in texts if not is_blank(text)])
+    options = _with_alternatives(body.alternatives or 0, served)
     wanted = Rewriting(texts=texts, key=KEY, options=options, direction=direction, split=body.split, keeps_blank=True)
     record = context.record
     record.task, record.model, record.num_inputs = served.ready.task, served.name, len(texts)
@@ -137,16 +140,16 @@ async def _libretranslate(body: TranslateRequest, context: Context) -> Response:
     return json_reply(_answer(await rewriter.replies(), body))
 
 
-def _direction(body: TranslateRequest, context: Context) -> tuple[ServedGenerator, Direction]:
+def _direction(body: TranslateRequest, context: Context, texts: list[str]) -> tuple[ServedGenerator, Direction]:
     models = context.registry.encoder_decoders(body.model)
     if body.source != AUTO:
-        return choose(models, body.source, body.target)
+        return choose(models, body.source, body.target, texts)
     certain = [served for served in models if has_certain_source(served.ready.languages)]
     if not certain:
         raise InvalidParameter(
             "source", AUTO, "must name the language of the text: this server does not detect languages"
         )
-    return choose(certain, None, body.target)
+    return choose(certain, None, body.target, texts)
 
 
 def _with_alternatives(count: int, served: ServedGenerator) -> GenerateOptions:
