@@ -215,7 +215,6 @@ def test_never_works_in_a_folder_that_another_program_made(options: Options) -> 
     folder = Path(options.out).with_name(".out.unfinished")
     (folder / "result").mkdir(parents=True)
     (folder / "result" / "mine").write_text("mine")
-    (folder / "run.json").write_text("[1, 2]")
     with pytest.raises(ConfigurationError, match="another program made it"):
         finetune(options)
     assert (folder / "result" / "mine").read_text() == "mine"
