@@ -68,10 +68,10 @@ class TokenBounds:
         if self._kinds is None:
             return 0
         for start in range(0, len(text), PART_CHARACTERS):
-            kinds = text[start : start + PART_CHARACTERS].encode().translate(self._kinds)
-            num_words += kinds.count(b" a") if self._counts_words else 0
-            num_letters += kinds.count(b"a") if self._counts_letters else 0
-            num_marks += kinds.count(b"x")
+            words, letters, marks = self._counts(self._kinds, text[start : start + PART_CHARACTERS])
+            num_words += words if self._counts_words else 0
+            num_letters += letters if self._counts_letters else 0
+            num_marks += marks
             # Each may be a mark that makes another letter of one that is counted. The next part may begin with one.
             num_changed = num_marks + (start + PART_CHARACTERS < len(text))
             num_tokens = max(0, num_words - num_changed)
@@ -80,6 +80,11 @@ class TokenBounds:
             if num_tokens > enough:
                 break
         return num_tokens
+
+    def _counts(self, kinds_of_bytes: bytes, part: str) -> tuple[int, int, int]:
+        """Counted words, counted letters, and characters that may make another letter of one that is counted."""
+        kinds = part.encode().translate(kinds_of_bytes)
+        return kinds.count(b" a"), kinds.count(b"a"), kinds.count(b"x")
 
 
 def counted_in(token: str) -> int:

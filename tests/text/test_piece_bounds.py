@@ -84,6 +84,12 @@ def test_bounds_a_long_text_without_reading_it(kind: str) -> None:
     assert ours.at_least(f">>fra<<{text}", 512) > 512
 
 
+@pytest.mark.parametrize("kind", ["unigram", "bpe"])
+@pytest.mark.parametrize("word", ["мельница ", "река", "天気"])
+def test_bounds_a_long_text_of_another_script(kind: str, word: str) -> None:
+    assert tokenizer(kind, "plain").at_least(word * 100_000, 512) > 512
+
+
 @pytest.mark.parametrize("before", ["", "</s>", "</s> "])
 def test_a_tag_is_one_token_however_long_it_is(before: str) -> None:
     ours = tokenizer("unigram", "plain")
