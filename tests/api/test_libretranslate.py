@@ -83,7 +83,7 @@ def test_wrong_types_and_unknown_models_have_its_shape_too():
     assert "nothing" in refusal(404, model="nothing")
 
 
-def test_all_languages_are_told_with_what_they_are_translated_into():
+def test_all_languages_are_listed_with_their_targets():
     client = client_of(translator("one", ONE_WAY), translator("many", MANY), translator("plain", None))
     assert client.get("/languages").json() == [
         {"code": "en", "name": "English", "targets": ["de", "fr", "pt"]},
@@ -220,3 +220,7 @@ def test_a_model_without_source_languages_takes_auto_and_is_listed():
     assert client.get("/languages").json() == [{"code": "auto", "name": "Any language", "targets": ["en"]}]
     error = post(client, 400, q="a", source="fr", target="en")["error"]
     assert error.startswith("source is not supported here") and 'send "auto"' in error
+
+
+def test_alternatives_of_a_text_that_is_split_are_refused_by_their_name():
+    assert refusal(alternatives=1, split="sentences").startswith("split and alternatives cannot be combined")

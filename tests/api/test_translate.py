@@ -159,7 +159,11 @@ def test_options_stand_among_the_parameters_or_in_generate_parameters():
     post(client, inputs="a", parameters={"num_beams": 3, "generate_parameters": {"max_new_tokens": 2}})
     assert (worker.commands[0].params.num_beams, worker.commands[0].params.max_new_tokens) == (3, 2)
     both = {"max_new_tokens": 3, "generate_parameters": {"max_new_tokens": 2}}
-    assert post(client, status=422, inputs="a", parameters=both)["code"] == "unsupported_value"
+    error = post(client, status=422, inputs="a", parameters=both)
+    assert error["code"] == "unsupported_value"
+    assert error["message"].startswith(
+        "parameters.max_new_tokens and parameters.generate_parameters.max_new_tokens cannot be"
+    )
     wrong = {"generate_parameters": {"temperature": -1}}
     refused = post(client, status=422, inputs="a", parameters=wrong)
     assert refused["param"] == "parameters.generate_parameters.temperature"
@@ -204,6 +208,12 @@ def test_truncation_cuts_the_end_of_a_text(strategy: str):
 def test_truncation_of_a_second_text_is_refused():
     client = client_of(translator("plain", None))
     error = post(client, status=422, inputs="a", parameters={"truncation": "only_second"})
+    assert error["param"] == "parameters.truncation"
+
+
+def test_truncation_that_forbids_a_cut_is_refused_beside_truncate():
+    parameters = {"truncation": "do_not_truncate", "truncate": 3}
+    error = post(client_of(translator("plain", None)), status=422, inputs="a", parameters=parameters)
     assert error["param"] == "parameters.truncation"
 
 

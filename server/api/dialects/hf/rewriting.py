@@ -56,6 +56,8 @@ class Rewriting:
     task_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Options that the model sets for the route's task."""
     split: Split | None = None
+    several: str = "num_return_sequences"
+    """The field that asks for several outputs."""
     is_cleaned: bool = False
     keeps_blank: bool = False
     """Whether a blank text is answered with itself; else it is refused."""
@@ -75,8 +77,16 @@ def options_of(parameters: RewriteParameters, max_source_len: int) -> GenerateOp
     own = given(parameters)
     nested = given(parameters.generate_parameters) if parameters.generate_parameters else {}
     for name in own.keys() & nested.keys():
-        raise ConflictingParameters(name, "generate_parameters", f"it sets {name} too; send one of them")
+        words = f"parameters.{name} and parameters.generate_parameters.{name} cannot be combined: send one of them."
+        error = ConflictingParameters(name, "generate_parameters", "")
+        # By our name both are the same field.
+        error.words = words
+        raise error
     options = {**own, **nested}
+    if parameters.truncation == "do_not_truncate" and options.get("truncate") is not None:
+        raise ConflictingParameters(
+            "truncation", "truncate", "do_not_truncate refuses a long text and truncate cuts it"
+        )
     if parameters.truncation == "only_second":
         raise UnsupportedParameter("truncation", "only_second is for pairs of texts; set longest_first")
     if parameters.truncation in ("longest_first", "only_first"):
@@ -113,7 +123,7 @@ class Rewriter:
         )
         prompts = await self.context.until_disconnect(self.generator.prepare(source, wanted.options))
         if wanted.split and prompts[0].num_answers > 1:
-            raise ConflictingParameters("split", "num_return_sequences", "a text that is split has one output")
+            raise ConflictingParameters("split", wanted.several, "a text that is split has one output")
         self.generations = [self.generator.start(prompt) for prompt in prompts]
 
     async def _split(self) -> list[list[Sentence]]:
@@ -210,7 +220,7 @@ async def _in_order(
     ended: set[int] = set()
     current = 0
     async for number, tokens in numbered:
-        # At once: what is told of a token depends on whether its output goes on.
+        # At once: what the event says of a token depends on whether its output goes on.
         waiting[number] += answers.events(generations[number], tokens)
         if generations[number].is_finished:
             ended.add(number)

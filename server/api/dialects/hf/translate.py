@@ -132,7 +132,15 @@ async def _libretranslate(body: TranslateRequest, context: Context) -> Response:
     texts = [body.q] if isinstance(body.q, str) else body.q
     served, direction = _direction(body, context, [text for text in texts if not is_blank(text)])
     options = _with_alternatives(body.alternatives or 0, served)
-    wanted = Rewriting(texts=texts, key=KEY, options=options, direction=direction, split=body.split, keeps_blank=True)
+    wanted = Rewriting(
+        texts=texts,
+        key=KEY,
+        options=options,
+        direction=direction,
+        split=body.split,
+        several="alternatives",
+        keeps_blank=True,
+    )
     record = context.record
     record.task, record.model, record.num_inputs = served.ready.task, served.name, len(texts)
     rewriter = Rewriter(context, served, wanted)
