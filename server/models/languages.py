@@ -72,7 +72,7 @@ def read_languages(folder: Path, config: Mapping[str, Any], tokenizer: Any) -> L
     found.sort(key=lambda entry: vocabulary[entry[1]])
     languages = [family.make(code, vocabulary[token], tokenizer.eos_token_id) for code, token in found]
     if family is OPUS:
-        languages = [*_told(settings, has_targets=bool(languages)), *languages]
+        languages = [*_one_way(settings, has_targets=bool(languages)), *languages]
     if not languages:
         return None
     generation = _optional_json(folder, "generation_config.json") or config
@@ -119,7 +119,7 @@ def _family(config: Mapping[str, Any], settings: Mapping[str, Any]) -> Family | 
 
 
 def _in_words(config: Mapping[str, Any]) -> Languages | None:
-    """T5's kind, which is told its task by words before the text."""
+    """Of T5's kind, where words before the text name the task."""
     tasks = config.get("task_specific_params")
     pairs = list(_pairs(tasks)) if isinstance(tasks, dict) else []
     if not pairs:
@@ -139,7 +139,7 @@ def _pairs(tasks: dict[str, Any]) -> Iterator[Pair]:
             yield Pair(source=match[1], target=match[2], prefix=options["prefix"])
 
 
-def _told(settings: Mapping[str, Any], *, has_targets: bool) -> Iterator[Language]:
+def _one_way(settings: Mapping[str, Any], *, has_targets: bool) -> Iterator[Language]:
     """The languages of a model for one direction, which no token names. ``mul`` and groups of languages are not any."""
     for name, is_source in (("source_lang", True), ("target_lang", False)):
         code = settings.get(name)

@@ -60,7 +60,7 @@ class PromptSource:
     end_watch: Callable[[str], EndWatch] | None = None
     """`Prompt.end_watch`."""
     direction: Direction | None = None
-    """What an encoder-decoder model is told of its languages; None: what its tokenizer tells it of any text."""
+    """The languages of an encoder-decoder model's texts; None: those that its tokenizer adds to any text."""
     task_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Options that the model sets for the route's task."""
     body: Mapping[str, Any] = field(default_factory=dict)

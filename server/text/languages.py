@@ -15,7 +15,7 @@ from server.sentences import Field, sentence
 
 @dataclass(frozen=True, kw_only=True)
 class Direction:
-    """How the model is told what to translate into what."""
+    """The languages of one request, as the model reads them."""
 
     source: Language | None
     target: Language | None

@@ -72,7 +72,7 @@ def test_refuses_languages_for_a_model_without_any(source: str | None, target: s
     assert direction(None, None, None).target is None
 
 
-def test_refuses_a_source_for_a_model_that_is_not_told_it() -> None:
+def test_refuses_a_source_for_a_model_that_needs_none() -> None:
     with pytest.raises(UnsupportedParameter):
         direction(msgspec.structs.replace(OPUS, languages=OPUS.languages[1:], default_source=None), "en", "fra")
 

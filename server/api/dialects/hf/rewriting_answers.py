@@ -1,4 +1,4 @@
-"""What is told of texts that were written anew: replies and events, also of sentences that were joined."""
+"""Details and stream events of translations and summaries, including texts that were split into sentences."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class SentenceDetails(msgspec.Struct):
 
 
 class RewriteDetails(answers.Details, kw_only=True):
-    """What is told of one text."""
+    """Details of one text."""
 
     sentences: list[SentenceDetails] | UnsetType = UNSET
     """Only where the text was split; counts are those of all."""
 
 
 class RewriteStreamDetails(answers.StreamDetails, kw_only=True):
-    """What the last event of a stream tells."""
+    """Details in the last event of a stream."""
 
     sentences: list[SentenceDetails] | UnsetType = UNSET
 
