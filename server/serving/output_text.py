@@ -38,7 +38,7 @@ class OutputToken(NamedTuple):
 
 
 class OutputText:
-    """One output of a prompt: its tokens become text up to its end, whoever finds the end."""
+    """One output of a prompt: its tokens become text up to its end."""
 
     def __init__(self, tokenizer: Tokenizer, prompt: Prompt, number: int) -> None:
         self.number = number
