@@ -125,8 +125,15 @@ class PromptMaker:
         )
 
     def _merged(self, source: PromptSource, options: GenerateOptions, of_template: Mapping[str, Any]) -> Merged:
-        of_task = source.task_defaults
-        return merge(options, from_mapping(of_template), self._defaults, self._ready, source.body, of_task=of_task)
+        return merge(
+            options,
+            from_mapping(of_template),
+            self._defaults,
+            self._ready,
+            source.body,
+            of_task=source.task_defaults,
+            forced_id=source.direction.forced_bos_id if source.direction else None,
+        )
 
     async def _texts(self, source: PromptSource) -> Sequence[str | list[int] | RenderedPrompt]:
         templates = self._services.templates
@@ -200,8 +207,6 @@ class _Work:
         if not (ids if reader is None else source_ids):
             raise InvalidParameter("inputs", text, "must have at least one token")
         params = self.resolved.params(len(ids))
-        if reader is not None:
-            params = reader.forced(params, is_asked=self.merged.origins.get("forced_bos_token_id") == "request")
         with_stops = self._with_special_stops(params)
         return Prompt(
             text=text,

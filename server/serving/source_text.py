@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-import msgspec
 import tokenizers
 
 from server.errors import InvalidParameter, UnsupportedParameter
 from server.length_errors import InputTooLong
 from server.pieces import end_of_tag
-from server.protocol import Ready, SamplingParams
+from server.protocol import Ready
 from server.sentences import sentence
 from server.serving.options.table import GenerateOptions
 from server.serving.options.values import is_set
@@ -116,8 +115,3 @@ class SourceReader:
         """What the output follows."""
         own = self.direction.decoder_start_id
         return self.ready.start_ids if own is None else [own]
-
-    def forced(self, params: SamplingParams, *, is_asked: bool) -> SamplingParams:
-        """The first token of the target language, unless the request forces one (``is_asked``)."""
-        first = self.direction.forced_bos_id
-        return params if first is None or is_asked else msgspec.structs.replace(params, forced_bos_token_id=first)

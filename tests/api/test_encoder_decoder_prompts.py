@@ -13,8 +13,7 @@ from server import metrics
 from server.protocol import Generate, PromptContext, SamplingParams, Tokens
 from server.serving.prompt import Prompt
 from tests.api.scripted import END_ID, MILL, TOKENIZER, ScriptedWorker, Step
-from tests.api.translators import translator
-from tests.encoder_app import client_of
+from tests.api.translators import serving, translator
 from tests.sandbox.chat_templates import CHATML
 from tests.tiny_tokenizers import tokenizer_files
 
@@ -37,12 +36,8 @@ def worker() -> ScriptedWorker:
 
 @pytest.fixture
 def client(worker: ScriptedWorker) -> Iterator[TestClient]:
-    """One event loop for all requests of a test: the sandbox's processes stay."""
-    served: Any = worker
-    with client_of(served) as client:
+    with serving(worker) as client:
         yield client
-        assert client.portal is not None
-        client.portal.call(client.app.front.registry.services.close)  # type: ignore[attr-defined]
 
 
 def sent(client: TestClient, path: str, status: int = 200, **body: Any) -> Any:

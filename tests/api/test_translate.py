@@ -14,7 +14,7 @@ from server.api.dialects.hf import rewriting
 from server.text.sentence_split import Sentence, visible_sentences
 from tests.api.scripted import END_ID, TOKENIZER
 from tests.api.shell import listening
-from tests.api.translators import IN_WORDS, MANY, ONE_WAY, client_of, translator
+from tests.api.translators import IN_WORDS, MANY, ONE_WAY, client_of, serving, translator
 
 EN_DE = {"src_lang": "en", "tgt_lang": "de"}
 
@@ -50,6 +50,45 @@ def test_a_request_that_forces_a_first_token_overrides_that_of_the_language():
     worker = translator("many", MANY)
     post(client_of(worker), inputs="a", parameters={**EN_DE, "forced_bos_token_id": 9})
     assert worker.commands[0].params.forced_bos_token_id == 9
+
+
+REGEX = {"grammar": {"type": "regex", "value": "[A-Z ]+"}}
+
+
+def test_a_grammar_leaves_the_first_token_of_the_language():
+    worker = translator("many", MANY)
+    with serving(worker) as client:
+        post(client, inputs="a", parameters={**EN_DE, **REGEX})
+    params = worker.commands[0].params
+    assert params.grammar is not None
+    assert params.forced_bos_token_id == 61
+
+
+def test_a_grammar_leaves_the_first_token_that_the_model_forces():
+    worker = translator("bart", None, generation_config={"forced_bos_token_id": 5, "end_token_ids": [END_ID]})
+    with serving(worker) as client:
+        post(client, inputs="a", parameters=REGEX)
+    params = worker.commands[0].params
+    assert params.grammar is not None
+    assert params.forced_bos_token_id == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("suppress_tokens", [61]), ("allowed_token_ids", [9]), ("logit_bias", {"61": False}), ("bad_words_ids", [[61]])],
+)
+def test_options_that_forbid_the_first_token_of_the_language_are_refused_with_both_names(name: str, value: Any):
+    error = post(client_of(translator("many", MANY)), status=422, inputs="a", parameters={**EN_DE, name: value})
+    assert (error["param"], error["code"]) == ("parameters.tgt_lang", "unsupported_value")
+    assert "tgt_lang" in error["message"]
+    assert name in error["message"]
+
+
+def test_the_first_token_of_the_language_is_among_the_reported_parameters():
+    client = client_of(translator("many", MANY, generation_config={"forced_bos_token_id": 60}))
+    parameters = {**EN_DE, "details": True, "return_parameters": True}
+    (reply,) = post(client, inputs="a", parameters=parameters)
+    assert reply["details"]["parameters"]["forced_bos_token_id"] == {"value": 61, "origin": "server"}
 
 
 @pytest.mark.parametrize(("name", "other"), [("src_lang", "tgt_lang"), ("tgt_lang", "src_lang")])

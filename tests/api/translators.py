@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.testclient import TestClient
@@ -92,6 +93,15 @@ def translator(name: str, languages: Languages | None, script: Script = echoes, 
     )
     worker.model = ModelConfig(name=name, path="nowhere")
     return worker
+
+
+@contextmanager
+def serving(worker: ScriptedWorker) -> Iterator[TestClient]:
+    """One event loop for all requests: the sandbox's processes stay until the end."""
+    with client_of(worker) as client:
+        yield client
+        assert client.portal is not None
+        client.portal.call(client.app.front.registry.services.close)  # type: ignore[attr-defined]
 
 
 def client_of(*workers: ScriptedWorker, **settings: Any) -> TestClient:

@@ -91,6 +91,19 @@ def test_a_request_goes_on_from_any_token_as_it_would_have_gone(name: str) -> No
         assert run(make_engine(), resumed) == {(name, 0): (token_ids[length:], finish_reason)}
 
 
+@pytest.mark.parametrize("params", [{}, {"do_sample": True}, {"num_beams": 3}, {"end_token_ids": ()}], ids=str)
+def test_a_grammar_begins_after_a_forced_first_token(params: dict[str, Any]) -> None:
+    forced = 1  # without text
+    one = {"grammar": lark("start: /[ab]{2,4}c/"), "forced_bos_token_id": forced, **params}
+    [(token_ids, finish_reason)] = run(make_engine(), command("r", **one)).values()
+    assert token_ids[0] == forced
+    assert re.fullmatch("[ab]{2,4}c", text(token_ids[1:]))
+    assert finish_reason == "stop"
+    resumed = run(make_engine(), command("r", [Output(token_ids[:1])], **one))
+    if "num_beams" not in params:
+        assert resumed == {("r", 0): (token_ids[1:], "stop")}
+
+
 def test_a_phrase_stays_banned_within_a_grammar() -> None:
     for seed in range(20):
         params = {"banned_phrases": ("ba",), "do_sample": True, "seed": seed}

@@ -27,10 +27,14 @@ class GrammarMask(LogitsProcessor):
 
     A token that ends the sequence is allowed where the text is complete. A stop token that has text of its own is
     allowed where the grammar allows its text, and ends the sequence there: as a stop string does.
+
+    A forced first token is not part of the text: the grammar begins after it.
     """
 
-    def __init__(self, grammar: Grammar, matcher: LLMatcher, end_ids: IntArray) -> None:
+    def __init__(self, grammar: Grammar, matcher: LLMatcher, end_ids: IntArray, num_before: int = 0) -> None:
         self._grammar = grammar
+        self._num_before = num_before
+        """New tokens before the text begins."""
         self._matcher = matcher
         self._end_ids = end_ids
         self._pending: tuple[Future[Masks], int] | None = None
@@ -45,13 +49,17 @@ class GrammarMask(LogitsProcessor):
         end_ids = set(start.params.end_token_ids)
         if start.vocabulary is not None:
             end_ids |= {id_ for id_ in start.params.stop_token_ids if not start.vocabulary.token_bytes(id_)}
-        made = cls(start.grammar, start.grammar.matcher(), np.array(sorted(end_ids), dtype=np.int64))
+        num_before = int(start.params.forced_bos_token_id is not None)
+        made = cls(start.grammar, start.grammar.matcher(), np.array(sorted(end_ids), dtype=np.int64), num_before)
         for token_id in start.output_ids.tolist():
             made.accept(token_id)
         return made
 
     def accept(self, token_id: int) -> None:
         self._wait()
+        if self._num_before:
+            self._num_before -= 1
+            return
         self._allowed_W = None
         if token_id in self._end_ids:
             return
@@ -60,7 +68,7 @@ class GrammarMask(LogitsProcessor):
 
     def ends_with(self, token_id: int) -> bool:
         self._wait()
-        if len(self._end_ids):
+        if len(self._end_ids) or self._num_before:
             return False
         matcher = self._matcher.deep_copy()
         return matcher.consume_token(token_id) and self._has_ended(matcher)
@@ -71,7 +79,7 @@ class GrammarMask(LogitsProcessor):
 
     def fork(self) -> Self:
         self._wait()
-        copy: Self = type(self)(self._grammar, self._matcher.deep_copy(), self._end_ids)
+        copy: Self = type(self)(self._grammar, self._matcher.deep_copy(), self._end_ids, self._num_before)
         copy._allowed_W, copy._may_end = self._allowed_W, self._may_end
         copy.ends_sequence = self.ends_sequence
         return copy
@@ -87,6 +95,10 @@ class GrammarMask(LogitsProcessor):
 
     @classmethod
     def apply(cls, logits_SV: Tensor, rows: list[int], processors: list[Self]) -> None:
+        if len(begun := [i for i, processor in enumerate(processors) if not processor._num_before]) < len(processors):
+            rows, processors = [rows[i] for i in begun], [processors[i] for i in begun]
+        if not processors:
+            return
         for processor in processors:
             processor._wait()
         if missing := _without_mask(processors):

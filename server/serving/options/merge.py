@@ -22,6 +22,7 @@ from server.serving.options.values import DRAW, GREEDY_BELOW, OptionValues
 
 Origin = Literal["request", "template", "model", "server"]
 
+FIRST = "forced_bos_token_id"
 HOW_TO_END = sentence("the model has no end token; set {eos_token_id} or {stop_token_ids}")
 
 
@@ -60,19 +61,24 @@ def merge(
     body: Mapping[str, Any] | None = None,
     *,
     of_task: Mapping[str, Any] | None = None,
+    forced_id: int | None = None,
 ) -> Merged:
     """What request, template and model ask for together; done once for a request, which passed `check`.
 
     ``defaults`` are the model's own; ``of_task`` are those that it has for the route's task, and come before them.
+    ``forced_id`` is the first token of an output in the language that the route translates into.
     ``body`` are the fields beside the parameters; None looks at none of them. Raises `InvalidRequest`.
     """
     check_values(template, ready)
     layers: list[tuple[Origin, Mapping[str, Any]]] = [("request", given(request)), ("template", given(template))]
     merged = Merged()
-    for origin, values in [*layers, ("model", of_task or {}), ("model", defaults)]:
+    of_language = {} if forced_id is None else {FIRST: forced_id}
+    for origin, values in [*layers, ("server", of_language), ("model", of_task or {}), ("model", defaults)]:
         _add(merged, origin, values)
+    if merged.origins.get(FIRST) == "server":
+        merged.decided_by[FIRST] = "tgt_lang"
     _decide_sampling(merged, [values for _, values in layers])
-    _settle(merged, body)
+    _settle(merged, ready, body)
     _check_rows(merged, ready)
     _check_ends(merged, ready)
     return merged
@@ -105,9 +111,12 @@ def _decide_sampling(merged: Merged, layers: list[Mapping[str, Any]]) -> None:
     merged.decided_by["do_sample"] = name
 
 
-def _settle(merged: Merged, body: Mapping[str, Any] | None) -> None:
+def _settle(merged: Merged, ready: Ready, body: Mapping[str, Any] | None) -> None:
     """Every round drops one value or ends."""
     rules = OPTION_RULES if body is None else RULES
+    if ready.max_source_len and merged.origins.get(FIRST) in ("model", "server"):
+        # It has no text: it tells the decoder what to write, and the grammar begins after it.
+        rules = tuple(rule for rule in rules if (rule.first, rule.second) != ("grammar", FIRST))
     while True:
         asked = OptionValues({**(body or {}), **merged.values})
         broken = next((rule for rule in rules if rule.is_broken(asked)), None)
