@@ -23,7 +23,7 @@ from server.serving.options.table import GenerateOptions
 from server.serving.prompt import EndWatch, Prompt
 from server.serving.ranking import LabelScorer
 from server.serving.services import Services
-from server.serving.source_text import AS_TOKENIZED, SourceReader, check_options
+from server.serving.source_text import AS_TOKENIZED, SourceReader
 from server.serving.turns import check_roles, cut_after_last
 from server.text.languages import Direction
 from server.text.templated import RenderedPrompt, encode_rendered
@@ -100,8 +100,6 @@ class PromptMaker:
                 "cache_salt", source.cache_salt, f"must have at most {MAX_SALT_CHARACTERS} characters"
             )
         check(options, self._ready, source.body)
-        if self._ready.max_source_len:
-            check_options(options)
         # What a template sets is not known before it is rendered.
         merged = self._merged(source, options, {}) if source.template is None else None
         texts = await self._texts(source)

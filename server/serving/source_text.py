@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import tokenizers
 
-from server.errors import InvalidParameter, UnsupportedParameter
+from server.errors import InvalidParameter
 from server.length_errors import InputTooLong
 from server.pieces import end_of_tag
 from server.protocol import Ready
 from server.sentences import sentence
-from server.serving.options.table import GenerateOptions
-from server.serving.options.values import is_set
 from server.text.languages import Direction
 from server.text.sentence_split import is_blank
 from server.text.tokenizer import Tokenizer
@@ -21,23 +19,8 @@ from server.text.tokenizer import Tokenizer
 ADVICE = sentence("Shorten it, or set {truncate} to cut its end.")
 ADVICE_TO_SPLIT = sentence("Shorten it, set {split} to sentences, or set {truncate} to cut its end.")
 """Of the routes that have the field."""
-WITHOUT_PLACE = {
-    "return_full_text": "the output does not continue the input",
-    "decoder_input_details": "the output does not continue the input",
-    "negative_prompt": "encoder-decoder models do not support guidance",
-    "guidance_scale": "encoder-decoder models do not support guidance",
-    "penalize_template": "penalties count the tokens of the output alone",
-}
-"""Options that mean nothing to such a model."""
 WITHOUT_KNOWN_TOKEN = "cannot be read: the model's vocabulary has no token for any part of this text"
 AS_TOKENIZED = Direction(source=None, target=None)
-
-
-def check_options(options: GenerateOptions) -> None:
-    """Raise for an option that means nothing to an encoder-decoder model."""
-    for name, reason in WITHOUT_PLACE.items():
-        if is_set(name, getattr(options, name)):
-            raise UnsupportedParameter(name, reason)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,3 +96,25 @@ def test_metrics_count_the_source(client: TestClient, worker: ScriptedWorker) ->
 def test_the_source_is_part_of_a_prompts_cost() -> None:
     params = SamplingParams(max_new_tokens=7)
     assert Prompt(text="", ids=[0], params=params, context=PromptContext(source_ids=IDS)).cost == len(IDS) + 1 + 7
+
+
+@pytest.mark.parametrize(
+    "option", ["guidance_scale = 1.5", "return_full_text = true", 'negative_prompt = "x"'], ids=str
+)
+def test_what_a_template_sets_and_the_model_cannot_do_is_refused(
+    option: str, worker: ScriptedWorker, tmp_path: Path
+) -> None:
+    (tmp_path / "hello.toml").write_text(f'task = "generate"\ntext = "Hello"\n[parameters]\n{option}\n')
+    with serving(worker, templates=str(tmp_path)) as client:
+        error = sent(client, "/generate", 422, template="hello")["error"]
+    assert error["code"] == "unsupported_value"
+    assert error["message"].startswith(option.split()[0])
+    assert not worker.commands
+
+
+def test_guidance_that_the_model_sets_is_logged_and_ignored(caplog: pytest.LogCaptureFixture) -> None:
+    worker = translator("bart", None, generation_config={"guidance_scale": 1.5, "num_beams": 2})
+    with serving(worker) as client:
+        sent(client, "/generate", inputs=TEXT)
+    assert (worker.commands[0].params.guidance_scale, worker.commands[0].params.num_beams) == (1.0, 2)
+    assert "generation_config.json is ignored in part: guidance_scale" in caplog.text

@@ -96,9 +96,9 @@ def translator(name: str, languages: Languages | None, script: Script = echoes, 
 
 
 @contextmanager
-def serving(worker: ScriptedWorker) -> Iterator[TestClient]:
+def serving(worker: ScriptedWorker, **settings: Any) -> Iterator[TestClient]:
     """One event loop for all requests: the sandbox's processes stay until the end."""
-    with client_of(worker) as client:
+    with client_of(worker, **settings) as client:
         yield client
         assert client.portal is not None
         client.portal.call(client.app.front.registry.services.close)  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from server.errors import InvalidParameter, UnsupportedParameter
+from server.errors import InvalidParameter, InvalidRequest, UnsupportedParameter
 from server.protocol import Ready
 from server.serving.options.rules import SYNONYMS
 from server.serving.options.table import OPTIONS, GenerateOptions
@@ -16,6 +16,15 @@ from server.serving.strict_model import rule_of
 
 RANDOM_SEED = -1
 """How clients ask for a seed that nobody chose."""
+
+WITHOUT_PLACE = {
+    "return_full_text": "the output does not continue the input",
+    "decoder_input_details": "the output does not continue the input",
+    "negative_prompt": "encoder-decoder models do not support guidance",
+    "guidance_scale": "encoder-decoder models do not support guidance",
+    "penalize_template": "penalties count the tokens of the output alone",
+}
+"""Options that mean nothing to an encoder-decoder model."""
 
 
 def from_mapping(values: Mapping[str, Any]) -> GenerateOptions:
@@ -41,16 +50,18 @@ def check_values(options: GenerateOptions, ready: Ready) -> None:
     for name, option in OPTIONS.items():
         if option.unsupported is not None and is_set(name, getattr(options, name)):
             raise UnsupportedParameter(name, option.unsupported)
+    for out_of_place in _out_of_place(options, ready):
+        raise out_of_place
     for problem in _findings(options, ready):
         raise problem
 
 
-def model_defaults(ready: Ready) -> tuple[dict[str, Any], list[InvalidParameter]]:
+def model_defaults(ready: Ready) -> tuple[dict[str, Any], list[InvalidRequest]]:
     """The options that the model's generation_config sets, and the findings about those that cannot be used."""
     return _defaults({k: v for k, v in ready.generation_config.items() if _may_be_default(k)}, ready)
 
 
-def summary_defaults(ready: Ready) -> tuple[dict[str, Any], list[InvalidParameter]]:
+def summary_defaults(ready: Ready) -> tuple[dict[str, Any], list[InvalidRequest]]:
     """The same of its defaults for summaries. A field that is not an option is a finding too."""
     known = {name: value for name, value in ready.summary_options.items() if _may_be_default(name)}
     values, problems = _defaults(known, ready)
@@ -64,17 +75,17 @@ def _may_be_default(name: str) -> bool:
     return name in OPTIONS and OPTIONS[name].from_model
 
 
-def _defaults(wanted: Mapping[str, Any], ready: Ready) -> tuple[dict[str, Any], list[InvalidParameter]]:
+def _defaults(wanted: Mapping[str, Any], ready: Ready) -> tuple[dict[str, Any], list[InvalidRequest]]:
     values: dict[str, Any] = {}
-    problems = []
+    problems: list[InvalidRequest] = []
     for name, value in wanted.items():
         if value is None:
             continue
         try:
             options = from_mapping({name: value})
-            for problem in _findings(options, ready):
+            for problem in (*_out_of_place(options, ready), *_findings(options, ready)):
                 raise problem
-        except InvalidParameter as problem:
+        except InvalidRequest as problem:
             problems.append(problem)
         else:
             values[name] = getattr(options, name)
@@ -82,6 +93,13 @@ def _defaults(wanted: Mapping[str, Any], ready: Ready) -> tuple[dict[str, Any], 
         if first in values and second in values:
             problems.append(InvalidParameter(second, values.pop(second), f"has no effect, because {first} is set"))
     return values, problems
+
+
+def _out_of_place(options: GenerateOptions, ready: Ready) -> Iterator[UnsupportedParameter]:
+    """The options that mean nothing to this model."""
+    for name, reason in WITHOUT_PLACE.items() if ready.max_source_len else ():
+        if is_set(name, getattr(options, name)):
+            yield UnsupportedParameter(name, reason)
 
 
 def _findings(options: GenerateOptions, ready: Ready) -> Iterator[InvalidParameter]:
