@@ -118,3 +118,10 @@ def test_guidance_that_the_model_sets_is_logged_and_ignored(caplog: pytest.LogCa
         sent(client, "/generate", inputs=TEXT)
     assert (worker.commands[0].params.guidance_scale, worker.commands[0].params.num_beams) == (1.0, 2)
     assert "generation_config.json is ignored in part: guidance_scale" in caplog.text
+
+
+def test_echo_is_refused(client: TestClient, worker: ScriptedWorker) -> None:
+    error = sent(client, "/v1/completions", 400, prompt=TEXT, echo=True)["error"]
+    assert (error["param"], error["code"]) == ("echo", "unsupported_value")
+    assert not worker.commands
+    assert sent(client, "/v1/completions", prompt=TEXT, echo=False)["choices"]

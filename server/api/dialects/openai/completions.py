@@ -35,13 +35,16 @@ async def completions(body: CompletionBody, context: ContextDep) -> Response:
     """Continue ``prompt``: a text, token ids, or a list of either; ``n`` samples of each, or a beam search's best."""
     if body.suffix:
         raise UnsupportedParameter("suffix", "inserting text is not supported")
+    generator = generator_of(context, body)
+    if body.echo and generator.ready.max_source_len:
+        raise UnsupportedParameter("echo", "the output does not continue the input")
     structure = structure_of(body)
     names = {
         "inputs": "prompt",
         "decoder_input_details": "echo with logprobs" if body.prompt_logprobs is None else "prompt_logprobs",
         **(structure.names if structure else {}),
     }
-    work = TextWork(context, body, generator_of(context, body), names, is_scored=_is_scored(body))
+    work = TextWork(context, body, generator, names, is_scored=_is_scored(body))
     await work.prepare(_source(body), _added(body, structure and structure.grammar))
     if body.stream:
         return await work.stream(CompletionChunks(work, body))
