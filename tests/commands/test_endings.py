@@ -138,6 +138,7 @@ def test_a_bug_in_any_command_has_its_traceback_in_a_file(command: str, monkeypa
 
 
 REQUIRED = {
+    "convert": ("FOLDER", "OUT"),
     "config": ("show",),
     "finetune": ("classify", "--model", "x", "--data", "x", "--out", "x"),
 }
