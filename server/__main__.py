@@ -25,7 +25,7 @@ COMMANDS = {
     "config": "show every setting, its value and its source",
     "bench": "measure the speed of generation",
     "finetune": "train a model or an adapter that serve loads",
-    "convert": "write a folder with pytorch_model.bin again with safetensors",
+    "convert": "convert the pytorch_model.bin of a folder to safetensors",
 }
 """Each is the module of that name in `server.commands`, with ``add_arguments`` and ``run``."""
 

@@ -101,5 +101,5 @@ def _check_weights(folder: Path) -> None:
 
 def _advice(folder: Path) -> str:
     if any(folder.glob("pytorch_model*.bin")):
-        return f"sluice convert {folder} OUT writes it again with safetensors."
+        return f"sluice convert {folder} OUT converts it to safetensors."
     return "Save the model again with safetensors."

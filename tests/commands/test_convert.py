@@ -124,7 +124,7 @@ def test_serves_what_it_converted_and_refuses_what_it_did_not(tmp_path: Path) ->
     tiny_tokenizer().save_pretrained(folder)
     with pytest.raises(ConfigurationError) as caught:
         load(ModelConfig(name="tiny", path=str(folder)))
-    assert str(caught.value).endswith(f" sluice convert {folder} OUT writes it again with safetensors.")
+    assert str(caught.value).endswith(f" sluice convert {folder} OUT converts it to safetensors.")
     assert called("convert", folder, tmp_path / "out").returncode == 0
     loaded = load(ModelConfig(name="tiny", path=str(tmp_path / "out"), dtype="float32"))
     expected = module.state_dict()

@@ -12,6 +12,7 @@ from server.client.supervisor import Supervisor
 from server.config import ModelConfig, ServeConfig
 from server.engine import memory
 from server.engine.executors import build_runner
+from server.engine.executors.subject import Subject
 from server.engine.memory import GIB, CudaShare
 from server.errors import ConfigurationError
 from tests.api.scripted import ready
@@ -122,7 +123,7 @@ def test_every_executor_leaves_room_for_its_largest_step(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(CudaShare, "measure", measure)
     monkeypatch.setattr(memory, "num_blocks", lambda config, size, length, room: room() // size)
-    monkeypatch.setattr("server.engine.executors.build._on_gpu", lambda module: True)
+    monkeypatch.setattr(Subject, "is_on_gpu", True)
     for executor in ("fused", "generic", "compat"):
         config = ModelConfig(name="m", path="unused", executor=executor)
         runner = build_runner(tiny_decoder("llama"), config, 64, share=CudaShare(step_tokens=77))

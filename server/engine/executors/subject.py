@@ -41,10 +41,14 @@ class Subject:
     """The module's rotary parts, where they follow from sequences' lengths."""
     share: CudaShare
 
+    @property
+    def is_on_gpu(self) -> bool:
+        return str(self.module.device.type) == "cuda"
+
     def num_blocks(self, block_bytes: int, make_runner: Callable[[int], ModelRunner]) -> int:
         """Of the cache that serves. ``make_runner`` makes a runner with few blocks, to measure a step on a GPU."""
         block_size, room = self.config.block_size, None
-        if self.module.device.type == "cuda":
+        if self.is_on_gpu:
             room = partial(self.share.measure, make_runner, self.max_model_len, block_size)
         return memory.num_blocks(self.config, block_bytes, self.max_model_len + self.max_source_len, room)
 

@@ -240,7 +240,8 @@ class GenerateOptions(StrictModel):
         beside={"repetition_penalty": 1.2},
         body={"template": "summary", "variables": {"text": "The mill runs."}},
     )
-    """If false, penalties ignore prompt tokens that come from a template."""
+    """If false, penalties ignore prompt tokens that come from a template. Encoder-decoder models do not support it:
+    their penalties count the tokens of the output alone."""
     encoder_repetition_penalty: float | None = option(FACTOR, neutral=1.0, from_model=True, example=1.2)
     """Above 1 makes tokens of the prompt, or of the text that an encoder reads, more likely."""
     no_repeat_ngram_size: int | None = option(
@@ -293,7 +294,8 @@ class GenerateOptions(StrictModel):
     renormalize_logits: bool | None = option(neutral=False, from_model=True, example=True, beside={"num_beams": 4})
     """Normalise log-probabilities in a beam search again after penalties and bans. Sampling always does."""
     guidance_scale: float | None = option(Number(0, 100), neutral=1.0, from_model=True, example=1.5)
-    """Above 1 steers away from `negative_prompt` (classifier-free guidance); 1 disables."""
+    """Above 1 steers away from `negative_prompt` (classifier-free guidance); 1 disables. Encoder-decoder models do not
+    support guidance."""
     negative_prompt: str | None = option(
         Characters(100_000), example="A dull text:", beside={"guidance_scale": 1.5, "max_new_tokens": 6}
     )
@@ -327,13 +329,15 @@ class GenerateOptions(StrictModel):
     logprob_token_ids: Ids | None = option(TokenIds(MAX_TOLD_IDS), example=[9, 11], beside={"details": True})
     """Return the log-probabilities of these tokens at each position, in `top_tokens` and in this order."""
     decoder_input_details: bool | None = option(neutral=False, example=True, beside={"details": True})
-    """Return the log-probability of each prompt token."""
+    """Return the log-probability of each prompt token. Encoder-decoder models do not support it: the output does not
+    continue the input."""
     logprobs_mode: Literal["raw", "processed"] | None = option(
         neutral="raw", example="processed", beside={"details": True}
     )
     """Log-probabilities of the model's own distribution (`raw`), or of the one that is sampled from (`processed`)."""
     return_full_text: bool | None = option(neutral=False, example=True)
-    """Include the prompt in the output."""
+    """Include the prompt in the output. Encoder-decoder models do not support it: the output does not continue the
+    input."""
     return_parameters: bool | None = option(neutral=False, example=True, beside={"details": True})
     """Return every option that had an effect, its value and its source."""
 
