@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from server.engine.context import NO_CONTEXT, Context
+from server.engine.sources import Source
 
 IntArray = npt.NDArray[np.int64]
 
@@ -41,6 +42,12 @@ class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What the sequence is computed with, beside its tokens."""
     position_offset: int = 0
     """Added to the tokens' positions, and to nothing else: far positions can be tried without computing up to them."""
+
+    @property
+    def source(self) -> Source:
+        """What the encoder reads for the row. Only rows of encoder-decoders have one."""
+        assert self.context.source is not None, "a row of an encoder-decoder reads a source"
+        return self.context.source
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,17 +50,12 @@ class EncoderDecoderRunner(CompatRunner):
         self._encoded: dict[int, _Encoded] = {}
         self.source_vocab_size = num_embeddings(module.get_encoder())
 
-    @property
-    def num_sources(self) -> int:
-        """Sources that are held."""
-        return len(self._encoded)
-
     def source_bytes(self) -> int:
         """Bytes of all tensors that are held for sources now."""
         return sum(encoded.num_bytes for encoded in self._encoded.values())
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
-        fresh = {source.held.key: source for row in rows if not (source := _source(row)).is_computed}
+        fresh = {source.held.key: source for row in rows if not (source := row.source).is_computed}
         for key, source in fresh.items():
             self._encoded[key] = _Encoded(self._encode(source), DynamicCache())
         return super().forward(rows)
@@ -98,7 +93,7 @@ class EncoderDecoderRunner(CompatRunner):
 
     def _new_cache(self, row: Row) -> Any:
         own = DynamicCache(config=self._module.config)
-        return EncoderDecoderCache(own, self._encoded[_source(row).held.key].cross)
+        return EncoderDecoderCache(own, self._encoded[row.source.held.key].cross)
 
     def _copy(self, cache: Any) -> Any:
         return EncoderDecoderCache(copy.deepcopy(cache.self_attention_cache), cache.cross_attention_cache)
@@ -108,7 +103,7 @@ class EncoderDecoderRunner(CompatRunner):
         return own
 
     def _compute(self, cache: Any, row: Row, part: slice, num_logits: int) -> Tensor:
-        states = self._encoded[_source(row).held.key].states
+        states = self._encoded[row.source.held.key].states
         ids = [int(token) for token in row.token_ids[part]]
         if self._state is not None:
             self._state.restore()
@@ -126,9 +121,3 @@ def num_embeddings(part: Any) -> int:
     """Token ids that an encoder or a decoder can read."""
     embedding = getattr(part, "embed_tokens", None) or part.get_input_embeddings()
     return int(embedding.weight.shape[0])
-
-
-def _source(row: Row) -> Source:
-    source = row.context.source
-    assert source is not None, "a row of an encoder-decoder reads a source"
-    return source

@@ -37,7 +37,7 @@ class FusedPairRunner(FusedRunner):
         self.is_row_invariant &= all(linear.is_row_invariant for linear in layout.encoder.products())
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
-        sources = [_source(row) for row in rows]
+        sources = [row.source for row in rows]
         failed = self._encode({source.held.key: source for source in sources if not source.is_computed})
         self.backend.begin_cross(
             [
@@ -68,9 +68,3 @@ class FusedPairRunner(FusedRunner):
             start += row.num_logits
         unseen = {i for i, row in enumerate(rows) if is_failed[i] and not row.num_logits}
         self.failed_rows = sorted(unseen | set(self.failed_rows))
-
-
-def _source(row: Row) -> Source:
-    source = row.context.source
-    assert source is not None, "a row of an encoder-decoder reads a source"
-    return source
