@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from server.models import convert
 from server.models.loader import load
 from server.text.tokenizer import Tokenizer
 from tests.commands.processes import called
+from tests.full_disk import largest_file
 from tests.tiny_models import tiny_decoder, tiny_tokenizer
 from tests.tiny_sentencepiece import train, write_json, write_marian
 
@@ -260,19 +259,6 @@ def test_refuses_a_folder_that_differs_from_its_manifest(tmp_path: Path) -> None
     folder = write(tmp_path / "model", t5())
     (folder / "SHA256SUMS").write_text(f"{'0' * 64}  pytorch_model.bin\n")
     assert "SHA256SUMS" in refused(folder, tmp_path / "out")
-
-
-@contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
-    """Writing more to a file fails meanwhile, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("num_bytes", [100, 10_000])

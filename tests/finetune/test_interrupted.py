@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import resource
-import signal
 import subprocess
 import sys
 import time
@@ -26,6 +24,7 @@ from server.finetune.tasks import Classify
 from server.finetune.train import finetune
 from server.finetune.workspace import STATE
 from tests.finetune.bases import write_base, write_reviews
+from tests.full_disk import largest_file
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.timeout(240)
@@ -128,19 +127,6 @@ def test_a_run_keeps_another_away_from_its_folder(options: Options) -> None:
         with pytest.raises(ConfigurationError, match="Another run is writing to"):
             finetune(options)
         assert folder.exists()
-
-
-@contextmanager
-def largest_file(num_bytes: int) -> Iterator[None]:
-    """Writing more to a file fails meanwhile, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
