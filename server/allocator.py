@@ -11,7 +11,7 @@ M_MMAP_THRESHOLD = -3
 
 
 def return_large_blocks() -> None:
-    """Give every block of `LARGE_BYTES` or more back as soon as it is freed, for the rest of this process.
+    """Return each freed block of at least `LARGE_BYTES` to the system at once, for the rest of this process.
 
     By default glibc raises this size to that of the largest block freed so far, up to 32 MiB. After one body of
     megabytes, such bodies would lie among what lives longer, and their memory would stay with the process.

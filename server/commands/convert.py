@@ -1,4 +1,4 @@
-"""Write a model folder again with its weights in safetensors, which ``sluice serve`` reads.
+"""Copy a model folder and convert its weights to safetensors, which ``sluice serve`` reads.
 
     sluice convert ./opus-mt-en-fr ./opus-mt-en-fr-safetensors
 

@@ -130,7 +130,7 @@ class BlockManager:
         self._free += blocks
 
     def discard_source(self, source: Source) -> list[int]:
-        """Take a source's blocks back and share them no more. Returns those that nobody else holds."""
+        """Take back a source's blocks and stop sharing them. Returns the blocks that no other request holds."""
         state = source.held
         self._sources.forget(state)
         # Another request that reads it has it encoded again, and fails by itself.

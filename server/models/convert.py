@@ -1,4 +1,4 @@
-"""A folder whose weights are pickled, written again with safetensors; everything else that serving reads is copied."""
+"""Copies what serving reads of a model folder, and converts its pickled weights to safetensors."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_source(folder: Path) -> None:
     if not folder.is_dir():
         raise refuse(f"There is no folder {folder}. Check the path.")
     if any((folder / name).is_file() for name in (*WEIGHTS, "adapter_model.safetensors")):
-        raise refuse(f"{folder} has its weights in safetensors already. Serve it as it is.")
+        raise refuse(f"{folder} has its weights in safetensors already. Serve this folder.")
     found = [name for name in (*PICKLED, INDEX) if (folder / name).is_file()]
     if not found:
         raise refuse(f"{folder} has no pytorch_model.bin. Give the path of a complete Hugging Face model folder.")
