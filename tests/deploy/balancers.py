@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -123,28 +124,31 @@ def _answers(url: str) -> bool:
 
 
 class Stream:
-    """A long stream in a thread, begun and not yet over when the constructor returns.
+    """A long stream in a thread, whose first token has arrived when the constructor returns.
 
-    One that is cut has an empty outcome.
+    With ``waits=False`` the constructor returns at once. A stream that is cut has an empty outcome.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, waits: bool = True, on_first_token: Callable[[], None] = lambda: None) -> None:
         self.started = threading.Event()
+        self.on_first_token = on_first_token
         self.outcomes: list[Outcome] = []
         self.thread = threading.Thread(target=self._run, args=(url,), daemon=True)
         self.thread.start()
-        assert self.started.wait(60)
+        if waits:
+            assert self.started.wait(60)
 
     def _run(self, url: str) -> None:
         request = body("The miller counts", stream=True, max_new_tokens=450)
         try:
-            self.outcomes = asyncio.run(generate_all(url, [request], self.started.set))
+            self.outcomes = asyncio.run(generate_all(url, [request], self._on_token))
         except httpx2.TransportError:
             self.outcomes = [Outcome()]
 
-    @property
-    def is_running(self) -> bool:
-        return self.thread.is_alive()
+    def _on_token(self) -> None:
+        if not self.started.is_set():
+            self.on_first_token()
+            self.started.set()
 
     def finish(self) -> Outcome:
         self.thread.join(90)
@@ -176,3 +180,34 @@ def settled(*servers: ServerProcess) -> dict[str, int]:
 def loads(servers: Sequence[ServerProcess]) -> list[float]:
     """Requests that each server holds now."""
     return [server.metric("sluice_admitted_requests") for server in servers]
+
+
+@contextmanager
+def held_stream(url: str, servers: Sequence[ServerProcess]) -> Iterator[tuple[Stream, ServerProcess]]:
+    """A stream, and the one of ``servers`` that has admitted it.
+
+    That server's worker stands still until the block ends, so the stream cannot end before.
+    """
+    try:
+        suspend_workers(servers)
+        stream = Stream(url, waits=False)
+        assert eventually(lambda: sum(loads(servers)) == 1)
+        [holder] = [server for server, load in zip(servers, loads(servers), strict=True) if load]
+        resume_workers([server for server in servers if server is not holder])
+        yield stream, holder
+    finally:
+        resume_workers(servers)
+
+
+def suspend_workers(servers: Sequence[ServerProcess]) -> None:
+    _signal_workers(servers, signal.SIGSTOP)
+
+
+def resume_workers(servers: Sequence[ServerProcess]) -> None:
+    _signal_workers(servers, signal.SIGCONT)
+
+
+def _signal_workers(servers: Sequence[ServerProcess], number: signal.Signals) -> None:
+    for server in servers:
+        for pid in server.worker_pids():
+            os.kill(pid, number)

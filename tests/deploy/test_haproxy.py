@@ -16,11 +16,14 @@ from tests.deploy.balancers import (
     Stream,
     addresses,
     haproxy,
+    held_stream,
     loads,
     num_answered,
     program,
+    resume_workers,
     settled,
     short_requests,
+    suspend_workers,
 )
 from tests.server_process import ServerProcess, running_server
 from tests.system.clients import eventually
@@ -60,38 +63,27 @@ def _replicas(tiny_llama: Path, folder: Path) -> Iterator[tuple[str, ServerProce
         yield url, first, second
 
 
-def by_load(first: ServerProcess, second: ServerProcess) -> tuple[ServerProcess, ServerProcess]:
-    """The server that holds the one running request, and the idle one."""
-    held = loads([first, second])
-    assert sorted(held) == [0, 1]
-    return (first, second) if held[0] else (second, first)
-
-
 def test_a_stream_passes_token_by_token(replicas):
     url, first, second = replicas
-    stream = Stream(url)
-    # The client has its first token, and the server is still at work on the others.
-    by_load(first, second)
+    try:
+        stream = Stream(url, on_first_token=lambda: suspend_workers([first, second]))
+        # The client has its first token, and one server still owes it the others.
+        assert sorted(loads([first, second])) == [0, 1]
+    finally:
+        resume_workers([first, second])
     outcome = stream.finish()
     assert outcome.is_whole and len(outcome.token_ids) == 450
 
 
 def test_requests_go_to_the_replica_with_fewer_of_them(replicas):
     url, first, second = replicas
-    was_running = False
-    for _ in range(5):
-        before = settled(first, second)
-        stream = Stream(url)
-        _, idle = by_load(first, second)
+    before = settled(first, second)
+    with held_stream(url, (first, second)) as (stream, busy):
+        idle = second if busy is first else first
         for _ in range(3):
             assert short_requests(url, 1)[0].is_whole
-        # On a busy machine the stream may end too soon, and both replicas have as few requests then.
-        was_running = stream.is_running
-        assert stream.finish().is_whole
-        if was_running:
-            break
-    assert was_running
-    assert eventually(lambda: num_answered(idle) == before[idle.url] + 3)
+        assert eventually(lambda: num_answered(idle) == before[idle.url] + 3)
+    assert stream.finish().is_whole
 
 
 def test_metrics_of_several_replicas_are_not_mixed(replicas):
@@ -102,11 +94,11 @@ def test_metrics_of_several_replicas_are_not_mixed(replicas):
 def test_a_draining_replica_finishes_its_stream_and_its_new_requests_are_answered_by_the_other(replicas):
     url, first, second = replicas
     before = settled(first, second)
-    stream = Stream(url)
-    draining, other = by_load(first, second)
-    draining.signal(signal.SIGTERM)
-    assert eventually(lambda: draining.get("/readyz")[0] == 503)
-    assert all(outcome.is_whole for outcome in short_requests(url, 16))
+    with held_stream(url, (first, second)) as (stream, draining):
+        draining.signal(signal.SIGTERM)
+        assert eventually(lambda: draining.get("/readyz")[0] == 503)
+        assert all(outcome.is_whole for outcome in short_requests(url, 16))
+    other = second if draining is first else first
     assert stream.finish().is_whole
     assert draining.wait() == 0
     assert eventually(lambda: num_answered(other) == before[other.url] + 16)

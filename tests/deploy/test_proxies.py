@@ -19,10 +19,13 @@ from tests.deploy.balancers import (
     addresses,
     free_port,
     haproxy,
+    held_stream,
     loads,
     num_answered,
+    resume_workers,
     settled,
     short_requests,
+    suspend_workers,
     three_servers,
 )
 from tests.deploy.stubborn_replica import Way, stubborn_replica
@@ -64,9 +67,12 @@ def mortal_cluster(balancer: Balancer, tiny_llama: Path, tmp_path: Path) -> Iter
 
 def test_a_stream_passes_token_by_token(cluster: Cluster):
     url, servers = cluster
-    stream = Stream(url)
-    # The client has its first token, and one server is still at work on the others.
-    assert sorted(loads(servers)) == [0, 0, 1]
+    try:
+        stream = Stream(url, on_first_token=lambda: suspend_workers(servers))
+        # The client has its first token, and one server still owes it the others.
+        assert sorted(loads(servers)) == [0, 0, 1]
+    finally:
+        resume_workers(servers)
     outcome = stream.finish()
     assert outcome.is_whole
     assert len(outcome.token_ids) == 450
@@ -125,11 +131,10 @@ def test_a_request_that_a_replica_has_begun_visits_no_other(
 
 def test_a_draining_replica_finishes_its_stream_and_answers_no_new_request(mortal_cluster: Cluster):
     url, servers = mortal_cluster
-    stream = Stream(url)
-    [draining] = [server for server, load in zip(servers, loads(servers), strict=True) if load]
-    draining.signal(signal.SIGTERM)
-    assert eventually(lambda: draining.get("/readyz")[0] == 503)
-    assert all(outcome.is_whole for outcome in short_requests(url, 24))
+    with held_stream(url, servers) as (stream, draining):
+        draining.signal(signal.SIGTERM)
+        assert eventually(lambda: draining.get("/readyz")[0] == 503)
+        assert all(outcome.is_whole for outcome in short_requests(url, 24))
     assert stream.finish().is_whole
     assert draining.wait() == 0
     assert num_answered(draining) == 1
