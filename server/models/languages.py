@@ -86,23 +86,32 @@ def read_languages(folder: Path, config: Mapping[str, Any], tokenizer: Any) -> L
 
 def summary_prefix(config: Mapping[str, Any]) -> str:
     """Words that T5's kind reads before a text that it shall summarise; none for other models."""
-    prefix = _of_summaries(config).get("prefix")
-    return prefix if isinstance(prefix, str) else ""
+    return _prefix_of(config, "summarization")
+
+
+def translation_prefix(config: Mapping[str, Any]) -> str:
+    """Words that a model without languages reads before every text that it rewrites; often none."""
+    return _prefix_of(config, "translation")
 
 
 def summary_options(config: Mapping[str, Any]) -> dict[str, GenerationValue]:
     """Defaults for summaries, under transformers' names; None where a value sets nothing. They are not checked."""
     found: dict[str, GenerationValue] = {}
-    for name, value in _of_summaries(config).items():
+    for name, value in _task_options(config, "summarization").items():
         if name != "prefix":
             is_none = isinstance(value, dict) or (name in NONE_BELOW_ZERO and value == -1)
             found[name] = None if is_none else value
     return found
 
 
-def _of_summaries(config: Mapping[str, Any]) -> dict[str, Any]:
+def _prefix_of(config: Mapping[str, Any], task: str) -> str:
+    prefix = _task_options(config, task).get("prefix")
+    return prefix if isinstance(prefix, str) else ""
+
+
+def _task_options(config: Mapping[str, Any], task: str) -> dict[str, Any]:
     tasks = config.get("task_specific_params")
-    options = tasks.get("summarization") if isinstance(tasks, dict) else None
+    options = tasks.get(task) if isinstance(tasks, dict) else None
     return options if isinstance(options, dict) else {}
 
 

@@ -22,7 +22,7 @@ from server.models.describe import ProblemType
 from server.models.device import choose_device, use_device
 from server.models.embedder import Embedder, Recipe
 from server.models.folder import look
-from server.models.languages import read_languages, summary_options, summary_prefix
+from server.models.languages import read_languages, summary_options, summary_prefix, translation_prefix
 from server.models.lengths import longest_input, longest_source
 from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
@@ -47,6 +47,8 @@ class LoadedModel:
     start_ids: list[int]
     """The same: what every output follows."""
     languages: Languages | None
+    translation_prefix: str
+    """Words before every text, of one without languages; often none."""
     summary_prefix: str
     """Words before a text that ask for a summary; often none."""
     summary_options: dict[str, GenerationValue]
@@ -80,6 +82,7 @@ def load(model: ModelConfig) -> LoadedModel:
     architecture = type(module).__name__
     max_model_len = longest_input(model, module, tokenizer, task, recipe)
     is_seq2seq = task == SEQ2SEQ.name
+    said = _own_config(folder) or looked.config
     if recipe is not None:
         module = Embedder(module, recipe.pooling)
     return LoadedModel(
@@ -93,9 +96,10 @@ def load(model: ModelConfig) -> LoadedModel:
         start_ids=describe.start_ids_of(folder, module.config, _generation_config(folder, module))
         if is_seq2seq
         else [],
-        languages=read_languages(words, looked.config, tokenizer) if is_seq2seq else None,
-        summary_prefix=summary_prefix(looked.config) if is_seq2seq else "",
-        summary_options=summary_options(looked.config) if is_seq2seq else {},
+        languages=read_languages(words, said, tokenizer) if is_seq2seq else None,
+        translation_prefix=translation_prefix(said) if is_seq2seq else "",
+        summary_prefix=summary_prefix(said) if is_seq2seq else "",
+        summary_options=summary_options(said) if is_seq2seq else {},
         labels=describe.labels_of(module.config, task),
         embedding=None if recipe is None else _embedding(recipe, module.config),
         problem_type=describe.problem_type_of(module.config, task),
@@ -103,6 +107,12 @@ def load(model: ModelConfig) -> LoadedModel:
         num_parameters=sum(parameter.numel() for parameter in module.parameters()),
         attribution=describe.attribution_of(*dict.fromkeys((folder, weights))),
     )
+
+
+def _own_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` in the folder; an adapter may bring one, with the prefix that it was trained with."""
+    content: dict[str, Any] = describe.read_json(folder, "config.json") if (folder / "config.json").is_file() else {}
+    return content
 
 
 def _embedding(recipe: Recipe, config: PreTrainedConfig) -> Embedding:

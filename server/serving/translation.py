@@ -20,7 +20,8 @@ def choose(
     refusals: list[tuple[bool, InvalidRequest]] = []
     for served in models:
         try:
-            return served, direction(served.ready.languages, source, target, texts)
+            ready = served.ready
+            return served, direction(ready.languages, source, target, texts, prefix=ready.translation_prefix)
         except InvalidRequest as error:
             refusals.append((served.ready.languages is None, error))
     raise min(refusals, key=lambda refusal: refusal[0])[1]

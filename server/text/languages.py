@@ -32,14 +32,22 @@ class Direction:
 
 
 def direction(
-    languages: Languages | None, src_lang: str | None, tgt_lang: str | None, texts: Sequence[str] = ()
+    languages: Languages | None,
+    src_lang: str | None,
+    tgt_lang: str | None,
+    texts: Sequence[str] = (),
+    *,
+    prefix: str = "",
 ) -> Direction:
-    """Of a request with these fields and texts. Raises `InvalidRequest` for a language that the model does not have."""
+    """Of a request with these fields and texts. Raises `InvalidRequest` for a language that the model does not have.
+
+    ``prefix`` stands before every text of a model without languages.
+    """
     if languages is None:
         for name, code in (("src_lang", src_lang), ("tgt_lang", tgt_lang)):
             if code is not None:
                 raise UnsupportedParameter(name, "this model has no languages to choose from")
-        return Direction(source=None, target=None)
+        return Direction(source=None, target=None, prefix=prefix)
     source = _source(languages, src_lang)
     is_target_in_text = _is_target_in_text(languages, tgt_lang, texts)
     target = None if is_target_in_text else _target(languages, tgt_lang)

@@ -194,6 +194,7 @@ def _ready(loaded: LoadedModel, *, device: torch.device, dtype: torch.dtype, **o
         max_source_len=loaded.max_source_len,
         start_ids=loaded.start_ids,
         languages=loaded.languages,
+        translation_prefix=loaded.translation_prefix,
         summary_prefix=loaded.summary_prefix,
         summary_options=loaded.summary_options,
         device=str(device),

@@ -123,6 +123,15 @@ def test_the_words_for_a_task_go_before_the_text():
     assert texts == ["translate English to German: a", "summarize: a"]
 
 
+def test_a_model_without_languages_reads_its_prefix_before_every_text():
+    worker = translator("spelling", None, translation_prefix="spell: ")
+    client = client_of(worker)
+    post(client, inputs="a")
+    post(client, inputs=None, q="b", source="auto", target=None)
+    texts = [TOKENIZER.decode(command.source_ids) for command in worker.commands]
+    assert texts == ["spell: a", "spell: b"]
+
+
 def test_summaries_have_a_name_of_their_own():
     client = client_of(translator("plain", None))
     assert post(client, "/summarize", inputs="a b") == [{"summary_text": "A B"}]

@@ -24,7 +24,7 @@ from transformers.models.mbart.modeling_mbart import shift_tokens_right
 
 from server.config import ModelConfig
 from server.languages import Languages
-from server.models.languages import read_languages, summary_options, summary_prefix
+from server.models.languages import read_languages, summary_options, summary_prefix, translation_prefix
 from server.models.loader import load
 from server.models.tokenizer_files import load_tokenizer
 from server.text.languages import direction
@@ -203,6 +203,11 @@ def test_reads_the_directions_of_t5_from_its_config(tmp_path: Path) -> None:
 
 def test_reads_what_t5_is_told_before_a_text_to_summarise() -> None:
     assert summary_prefix({"task_specific_params": T5_TASKS}) == "summarize: "
+
+
+def test_reads_the_prefix_of_a_model_without_languages() -> None:
+    assert translation_prefix({"task_specific_params": {"translation": {"prefix": "spell: "}}}) == "spell: "
+    assert translation_prefix({"task_specific_params": T5_TASKS}) == ""
 
 
 def test_reads_the_options_of_t5_for_summaries() -> None:
