@@ -13,6 +13,7 @@ from torch import Tensor
 
 from server.modules.text_attention import attend
 from server.modules.texts import Texts
+from tests.native.random_lengths import any_length
 
 
 def states(shape: tuple[int, int, int], num_tokens: int, dtype: torch.dtype, seed: int) -> tuple[Tensor, ...]:
@@ -49,5 +50,5 @@ def random_texts(seed: int, dtype: torch.dtype, max_length: int) -> RandomTexts:
     chance = random.Random(seed)
     num_kv_heads, group = chance.choice([1, 2, 3]), chance.choice([1, 1, 2, 5])
     shape = (num_kv_heads * group, num_kv_heads, 16 * chance.randrange(1, 17))
-    texts = Texts([chance.randint(1, max_length) for _ in range(chance.randrange(1, 6))])
+    texts = Texts([any_length(chance, max_length) for _ in range(chance.randrange(1, 6))])
     return RandomTexts(texts, states(shape, texts.starts[-1], dtype, seed), chance.choice([None, 5, 90]))

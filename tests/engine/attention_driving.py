@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import torch
@@ -79,6 +79,11 @@ class Scene:
             value=draw(spec.num_kv_heads, spec.value_dim),
             table=[self.free.pop() for _ in range(-(-length // self._block_size))],
         )
+
+    def again(self, told: Told) -> Told:
+        """The sequence before its first token, in blocks that still hold what was written to them last."""
+        self.free[:0] = told.table
+        return replace(told, table=[self.free.pop() for _ in told.table], num_computed=0)
 
     def begin(self, told: Sequence[tuple[Told, int]], *, num_logits: int = 1) -> BatchInputs:
         """Plan a step of so many further tokens of each sequence."""

@@ -29,9 +29,9 @@ def product(trial: int) -> Tensor:
 
 def attention(trial: int) -> Tensor:
     chance = random.Random(trial)
-    spec = test_attention_trials.any_spec(chance)
-    lengths = [chance.randrange(1, 150)]
-    return torch.cat(test_attention_trials.together(spec, torch.bfloat16, "auto", lengths, trial, chance))
+    place = test_attention_trials.scene(test_attention_trials.any_spec(chance), torch.bfloat16, "auto")
+    sequence = place.sequence(chance.randrange(1, 150), trial)
+    return torch.cat(test_attention_trials.together(place, [sequence], chance))
 
 
 def encoder(trial: int) -> Tensor:
