@@ -144,6 +144,7 @@ PARTS: dict[str, Callable[[Plan], Numbers]] = {
     **{name: other_model(name) for name in random_models.CONFIGS},
     "concurrency": growth.by_concurrency,
     "context": growth.by_context,
+    "cache": growth.by_cache,
     "waiting": waiting,
     "startup": startup.measure,
 }
