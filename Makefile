@@ -54,8 +54,8 @@ soak: models  ## ten minutes of mixed load with clients that leave and workers t
 bench: models  ## measure speed against the machine and transformers (ARGS="--only streams", "--quick")
 	@$(BIN)/python loadtest/bench.py $(ARGS)
 
-bench-peers: models  ## the same beside OpenVINO GenAI and onnxruntime (installs both in an environment of their own)
-	@$(BIN)/python loadtest/bench.py --only peers peer-encoders $(ARGS)
+bench-peers: models  ## the same beside OpenVINO GenAI, onnxruntime and CTranslate2 (installs them in environments of their own)
+	@$(BIN)/python loadtest/bench.py --only peers peer-encoders translation $(ARGS)
 
 hostile: models  ## attack a server and judge what its other clients notice (ARGS="--seconds 60", "--quick")
 	@$(BIN)/python loadtest/hostile.py $(ARGS)

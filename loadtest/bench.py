@@ -4,7 +4,7 @@
     python loadtest/bench.py --only streams steady  # some parts
     python loadtest/bench.py --only streams --into loadtest/results/bench-20260101-120000.json
     python loadtest/bench.py --quick                # does it all run?
-    make bench-peers                                # beside OpenVINO GenAI, `generate` and onnxruntime: ten minutes
+    make bench-peers                                # beside what else people would run: 15 minutes
 
 Compared things are measured in turn in every round. The results go into a JSON file and into plots, and a table at
 the end holds them against the targets. ``--into`` replaces the parts that ran in an earlier file.
@@ -35,6 +35,7 @@ import startup
 import steady
 import step_parts
 import targets
+import translation
 from arguments import DEFAULT_MODEL
 from baseline import quiet
 from client import run
@@ -148,7 +149,11 @@ PARTS: dict[str, Callable[[Plan], Numbers]] = {
     "waiting": waiting,
     "startup": startup.measure,
 }
-PEER_PARTS: dict[str, Callable[[Plan], Numbers]] = {"peers": peers.decoders, "peer-encoders": peers.classifiers}
+PEER_PARTS: dict[str, Callable[[Plan], Numbers]] = {
+    "peers": peers.decoders,
+    "peer-encoders": peers.classifiers,
+    "translation": translation.measure,
+}
 """Only where they are asked for: they install what they compare with."""
 EVERY_PART = PARTS | PEER_PARTS
 
@@ -200,7 +205,10 @@ def main() -> int:
         # After each part: a run that is broken off has measured something.
         path = save("bench", {"arguments": vars(args), "nice": nice_value(), "results": results}, into=path)
     plots.draw(results, machine()["cpu"], args.plots)
-    print(targets.shown(results) if set(measured) - PEER_PARTS.keys() else peers.shown(results))
+    tables = [targets.shown(results) if set(measured) - PEER_PARTS.keys() else peers.shown(results)]
+    if "translation" in measured:
+        tables.append(translation.shown(results["translation"]))
+    print("\n\n".join(filter(None, tables)))
     print(f"saved to {path}")
     return 0 if measured == args.only else 1
 

@@ -1,6 +1,6 @@
-"""An environment of its own for OpenVINO GenAI and onnxruntime, and the models in their formats.
+"""Environments of their own for OpenVINO GenAI with onnxruntime and for CTranslate2, and the models in their formats.
 
-Both are made once, beside the results. torch comes from the project's own environment: it takes gigabytes.
+All are made once, beside the results. torch comes from the project's own environment: it takes gigabytes.
 """
 
 from __future__ import annotations
@@ -16,30 +16,39 @@ from served import ROOT
 
 FOLDER = RESULTS / "peers"
 ENVIRONMENT = FOLDER / "environment"
-PYTHON = ENVIRONMENT / "bin" / "python"
 REQUIREMENTS = ("openvino-genai>=2026.4", "optimum-intel>=2.2", "nncf>=3.3", "onnxruntime>=1.31")
 LAST_WORDS = 2000
 
 
 def installed() -> Path:
-    """The interpreter of the environment."""
-    stamp = ENVIRONMENT / "requirements.txt"
-    wanted = "\n".join(REQUIREMENTS)
+    """The interpreter that has OpenVINO GenAI and onnxruntime."""
+    return _installed(ENVIRONMENT, REQUIREMENTS)
+
+
+def ctranslate2_installed() -> Path:
+    """The interpreter that has CTranslate2."""
+    return _installed(FOLDER / "ctranslate2", ("ctranslate2>=4.8",))
+
+
+def _installed(folder: Path, requirements: tuple[str, ...]) -> Path:
+    python = folder / "bin" / "python"
+    stamp = folder / "requirements.txt"
+    wanted = "\n".join(requirements)
     if stamp.exists() and stamp.read_text() == wanted:
-        return PYTHON
-    print(f"Installing {', '.join(REQUIREMENTS)} into {ENVIRONMENT}", flush=True)
-    shutil.rmtree(ENVIRONMENT, ignore_errors=True)
-    _run([sys.executable, "-m", "venv", str(ENVIRONMENT)])
-    own = ENVIRONMENT / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
+        return python
+    print(f"Installing {', '.join(requirements)} into {folder}", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    _run([sys.executable, "-m", "venv", str(folder)])
+    own = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     (own / "project.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
-    constraints = ENVIRONMENT / "constraints.txt"
+    constraints = folder / "constraints.txt"
     constraints.write_text(f"torch=={version('torch').partition('+')[0]}\n")
-    pip = [str(PYTHON), "-m", "pip"]
-    _run([*pip, "install", "--quiet", "--disable-pip-version-check", "-c", str(constraints), *REQUIREMENTS])
+    pip = [str(python), "-m", "pip"]
+    _run([*pip, "install", "--quiet", "--disable-pip-version-check", "-c", str(constraints), *requirements])
     # Text models do not need it, and its operators are for another build of torch.
     _run([*pip, "uninstall", "--quiet", "--yes", "torchvision"])
     stamp.write_text(wanted)
-    return PYTHON
+    return python
 
 
 def openvino_model(model: str, weights: str) -> Path:
@@ -65,6 +74,19 @@ def onnx_model(model: Path) -> Path:
         _run([sys.executable, __file__, str(model), str(unfinished)])
         unfinished.rename(path)
     return path
+
+
+def ctranslate2_model(model: Path) -> Path:
+    """The folder of a translator with int8 weights."""
+    folder = FOLDER / f"{model.name}-ctranslate2-int8"
+    if not folder.exists():
+        print(f"Converting {model} for CTranslate2, int8", flush=True)
+        unfinished = FOLDER / f"{folder.name}.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        script = Path(__file__).with_name("ctranslate2_process.py")
+        _run([str(ctranslate2_installed()), str(script), "convert", str(model.resolve()), str(unfinished)])
+        unfinished.rename(folder)
+    return folder
 
 
 def _run(command: list[str]) -> None:

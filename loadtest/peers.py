@@ -36,8 +36,8 @@ SCRIPT = Path(__file__).with_name("peer_process.py")
 class Peer:
     """A process of `peer_process`: it is ready when this is made."""
 
-    def __init__(self, *arguments: str) -> None:
-        command = [str(peer_environment.installed()), str(SCRIPT), *arguments]
+    def __init__(self, *arguments: str, python: Path | None = None, script: Path | None = None) -> None:
+        command = [str(python or peer_environment.installed()), str(script or SCRIPT), *arguments]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         self.facts = self._read()
 

@@ -8,16 +8,23 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from arguments import DEFAULT_MODEL
 from report import RESULTS
-from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    GPT2Config,
+    MarianConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+)
 
 FOLDER = RESULTS / "random-models"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def qwen2() -> PreTrainedConfig:
@@ -43,7 +50,29 @@ def gpt2() -> PreTrainedConfig:
     return GPT2Config(bos_token_id=1, eos_token_id=2, pad_token_id=2)
 
 
+def opus_mt() -> PreTrainedConfig:
+    """The base shape of OPUS-MT's translators. Token 0 ends an output, the last one is padding and starts it."""
+    last = 58_100
+    return MarianConfig(
+        vocab_size=last + 1,
+        d_model=512,
+        encoder_layers=6,
+        decoder_layers=6,
+        encoder_attention_heads=8,
+        decoder_attention_heads=8,
+        encoder_ffn_dim=2048,
+        decoder_ffn_dim=2048,
+        max_position_embeddings=512,
+        activation_function="swish",
+        scale_embedding=True,
+        eos_token_id=0,
+        pad_token_id=last,
+        decoder_start_token_id=last,
+    )
+
+
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {"qwen2-0.5b": qwen2, "gpt2-124m": gpt2}
+TRANSLATORS: dict[str, Callable[[], PreTrainedConfig]] = {"opus-mt-base": opus_mt}
 
 
 def folder_of(name: str, tokenizer_from: str = DEFAULT_MODEL) -> Path:
@@ -55,15 +84,19 @@ def folder_of(name: str, tokenizer_from: str = DEFAULT_MODEL) -> Path:
     unfinished = FOLDER / f"{name}.unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name](), dtype=torch.bfloat16)
+    config = (CONFIGS | TRANSLATORS)[name]()
+    kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = kind.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(unfinished)
-    _write_tokenizer(Path(tokenizer_from), unfinished, model.config.vocab_size)
+    # An encoder-decoder has a start token of its own.
+    names = TOKENIZER_FILES if config.is_encoder_decoder else (*TOKENIZER_FILES, "generation_config.json")
+    _write_tokenizer(Path(tokenizer_from), unfinished, config.vocab_size, names)
     unfinished.rename(folder)
     return folder
 
 
-def _write_tokenizer(source: Path, target: Path, vocab_size: int) -> None:
-    for name in TOKENIZER_FILES:
+def _write_tokenizer(source: Path, target: Path, vocab_size: int, names: Sequence[str]) -> None:
+    for name in names:
         if (source / name).exists():
             shutil.copyfile(source / name, target / name)
     path = target / "tokenizer.json"
