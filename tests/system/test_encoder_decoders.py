@@ -15,8 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from tests.conftest import TINY_SETTINGS
-from tests.server_process import ServerProcess, running_server
+from tests.server_process import ServerProcess
+from tests.system.families import NUM_NEW, serving, written
 from tests.tiny_encoder_decoders import KINDS, write_tiny_encoder_decoder
 
 pytestmark = pytest.mark.timeout(280)
@@ -27,19 +27,16 @@ SOURCES = (
     'In 1887 the price was 9.50; "nobody" remembers why. ' * 4,
     "a",
 )
-NUM_NEW = 24
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("encoder_decoders")
-    return {family: write_tiny_encoder_decoder(root / family, family) for family in KINDS}
+    return written(tmp_path_factory.mktemp("encoder_decoders"), KINDS, write_tiny_encoder_decoder)
 
 
 @pytest.fixture(scope="module")
 def server(folders: dict[str, Path]) -> Iterator[ServerProcess]:
-    flags = [flag for family, folder in folders.items() for flag in ("--model", f"{family}={folder}")]
-    with running_server(*flags, *TINY_SETTINGS) as server:
+    with serving(folders) as server:
         yield server
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.conftest import TINY_SETTINGS
-from tests.server_process import ServerProcess, running_server
+from tests.server_process import ServerProcess
+from tests.system.families import NUM_NEW, serving, written
 from tests.tiny_models import write_tiny_decoder
 
 pytestmark = pytest.mark.timeout(280)
@@ -25,19 +25,16 @@ PROMPTS = (
     'In 1887 the price was 9.50; "nobody" remembers why. ' * 4,
     "النهر يجري",
 )
-NUM_NEW = 24
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("families")
-    return {family: write_tiny_decoder(root / family, family) for family in FAMILIES}
+    return written(tmp_path_factory.mktemp("families"), FAMILIES, write_tiny_decoder)
 
 
 @pytest.fixture(scope="module")
 def server(folders: dict[str, Path]) -> Iterator[ServerProcess]:
-    flags = [flag for family, folder in folders.items() for flag in ("--model", f"{family}={folder}")]
-    with running_server(*flags, *TINY_SETTINGS) as server:
+    with serving(folders) as server:
         yield server
 
 
