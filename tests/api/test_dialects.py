@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from server.api.app import ROUTERS
 from server.api.bodies.fields import LenientModel
 from server.api.http.dialect import Dialect
+from server.errors import SluiceError
 from server.tasks import TASKS
 from tests.api.shell import client_of, shell
 
@@ -32,6 +33,17 @@ def test_a_wrong_body_has_the_status_of_its_dialect(path: str, dialect: Dialect,
     refused = client_of(shell()).post(path, json=[1])
     assert refused.status_code == dialect.status_of_invalid
     assert refused.json().keys() >= {"error", "error_type"}
+
+
+@pytest.mark.parametrize(("path", "dialect", "body"), list(routes()))
+def test_a_body_that_cannot_be_read_has_the_shape_of_its_dialect(path: str, dialect: Dialect, body: type[Any]) -> None:
+    client = client_of(shell(max_body_bytes=1000))
+    for content, kind, status in (("{", "json", 400), ("[" + "1," * 1000, "json", 413), ("a", "yaml", 415)):
+        refused = client.post(path, content=content, headers={"Content-Type": f"application/{kind}"})
+        assert refused.status_code == status
+        shown = dialect.of_unread().error(SluiceError("A sentence."), refused.headers["x-request-id"])
+        assert refused.json().keys() == shown.keys()
+        assert type(refused.json()["error"]) is type(shown["error"])
 
 
 @pytest.mark.parametrize(("path", "dialect", "body"), list(routes()))

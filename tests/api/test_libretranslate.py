@@ -157,7 +157,7 @@ def test_a_form_that_is_not_sound_is_refused_in_its_shape(form: str | bytes, sai
 def test_a_form_of_a_web_page_is_refused():
     """A browser sends it from any site, without asking."""
     reply = send_form("q=a&source=en&target=de", 415, Origin="https://evil.example")
-    assert "must send JSON" in reply["error"]["message"]
+    assert "must send JSON" in reply["error"]
 
 
 @pytest.mark.parametrize("path", ["/summarize", "/generate"])
@@ -171,6 +171,25 @@ def test_multipart_bodies_are_refused_with_what_is_accepted():
     reply = client_of(translator("many", MANY)).post("/translate", files={"q": (None, "a")})
     assert reply.status_code == 415
     assert "JSON" in reply.text and FORM_TYPE in reply.text
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers"),
+    [
+        (400, b'{"q": "a', {}),
+        (400, b'{"q": "\\ud800", "source": "en"}', {}),
+        (400, b"", {}),
+        (413, b'{"q": "' + b"a" * 200_000 + b'"}', {}),
+        (415, b"q: a", {"Content-Type": "text/yaml"}),
+        (415, b'{"q": "a"}', {"Content-Encoding": "gzip"}),
+    ],
+)
+def test_a_body_that_cannot_be_read_is_refused_in_its_shape(status: int, body: bytes, headers: dict[str, str]):
+    client = client_of(translator("many", MANY), max_body_bytes=200_000)
+    reply = client.post("/translate", content=body, headers={"Content-Type": "application/json", **headers})
+    assert reply.status_code == status
+    assert reply.json().keys() == {"error"}
+    assert isinstance(reply.json()["error"], str)
 
 
 def test_a_form_is_bounded_as_json_is():

@@ -39,6 +39,10 @@ class Dialect:
         """The dialect of a request whose body is a form."""
         return self
 
+    def of_unread(self) -> Dialect:
+        """The dialect of a request whose body cannot be read."""
+        return self
+
     def statuses_at(self, status: int) -> tuple[int, ...]:
         """What an error's own status may become on the path."""
         return (self.status_at(status),)

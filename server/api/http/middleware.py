@@ -174,6 +174,7 @@ class BodyGate:
         try:
             body = await self._read_checked(scope, headers, receive) if is_work else await self._read(headers, receive)
         except SluiceError as error:
+            scope["state"]["dialect"] = scope["state"]["dialect"].of_unread()
             await self._refuse(error, scope, receive, send)
             return
         await self.app(scope, _replay(body, receive), send)

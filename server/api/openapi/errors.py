@@ -82,7 +82,7 @@ ANTHROPICS_REPLY: dict[str, Any] = {
 
 TRANSLATES_REPLY: dict[str, Any] = {
     "title": TRANSLATE.error_schema,
-    "description": "The error of every route, or LibreTranslate's where the body has q.",
+    "description": "The error of every route, or LibreTranslate's where the body has q or cannot be read.",
     "anyOf": [
         {"$ref": "#/components/schemas/ErrorReply"},
         {

@@ -24,7 +24,7 @@ LIBRETRANSLATE = LibreTranslate()
 
 
 class Translate(Dialect):
-    """Our own ways, unless the body has LibreTranslate's ``q``."""
+    """Our own ways, unless the body has LibreTranslate's ``q`` or cannot be read."""
 
     error_schema = "TranslateErrorReply"
     has_key_in_body = True
@@ -34,6 +34,10 @@ class Translate(Dialect):
         return LIBRETRANSLATE if isinstance(body, dict) and "q" in body else SLUICE
 
     def of_form(self) -> Dialect:
+        return LIBRETRANSLATE
+
+    def of_unread(self) -> Dialect:
+        """Clients of Hugging Face read a sentence too: its own API sends one."""
         return LIBRETRANSLATE
 
     def statuses_at(self, status: int) -> tuple[int, ...]:
