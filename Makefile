@@ -17,10 +17,10 @@ help:  ## this list
 serve: models  ## install, fetch the default models, serve them on 127.0.0.1:8000 (ARGS="--port 9000")
 	@exec $(BIN)/sluice serve --config deploy/defaults.toml $(ARGS)
 
-test: models  ## install, fetch the default models, run all tests on all CPUs (ARGS="-k name" for some)
+test: models translator  ## install, fetch the default models and the translators, run all tests on all CPUs (ARGS="-k name" for some)
 	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-test-kernels: models  ## repeat the tests of kernels and parity with each set of CPU kernels that runs here (SETS="avx2 torch")
+test-kernels: models translator  ## repeat the tests of kernels and parity with each set of CPU kernels that runs here (SETS="avx2 torch")
 	@for set in $${SETS:-$$($(BIN)/python -c \
 	  'from tests.native import variants; print(*(name[1:] for name in variants.HERE), "torch")')}; do \
 	  echo "With the kernels $$set:"; \
