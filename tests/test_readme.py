@@ -212,6 +212,17 @@ def url() -> Iterator[str]:
         yield server.url
 
 
+@pytest.fixture(scope="module")
+def translating_url() -> Iterator[str]:
+    """Of a server that the README's own command starts."""
+    from tests.server_process import running_server
+
+    (command,) = [command for command in commands("sluice", "serve") if "translator" in command]
+    flags = [word.replace("=models/", f"={ROOT}/models/") for word in shlex.split(command)[2:]]
+    with running_server(*flags, "--kv-cache-gib", "0.25", "--threads", "1") as server:
+        yield server.url
+
+
 def run_curl(block: Block, url: str) -> str:
     words = shlex.split(block.text.replace("\\\n", " ").replace(ADDRESS, url))
     assert any(word.startswith(url) for word in words), block.text
@@ -242,15 +253,27 @@ def is_stream(block: Block) -> bool:
     return '"stream": true' in block.text
 
 
+def is_translation(block: Block) -> bool:
+    """Whether the embedded translators answer it, which the README has served."""
+    return "/translate" in block.text and block in curls(README)
+
+
 @pytest.mark.defaults
 @pytest.mark.parametrize(
     "block",
-    [block for page in (README, API) for block in curls(page) if not is_stream(block)],
+    [block for page in (README, API) for block in curls(page) if not is_stream(block) and not is_translation(block)],
     ids=lambda block: block.text.split()[1][21:],
 )
 def test_a_request_of_the_pages_gets_the_reply_that_they_show(block: Block, url: str):
     assert block.reply is not None
     assert_alike(json.loads(block.reply), json.loads(run_curl(block, url)))
+
+
+@pytest.mark.defaults
+def test_the_translation_of_the_readme_is_the_one_that_the_embedded_model_gives(translating_url: str):
+    (block,) = [block for block in curls(README) if is_translation(block)]
+    assert block.reply is not None
+    assert json.loads(run_curl(block, translating_url)) == json.loads(block.reply)
 
 
 @pytest.mark.defaults
