@@ -19,6 +19,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, get_args
 
+import httpx2
 import pytest
 
 from server.defaults.sources import TRANSLATORS
@@ -208,7 +209,10 @@ def url() -> Iterator[str]:
     from tests.server_process import running_server
 
     config = str(ROOT / "deploy" / "defaults.toml")
-    with running_server("--config", config, "--kv-cache-gib", "0.25", "--threads", "1") as server:
+    templates = str(ROOT / "deploy" / "templates")
+    with running_server(
+        "--config", config, "--templates", templates, "--kv-cache-gib", "0.25", "--threads", "1"
+    ) as server:
         yield server.url
 
 
@@ -274,6 +278,22 @@ def test_the_translation_of_the_readme_is_the_one_that_the_embedded_model_gives(
     (block,) = [block for block in curls(README) if is_translation(block)]
     assert block.reply is not None
     assert json.loads(run_curl(block, translating_url)) == json.loads(block.reply)
+
+
+@pytest.mark.defaults
+@pytest.mark.parametrize("text", ["The mill by the river belongs to Otto.", "No.", ']}] 磨坊 \\ " {'])
+def test_the_relations_of_any_text_are_triples(text: str, url: str):
+    (block,) = [block for block in curls(API) if '"template": "relations"' in block.text]
+    words = shlex.split(block.text.replace("\\\n", " "))
+    body = json.loads(words[words.index("-d") + 1])
+    body["variables"]["text"] = text
+    body["parameters"] |= {"temperature": 2.0, "seed": 1}
+    reply = httpx2.post(f"{url}/generate", json=body, timeout=120).json()
+    triples = json.loads(reply["generated_text"])
+    assert 1 <= len(triples) <= 3
+    for triple in triples:
+        assert triple.keys() == {"subject", "relation", "object"}
+        assert all(isinstance(part, str) and len(part) <= 24 for part in triple.values())
 
 
 @pytest.mark.defaults

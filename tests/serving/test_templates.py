@@ -56,6 +56,7 @@ def test_the_templates_in_deploy_are_served() -> None:
     described = run(nothing, DEPLOYED, check=True)
     assert {(entry["name"], entry["version"], entry["task"]) for entry in described} == {
         ("sentiment-by-example", 1, "generate"),
+        ("relations", 1, "generate"),
         ("headline", 1, "classify"),
         ("letter", 2, "ner"),
     }
