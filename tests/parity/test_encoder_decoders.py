@@ -14,10 +14,16 @@ from server.engine.engine import DecoderEngine
 from server.engine.executors.build import build_runner
 from server.models.packed_linear import pack_linears
 from server.protocol import Generate
+from tests.fuzz.scale import SCALE
 from tests.parity import cases
 from tests.parity.test_parity import PROMPTS, check
 from tests.tiny_encoder_decoders import FAMILIES, KINDS, start_id, tiny_encoder_decoder
 
+FUSED = ("t5", "t5-1.1", "mt5", "umt5", "bart", "mbart", "marian", "marian, two vocabularies", "pegasus", "m2m_100",
+         "blenderbot", "plbart")  # fmt: skip
+"""Families with fused layers."""
+EXECUTORS = [(family, "auto") for family in FAMILIES]
+EXECUTORS += [(family, "compat") for family in FUSED if SCALE > 1]
 FORCED = [{"forced_bos_token_id": 9}, {"forced_bos_token_id": 9, "num_beams": 4, "begin_suppress_tokens": (40, 41)}]
 
 
@@ -52,12 +58,14 @@ def test_each_option_alone_gives_what_transformers_gives(family: str, executor: 
     check(engine_of(tiny_encoder_decoder(family), executor), tiny_encoder_decoder(family), read(commands, family))
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_random_combinations_with_different_sources_give_what_transformers_gives(family: str) -> None:
-    number = 40 if family in KINDS else 12
+@pytest.mark.timeout(900 * SCALE)
+@pytest.mark.parametrize(("family", "executor"), EXECUTORS)
+def test_random_combinations_with_different_sources_give_what_transformers_gives(
+    family: str, executor: Literal["auto", "compat"]
+) -> None:
+    number = max(40 if family in KINDS else 12, 10 * SCALE)
     commands = cases.at_random(PROMPTS, number, seed=list(FAMILIES).index(family))
-    check(engine_of(tiny_encoder_decoder(family)), tiny_encoder_decoder(family), read(commands, family))
+    check(engine_of(tiny_encoder_decoder(family), executor), tiny_encoder_decoder(family), read(commands, family))
 
 
 def test_a_longer_decoder_prompt_counts_as_transformers_counts_it() -> None:
