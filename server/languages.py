@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 
@@ -35,6 +37,8 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     target: str
     prefix: str
     """Text before the source's text."""
+    options: dict[str, Any] = {}
+    """The model's defaults for this direction, under transformers' names. They are not checked."""
 
 
 class Languages(msgspec.Struct, frozen=True, kw_only=True):

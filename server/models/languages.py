@@ -96,8 +96,12 @@ def translation_prefix(config: Mapping[str, Any]) -> str:
 
 def summary_options(config: Mapping[str, Any]) -> dict[str, GenerationValue]:
     """Defaults for summaries, under transformers' names; None where a value sets nothing. They are not checked."""
+    return _without_prefix(_task_options(config, "summarization"))
+
+
+def _without_prefix(options: Mapping[str, Any]) -> dict[str, GenerationValue]:
     found: dict[str, GenerationValue] = {}
-    for name, value in _task_options(config, "summarization").items():
+    for name, value in options.items():
         if name != "prefix":
             is_none = isinstance(value, dict) or (name in NONE_BELOW_ZERO and value == -1)
             found[name] = None if is_none else value
@@ -145,7 +149,8 @@ def _pairs(tasks: dict[str, Any]) -> Iterator[Pair]:
     for task, options in tasks.items():
         match = PREFIXES.fullmatch(task)
         if match and isinstance(options, dict) and isinstance(options.get("prefix"), str):
-            yield Pair(source=match[1], target=match[2], prefix=options["prefix"])
+            own = _without_prefix(options)
+            yield Pair(source=match[1], target=match[2], prefix=options["prefix"], options=own)
 
 
 def _one_way(settings: Mapping[str, Any], *, has_targets: bool) -> Iterator[Language]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from typing import Any
 
@@ -14,11 +14,11 @@ import msgspec
 from server import caller, metrics
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
-from server.errors import DeadlineExceeded, NoTokenLeft, SluiceError
+from server.errors import DeadlineExceeded, InvalidRequest, NoTokenLeft, SluiceError
 from server.protocol import Generate, Ready, Tokens
 from server.serving.admission import Admission
 from server.serving.generation import Generation
-from server.serving.options.reading import model_defaults, summary_defaults
+from server.serving.options.reading import model_defaults, task_defaults
 from server.serving.options.rules import FORBIDDING
 from server.serving.options.table import MAX_STOP_STRINGS, GenerateOptions
 from server.serving.output_text import OutputToken, unfinished
@@ -28,7 +28,7 @@ from server.serving.ranking import LabelScorer, rank
 from server.serving.record import RequestRecord
 from server.serving.services import Services
 from server.serving.side_by_side import side_by_side
-from server.text.languages import describe_languages
+from server.text.languages import Direction, describe_languages
 from server.text.tokenizer import Tokenizer
 
 log = logging.getLogger("sluice.serving")
@@ -56,24 +56,47 @@ class ServedGenerator:
         sound, problems = model_defaults(ready)
         self._prompts = PromptMaker(config, ready, sound, self.tokenizer, services)
         self._defaults = {k: v for k, v in ready.generation_config.items() if k in sound or k == "end_token_ids"}
-        self.summary_defaults, of_summaries = summary_defaults(ready)
+        self._warn("generation_config.json", problems)
+        self.summary_defaults = self._task_defaults("summarization", ready.summary_options)
         """Options that the model sets for summaries, before its other defaults."""
-        places = {"generation_config.json": problems, "task_specific_params.summarization": of_summaries}
-        for place, found in places.items():
-            for problem in found:
-                log.warning("model %s: %s is ignored in part: %s", model.name, place, problem.message)
+        self._translation_defaults = {
+            (pair.source, pair.target): self._task_defaults(f"translation_{pair.source}_to_{pair.target}", pair.options)
+            for pair in (ready.languages.pairs if ready.languages else [])
+        }
+
+    def translation_defaults(self, direction: Direction) -> Mapping[str, Any]:
+        """Options that the model sets for these languages, before its other defaults."""
+        if direction.source is None or direction.target is None:
+            return {}
+        return self._translation_defaults.get((direction.source.code, direction.target.code), {})
+
+    def _task_defaults(self, task: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        values, problems = task_defaults(options, self.ready)
+        self._warn(f"task_specific_params.{task}", problems)
+        return values
+
+    def _warn(self, place: str, problems: Sequence[InvalidRequest]) -> None:
+        for problem in problems:
+            log.warning("model %s: %s is ignored in part: %s", self.name, place, problem.message)
 
     def describe(self) -> dict[str, Any]:
         return {
             **self._describe_source(),
             "max_total_tokens": self.ready.max_model_len,
             "max_input_tokens": self.ready.max_source_len or self.ready.max_model_len - 1,
-            "default_max_new_tokens": self._defaults.get("max_new_tokens") or self.config.default_max_new_tokens,
+            "default_max_new_tokens": self._default_max_new_tokens(),
             "max_stop_sequences": MAX_STOP_STRINGS,
             "vocab_size": self.ready.vocab_size,
             "has_chat_template": self.ready.tokenizer.chat_template is not None,
             "generation_config": self._defaults,
         }
+
+    def _default_max_new_tokens(self) -> int:
+        """After the shortest prompt; a model's max_length counts the tokens that an output follows."""
+        length, usual = self._defaults.get("max_length"), self._defaults.get("max_new_tokens")
+        if isinstance(length, int):
+            return max(1, min(length, self.ready.max_model_len) - len(self.ready.start_ids))
+        return usual if isinstance(usual, int) and usual else self.config.default_max_new_tokens
 
     def _describe_source(self) -> dict[str, Any]:
         """Of an encoder-decoder model: what it can be asked to do."""

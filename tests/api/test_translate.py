@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 from huggingface_hub import InferenceClient
 from starlette.testclient import TestClient
 
 from server.api.dialects.hf import rewriting
+from server.languages import Languages
 from server.text.sentence_split import Sentence, visible_sentences
 from tests.api.scripted import END_ID, TOKENIZER
 from tests.api.shell import listening
@@ -170,6 +172,33 @@ def test_options_for_summaries_come_after_the_requests_and_before_the_models_own
     assert (params.num_beams, params.max_new_tokens, params.min_new_tokens) == (1, 5, 5)
     params = params_of("/translate", {}, **facts)
     assert (params.num_beams, params.max_new_tokens) == (2, 7)
+
+
+def in_german(**options: Any) -> Languages:
+    (pair,) = IN_WORDS.pairs
+    return msgspec.structs.replace(IN_WORDS, pairs=[msgspec.structs.replace(pair, options=options)])
+
+
+def test_the_models_options_for_two_languages_are_the_defaults_of_translate_between_them():
+    worker = translator("t5", in_german(num_beams=4, max_length=30), generation_config={"num_beams": 2, "top_k": 5})
+    client = client_of(worker)
+    post(client, "/translate", inputs="a")
+    post(client, "/translate", inputs="a", parameters={"num_beams": 3, "max_new_tokens": 5})
+    post(client, "/summarize", inputs="a")
+    found = [(command.params.num_beams, command.params.max_new_tokens) for command in worker.commands]
+    assert found[:2] == [(4, 29), (3, 5)] and found[2][0] == 2
+
+
+def test_alternatives_come_from_the_beams_that_the_model_sets_for_the_languages():
+    worker = translator("t5", in_german(num_beams=6))
+    client_of(worker).post("/translate", json={"q": "a", "source": "en", "target": "de", "alternatives": 1})
+    assert worker.commands[0].params.num_beams == 6
+
+
+def test_describes_how_many_tokens_the_models_max_length_leaves():
+    worker = translator("t5", IN_WORDS, generation_config={"max_length": 30})
+    (described,) = client_of(worker).get("/info").json()["models"]
+    assert described["default_max_new_tokens"] == 29
 
 
 def test_fields_for_summaries_that_are_not_options_are_logged_and_ignored(caplog: pytest.LogCaptureFixture):

@@ -199,6 +199,7 @@ def test_reads_the_directions_of_t5_from_its_config(tmp_path: Path) -> None:
     assert direction(languages, None, "fr").prefix == "translate English to French: "
     assert direction(languages, "eng", "deu").prefix == "translate English to German: "
     assert [language.name for language in languages.languages] == ["English", "German", "French"]
+    assert [pair.options for pair in languages.pairs] == [{"max_length": 300}] * 2
 
 
 def test_reads_what_t5_is_told_before_a_text_to_summarise() -> None:

@@ -61,11 +61,11 @@ def model_defaults(ready: Ready) -> tuple[dict[str, Any], list[InvalidRequest]]:
     return _defaults({k: v for k, v in ready.generation_config.items() if _may_be_default(k)}, ready)
 
 
-def summary_defaults(ready: Ready) -> tuple[dict[str, Any], list[InvalidRequest]]:
-    """The same of its defaults for summaries. A field that is not an option is a finding too."""
-    known = {name: value for name, value in ready.summary_options.items() if _may_be_default(name)}
+def task_defaults(options: Mapping[str, Any], ready: Ready) -> tuple[dict[str, Any], list[InvalidRequest]]:
+    """The same of its defaults for one task. A field that is not an option is a finding too."""
+    known = {name: value for name, value in options.items() if _may_be_default(name)}
     values, problems = _defaults(known, ready)
-    for name, value in ready.summary_options.items():
+    for name, value in options.items():
         if name not in known:
             problems.append(InvalidParameter(name, value, "is not an option that a model sets"))
     return values, problems

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Response
@@ -106,6 +107,7 @@ async def translate(body: TranslateRequest, context: ContextDep) -> Response:
         key=KEY,
         options=options_of(parameters, served.ready.max_source_len),
         direction=direction,
+        task_defaults=served.translation_defaults(direction),
         split=body.split,
         is_cleaned=bool(parameters.clean_up_tokenization_spaces),
         body=body.fields(),
@@ -131,12 +133,14 @@ async def _libretranslate(body: TranslateRequest, context: Context) -> Response:
         raise InvalidParameter("inputs", body.q, "must not be empty")
     texts = [body.q] if isinstance(body.q, str) else body.q
     served, direction = _direction(body, context, [text for text in texts if not is_blank(text)])
-    options = _with_alternatives(body.alternatives or 0, served)
+    of_languages = served.translation_defaults(direction)
+    options = _with_alternatives(body.alternatives or 0, served, of_languages)
     wanted = Rewriting(
         texts=texts,
         key=KEY,
         options=options,
         direction=direction,
+        task_defaults=of_languages,
         split=body.split,
         several="alternatives",
         keeps_blank=True,
@@ -160,7 +164,7 @@ def _direction(body: TranslateRequest, context: Context, texts: list[str]) -> tu
     return choose(certain, None, body.target, texts)
 
 
-def _with_alternatives(count: int, served: ServedGenerator) -> GenerateOptions:
+def _with_alternatives(count: int, served: ServedGenerator, of_languages: Mapping[str, Any]) -> GenerateOptions:
     """The best hypotheses of a beam search."""
     limit = min(MAX_OUTPUTS, served.ready.max_running) - 1
     if not 0 <= count <= limit:
@@ -168,7 +172,7 @@ def _with_alternatives(count: int, served: ServedGenerator) -> GenerateOptions:
         raise InvalidParameter("alternatives", count, rule)
     if count == 0:
         return GenerateOptions()
-    usual = served.ready.generation_config.get("num_beams")
+    usual = of_languages.get("num_beams", served.ready.generation_config.get("num_beams"))
     num_beams = max(count + 1, usual if isinstance(usual, int) else 1)
     return GenerateOptions(num_beams=num_beams, num_return_sequences=count + 1)
 
