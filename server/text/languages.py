@@ -108,7 +108,7 @@ def _is_target_in_text(languages: Languages, code: str | None, texts: Sequence[s
         reason = f"a text begins with {found[0]}, which names a target too; send one of them"
         raise ConflictingParameters("tgt_lang", "inputs", reason)
     if found and len(found) < len(texts):
-        rule = f"must all begin with the tag of a target, as {found[0]} is, or none of them"
+        rule = f"must all begin with the tag of a target language such as {found[0]}, or all without one"
         raise InvalidParameter("inputs", texts, rule)
     return bool(found)
 

@@ -67,7 +67,7 @@ def merge(
 
     ``defaults`` are the model's own; ``of_task`` are those that it has for the route's task, and come before them.
     ``forced_id`` is the first token of an output in the language that the route translates into.
-    ``body`` are the fields beside the parameters; None looks at none of them. Raises `InvalidRequest`.
+    ``body`` holds the fields beside the parameters; None skips their checks. Raises `InvalidRequest`.
     """
     check_values(template, ready)
     layers: list[tuple[Origin, Mapping[str, Any]]] = [("request", given(request)), ("template", given(template))]

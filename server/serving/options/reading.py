@@ -62,7 +62,7 @@ def model_defaults(ready: Ready) -> tuple[dict[str, Any], list[InvalidRequest]]:
 
 
 def task_defaults(options: Mapping[str, Any], ready: Ready) -> tuple[dict[str, Any], list[InvalidRequest]]:
-    """The same of its defaults for one task. A field that is not an option is a finding too."""
+    """Like `model_defaults`, for the options of one task. Also reports fields that are not options."""
     known = {name: value for name, value in options.items() if _may_be_default(name)}
     values, problems = _defaults(known, ready)
     for name, value in options.items():
