@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,15 @@ def left_beside(options: Options) -> list[str]:
     return sorted(path.name for path in place.iterdir() if path.name not in ("base", "data.csv", "out"))
 
 
+def has_checkpoint(checkpoints: Path) -> bool:
+    """Whether one is complete. Its last file exists before it has been written."""
+    for path in checkpoints.glob(f"*/{STATE}"):
+        with suppress(ValueError):
+            json.loads(path.read_text())
+            return True
+    return False
+
+
 def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(
     options: Options, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,7 +67,7 @@ def test_a_killed_run_goes_on_and_ends_as_if_nothing_had_been(
     )  # fmt: skip
     checkpoints = Path(options.out).with_name(".out.unfinished") / "checkpoints"
     deadline_s = time.monotonic() + PATIENCE_S
-    while not any(checkpoints.glob(f"*/{STATE}")) and process.poll() is None and time.monotonic() < deadline_s:
+    while not has_checkpoint(checkpoints) and process.poll() is None and time.monotonic() < deadline_s:
         time.sleep(0.002)
     process.kill()
     process.wait()
