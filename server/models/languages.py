@@ -17,6 +17,8 @@ from server.protocol import GenerationValue
 PREFIXES = re.compile(r"translation_([a-z]{2,3})_to_([a-z]{2,3})")
 """Names of ``task_specific_params`` that translate."""
 
+REWRITING_TASKS = ("translation", "summarization")
+
 
 @dataclass(frozen=True)
 class Family:
@@ -61,6 +63,11 @@ BY_TYPE = {"mbart": MBART, "m2m_100": M2M100, "nllb-moe": NLLB, "plbart": PLBART
 """``model_type`` of a folder that does not name its tokenizer's class."""
 
 
+def has_language_tokens(folder: Path) -> bool:
+    """Whether models of this kind have tokens for their languages; others are asked in words."""
+    return _family(read_json(folder, "config.json"), _optional_json(folder, "tokenizer_config.json")) is not None
+
+
 def read_languages(folder: Path, config: Mapping[str, Any], tokenizer: Any) -> Languages | None:
     """Of the loaded ``tokenizer``, which lies in ``folder``; None: nothing names languages."""
     vocabulary: dict[str, int] = tokenizer.get_vocab()
@@ -92,6 +99,15 @@ def summary_prefix(config: Mapping[str, Any]) -> str:
 def translation_prefix(config: Mapping[str, Any]) -> str:
     """Words that a model without languages reads before every text that it rewrites; often none."""
     return _prefix_of(config, "translation")
+
+
+def rewriting_tasks(config: Mapping[str, Any], languages: Languages | None) -> list[str]:
+    """Which of ``translation`` and ``summarization`` the model does. A folder that names neither may do both."""
+    params = config.get("task_specific_params")
+    named_tasks = {name.partition("_")[0] for name in params} if isinstance(params, dict) else set()
+    if languages is not None:
+        named_tasks.add("translation")
+    return [task for task in REWRITING_TASKS if task in named_tasks] or list(REWRITING_TASKS)
 
 
 def summary_options(config: Mapping[str, Any]) -> dict[str, GenerationValue]:

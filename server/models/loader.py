@@ -22,7 +22,13 @@ from server.models.describe import ProblemType
 from server.models.device import choose_device, use_device
 from server.models.embedder import Embedder, Recipe
 from server.models.folder import look
-from server.models.languages import read_languages, summary_options, summary_prefix, translation_prefix
+from server.models.languages import (
+    read_languages,
+    rewriting_tasks,
+    summary_options,
+    summary_prefix,
+    translation_prefix,
+)
 from server.models.lengths import longest_input, longest_source
 from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
@@ -47,6 +53,8 @@ class LoadedModel:
     start_ids: list[int]
     """The same: what every output follows."""
     languages: Languages | None
+    rewriting_tasks: list[str]
+    """Of an encoder-decoder: which of ``translation`` and ``summarization`` it does."""
     translation_prefix: str
     """Words before every text, of one without languages; often none."""
     summary_prefix: str
@@ -85,6 +93,7 @@ def load(model: ModelConfig) -> LoadedModel:
     said = _own_config(folder) or looked.config
     if recipe is not None:
         module = Embedder(module, recipe.pooling)
+    languages = read_languages(words, said, tokenizer) if is_seq2seq else None
     return LoadedModel(
         module=module,
         config=module.config,
@@ -96,7 +105,8 @@ def load(model: ModelConfig) -> LoadedModel:
         start_ids=describe.start_ids_of(folder, module.config, _generation_config(folder, module))
         if is_seq2seq
         else [],
-        languages=read_languages(words, said, tokenizer) if is_seq2seq else None,
+        languages=languages,
+        rewriting_tasks=rewriting_tasks(said, languages) if is_seq2seq else [],
         translation_prefix=translation_prefix(said) if is_seq2seq else "",
         summary_prefix=summary_prefix(said) if is_seq2seq else "",
         summary_options=summary_options(said) if is_seq2seq else {},

@@ -35,7 +35,7 @@ export class Summarize extends Rewrite {
   static icon = "M4 6h16M4 11h16M4 16h7M17 13v7M14 17l3 3 3-3";
 
   static fits(model) {
-    return super.fits(model) && (!model.languages || model.can_summarize);
+    return super.fits(model) && model.can_summarize;
   }
 
   constructor(models) {
@@ -50,7 +50,7 @@ export class Translate extends Rewrite {
   static icon = "M4 6h9M8.5 4v2M11 6c-1 4-4 7-7 8M6 9c1 2 3 4 6 5M12 20l4-10 4 10M13.5 17h5";
 
   static fits(model) {
-    return super.fits(model) && Boolean(model.languages);
+    return super.fits(model) && model.can_translate;
   }
 
   constructor(models) {
@@ -62,7 +62,7 @@ export class Translate extends Rewrite {
   }
 
   #offer() {
-    const { languages, default_src_lang, default_tgt_lang } = this.sides.facts(this.sides.active[0]);
+    const { languages = [], default_src_lang, default_tgt_lang } = this.sides.facts(this.sides.active[0]);
     this.pickers.src_lang.offer(languages.filter(({ is_source }) => is_source), default_src_lang);
     this.pickers.tgt_lang.offer(languages.filter(({ is_target }) => is_target), default_tgt_lang);
   }
@@ -78,10 +78,12 @@ function languagePicker(label) {
   const id = freshId("language");
   const kept = `language.${label}`;
   const select = el("select.control", { id, onchange: () => save(kept, select.value) });
+  const element = el("div.field-inline", el("label", { for: id }, label), select);
   const offer = (languages, usual) => {
+    element.hidden = languages.length === 0;
     select.replaceChildren(...languages.map(({ code, name }) => el("option", { value: code }, name)));
     const known = [load(kept, ""), usual].find((code) => languages.some((language) => language.code === code));
     if (known) select.value = known;
   };
-  return { select, offer, element: el("div.field-inline", el("label", { for: id }, label), select) };
+  return { select, offer, element };
 }

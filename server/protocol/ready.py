@@ -85,6 +85,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Of an encoder-decoder model: the tokens that every output follows."""
     languages: Languages | None = None
     """Of a model that translates, where its folder names some."""
+    rewriting_tasks: list[str] = []
+    """Which of ``translation`` and ``summarization`` an encoder-decoder model does."""
     translation_prefix: str = ""
     """Words before every text that an encoder-decoder model without languages rewrites."""
     summary_prefix: str = ""

@@ -102,7 +102,8 @@ class ServedGenerator:
         """Of an encoder-decoder model: what it can be asked to do."""
         if not self.ready.max_source_len:
             return {}
-        found = {"can_summarize": bool(self.ready.summary_prefix)}
+        tasks = self.ready.rewriting_tasks
+        found = {"can_translate": "translation" in tasks, "can_summarize": "summarization" in tasks}
         return {**found, **describe_languages(self.ready.languages)} if self.ready.languages else found
 
     async def prepare(self, source: PromptSource, options: GenerateOptions) -> list[Prompt]:

@@ -194,6 +194,7 @@ def _ready(loaded: LoadedModel, *, device: torch.device, dtype: torch.dtype, **o
         max_source_len=loaded.max_source_len,
         start_ids=loaded.start_ids,
         languages=loaded.languages,
+        rewriting_tasks=loaded.rewriting_tasks,
         translation_prefix=loaded.translation_prefix,
         summary_prefix=loaded.summary_prefix,
         summary_options=loaded.summary_options,

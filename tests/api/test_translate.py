@@ -134,6 +134,13 @@ def test_a_model_without_languages_reads_its_prefix_before_every_text():
     assert texts == ["spell: a", "spell: b"]
 
 
+@pytest.mark.parametrize("tasks", [["translation"], ["summarization"], ["translation", "summarization"]])
+def test_info_says_whether_a_model_translates_or_summarises(tasks: list[str]):
+    (described,) = client_of(translator("plain", None, rewriting_tasks=tasks)).get("/info").json()["models"]
+    assert described["can_translate"] == ("translation" in tasks)
+    assert described["can_summarize"] == ("summarization" in tasks)
+
+
 def test_summaries_have_a_name_of_their_own():
     client = client_of(translator("plain", None))
     assert post(client, "/summarize", inputs="a b") == [{"summary_text": "A B"}]

@@ -24,7 +24,13 @@ from transformers.models.mbart.modeling_mbart import shift_tokens_right
 
 from server.config import ModelConfig
 from server.languages import Languages
-from server.models.languages import read_languages, summary_options, summary_prefix, translation_prefix
+from server.models.languages import (
+    read_languages,
+    rewriting_tasks,
+    summary_options,
+    summary_prefix,
+    translation_prefix,
+)
 from server.models.loader import load
 from server.models.tokenizer_files import load_tokenizer
 from server.text.languages import direction
@@ -209,6 +215,25 @@ def test_reads_what_t5_is_told_before_a_text_to_summarise() -> None:
 def test_reads_the_prefix_of_a_model_without_languages() -> None:
     assert translation_prefix({"task_specific_params": {"translation": {"prefix": "spell: "}}}) == "spell: "
     assert translation_prefix({"task_specific_params": T5_TASKS}) == ""
+
+
+@pytest.mark.parametrize(
+    ("tasks", "names_languages", "expected"),
+    [
+        (None, False, ["translation", "summarization"]),
+        (None, True, ["translation"]),
+        (T5_TASKS, True, ["translation", "summarization"]),
+        ({"summarization": {"num_beams": 4}}, False, ["summarization"]),
+        ({"summarization_xsum": {}}, False, ["summarization"]),
+        ({"translation": {"prefix": "spell: "}}, False, ["translation"]),
+        ([], False, ["translation", "summarization"]),
+    ],
+)
+def test_reads_from_the_config_whether_a_model_translates_or_summarises(
+    tasks: Any, names_languages: bool, expected: list[str]
+) -> None:
+    languages = Languages(languages=[]) if names_languages else None
+    assert rewriting_tasks({"task_specific_params": tasks}, languages) == expected
 
 
 def test_reads_the_options_of_t5_for_summaries() -> None:

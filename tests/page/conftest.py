@@ -72,9 +72,10 @@ def write_models(folder: Path) -> dict[str, Path]:
     models["names"] = write_encoder(folder / "names", "bert", "ner")
     models["mask"] = write_encoder(folder / "mask", "bert", "fill-mask")
     models["answers"] = write_encoder(folder / "answers", "bert", "question-answering")
-    models["translator"] = write_tiny_encoder_decoder(folder / "translator", "t5")
-    config = models["translator"] / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "task_specific_params": TASKS}))
+    for name, tasks in (("translator", TASKS), ("speller", {"translation": {"prefix": "spell: "}})):
+        models[name] = write_tiny_encoder_decoder(folder / name, "t5")
+        config = models[name] / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "task_specific_params": tasks}))
     return models
 
 

@@ -149,6 +149,26 @@ def test_a_translation_is_written_as_it_comes_into_the_chosen_language(page_serv
     assert page.run(f"document.querySelector('{RESULT} .written').textContent") == reply["translation_text"]
 
 
+def test_a_translator_without_languages_is_offered_without_languages(page_server, opened):
+    page = opened(page_server.url, "translate", sides__translate=sides(side("speller", max_new_tokens=6)))
+    fields = "[...document.querySelectorAll('#view-translate .input-area .field-inline')]"
+    assert page.run(f"{fields}.map((field) => field.hidden)") == [True, True]
+    page.fill(field("translate"), "The mill is old.")
+    run(page)
+    body = {"model": "speller", "inputs": "The mill is old.", "parameters": {"max_new_tokens": 6}}
+    (reply,) = post(page_server, "/translate", body)
+    assert page.run(f"document.querySelector('{RESULT} .written').textContent") == reply["translation_text"]
+
+
+def test_a_model_that_does_not_summarise_is_not_offered_for_summaries(page_server, opened):
+    page = opened(page_server.url, "summarize", sides__summarize=sides(side("speller", max_new_tokens=6)))
+    page.fill(field("summarize"), "The mill is old.")
+    page.run(RECORD_BODIES)
+    run(page)
+    (body,) = page.run("bodies")
+    assert body["model"] == "translator"
+
+
 def test_a_summary_is_asked_for_by_its_own_route(page_server, opened):
     page = opened(page_server.url, "summarize", sides__summarize=sides(side("translator", max_new_tokens=6)))
     page.fill(field("summarize"), "The mill is old.")
