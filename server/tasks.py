@@ -91,6 +91,12 @@ SEQ2SEQ = Task(
     path="/translate",
     example={"inputs": "The train to Edinburgh leaves at nine."},
     can_predict=False,
+    training=Training(
+        command="seq2seq",
+        description="an encoder-decoder model for translations, summaries or other rewriting, from CSV, TSV or JSONL "
+        "with source and target",
+        trainer="server.finetune.seq2seq:Seq2Seq",
+    ),
 )
 """Encoder-decoder models. They generate, too."""
 CLASSIFY = Task(

@@ -14,15 +14,14 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from server.config import ModelConfig
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.finetune.options import Options
 from server.finetune.tasks import TrainedTask
 from server.models.configs import first_line, read_config
 from server.models.folder import check_files
-from server.models.lengths import longest_input
 from server.models.module import LOAD_FAILURES
 from server.models.tokenizer_files import load_tokenizer
+from server.tasks import SEQ2SEQ
 
 LINEARS = (nn.Linear, Conv1D)
 """Layers that LoRA adapts."""
@@ -70,7 +69,10 @@ def load_base(task: TrainedTask, options: Options) -> Base:
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
+    if task.task is not SEQ2SEQ or getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    # Marian does not save its table of positions, but a base may have its own.
+    model._keys_to_ignore_on_save = None
     absent = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}
     return Base(tokenizer, model, sorted({name.rpartition(".")[0] for name in absent}))
 
@@ -80,14 +82,16 @@ def with_lora(task: TrainedTask, base: Base, options: Options) -> Any:
     import peft
 
     model, new_modules = base.model, base.new_modules
-    body = model.base_model_prefix
-    linears = {name: module for name, module in model.base_model.named_modules() if type(module) in LINEARS}
+    if task.task is SEQ2SEQ:
+        body, saved, linears = _of_encoder_decoder(model)
+    else:
+        body, saved = re.escape(model.base_model_prefix), _saved_whole(model, new_modules)
+        linears = {} if model.base_model is model else _linears(model.base_model)
     names = {name.rpartition(".")[2] for name in linears}
-    if not names or model.base_model is model:
+    if not names:
         raise ConfigurationError(
             f"{options.model} has no linear layers that LoRA could adapt. Use --method full.", exit_code=EXIT_MODEL
         )
-    saved = _saved_whole(model, new_modules)
     if body in saved or "" in saved:
         raise ConfigurationError(
             f"{options.model} lacks weights that LoRA cannot train one by one. Use --method full.", exit_code=EXIT_MODEL
@@ -98,13 +102,28 @@ def with_lora(task: TrainedTask, base: Base, options: Options) -> Any:
         lora_alpha=options.lora_alpha or 2 * options.lora_rank,
         lora_dropout=options.lora_dropout,
         target_modules=_targets(body, names, saved),
-        modules_to_save=saved,
+        modules_to_save=saved or None,
         fan_in_fan_out=any(type(module) is Conv1D for module in linears.values()),
     )
     with warnings.catch_warnings():
         # peft 0.21 reads an attribute that transformers 5.23 has renamed.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         return peft.get_peft_model(model, config)
+
+
+def _linears(module: Any) -> dict[str, Any]:
+    return {name: part for name, part in module.named_modules() if type(part) in LINEARS}
+
+
+def _of_encoder_decoder(model: Any) -> tuple[str, list[str], dict[str, Any]]:
+    """A pattern of the parts with layers, no modules to save whole, and the linear layers.
+
+    The head is not among them: it has trained weights, often those of the embedding.
+    """
+    head = model.get_output_embeddings()
+    linears = {name: part for name, part in _linears(model).items() if part is not head}
+    parts = sorted({re.escape(name.partition(".")[0]) for name in linears if "." in name})
+    return f"({'|'.join(parts)})", [], linears
 
 
 def _saved_whole(model: Any, new_modules: Sequence[str]) -> list[str]:
@@ -126,7 +145,7 @@ def _targets(body: str, names: Set[str], saved: Sequence[str]) -> str:
 
 def max_length(task: TrainedTask, model: Any, tokenizer: Any, options: Options) -> int:
     """Tokens at which texts are cut: no more than serving takes, and some of the text."""
-    limit = longest_input(ModelConfig(name="base", path=options.model), model, tokenizer, task.task.name, None)
+    limit = task.longest_input(model, tokenizer)
     if options.max_length > limit:
         raise ConfigurationError(f"--max-length is {options.max_length}: this base takes at most {limit} tokens.")
     least = tokenizer.num_special_tokens_to_add(pair=True) + 2

@@ -18,14 +18,15 @@ def model_card(
     """The text of README.md. Local folders appear by their last name only, except in the command."""
     base = options.base_model_id or Path(options.model).name
     dataset = options.dataset or Path(options.data).name
-    kind = "LoRA adapter" if options.method == "lora" else "fine-tuned model"
+    is_adapter = options.method == "lora" and not options.merge
+    kind = "LoRA adapter" if is_adapter else "fine-tuned model"
     held_out = Path(options.eval_data).name if options.eval_data else f"a seeded {options.test_share:.0%} of the data"
     front = {
         "base_model": base,
         "datasets": [dataset],
         "metrics": list(task.metrics),
         "license": options.license,
-        "library_name": "peft" if options.method == "lora" else "transformers",
+        "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": task.pipeline_tag,
         "tags": ["sluice", options.task, *(["lora"] if options.method == "lora" else [])],
     }
@@ -44,7 +45,7 @@ A {kind} of `{base}` for {task.pipeline_tag}, trained on {dataset}.
 
 ```sh
 sluice serve --model {name}={options.out}
-curl -s http://127.0.0.1:8000/{task.task.name} -H 'Content-Type: application/json' -d '{json.dumps(task.body())}'
+curl -s http://127.0.0.1:8000{task.route} -H 'Content-Type: application/json' -d '{json.dumps(task.body())}'
 ```
 
 ## Scores
@@ -63,7 +64,7 @@ Held out: {held_out}; no text of it was trained on. {metrics["num_train"]} examp
 ```
 
 {metrics["steps"]} steps ({metrics["epochs"]} epochs) in {metrics["train_runtime_s"] / 60:.1f} minutes.
-The weights are those of step {metrics["best_step"]}. {task.length_note.format(metrics["max_length"])}
+The weights are those of step {metrics["best_step"]}. {task.length_note.format(**metrics)}
 All options are in `training_args.json`. Made with {made_with}.
 """
 

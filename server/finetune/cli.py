@@ -21,7 +21,7 @@ def add_tasks(parser: ArgumentParser) -> None:
         task_parser = tasks.add_parser(
             training.command, help=training.description, description=f"Train {training.description}."
         )
-        for name, keywords in options.arguments():
+        for name, keywords in options.arguments(training.command):
             task_parser.add_argument(name, **keywords)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import ConfigurationError
-from server.finetune.files import Row, Table, column_rows, fail, json_rows, lines
+from server.finetune.files import Row, Table, column_of, column_rows, fail, json_rows, lines, text_of
 from server.text.scripts import join_words
 from server.text.tag_schemes import OUTSIDE, scheme_of
 
@@ -130,12 +130,6 @@ class Labels:
         return [f"{self.num_stripped} labels had spaces around them"] if self.num_stripped else []
 
 
-def _column(path: Path, number: int, row: Row, name: str, option: str) -> Any:
-    if name not in row:
-        fail(path, number, f"there is no column {name!r}, only {', '.join(map(repr, row))}. Name it with {option}.")
-    return row[name]
-
-
 def read_texts(path: Path, columns: TextColumns | None = None, names: Sequence[str] | None = None) -> Texts:
     """A classification file: CSV, TSV or JSONL. Multi-label if the JSONL labels are lists."""
     columns = columns or TextColumns()
@@ -150,8 +144,8 @@ def read_texts(path: Path, columns: TextColumns | None = None, names: Sequence[s
     for number, row in _named_rows(path, table.rows(needed), labels):
         if not examples:
             pair_column = columns.pair or ("text_pair" if "text_pair" in row else None)
-        value = _column(path, number, row, columns.label, "--label-column")
-        text = _text(path, number, _column(path, number, row, columns.text, "--text-column"), "text")
+        value = column_of(path, number, row, columns.label, "--label-column")
+        text = text_of(path, number, column_of(path, number, row, columns.text, "--text-column"), "text")
         pair = _pair(path, number, row, pair_column)
         if is_multi_label is None:
             is_multi_label = isinstance(value, list)
@@ -185,20 +179,12 @@ def _named_rows(path: Path, rows: Iterator[tuple[int, Row]], labels: Labels) -> 
             yield number, row
 
 
-def _text(path: Path, number: int, value: Any, name: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        fail(
-            path, number, f"the {name} is empty." if value in ("", None) else f"the {name} is not a string with words."
-        )
-    return value
-
-
 def _pair(path: Path, number: int, row: Row, column: str | None) -> str | None:
     if column is None:
         if "text_pair" in row:
             fail(path, number, "there is a text_pair, and the first line has none. Give every line one.")
         return None
-    return _text(path, number, _column(path, number, row, column, "--text-pair-column"), column)
+    return text_of(path, number, column_of(path, number, row, column, "--text-pair-column"), column)
 
 
 def read_tags(
@@ -262,8 +248,8 @@ def _json_sentences(
     path: Path, tokens_column: str, tags_column: str, labels: Labels
 ) -> Iterator[tuple[TagExample, list[int]]]:
     for number, row in _named_rows(path, json_rows(path), labels):
-        words = _column(path, number, row, tokens_column, "--text-column")
-        tags = _column(path, number, row, tags_column, "--label-column")
+        words = column_of(path, number, row, tokens_column, "--text-column")
+        tags = column_of(path, number, row, tags_column, "--label-column")
         if not isinstance(words, list) or not all(isinstance(word, str) and word.strip() for word in words):
             fail(path, number, f"{tokens_column} is not a list of words.")
         if not isinstance(tags, list):

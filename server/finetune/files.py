@@ -149,6 +149,20 @@ def json_rows(path: Path) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
+def column_of(path: Path, number: int, row: Row, name: str, option: str) -> Any:
+    if name not in row:
+        fail(path, number, f"there is no column {name!r}, only {', '.join(map(repr, row))}. Name it with {option}.")
+    return row[name]
+
+
+def text_of(path: Path, number: int, value: Any, name: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        fail(
+            path, number, f"the {name} is empty." if value in ("", None) else f"the {name} is not a string with words."
+        )
+    return value
+
+
 def column_rows(path: Path) -> list[tuple[int, list[str]]]:
     """Rows of at least two columns, all with the same number of them; an empty one between sentences.
 

@@ -22,6 +22,14 @@ class Part:
     """Each a ``tokenizers.Encoding``, cut at the greatest length, or a window of one."""
     features: list[dict[str, Any]]
 
+    def spread(self, most: int) -> Part:
+        """At most ``most`` rows, spread evenly from the longest to the shortest; 0 means all."""
+        number = len(self.features)
+        if not 0 < most < number:
+            return self
+        rows = [row * number // most for row in range(most)]
+        return Part(*([items[row] for row in rows] for items in (self.examples, self.encodings, self.features)))
+
     @property
     def num_examples(self) -> int:
         """An example with several windows counts once."""

@@ -18,7 +18,7 @@ import transformers
 from numpy.typing import NDArray
 
 from server.errors import ConfigurationError
-from server.finetune.options import Options, flag
+from server.finetune.options import Options
 from server.finetune.parts import Part
 from server.finetune.questions import QuestionExample, read_questions
 from server.finetune.scores import answer_scores
@@ -27,9 +27,6 @@ from server.tasks import QUESTION_ANSWERING
 from server.text.answers import AnswerRules, find_answers
 from server.text.question_windows import USUAL_SEQ_LEN, QuestionEncoding, question_encoding, usual_stride
 from server.text.windows import strided_windows
-
-OTHER_TASKS = ("text_column", "label_column", "text_pair_column", "label_names")
-"""Options that say nothing about questions."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +60,10 @@ class AnswerQuestions(TrainedTask):
     pipeline_tag = "question-answering"
     metrics = ("f1", "exact_match")
     default_max_length = USUAL_SEQ_LEN
-    length_note = "Texts were read in windows of {} tokens."
+    length_note = "Texts were read in windows of {max_length} tokens."
 
     def __init__(self, options: Options) -> None:
-        for name in OTHER_TASKS:
-            if getattr(options, name) is not None:
-                raise ConfigurationError(f"{flag(name)} is for other tasks: questions have fields with fixed names.")
+        self.options = options
         self.labels: list[str] = []
 
     def read(self, path: Path) -> tuple[list[QuestionExample], list[str]]:

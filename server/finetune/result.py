@@ -23,21 +23,24 @@ def write_result(
 ) -> None:
     """Into ``folder``, which will be moved to ``options.out``: relative paths in it are seen from there."""
     out = Path(options.out)
-    task_model = model
-    if options.method == "lora":
+    if options.merge:
+        model = model.merge_and_unload(safe_merge=True)
+    if options.method == "lora" and not options.merge:
         task_model = model.get_base_model()
         # Relative to the adapter's folder, so that both can be moved and committed together.
         relative = Path(os.path.relpath(Path(options.model).resolve(), out.resolve())).as_posix()
         config = model.peft_config["default"]
         config.base_model_name_or_path = relative
         # PEFT adds usual names of heads, which this model may not have.
-        config.modules_to_save = sorted(set(config.modules_to_save) & {name for name, _ in task_model.named_modules()})
+        config.modules_to_save = sorted(
+            set(config.modules_to_save or ()) & {name for name, _ in task_model.named_modules()}
+        )
         model.save_pretrained(folder, save_embedding_layers=False)
         task_model.config.architectures = [type(task_model).__name__]
         task_model.config.save_pretrained(folder)
     else:
         model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    task.save(folder, tokenizer)
     record = {**asdict(options), "learning_rate": options.peak_learning_rate, "command": options.command()}
     versions = {
         "sluice": __version__,

@@ -12,6 +12,7 @@ from typing import Any
 from server.errors import ConfigurationError
 from server.finetune.data import TagExample, TextExample
 from server.finetune.questions import QuestionExample
+from server.finetune.rewrites import RewriteExample
 from server.text.tag_schemes import TagScheme, scheme_of
 
 
@@ -58,14 +59,20 @@ def split(examples: Sequence[Any], *, validation_share: float, test_share: float
     return Split(train=train, validation=validation, test=test)
 
 
-def _key(example: TextExample | TagExample | QuestionExample) -> tuple[str, ...]:
+def _key(example: TextExample | TagExample | QuestionExample | RewriteExample) -> tuple[str, ...]:
+    if isinstance(example, RewriteExample):
+        return (example.source,)
     if isinstance(example, QuestionExample):
         return (example.context,)
     pair = example.pair if isinstance(example, TextExample) else None
     return (example.text,) if pair is None else (example.text, pair)
 
 
-def _stratum(example: TextExample | TagExample | QuestionExample, scheme: TagScheme) -> tuple[str, ...]:
+def _stratum(
+    example: TextExample | TagExample | QuestionExample | RewriteExample, scheme: TagScheme
+) -> tuple[str, ...]:
+    if isinstance(example, RewriteExample):
+        return ()
     if isinstance(example, QuestionExample):
         return ("answered",) if example.answers else ("impossible",)
     if isinstance(example, TextExample):

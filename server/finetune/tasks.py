@@ -10,25 +10,31 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import transformers
 from numpy.typing import NDArray
 
+from server.config import ModelConfig
 from server.errors import ConfigurationError
 from server.finetune.data import TagExample, TextColumns, TextExample, label_names, read_tags, read_texts
 from server.finetune.options import Options
 from server.finetune.parts import Part, text_encodings
 from server.finetune.scores import Span, label_scores, span_scores
+from server.models.lengths import longest_input
 from server.tasks import CLASSIFY, NER, Task
 from server.text.entities import TaggedText, softmax
 from server.text.joined import joined_entities
 from server.text.tag_schemes import OUTSIDE, scheme_of, spans
 from server.text.windows import content_range
+
+if TYPE_CHECKING:
+    from server.finetune.base import Base
 
 IGNORED = -100
 """The label of a token that is neither trained nor scored."""
@@ -43,10 +49,21 @@ class TrainedTask(ABC):
     pipeline_tag: str
     metrics: tuple[str, ...] = ("f1", "accuracy")
     """Names of the scores for the model card."""
+    options: Options
     labels: list[str]
     problem_type: str | None = None
+    greater_is_better = True
+    """Whether a higher ``best_score`` is better."""
+    shown: tuple[str, ...] = ()
+    """Held-out scores to print at the end; if empty, ``best_score``."""
+    scores_epochs = True
+    """Whether `scores` are computed after each epoch. The validation loss always is."""
+    trainer_class: Any = transformers.Trainer
+    arguments_class: Any = transformers.TrainingArguments
+    more_arguments: Mapping[str, Any] = MappingProxyType({})
+    """Further arguments for ``arguments_class``."""
     default_max_length = 256
-    length_note = "Texts were cut at {} tokens."
+    length_note = "Texts were cut at {max_length} tokens."
 
     @abstractmethod
     def read(self, path: Path) -> tuple[list[Any], list[str]]:
@@ -60,6 +77,23 @@ class TrainedTask(ABC):
         labels = dict(enumerate(self.labels))
         label_ids = {label: index for index, label in labels.items()}
         return {"id2label": labels, "label2id": label_ids, "problem_type": self.problem_type}
+
+    def prepare(self, base: Base) -> None:  # noqa: B027
+        """Called once, when the base has been loaded."""
+
+    def longest_input(self, model: Any, tokenizer: Any) -> int:
+        """Maximum tokens of a text that the server accepts."""
+        base = ModelConfig(name="base", path=self.options.model)
+        return longest_input(base, model, tokenizer, self.task.name, None)
+
+    def facts(self) -> dict[str, int]:
+        """Further numbers for metrics.json."""
+        return {}
+
+    @property
+    def route(self) -> str:
+        """The path that the model card shows."""
+        return self.task.route
 
     def body(self) -> dict[str, Any]:
         """A request to the task's route."""
@@ -84,6 +118,15 @@ class TrainedTask(ABC):
     def scores(self, part: Part, logits: NDArray[np.float32], label_ids: NDArray[Any]) -> dict[str, float]:
         """Of the rows of ``part``."""
 
+    def final_scores(self, trainer: Any, part: Part) -> dict[str, float]:
+        """Scores of the best weights, and the Trainer's timings."""
+        found: dict[str, float] = trainer.predict(part.features).metrics
+        return found
+
+    def save(self, folder: Path, tokenizer: Any) -> None:
+        """Write the files that the server needs beside weights and config."""
+        tokenizer.save_pretrained(folder)
+
     @cached_property
     def label_ids(self) -> dict[str, int]:
         return {label: index for index, label in enumerate(self.labels)}
@@ -102,6 +145,7 @@ class Classify(TrainedTask):
     pipeline_tag = "text-classification"
 
     def __init__(self, options: Options) -> None:
+        self.options = options
         self.columns = TextColumns(
             options.text_column or "text", options.label_column or "label", options.text_pair_column
         )
@@ -156,10 +200,9 @@ class Tag(TrainedTask):
     pipeline_tag = "token-classification"
 
     def __init__(self, options: Options) -> None:
+        self.options = options
         self.columns = (options.text_column or "tokens", options.label_column or "ner_tags")
         self.names = label_names(options.label_names)
-        if options.text_pair_column is not None:
-            raise ConfigurationError("--text-pair-column is for classify: a tagger reads one text.")
 
     def read(self, path: Path) -> tuple[list[TagExample], list[str]]:
         sentences = read_tags(path, *self.columns, self.names)

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import SequentialSampler
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 
-from server.errors import ConfigurationError
 from server.finetune.base import Base, load_base, max_length, with_lora
 from server.finetune.options import Options
 from server.finetune.parts import Part, encode
@@ -42,6 +41,7 @@ def finetune(options: Options) -> dict[str, Any]:
     parts = _read(task, options)
     transformers.set_seed(options.seed)
     base = load_base(task, options)
+    task.prepare(base)
     say(f"{len(parts.train)} examples to train on, {len(parts.validation)} to choose by, {len(parts.test)} held out")
     if task.labels:
         say(f"labels: {', '.join(task.labels)}")
@@ -54,9 +54,10 @@ def finetune(options: Options) -> dict[str, Any]:
     length = max_length(task, base.model, base.tokenizer, options)
     with workspace.opened():
         metrics = _train(task, base, encode(task, parts, base.tokenizer, length), options, workspace)
-        metrics["max_length"] = length
+        metrics |= {"max_length": length, **task.facts()}
         write_result(workspace.result, options, task, base.model, base.tokenizer, metrics)
-    say(f"held out: {task.best_score} {metrics['test'][task.best_score]:.4f}. Written to {options.out}")
+    scores = ", ".join(f"{name} {metrics['test'][name]:.4f}" for name in task.shown or (task.best_score,))
+    say(f"held out: {scores}. Written to {options.out}")
     return metrics
 
 
@@ -94,15 +95,9 @@ class _Lines(TrainerCallback):  # type: ignore[misc]
             say(f"step {state.global_step} of {state.max_steps}: training loss {logs['loss']:.4f}")
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:  # noqa: ARG002
-        score, loss = metrics[f"eval_{self.best_score}"], metrics["eval_loss"]
-        say(f"epoch {state.epoch:.3g}: validation loss {loss:.4f}, {self.best_score} {score:.4f}")
-
-
-class _Trainer(transformers.Trainer):  # type: ignore[misc]
-    """Evaluates in the order of the data, which is by length already: scores are computed from the texts."""
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
-        return SequentialSampler(eval_dataset)
+        names = dict.fromkeys(["loss", self.best_score])
+        scores = ", ".join(f"{name} {metrics[f'eval_{name}']:.4f}" for name in names)
+        say(f"epoch {state.epoch:.3g}: validation {scores}")
 
 
 def _train(
@@ -114,22 +109,21 @@ def _train(
     def compute(prediction: Any) -> dict[str, float]:
         logits = np.asarray(prediction.predictions)
         if not np.isfinite(logits).all():
-            raise ConfigurationError(
-                "Training diverged: the model's outputs are not finite numbers. "
-                f"Lower --learning-rate, which is {options.peak_learning_rate:g}."
-            )
+            raise options.diverged()
         return task.scores(scored, logits, prediction.label_ids)
 
     checkpoint = workspace.last_checkpoint()
-    trainer = _Trainer(
+    trainer = task.trainer_class(
         model=base.model,
         args=_arguments(task, options, len(train.features), workspace, _stopped_at(checkpoint, options.patience)),
         train_dataset=train.features,
         eval_dataset=validation.features,
         data_collator=task.collator(base.tokenizer),
-        compute_metrics=compute,
+        compute_metrics=compute if task.scores_epochs else None,
         callbacks=[transformers.EarlyStoppingCallback(early_stopping_patience=options.patience)],
     )
+    # In the order of the data, which is by length already: scores are computed from the texts.
+    trainer._get_eval_sampler = SequentialSampler
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     trainer.add_callback(_Lines(task.best_score))
@@ -137,11 +131,11 @@ def _train(
         trainer.add_callback(_Bar)
     outcome = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.remove_callback(_Lines)
-    validation_scores = _scores(trainer.predict(validation.features).metrics)
+    validation_scores = _scores(task.final_scores(trainer, validation))
     scored = test
     return {
         "validation": validation_scores,
-        "test": _scores(trainer.predict(test.features).metrics),
+        "test": _scores(task.final_scores(trainer, test)),
         "num_train": train.num_examples,
         "num_validation": validation.num_examples,
         "num_test": test.num_examples,
@@ -165,7 +159,7 @@ def _stopped_at(checkpoint: str | None, patience: int) -> int:
 def _arguments(task: TrainedTask, options: Options, num_examples: int, workspace: Workspace, stopped_at: int) -> Any:
     steps_per_epoch = -(-num_examples // options.batch_size)
     num_steps = options.max_steps or round(options.epochs * steps_per_epoch)
-    return transformers.TrainingArguments(
+    return task.arguments_class(
         output_dir=str(workspace.checkpoints),
         num_train_epochs=options.epochs,
         max_steps=stopped_at or options.max_steps or -1,
@@ -182,12 +176,13 @@ def _arguments(task: TrainedTask, options: Options, num_examples: int, workspace
         save_total_limit=1,
         load_best_model_at_end=True,
         metric_for_best_model=task.best_score,
-        greater_is_better=True,
+        greater_is_better=task.greater_is_better,
         seed=options.seed,
         disable_tqdm=not sys.stderr.isatty(),
         report_to="none",
         dataloader_pin_memory=torch.cuda.is_available(),
         restore_callback_states_from_checkpoint=True,
+        **task.more_arguments,
     )
 
 

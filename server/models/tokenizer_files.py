@@ -33,7 +33,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise refuse(f"{folder} has no tokenizer. Save it there with tokenizer.save_pretrained.")
     try_tokenizer(folder)
     try:
-        tokenizer = _loaded(folder)
+        tokenizer = read_tokenizer(folder)
         converted = tokenizer if getattr(tokenizer, "backend_tokenizer", None) is not None else convert(tokenizer)
     except StrictDataclassError as error:
         raise refuse(f"The config.json in {folder} is wrong ({first_line(error)}). Correct the field.") from error
@@ -52,7 +52,8 @@ def load_tokenizer(folder: Path) -> Any:
     return converted
 
 
-def _loaded(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of transformers, which may be one in Python only."""
     with warnings.catch_warnings():
         # Marian's texts stay as they are without it.
         warnings.filterwarnings("ignore", "Recommended: pip install sacremoses")

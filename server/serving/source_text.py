@@ -14,6 +14,7 @@ from server.protocol import Ready
 from server.sentences import sentence
 from server.text.languages import Direction
 from server.text.sentence_split import is_blank
+from server.text.source_tokens import cut, source_tokens
 from server.text.tokenizer import Tokenizer
 
 ADVICE = sentence("Shorten it, or set {truncate} to cut its end.")
@@ -42,13 +43,12 @@ class SourceReader:
         else:
             if truncate is None:
                 self._check(self.tokenizer.at_least(source, limit), is_least=True)
-            encoding, ids, num_last = self._tokens(source)
+            encoding, ids, num_last = source_tokens(self.tokenizer, self.direction, source)
             if truncate is None:
                 self._check(len(ids))
             self._check_text(source, encoding)
-        if truncate is not None and len(ids) > truncate:
-            num_last = min(num_last, truncate)
-            ids = ids[: truncate - num_last] + ids[len(ids) - num_last :]
+        if truncate is not None:
+            ids = cut(ids, num_last, truncate)
         self._check(len(ids))
         return ids
 
@@ -56,20 +56,6 @@ class SourceReader:
         if num_tokens > self.ready.max_source_len:
             advice = ADVICE if self.direction is AS_TOKENIZED else ADVICE_TO_SPLIT
             raise InputTooLong(num_tokens, self.ready.max_source_len, advice, is_least=is_least)
-
-    def _tokens(self, text: str) -> tuple[tokenizers.Encoding, list[int], int]:
-        """The encoded text, all tokens, and how many special ones end them."""
-        direction, files = self.direction, self.tokenizer.files
-        whole = direction.prefix + text
-        if direction.prefix_ids is None and direction.suffix_ids is None:
-            encoding = self.tokenizer.encode(whole)
-            mask = encoding.special_tokens_mask
-            num_last = next((i for i, special in enumerate(reversed(mask)) if not special), len(mask))
-            return encoding, encoding.ids, num_last
-        before = files.prefix_ids if direction.prefix_ids is None else direction.prefix_ids
-        after = files.suffix_ids if direction.suffix_ids is None else direction.suffix_ids
-        encoding = self.tokenizer.encode(whole, add_special_tokens=False)
-        return encoding, [*before, *encoding.ids, *after], len(after)
 
     def _check_text(self, text: str, encoding: tokenizers.Encoding) -> None:
         """Raise for a text that says nothing to the model, which would make up an output."""
