@@ -26,9 +26,13 @@ class ModelConfig:
     name: str
     """The name that clients send in ``model``."""
     path: str
-    """A Hugging Face model folder with safetensors, or the folder of a PEFT LoRA adapter."""
+    """A Hugging Face model folder with safetensors, or the folder of a PEFT adapter."""
     base: str | None = None
     """For an adapter: the folder of its base model, if it differs from the one in adapter_config.json."""
+    share: Literal["auto", "off"] = "auto"
+    """For an adapter whose base is served too with the same settings. ``auto``: one worker and one copy of the weights
+    for both, where possible: LoRA, DoRA and IA3 on linear layers of decoders. ``off``: a worker with a merged copy.
+    ``sluice plan`` shows which."""
     task: Literal["auto", "embed"] = "auto"
     """``auto``: the task of the model's head; ``embed``: vectors of texts, without the head."""
     device: str = "auto"

@@ -235,7 +235,9 @@ def socket_fd() -> int:
     return int(sys.argv[sys.argv.index("--fd") + 1])
 
 
-def build(model: ModelConfig, num_loading: int, num_on_gpu: int) -> tuple[FakeEngine, Ready]:
+def build(
+    model: ModelConfig, num_loading: int, num_on_gpu: int, adapters: Sequence[ModelConfig]
+) -> tuple[FakeEngine, Ready]:
     folder = Path(model.path)
     if not folder.is_dir():
         raise ConfigurationError(f"Model {model.name}: {folder} is no folder.\nGive one.", exit_code=EXIT_MODEL)

@@ -106,7 +106,22 @@ def _describe(name: str, registry: Registry) -> dict[str, Any]:
         return {"name": name, "state": state}
     learned = registry.clients[name].token_budget
     budget = {} if learned is None else {"token_budget": learned}
-    return {"name": name, "state": state, **_facts(ready), **budget, **registry.describe(name)}
+    return {
+        "name": name,
+        "state": state,
+        **_facts(ready),
+        **budget,
+        **_sharing(name, registry, ready),
+        **registry.describe(name),
+    }
+
+
+def _sharing(name: str, registry: Registry, ready: Ready) -> dict[str, Any]:
+    """Of an adapter in the worker of another model: that model, and what its own weights take there."""
+    host = registry.clients[name].model.name
+    if host == name:
+        return {}
+    return {"shares_worker_of": host, "adapter_bytes": sum(adapter.num_bytes for adapter in ready.adapters)}
 
 
 def _facts(ready: Ready) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from server.client.worker_client import WorkerClient
 from server.client.worker_process import Origin, WorkerProcess, describe_exit
 from server.config import ServeConfig
 from server.errors import EXIT_CRASH_LOOP, EXIT_MODEL, ConfigurationError, ServerShutdown
+from server.sharing import hosts
 
 WORKER_COMMAND = (sys.executable, "-m", "server.worker")
 MAX_BACKOFF_S = 10.0
@@ -25,6 +26,21 @@ STALL_LOOKS = 10
 """A worker is looked at so many times in ``stall_timeout_s``."""
 
 log = logging.getLogger("sluice.supervisor")
+
+
+def _clients(config: ServeConfig) -> dict[str, WorkerClient]:
+    shared = hosts(config)
+    clients = {}
+    for model in config.models:
+        if model.name not in shared:
+            adapters = [each for each in config.models if shared.get(each.name) == model.name]
+            clients[model.name] = WorkerClient(model, config.num_on_gpu(model), adapters)
+    return {model.name: clients[shared.get(model.name, model.name)] for model in config.models}
+
+
+async def _all_loaded(clients: Sequence[WorkerClient]) -> None:
+    for client in clients:
+        await client.loaded.wait()
 
 
 class CrashHistory:
@@ -72,7 +88,8 @@ class Supervisor:
         self, config: ServeConfig, *, command: Sequence[str] = WORKER_COMMAND, template: Template | None = None
     ) -> None:
         self.config = config
-        self.clients = {model.name: WorkerClient(model, config.num_on_gpu(model)) for model in config.models}
+        self.clients = _clients(config)
+        """By name of the model; adapters may share that of their base."""
         self._origin = Origin(command=command, template=template, limit_s=config.start_timeout_s)
         self._workers: set[WorkerProcess] = set()
         self._keepers: list[asyncio.Task[None]] = []
@@ -100,20 +117,36 @@ class Supervisor:
 
         Raises ConfigurationError if one cannot become ready; then none is left.
         """
-        self._keepers = [asyncio.create_task(self._keep(client)) for client in self.clients.values()]
-        all_loaded = asyncio.create_task(self._all_loaded())
         try:
-            await asyncio.wait([all_loaded, *self._keepers], return_when=asyncio.FIRST_COMPLETED)
-            self._raise_what_a_keeper_raised()
+            await self._start(self._kept_clients)
+            # What cannot share the worker of its base gets one of its own.
+            await self._start(self._separate())
         except BaseException:
             await self.stop()
             raise
+
+    async def _start(self, clients: Sequence[WorkerClient]) -> None:
+        self._keepers += [asyncio.create_task(self._keep(client)) for client in clients]
+        all_loaded = asyncio.create_task(_all_loaded(clients))
+        try:
+            await asyncio.wait([all_loaded, *self._keepers], return_when=asyncio.FIRST_COMPLETED)
+            self._raise_what_a_keeper_raised()
         finally:
             all_loaded.cancel()
 
-    async def _all_loaded(self) -> None:
-        for client in self.clients.values():
-            await client.loaded.wait()
+    @property
+    def _kept_clients(self) -> list[WorkerClient]:
+        """One for each worker."""
+        return list(dict.fromkeys(self.clients.values()))
+
+    def _separate(self) -> list[WorkerClient]:
+        """New clients for the adapters that their workers cannot serve."""
+        found = []
+        for client in self._kept_clients:
+            for model in client.take_unshared():
+                self.clients[model.name] = WorkerClient(model, self.config.num_on_gpu(model))
+                found.append(self.clients[model.name])
+        return found
 
     async def run(self) -> None:
         """Return after `stop`. Raises ConfigurationError when a worker cannot be kept alive."""
@@ -127,7 +160,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """End every worker. Requests that still run end with ServerShutdown."""
-        for client in self.clients.values():
+        for client in self._kept_clients:
             client.stop(ServerShutdown("The server stopped before the answer was complete."))
         for keeper in self._keepers:
             keeper.cancel()
@@ -170,7 +203,7 @@ class Supervisor:
 
     def _num_loading(self) -> int:
         """Workers that are being started or replaced now."""
-        return sum(client.state != "ready" for client in self.clients.values())
+        return sum(client.state != "ready" for client in self._kept_clients)
 
     async def _watch(self, client: WorkerClient, worker: WorkerProcess) -> str | None:
         """Return when the worker is gone, or when it has been killed because of what is returned.

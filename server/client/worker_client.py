@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -38,9 +38,13 @@ class WorkerClient:
     with the tokens that were delivered as part of it, and the consumer sees only a pause.
     """
 
-    def __init__(self, model: ModelConfig, num_on_gpu: int = 1) -> None:
-        """``num_on_gpu`` models of the server share a GPU with this one, which counts too."""
+    def __init__(self, model: ModelConfig, num_on_gpu: int = 1, adapters: Sequence[ModelConfig] = ()) -> None:
+        """``num_on_gpu`` models of the server share a GPU with this one, which counts too.
+
+        ``adapters`` of the model are served by the same worker where they can be.
+        """
         self.model = model
+        self._adapters = tuple(adapters)
         self._num_on_gpu = num_on_gpu
         self.ready: Ready | None = None
         """Set once loaded, and kept during restarts."""
@@ -67,13 +71,20 @@ class WorkerClient:
         the same limits, whatever is free when they start.
         """
         if self.ready is None:
-            return Load(self.model, num_on_gpu=self._num_on_gpu)
+            return Load(self.model, num_on_gpu=self._num_on_gpu, adapters=self._adapters)
         kv_cache_gib = self.ready.kv_cache_bytes / GIB
         model = dataclasses.replace(self.model, max_model_len=self.ready.max_model_len, kv_cache_gib=kv_cache_gib)
         if self.ready.dtype_reason is not None:
             # It was chosen by measurement. Another one would change scores.
             model = dataclasses.replace(model, dtype=self.ready.dtype)  # type: ignore[arg-type]
-        return Load(model, num_on_gpu=self._num_on_gpu)
+        return Load(model, num_on_gpu=self._num_on_gpu, adapters=self._adapters)
+
+    def take_unshared(self) -> list[ModelConfig]:
+        """Adapters that this worker cannot serve, as it said when it had loaded; those after it are not asked to."""
+        problems = {} if self.ready is None else {each.name: each.problem for each in self.ready.adapters}
+        unshared = [model for model in self._adapters if problems.get(model.name)]
+        self._adapters = tuple(model for model in self._adapters if model not in unshared)
+        return unshared
 
     @property
     def num_running(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from server import machine
@@ -12,6 +11,7 @@ from server.config import ModelConfig, ServeConfig
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.models.weights import read_weights
 from server.number_types import WEIGHT_TYPES
+from server.sharing import base_folder, hosts
 
 LEAST_BYTES = {"auto": 2.0, "float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 """A parameter's, at the least, by dtype."""
@@ -23,7 +23,8 @@ def require_room(config: ServeConfig) -> None:
     A lower bound: what passes may still be refused when its cache is made. What cannot be read is for the worker to
     refuse, which says more.
     """
-    least = {model.name: least_bytes(model) for model in config.models}
+    shared = hosts(config)
+    least = {model.name: least_bytes(model) for model in config.models if model.name not in shared}
     needed = sum(least.values())
     free = machine.free_bytes()
     if needed > free:
@@ -49,14 +50,3 @@ def least_bytes(model: ModelConfig) -> int:
         return 0
     quantised = WEIGHT_TYPES.get(model.quantize)
     return int(num_parameters * (quantised.least_bytes if quantised else LEAST_BYTES[model.dtype]))
-
-
-def base_folder(model: ModelConfig) -> Path:
-    """Where the whole weights lie: of an adapter, its base's folder."""
-    folder = Path(model.path)
-    try:
-        named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return folder
-    bases = (Path(base) for base in (model.base, named, folder / str(named)) if base)
-    return next((base for base in bases if base.is_dir()), folder)

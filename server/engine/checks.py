@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from server.protocol import Generate
 
 
@@ -11,6 +13,7 @@ def problem(
     vocab_size: int,
     max_model_len: int,
     has_vocabulary: bool,
+    adapters: Container[str] = (),
     max_source_len: int = 0,
     source_vocab_size: int = 0,
 ) -> str | None:
@@ -18,6 +21,8 @@ def problem(
     params = command.params
     if not command.prompt_ids:
         return "The prompt has no tokens."
+    if command.adapter and command.adapter not in adapters:
+        return "The adapter that the request names is not loaded, or its files have changed since."
     if params.max_new_tokens < 1:
         return f"max_new_tokens is {params.max_new_tokens}: it must be at least 1."
     outputs = [output.token_ids for output in command.outputs]

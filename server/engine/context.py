@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from server.engine.sources import Source
+from server.native.adapted import Deltas
 from server.protocol import Generate
 
 
@@ -17,15 +18,17 @@ class Context:
     """Start of the hash chain: sequences with different seeds share no block."""
     source: Source | None = None
     """What the encoder reads; None for models without one."""
+    adapter: Deltas | None = None
 
     @classmethod
-    def of(cls, command: Generate) -> Context:
-        parts = [blake2b(text.encode(), digest_size=16).digest() for text in (command.tenant, command.cache_salt)]
+    def of(cls, command: Generate, adapter: Deltas | None = None) -> Context:
+        texts = (command.tenant, command.cache_salt, command.adapter)
+        parts = [blake2b(text.encode(), digest_size=16).digest() for text in texts]
         seed = b"".join(parts)
         if not command.source_ids:
-            return cls(seed)
+            return cls(seed, adapter=adapter)
         source = Source(command.source_ids, seed)
-        return cls(source.digest, source)
+        return cls(source.digest, source, adapter)
 
 
 NO_CONTEXT = Context()

@@ -6,6 +6,7 @@ end sequences, banned phrases send them back.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from time import perf_counter
 
 import numpy as np
@@ -30,6 +31,7 @@ from server.engine.relief import Relief
 from server.engine.scheduler import Scheduler
 from server.engine.sequence_group import SequenceGroup
 from server.errors import DeadlineExceeded, InsufficientMemory, SluiceError
+from server.native.adapted import Deltas
 from server.out_of_memory import is_memory_error
 from server.protocol import Encode, Failed, Generate, Reply, Stats, Tokens
 from server.token_budget import TokenBudget
@@ -79,17 +81,19 @@ class DecoderEngine:
         deadlines: Deadlines | None = None,
         token_budget: TokenBudget | None = None,
         max_source_len: int = 0,
+        adapters: Mapping[str, Deltas] | None = None,
     ) -> None:
         """``deterministic`` cuts prompts at fixed places, unless the runner's rows are the same however they are cut.
 
         ``pacing`` learns from the engine's steps, and bounds what they compute of prompts where cuts may be free.
         ``token_budget`` learns from them too, and bounds what a step computes of prompts wherever they are cut.
         ``drafter`` lets rows guess their next tokens where the runner can go back from wrong ones.
-        ``max_source_len`` is 0 for models without an encoder.
+        ``max_source_len`` is 0 for models without an encoder. ``adapters`` are those that requests may name, by digest.
         """
         self._runner = runner
         self._max_model_len = max_model_len
         self._max_source_len = max_source_len
+        self._adapters = adapters or {}
         self._vocabulary = vocabulary
         self._pacing = pacing
         self._token_budget = token_budget
@@ -291,6 +295,7 @@ class DecoderEngine:
             order=self._num_arrivals,
             vocabulary=self._vocabulary,
             grammar=grammar,
+            adapter=self._adapters.get(command.adapter),
         )
         if group.num_rows > self._max_rows:
             message = f"The request needs {group.num_rows} rows and a step has at most {self._max_rows}."
@@ -324,6 +329,7 @@ class DecoderEngine:
             max_model_len=self._max_model_len,
             max_source_len=self._max_source_len,
             source_vocab_size=self._runner.source_vocab_size,
+            adapters=self._adapters,
             has_vocabulary=self._vocabulary is not None,
         )
 

@@ -6,13 +6,14 @@ Dimension key: R rows of logits of a step, V vocabulary size.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from server.engine.batch_inputs import Row
 from server.engine.lengths import LengthRule
+from server.modules.adapted import Part
 
 
 class ModelRunner(ABC):
@@ -49,6 +50,9 @@ class ModelRunner(ABC):
 
     kv_cache_kl: float | None = None
     """What a quantised cache loses, in nats; None where it is not quantised."""
+
+    parts: Mapping[str, Part] = {}
+    """The linear layers that adapters can change, by their names in the module; empty where none can be."""
 
     source_vocab_size = 0
     """Of encoder-decoder models: a legal token id of a source is below it. 0 for models without an encoder."""

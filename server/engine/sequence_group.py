@@ -13,6 +13,7 @@ from server.engine.context import Context
 from server.engine.grammar import Grammar
 from server.engine.phrases import PhraseMatcher
 from server.engine.sequence import Sequence
+from server.native.adapted import Deltas
 from server.protocol import Generate, Output, PromptLogprobs, SamplingParams
 from server.vocabulary import Vocabulary
 
@@ -34,6 +35,7 @@ class SequenceGroup:
         order: int = 0,
         vocabulary: Vocabulary | None = None,
         grammar: Grammar | None = None,
+        adapter: Deltas | None = None,
     ) -> None:
         params = command.params
         self.request_id = command.request_id
@@ -49,7 +51,7 @@ class SequenceGroup:
         indices = [i for i, output in enumerate(command.outputs) if not output.is_finished] or [0]
         self.has_forked = params.num_beams > 1 or params.num_return_sequences == 1 or _has_begun(command.outputs)
         """False while the root stands for several samples."""
-        context = Context.of(command)
+        context = Context.of(command, adapter)
         self.source = context.source
         """What the encoder reads, for all rows."""
         make = partial(

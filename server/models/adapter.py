@@ -1,4 +1,4 @@
-"""A PEFT LoRA folder: where its base lies, which head it brings, and the merge into the base's weights."""
+"""A PEFT folder: where its base lies, which head it brings, and the merge into the base's weights."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from server.tasks import TASKS, Task
 
 WEIGHTS = "adapter_model.safetensors"
 
+PEFT_TYPES = ("LORA", "IA3")
+
 BY_PEFT_TYPE = {task.peft_type: task for task in TASKS.values() if task.peft_type is not None}
 
 LABEL_FIELDS = ("id2label", "label2id", "num_labels", "problem_type", "pad_token_id")
@@ -27,7 +29,7 @@ LABEL_FIELDS = ("id2label", "label2id", "num_labels", "problem_type", "pad_token
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A LoRA adapter's folder, read and checked; its weights are not loaded yet."""
+    """An adapter's folder, read and checked; its weights are not loaded yet."""
 
     folder: Path
     base: Path
@@ -51,10 +53,8 @@ def read_adapter(folder: Path, base: str | None) -> Adapter:
     """``base`` is the operator's word on where the base model lies; else the adapter's own config names it."""
     config = read_json(folder, "adapter_config.json")
     check_fields(folder, config)
-    if config.get("peft_type") != "LORA":
-        raise refuse(
-            f"{folder} holds a {config.get('peft_type')} adapter. Only LoRA adapters can be merged and served."
-        )
+    if config.get("peft_type") not in PEFT_TYPES:
+        raise refuse(f"{folder} holds a {config.get('peft_type')} adapter. Only LoRA and IA3 adapters can be served.")
     if not (folder / WEIGHTS).is_file():
         can_convert = (folder / "adapter_model.bin").is_file()
         advice = f"sluice convert {folder} OUT writes it again." if can_convert else "Save the adapter again."

@@ -14,6 +14,7 @@ from torch import Tensor
 from server.modules.attention import HeadNorm, Rotary
 from server.modules.layout import Packed
 from server.modules.operations import NUM_PLACES, Attending, Multiply, Normalise, Operation
+from server.native.adapted import runs_of
 from server.native.chain import NOWHERE, Chain
 from server.native.packing import NativeWeight
 
@@ -53,7 +54,12 @@ class ChainedLayers:
         attention = self._attention
         cross_address = attention.cross_address if self._has_sources else 0
         return self._chain.run(
-            h_TD.contiguous(), positions_T, attention.step_address, count, cross_address=cross_address
+            h_TD.contiguous(),
+            positions_T,
+            attention.step_address,
+            count,
+            cross_address=cross_address,
+            runs=runs_of(len(h_TD)),
         )
 
     def _add(self, operation: Operation) -> None:
@@ -61,8 +67,9 @@ class ChainedLayers:
             case Normalise():
                 self._norm(operation)
             case Multiply(multiplier=1.0, out_float=False):
-                weight = self._native(operation.product)
-                self._chain.linear(weight, operation.source, operation.to, _place(operation.residual))
+                weight, number = self._native(operation.product), operation.product.number or 0
+                places = (operation.source, operation.to, _place(operation.residual))
+                self._chain.linear(weight, *places, number=number)
             case Attending(attention=attention) if attention.is_cross:
                 self._has_sources = True
                 self._chain.cross_attention(

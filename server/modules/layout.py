@@ -50,6 +50,8 @@ class Packed(Protocol):
     """Of its input."""
     native: NativeWeight | None
     """Where our own kernels have it."""
+    number: int | None
+    """By which adapters know it."""
 
     @property
     def is_row_invariant(self) -> bool: ...

@@ -94,6 +94,7 @@ class PlainProduct:
 
     dtype: torch.dtype = torch.float32
     native: NativeWeight | None = None
+    number: int | None = None
     is_row_invariant = False
 
     def __init__(self, product: Product) -> None:

@@ -94,15 +94,11 @@ class Call(ctypes.Structure):
     ]
 
 
-class Link(ctypes.Structure):
-    """One kernel of a chain. Places count buffers of the step, -1 for none."""
+class Fixed(ctypes.Structure):
+    """What stays the same of a product; of a norm its weight, bias and width."""
 
     _fields_ = [
         ("kind", INTEGER),
-        ("source", INTEGER),
-        ("residual", INTEGER),
-        ("to", INTEGER),
-        ("weight_kind", INTEGER),
         ("width", INTEGER),
         ("words", INTEGER),
         ("weight", ADDRESS),
@@ -112,6 +108,37 @@ class Link(ctypes.Structure):
         ("num_outputs", INTEGER),
         ("activation", INTEGER),
         ("is_gated", INTEGER),
+    ]
+
+
+class Delta(ctypes.Structure):
+    """What an adapter changes of a product."""
+
+    _fields_ = [
+        ("a", ADDRESS),
+        ("b", ADDRESS),
+        ("in_scale", ADDRESS),
+        ("scale", ADDRESS),
+        ("constant", ADDRESS),
+    ]
+
+
+class Run(ctypes.Structure):
+    """Neighbouring rows of one adapter."""
+
+    _fields_ = [("start", INTEGER), ("count", INTEGER), ("deltas", ADDRESS)]
+
+
+class Link(ctypes.Structure):
+    """One kernel of a chain. Places count buffers of the step, -1 for none."""
+
+    _fields_ = [
+        ("kind", INTEGER),
+        ("source", INTEGER),
+        ("residual", INTEGER),
+        ("to", INTEGER),
+        ("product", Fixed),
+        ("number", INTEGER),
         ("eps", REAL),
         ("layer", ADDRESS),
         ("call", ADDRESS),
@@ -135,6 +162,9 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "attention::Row": Row,
     "attention::Step": Step,
     "attention::Call": Call,
+    "linear_kernels::Fixed": Fixed,
+    "linear_kernels::Delta": Delta,
+    "linear_kernels::Run": Run,
     "chain::Link": Link,
 }
 ENUMS: dict[str, type[IntEnum]] = {
@@ -173,7 +203,8 @@ def _struct_lines() -> Iterator[str]:
         yield f"static_assert(sizeof({name}) == {ctypes.sizeof(struct)});"
         for field, kind, *_ in struct._fields_:
             yield f"static_assert(offsetof({name}, {field}) == {getattr(struct, field).offset});"
-            yield f"static_assert(abi::{TRAITS[kind]}<decltype({name}::{field})>);"
+            if kind in TRAITS:
+                yield f"static_assert(abi::{TRAITS[kind]}<decltype({name}::{field})>);"
 
 
 def _enum_lines() -> Iterator[str]:
@@ -190,7 +221,7 @@ HEAD = """// Written by `python -m server.native.abi`: what Python fills lies wh
 
 #include "attention.h"
 #include "chain.h"
-#include "linear.h"
+#include "linear_adapted.h"
 
 #include <cstddef>
 #include <type_traits>

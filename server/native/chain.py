@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from server.native import kernels
-from server.native.abi import Link, LinkKind
+from server.native.abi import Fixed, Link, LinkKind
+from server.native.adapted import Runs
 from server.native.kernels import address
 from server.native.packing import NativeWeight
 
@@ -64,17 +65,15 @@ class Chain:
                 source=source,
                 residual=residual,
                 to=to,
-                weight=address(weight_D),
-                bias=address(bias_D),
-                width=weight_D.shape[0],
+                product=Fixed(weight=address(weight_D), bias=address(bias_D), width=weight_D.shape[0]),
                 eps=eps,
             )
         )
 
-    def linear(self, weight: NativeWeight, source: int, to: int, residual: int = NOWHERE) -> None:
-        """``to`` may be ``residual``: every place is read before it is written."""
+    def linear(self, weight: NativeWeight, source: int, to: int, residual: int = NOWHERE, *, number: int = 0) -> None:
+        """``to`` may be ``residual``: every place is read before it is written. Adapters know it by ``number``."""
         self._check(source, to, weight.width, weight.num_outputs)
-        self._links.append(Link(LinkKind.linear, source, residual, to, *weight.fixed))
+        self._links.append(Link(LinkKind.linear, source, residual, to, Fixed(*weight.fixed), number))
 
     def attention(self, layer_address: int, call_address: int, source: int, to: int) -> None:
         """Addresses as `AttentionBackend.packed_call` gives them."""
@@ -93,9 +92,19 @@ class Chain:
         assert width <= self._widths[source] and num_outputs <= self._widths[to], "a buffer is too small"
 
     def run(
-        self, h_TD: Tensor, positions_T: Tensor, step_address: int, count: int, *, cross_address: int = 0
+        self,
+        h_TD: Tensor,
+        positions_T: Tensor,
+        step_address: int,
+        count: int,
+        *,
+        cross_address: int = 0,
+        runs: Runs | None = None,
     ) -> Tensor:
-        """The first ``count`` kernels. Buffer 0 is ``h_TD``, dense and overwritten: it then has the result."""
+        """The first ``count`` kernels. Buffer 0 is ``h_TD``, dense and overwritten: it then has the result.
+
+        ``runs`` are the tokens with adapters.
+        """
         if self._array is None:
             self._array = (Link * len(self._links))(*self._links)
         num_tokens = len(h_TD)
@@ -111,5 +120,6 @@ class Chain:
             cross_address,
             self._dtype is torch.float32,
             ctypes.addressof(self._seconds),
+            *((0, 0) if runs is None else runs.place),
         )
         return h_TD

@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from server.native import onednn, ops
+from server.native import adapted, onednn, ops
 from server.native.packing import NativeWeight, problem
 from server.number_types import Quantize
 
@@ -38,8 +38,11 @@ class Linear(nn.Module):
         """Raises ValueError for a weight that cannot be quantised."""
         super().__init__()
         num_rows, self.in_features = weight_NK.shape
+        self.num_rows = num_rows
         self.out_features = num_rows // 2 if is_gated else num_rows
         self.weight_bytes = 0
+        self.number: int | None = None
+        """By which adapters know it; None where none can."""
         self._activation, self._is_gated = activation, is_gated
         self.device, self.dtype = weight_NK.device, weight_NK.dtype
         self._bias_N = None if bias_N is None else bias_N.detach().float()
@@ -81,16 +84,24 @@ class Linear(nn.Module):
             residual = None if residual is None else residual.to(self.dtype)
             out = self.forward(x.to(self.dtype), residual, out_float=out_float)
             return out if out_float else out.to(x.dtype)
+        runs = None if self.number is None else adapted.runs_of(x.numel() // self.in_features)
         if self.native is not None:
-            return self.native.multiply(x, residual, out_float=out_float)
+            return self.native.multiply(x, residual, out_float=out_float, runs=runs, number=self.number or 0)
         assert self._plain is not None
-        if self._activation is None and residual is None and not out_float:
+        if self._activation is None and residual is None and not out_float and runs is None:
             return self._plain(x, self.bias)  # type: ignore[no-any-return]
-        product = self._plain(x)
+        product = self._plain(x) if runs is None else self._changed(self._plain, x, runs)
         dtype = torch.float32 if out_float else x.dtype
         return ops.finish(
             product, self._bias_N, self._activation, is_gated=self._is_gated, residual=residual, dtype=dtype
         )
+
+    def _changed(self, plain: onednn.Product, x: Tensor, runs: adapted.Runs) -> Tensor:
+        """The product with what adapters change of it, before the bias; float32."""
+        assert self.number is not None
+        x_MK = x.reshape(-1, self.in_features)
+        product_MN = plain(runs.change_inputs(x_MK, self.number))
+        return runs.change_product(x_MK, product_MN, self.number).view(*x.shape[:-1], -1)
 
     # Without the hooks of a module, which cost as much as all else that is not the product.
     __call__ = forward

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from server.native import kernels
 from server.native.abi import PANEL, Activation
+from server.native.adapted import Runs
 from server.native.formats import FORMATS
 from server.number_types import Quantize, WeightKind
 
@@ -42,8 +43,8 @@ class NativeWeight:
         self.num_outputs = num_rows // 2 if is_gated else num_rows
         self._dtype = weight_NK.dtype
         self._format = FORMATS[quantize]
-        self._packed = packed = self._format.pack(self._padded(weight_NK))
-        self._bias_P = None if bias_N is None else self._padded(bias_N)
+        self._packed = packed = self._format.pack(self.padded(weight_NK))
+        self._bias_P = None if bias_N is None else self.padded(bias_N)
         self._linear = kernels.get("linear")
         self.fixed = (packed.kind, self.width, packed.words, packed.weight.data_ptr(), *map(
             kernels.address, (packed.scale, packed.offset_P, self._bias_P)
@@ -55,8 +56,13 @@ class NativeWeight:
         parts = (self._packed.weight, self._packed.scale, self._packed.offset_P, self._bias_P)
         return sum(part.numel() * part.itemsize for part in parts if part is not None)
 
-    def multiply(self, x: Tensor, residual: Tensor | None, *, out_float: bool) -> Tensor:
-        """``x`` ``[..., K]`` has the dtype of the weight before it was quantised."""
+    def multiply(
+        self, x: Tensor, residual: Tensor | None, *, out_float: bool, runs: Runs | None = None, number: int = 0
+    ) -> Tensor:
+        """``x`` ``[..., K]`` has the dtype of the weight before it was quantised.
+
+        ``runs`` are its rows with adapters, which know the product by ``number``.
+        """
         rows = x.numel() // self.width
         shape = (rows, self.num_outputs) if x.dim() == 2 else (*x.shape[:-1], self.num_outputs)
         out = x.new_empty(shape, dtype=torch.float32) if out_float else x.new_empty(shape)
@@ -68,7 +74,7 @@ class NativeWeight:
         is_float = x.dtype is torch.float32
         self._linear(x.data_ptr(), is_float, rows, *self.fixed,
                             0 if residual is None else residual.data_ptr(), out.data_ptr(),
-                            is_float or out_float)  # fmt: skip
+                            is_float or out_float, *((0, 0) if runs is None else runs.place), number)  # fmt: skip
         return out
 
     @property
@@ -85,7 +91,7 @@ class NativeWeight:
         weight_PK = self._format.unpack(self._packed, self._dtype)
         return self._unpadded(weight_PK).to(self._dtype)
 
-    def _padded(self, rows: Tensor) -> Tensor:
+    def padded(self, rows: Tensor) -> Tensor:
         """``[N, ...]`` to ``[P, ...]``; a gate's panels alternate with its partner's."""
         halves = rows.view(1 + self._is_gated, self.num_outputs, *rows.shape[1:])
         num_missing = -self.num_outputs % PANEL

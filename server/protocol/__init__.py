@@ -25,6 +25,7 @@ from server.protocol.ready import (
     Pooling,
     Ready,
     Refused,
+    SharedAdapter,
     TokenizerFiles,
 )
 from server.protocol.replies import (
@@ -62,6 +63,7 @@ __all__ = [
     "Reply",
     "SamplingParams",
     "Scores",
+    "SharedAdapter",
     "Stats",
     "TokenLogprob",
     "TokenizerFiles",

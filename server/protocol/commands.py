@@ -16,6 +16,8 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     """Workers that load at the same time, this one among them."""
     num_on_gpu: int = 1
     """Models that share this one's GPU if it goes to one, this one among them."""
+    adapters: tuple[ModelConfig, ...] = ()
+    """Models that are adapters of this one and may share its worker."""
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -57,6 +59,8 @@ class Generate(PromptContext, frozen=True, tag=True):
     """Empty, or one for each of ``num_return_sequences`` samples."""
     tenant: str = ""
     """Different tenants share no block either, and each keeps a share of those that are cached."""
+    adapter: str = ""
+    """Digest of one of the worker's adapters, as `SharedAdapter` has it; empty for the model itself."""
     caller: str = ""
     """Whom the request counts against where requests wait for their turn."""
     deadline_s: float | None = None

@@ -65,6 +65,25 @@ class Embedding(msgspec.Struct, frozen=True, kw_only=True):
     default_prompt: str | None = None
 
 
+class SharedAdapter(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter that the worker was asked to serve beside its model."""
+
+    name: str
+    """Of the served model."""
+    digest: str = ""
+    """Of its files: what requests name it by."""
+    problem: str | None = None
+    """Why it cannot share the worker, as the end of a sentence; the other fields then say nothing."""
+    num_parameters: int = 0
+    num_bytes: int = 0
+    """Of its weights as they are held."""
+    tokenizer: TokenizerFiles | None = None
+    """None where it is the model's."""
+    generation_config: dict[str, GenerationValue] = {}
+    """As that of `Ready`."""
+    attribution: str | None = None
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """The model is loaded and checked; everything the front must know of it."""
 
@@ -122,6 +141,8 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Class names in the order of the logits."""
     problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
     embedding: Embedding | None = None
+    adapters: list[SharedAdapter] = []
+    """One for each of `Load`'s."""
     attribution: str | None = None
     """Licence line that must be shown with the model, from ``ATTRIBUTION`` in its folder."""
     quantization_kl: float | None = None

@@ -16,6 +16,7 @@ from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
 from server.errors import DeadlineExceeded, InvalidRequest, NoTokenLeft, SluiceError
 from server.protocol import Generate, Ready, Tokens
+from server.serving.adapters import digest_of
 from server.serving.admission import Admission
 from server.serving.generation import Generation
 from server.serving.options.reading import model_defaults, task_defaults
@@ -217,6 +218,7 @@ class ServedGenerator:
             prompt.ids,
             prompt.params,
             tenant="" if self.config.share_prefix_cache else who.tenant,
+            adapter=digest_of(self.name, self.worker),
             caller=who.id,
             deadline_s=self._deadline_s(prompt, record),
             **msgspec.structs.asdict(prompt.context),

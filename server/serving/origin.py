@@ -15,9 +15,10 @@ from server.config import ModelConfig
 from server.protocol import Ready
 
 MEASURED = (
-    "load_s", "quantization_kl", "kv_cache_kl", "kv_cache_bytes", "num_blocks", "token_budget", "dtype_reason",
+    "adapters", "load_s", "quantization_kl", "kv_cache_kl", "kv_cache_bytes", "num_blocks", "token_budget",
+    "dtype_reason",
 )  # fmt: skip
-"""Fields of `Ready` that may differ between two starts of one model."""
+"""Fields of `Ready` that may differ between two starts of one model, and those that say nothing of it."""
 SAMPLES = 16
 SAMPLE_BYTES = 4096
 """This many pieces of each weight file are read: fine-tuning changes them all, and reading all of it takes seconds."""

@@ -12,6 +12,7 @@ from server.client.supervisor import Supervisor
 from server.config import ModelConfig, ServeConfig
 from server.errors import ModelNotFound
 from server.protocol import Ready
+from server.serving.adapters import ready_of
 from server.serving.admission import Admission
 from server.serving.classifier import ServedClassifier
 from server.serving.encoder_client import ServedEncoder
@@ -53,8 +54,11 @@ class Registry:
     @property
     def ready_models(self) -> dict[str, Ready]:
         """What the models that have been loaded said of themselves, in the order of the settings."""
-        clients = (self.clients[model.name] for model in self.config.models)
-        return {client.model.name: client.ready for client in clients if client.ready is not None}
+        found = {model.name: self._ready(model) for model in self.config.models}
+        return {name: ready for name, ready in found.items() if ready is not None}
+
+    def _ready(self, model: ModelConfig) -> Ready | None:
+        return ready_of(model.name, self.clients[model.name])
 
     @property
     def fullness(self) -> float:
@@ -68,13 +72,14 @@ class Registry:
     async def _prepare(self, model: ModelConfig) -> None:
         client = self.clients[model.name]
         await client.loaded.wait()
-        assert client.ready is not None
-        self._prepared[model.name] = await asyncio.to_thread(self._serve, model, client.ready)
+        # None for an adapter that gets a worker of its own: `load` makes what serves it.
+        if (ready := self._ready(model)) is not None:
+            self._prepared[model.name] = await asyncio.to_thread(self._serve, model, ready)
 
     def load(self) -> None:
         """Make every model servable; all workers are ready. Slow, for it parses tokenizers: not for the event loop."""
         for model in self.config.models:
-            ready = self.clients[model.name].ready
+            ready = self._ready(model)
             assert ready is not None
             prepared = self._prepared.pop(model.name) if model.name in self._prepared else None
             self._served[model.name] = prepared or self._serve(model, ready)

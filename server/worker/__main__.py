@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from server.config import ModelConfig
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
     from server.models.loader import LoadedModel
 
 
-def build(model: ModelConfig, num_loading: int = 1, num_on_gpu: int = 1) -> tuple[loop.Engine, Ready]:
+def build(
+    model: ModelConfig, num_loading: int = 1, num_on_gpu: int = 1, adapters: Sequence[ModelConfig] = ()
+) -> tuple[loop.Engine, Ready]:
     """The engine for the model's task, and what the front must know of it.
 
-    ``num_loading`` workers load meanwhile, and ``num_on_gpu`` models share a GPU if this one goes there.
+    ``num_loading`` workers load meanwhile, and ``num_on_gpu`` models share a GPU if this one goes there. ``adapters``
+    are served beside the model where they can be.
     """
     # Imported here: these take seconds, and the process must notice meanwhile that the front is gone.
     import torch
@@ -39,7 +43,7 @@ def build(model: ModelConfig, num_loading: int = 1, num_on_gpu: int = 1) -> tupl
     try:
         loaded = loader.load(model)
         is_decoder = TASKS[loaded.task].is_decoder
-        engine, ready = _decoder(model, loaded, num_on_gpu) if is_decoder else _encoder(model, loaded)
+        engine, ready = _decoder(model, loaded, num_on_gpu, adapters) if is_decoder else _encoder(model, loaded)
     except (MemoryError, RuntimeError) as error:
         raise_if_does_not_fit(error, model, choose_device(model))
         raise
@@ -51,7 +55,9 @@ def build(model: ModelConfig, num_loading: int = 1, num_on_gpu: int = 1) -> tupl
     return engine, ready
 
 
-def _decoder(model: ModelConfig, loaded: LoadedModel, num_on_gpu: int) -> tuple[loop.Engine, Ready]:
+def _decoder(
+    model: ModelConfig, loaded: LoadedModel, num_on_gpu: int, adapters: Sequence[ModelConfig]
+) -> tuple[loop.Engine, Ready]:
     from server.engine import reproducibility
     from server.engine.engine import DecoderEngine, default_max_batch_tokens, default_token_budget
     from server.engine.executors.build import build_runner
@@ -60,6 +66,7 @@ def _decoder(model: ModelConfig, loaded: LoadedModel, num_on_gpu: int) -> tuple[
     from server.engine.phrase_index import prepare_index
     from server.engine.prompt_lookup import Drafter
     from server.models.packed_linear import pack_linears
+    from server.worker.adapters import share
 
     max_batch_tokens = model.max_batch_tokens or default_max_batch_tokens(model.max_running)
     runner = build_runner(
@@ -76,6 +83,7 @@ def _decoder(model: ModelConfig, loaded: LoadedModel, num_on_gpu: int) -> tuple[
     loaded = dataclasses.replace(loaded, max_model_len=max_model_len, max_source_len=max_source_len)
     vocabulary = TokenBytes(loaded.tokenizer.target or loaded.tokenizer, runner.vocab_size)
     prepare_index(vocabulary)
+    shared = share(adapters, loaded, runner, deterministic=model.deterministic)
     pacing = Pacing()
     budget = None if model.max_batch_tokens else default_token_budget(runner.device, model.max_running)
     engine = DecoderEngine(
@@ -90,6 +98,7 @@ def _decoder(model: ModelConfig, loaded: LoadedModel, num_on_gpu: int) -> tuple[
         pacing=pacing,
         drafter=Drafter(pacing) if model.prompt_lookup == "auto" else None,
         token_budget=budget,
+        adapters=shared.deltas,
     )
     problem = reproducibility.problem(runner, deterministic=model.deterministic)
     ready = _ready(
@@ -112,6 +121,7 @@ def _decoder(model: ModelConfig, loaded: LoadedModel, num_on_gpu: int) -> tuple[
         max_running=model.max_running,
         max_batch_tokens=max_batch_tokens,
         token_budget=0 if budget is None else budget.num_tokens,
+        adapters=shared.facts,
     )
     return engine, ready
 

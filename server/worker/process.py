@@ -26,7 +26,7 @@ from server.protocol import Command, Load, Ready, Refused
 from server.worker import loop
 from server.worker.connection import Connection
 
-Build = Callable[[ModelConfig, int, int], tuple[loop.Engine, Ready]]
+Build = Callable[[ModelConfig, int, int, Sequence[ModelConfig]], tuple[loop.Engine, Ready]]
 """Loads a model and makes its engine. Raises ConfigurationError if it cannot be served.
 
 The numbers are those of `Load`: workers that load at the same time, and models on the same GPU.
@@ -102,7 +102,7 @@ def _built(build: Build, load: Load) -> tuple[loop.Engine, Ready]:
     """Without garbage collections, which find nothing and take a fifth of the time that imports and loading take."""
     gc.disable()
     try:
-        return build(load.model, load.num_loading, load.num_on_gpu)
+        return build(load.model, load.num_loading, load.num_on_gpu, load.adapters)
     finally:
         gc.enable()
 

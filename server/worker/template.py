@@ -124,14 +124,16 @@ def _preload() -> None:
         importlib.import_module(name)
 
 
-def _build(model: ModelConfig, num_loading: int, num_on_gpu: int) -> tuple[loop.Engine, Ready]:
+def _build(
+    model: ModelConfig, num_loading: int, num_on_gpu: int, adapters: Sequence[ModelConfig]
+) -> tuple[loop.Engine, Ready]:
     import torch
 
     from server.worker.__main__ import build
 
     # The template's libraries have read their environment, which was every model's.
     torch.set_num_threads(model.threads or int(os.environ["OMP_NUM_THREADS"]))
-    return build(model, num_loading, num_on_gpu)
+    return build(model, num_loading, num_on_gpu, adapters)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from server.engine.batch_inputs import Row
 from server.engine.executors.lengthwise import Lengthwise, Span, spans_step
 from server.engine.model_runner import ModelRunner
 from server.module_state import ModuleState
+from server.modules.adapted import numbered, whole_parts
+from server.native.adapted import AdaptedRows, Runs, adapting
 from server.native.linear import held_bytes
 
 
@@ -63,6 +65,7 @@ class CompatRunner(ModelRunner):
         self.num_blocks = num_blocks
         self.kv_cache_bytes = num_blocks * block_bytes
         self.weight_bytes = held_bytes(module)
+        self.parts = numbered(whole_parts(module))
 
     @property
     def num_held(self) -> int:
@@ -182,9 +185,18 @@ class CompatRunner(ModelRunner):
         ids_1T = torch.tensor([ids], device=self.device)
         if self._state is not None:
             self._state.restore()
-        with spans_step(self._lengthwise, lambda: [Span(first, len(ids), row.deciding_length)]):
+        with (
+            spans_step(self._lengthwise, lambda: [Span(first, len(ids), row.deciding_length)]),
+            adapting(_adapted(row, len(ids), num_logits)),
+        ):
             logits: Tensor = self._module(input_ids=ids_1T, use_cache=True, **known).logits
         return logits[0, -num_logits:].float()
+
+
+def _adapted(row: Row, *counts: int) -> dict[int, Runs] | None:
+    """The row's adapter for products of any of these numbers of tokens."""
+    deltas = row.context.adapter
+    return None if deltas is None else {count: Runs([AdaptedRows(0, count, deltas)]) for count in counts}
 
 
 def tensor_bytes(cache: Cache) -> int:

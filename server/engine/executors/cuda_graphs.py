@@ -160,7 +160,7 @@ class GraphRunner(WrappingRunner):
         return plain_RV
 
     def _has_graph(self, rows: Sequence[Row]) -> bool:
-        is_plain = all(len(row.token_ids) == 1 and row.num_logits == 1 for row in rows)
+        is_plain = all(len(row.token_ids) == 1 and row.num_logits == 1 and row.context.adapter is None for row in rows)
         return is_plain and len(rows) <= self._buckets[-1]
 
     def _plain(self, rows: Sequence[Row]) -> Tensor:

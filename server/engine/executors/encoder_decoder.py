@@ -47,6 +47,7 @@ class EncoderDecoderRunner(CompatRunner):
 
     def __init__(self, module: PreTrainedModel, **options: Any) -> None:
         super().__init__(module, **options)
+        self.parts = {}  # Adapters of both sides would need the numbers of a source's tokens too.
         self._encoded: dict[int, _Encoded] = {}
         self.source_vocab_size = num_embeddings(module.get_encoder())
 

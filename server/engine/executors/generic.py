@@ -18,6 +18,7 @@ from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import BatchInputs
 from server.engine.executors.lengthwise import Lengthwise, Span, spans_step
 from server.engine.executors.paged import PagedRunner
+from server.modules.adapted import numbered, whole_parts
 from server.modules.attention import LayerSpec
 from server.modules.attention_calls import answering, configs
 from server.modules.unsupported import Unsupported
@@ -103,6 +104,7 @@ class GenericRunner(PagedRunner):
         self._lengthwise = lengthwise
         self.length_rule = None if lengthwise is None else lengthwise.rule
         self.weight_bytes = held_bytes(module)
+        self.parts = numbered(whole_parts(module))
         self._sinks = [spec.has_sinks for spec in specs]
         self._selects_rows = "logits_to_keep" in inspect.signature(module.forward).parameters
         self._layer = 0

@@ -12,6 +12,7 @@ from server.engine import batch_inputs
 from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import BatchInputs, Row
 from server.engine.model_runner import ModelRunner
+from server.native.adapted import AdaptedRows, Deltas, Runs, adapting
 
 
 class PagedRunner(ModelRunner):
@@ -44,7 +45,8 @@ class PagedRunner(ModelRunner):
     def forward(self, rows: Sequence[Row]) -> Tensor:
         inputs = batch_inputs.build(rows, self.block_size, self.device)
         self.backend.begin(inputs)
-        logits = self.compute(inputs)
+        with adapting(adapted_rows(inputs)):
+            logits = self.compute(inputs)
         asks_none = any(row.num_logits == 0 for row in rows)
         failed = self.backend.failed_rows() if asks_none else []
         self.failed_rows = [i for i in failed if rows[i].num_logits == 0]
@@ -65,3 +67,33 @@ class PagedRunner(ModelRunner):
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         self.backend.clear_blocks(blocks)
+
+
+def adapted_rows(inputs: BatchInputs) -> dict[int, Runs] | None:
+    """The adapters of all tokens and of those with logits, by their numbers; None where no row has one.
+
+    Where both numbers are the same, the tokens are the same too.
+    """
+    rows = inputs.rows
+    if all(row.context.adapter is None for row in rows):
+        return None
+    of_tokens = runs([(row.context.adapter, len(row.token_ids)) for row in rows])
+    of_logits = runs([(row.context.adapter, row.num_logits) for row in rows])
+    # Without logits, the generic executor computes one row that it leaves out.
+    return {1: runs([]), len(inputs.wanted_R): of_logits, len(inputs.token_ids_T): of_tokens}
+
+
+def runs(counts: Sequence[tuple[Deltas | None, int]]) -> Runs:
+    """Of adapters, each for a number of rows: neighbours with the same one are together."""
+    found: list[AdaptedRows] = []
+    start = 0
+    for deltas, count in counts:
+        last = found[-1] if found else None
+        if deltas is None or not count:
+            pass
+        elif last is not None and last.deltas is deltas and last.start + last.count == start:
+            found[-1] = AdaptedRows(last.start, last.count + count, deltas)
+        else:
+            found.append(AdaptedRows(start, count, deltas))
+        start += count
+    return Runs(found)

@@ -26,6 +26,7 @@ class WrappingRunner(ModelRunner):
         self.length_rule = runner.length_rule
         self.quantization_kl = runner.quantization_kl
         self.kv_cache_kl = runner.kv_cache_kl
+        self.parts = runner.parts
 
     def release(self, key: int) -> None:
         self._runner.release(key)

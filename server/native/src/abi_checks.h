@@ -3,7 +3,7 @@
 
 #include "attention.h"
 #include "chain.h"
-#include "linear.h"
+#include "linear_adapted.h"
 
 #include <cstddef>
 #include <type_traits>
@@ -100,7 +100,46 @@ static_assert(offsetof(attention::Call, eps) == 128);
 static_assert(abi::is_real<decltype(attention::Call::eps)>);
 static_assert(offsetof(attention::Call, sinks) == 136);
 static_assert(abi::is_address<decltype(attention::Call::sinks)>);
-static_assert(sizeof(chain::Link) == 136);
+static_assert(sizeof(linear_kernels::Fixed) == 80);
+static_assert(offsetof(linear_kernels::Fixed, kind) == 0);
+static_assert(abi::is_integer<decltype(linear_kernels::Fixed::kind)>);
+static_assert(offsetof(linear_kernels::Fixed, width) == 8);
+static_assert(abi::is_integer<decltype(linear_kernels::Fixed::width)>);
+static_assert(offsetof(linear_kernels::Fixed, words) == 16);
+static_assert(abi::is_integer<decltype(linear_kernels::Fixed::words)>);
+static_assert(offsetof(linear_kernels::Fixed, weight) == 24);
+static_assert(abi::is_address<decltype(linear_kernels::Fixed::weight)>);
+static_assert(offsetof(linear_kernels::Fixed, scale) == 32);
+static_assert(abi::is_address<decltype(linear_kernels::Fixed::scale)>);
+static_assert(offsetof(linear_kernels::Fixed, offset) == 40);
+static_assert(abi::is_address<decltype(linear_kernels::Fixed::offset)>);
+static_assert(offsetof(linear_kernels::Fixed, bias) == 48);
+static_assert(abi::is_address<decltype(linear_kernels::Fixed::bias)>);
+static_assert(offsetof(linear_kernels::Fixed, num_outputs) == 56);
+static_assert(abi::is_integer<decltype(linear_kernels::Fixed::num_outputs)>);
+static_assert(offsetof(linear_kernels::Fixed, activation) == 64);
+static_assert(abi::is_integer<decltype(linear_kernels::Fixed::activation)>);
+static_assert(offsetof(linear_kernels::Fixed, is_gated) == 72);
+static_assert(abi::is_integer<decltype(linear_kernels::Fixed::is_gated)>);
+static_assert(sizeof(linear_kernels::Delta) == 40);
+static_assert(offsetof(linear_kernels::Delta, a) == 0);
+static_assert(abi::is_address<decltype(linear_kernels::Delta::a)>);
+static_assert(offsetof(linear_kernels::Delta, b) == 8);
+static_assert(abi::is_address<decltype(linear_kernels::Delta::b)>);
+static_assert(offsetof(linear_kernels::Delta, in_scale) == 16);
+static_assert(abi::is_address<decltype(linear_kernels::Delta::in_scale)>);
+static_assert(offsetof(linear_kernels::Delta, scale) == 24);
+static_assert(abi::is_address<decltype(linear_kernels::Delta::scale)>);
+static_assert(offsetof(linear_kernels::Delta, constant) == 32);
+static_assert(abi::is_address<decltype(linear_kernels::Delta::constant)>);
+static_assert(sizeof(linear_kernels::Run) == 24);
+static_assert(offsetof(linear_kernels::Run, start) == 0);
+static_assert(abi::is_integer<decltype(linear_kernels::Run::start)>);
+static_assert(offsetof(linear_kernels::Run, count) == 8);
+static_assert(abi::is_integer<decltype(linear_kernels::Run::count)>);
+static_assert(offsetof(linear_kernels::Run, deltas) == 16);
+static_assert(abi::is_address<decltype(linear_kernels::Run::deltas)>);
+static_assert(sizeof(chain::Link) == 144);
 static_assert(offsetof(chain::Link, kind) == 0);
 static_assert(abi::is_integer<decltype(chain::Link::kind)>);
 static_assert(offsetof(chain::Link, source) == 8);
@@ -109,31 +148,14 @@ static_assert(offsetof(chain::Link, residual) == 16);
 static_assert(abi::is_integer<decltype(chain::Link::residual)>);
 static_assert(offsetof(chain::Link, to) == 24);
 static_assert(abi::is_integer<decltype(chain::Link::to)>);
-static_assert(offsetof(chain::Link, weight_kind) == 32);
-static_assert(abi::is_integer<decltype(chain::Link::weight_kind)>);
-static_assert(offsetof(chain::Link, width) == 40);
-static_assert(abi::is_integer<decltype(chain::Link::width)>);
-static_assert(offsetof(chain::Link, words) == 48);
-static_assert(abi::is_integer<decltype(chain::Link::words)>);
-static_assert(offsetof(chain::Link, weight) == 56);
-static_assert(abi::is_address<decltype(chain::Link::weight)>);
-static_assert(offsetof(chain::Link, scale) == 64);
-static_assert(abi::is_address<decltype(chain::Link::scale)>);
-static_assert(offsetof(chain::Link, offset) == 72);
-static_assert(abi::is_address<decltype(chain::Link::offset)>);
-static_assert(offsetof(chain::Link, bias) == 80);
-static_assert(abi::is_address<decltype(chain::Link::bias)>);
-static_assert(offsetof(chain::Link, num_outputs) == 88);
-static_assert(abi::is_integer<decltype(chain::Link::num_outputs)>);
-static_assert(offsetof(chain::Link, activation) == 96);
-static_assert(abi::is_integer<decltype(chain::Link::activation)>);
-static_assert(offsetof(chain::Link, is_gated) == 104);
-static_assert(abi::is_integer<decltype(chain::Link::is_gated)>);
-static_assert(offsetof(chain::Link, eps) == 112);
+static_assert(offsetof(chain::Link, product) == 32);
+static_assert(offsetof(chain::Link, number) == 112);
+static_assert(abi::is_integer<decltype(chain::Link::number)>);
+static_assert(offsetof(chain::Link, eps) == 120);
 static_assert(abi::is_real<decltype(chain::Link::eps)>);
-static_assert(offsetof(chain::Link, layer) == 120);
+static_assert(offsetof(chain::Link, layer) == 128);
 static_assert(abi::is_address<decltype(chain::Link::layer)>);
-static_assert(offsetof(chain::Link, call) == 128);
+static_assert(offsetof(chain::Link, call) == 136);
 static_assert(abi::is_address<decltype(chain::Link::call)>);
 static_assert(static_cast<int64_t>(chain::Kind::rms_norm) == 0);
 static_assert(static_cast<int64_t>(chain::Kind::layer_norm) == 1);
@@ -157,4 +179,4 @@ static_assert(static_cast<int64_t>(attention::BLOCK) == 32);
 static_assert(static_cast<int64_t>(attention::MOST_DIM) == 256);
 static_assert(static_cast<int64_t>(BIAS_MARGIN) == 16);
 
-#define ABI_DIGEST "07e2ef3968146edc"
+#define ABI_DIGEST "654fb65f4c79d9f5"

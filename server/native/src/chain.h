@@ -4,7 +4,7 @@
 
 #include "attention.h"
 #include "elementwise.h"
-#include "linear.h"
+#include "linear_adapted.h"
 
 #include <chrono>
 
@@ -16,12 +16,9 @@ enum class Kind : int64_t { rms_norm, layer_norm, linear, attention, cross_atten
 struct Link {
   Kind kind;
   int64_t source, residual, to;
-  // Of a product what `linear` takes, of a norm its weight, bias and width.
-  int64_t weight_kind, width, words;
-  const void *weight, *scale;
-  const int32_t *offset;
-  const float *bias;
-  int64_t num_outputs, activation, is_gated;
+  // Of a norm its weight, bias and width.
+  linear_kernels::Fixed product;
+  int64_t number; // of the product, for adapters
   double eps;
   // Of attention; the call is complete but for the step's addresses.
   const attention::Layer *layer;
@@ -35,6 +32,8 @@ struct Buffers {
   const int64_t *positions;
   const attention::Step *step;
   const attention::Step *sources; // the step's tokens as rows that see keys of a source, absent without
+  const linear_kernels::Run *runs; // the step's tokens that have an adapter
+  int64_t num_runs;
 };
 
 template <class T> const T *at(const Buffers &buffers, int64_t place) {
@@ -43,32 +42,24 @@ template <class T> const T *at(const Buffers &buffers, int64_t place) {
 
 template <class T> void norm(const Link &link, const Buffers &buffers) {
   const T *x = at<T>(buffers, link.source), *residual = at<T>(buffers, link.residual);
-  const float *weight = static_cast<const float *>(link.weight);
+  const float *weight = static_cast<const float *>(link.product.weight);
   T *out = static_cast<T *>(buffers.places[link.to]);
-  const int64_t width = link.width;
+  const int64_t width = link.product.width;
   const float eps = static_cast<float>(link.eps);
   if (link.kind == Kind::rms_norm)
     elementwise::rms_norm_rows(x, weight, residual, out, buffers.num_rows, width, eps);
   else
-    elementwise::layer_norm_rows(x, weight, link.bias, out, buffers.num_rows, width, eps);
+    elementwise::layer_norm_rows(x, weight, link.product.bias, out, buffers.num_rows, width, eps);
 }
 
 template <class T> void product(const Link &link, const Buffers &buffers) {
-  linear_kernels::Job job{};
+  linear_kernels::Job job = link.product.job();
   job.x = at<uint32_t>(buffers, link.source);
   job.num_rows = buffers.num_rows;
-  job.words = link.words;
-  job.weight = static_cast<const uint32_t *>(link.weight);
-  job.scale = link.scale;
-  job.offset = link.offset;
-  job.bias = link.bias;
-  job.num_outputs = link.num_outputs;
-  job.activation = static_cast<lanes::Activation>(link.activation);
-  job.is_gated = link.is_gated;
   job.residual = at<void>(buffers, link.residual);
   job.out = buffers.places[link.to];
   job.out_is_float = sizeof(T) == sizeof(float);
-  linear_kernels::run<T>(static_cast<linear_kernels::WeightKind>(link.weight_kind), job, link.width);
+  linear_kernels::run_adapted<T>(link.product, job, buffers.runs, buffers.num_runs, link.number);
 }
 
 template <class T> void attend(const Link &link, const Buffers &buffers) {
@@ -108,13 +99,15 @@ template <class T> void run(const Link *links, int64_t count, const Buffers &buf
   }
 }
 
-// chain(links, count, places, rows, positions, step, sources, is_float, seconds): seconds by kind are added up
+// chain(links, count, places, rows, positions, step, sources, is_float, seconds, runs, num_runs): seconds by kind are
+// added up
 inline PyObject *chain(PyObject *, Args args, Py_ssize_t count) {
-  if (!takes(9, count, "chain")) return nullptr;
+  if (!takes(11, count, "chain")) return nullptr;
   const Link *links = address<Link>(args[0]);
   const int64_t num_links = integer(args[1]);
   const Buffers buffers{address<void *>(args[2]), integer(args[3]), address<int64_t>(args[4]),
-                        address<attention::Step>(args[5]), address<attention::Step>(args[6])};
+                        address<attention::Step>(args[5]), address<attention::Step>(args[6]),
+                        address<linear_kernels::Run>(args[9]), integer(args[10])};
   const bool is_float = integer(args[7]);
   double *seconds = address<double>(args[8]);
   return unlocked([=] {

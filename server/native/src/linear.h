@@ -11,7 +11,6 @@
 #include "int4.h"
 #include "linear_epilogue.h"
 #include "linear_tiles.h"
-#include "python.h"
 #include "shares.h"
 
 #ifdef __AVX512BF16__
@@ -164,35 +163,4 @@ template <class In> void run(WeightKind kind, Job job, int64_t width) {
   }
 }
 
-// linear(x, x_is_float, rows, kind, width, words, weight, scale, offset, bias, outputs, activation, is_gated, residual,
-//        out, out_is_float)
-PyObject *linear(PyObject *, Args args, Py_ssize_t count) {
-  if (!takes(16, count, "linear")) return nullptr;
-  Job job{};
-  job.x = address<const uint32_t>(args[0]);
-  const bool x_is_float = integer(args[1]);
-  job.num_rows = integer(args[2]);
-  const auto kind = static_cast<WeightKind>(integer(args[3]));
-  const int64_t width = integer(args[4]);
-  job.words = integer(args[5]);
-  job.weight = address<const uint32_t>(args[6]);
-  job.scale = address<const void>(args[7]);
-  job.offset = address<const int32_t>(args[8]);
-  job.bias = address<const float>(args[9]);
-  job.num_outputs = integer(args[10]);
-  job.activation = static_cast<Activation>(integer(args[11]));
-  job.is_gated = integer(args[12]);
-  job.residual = address<const void>(args[13]);
-  job.out = address<void>(args[14]);
-  job.out_is_float = integer(args[15]);
-  return unlocked([&] {
-    if (x_is_float)
-      run<float>(kind, job, width);
-    else
-      run<bfloat16>(kind, job, width);
-  });
-}
-
 } // namespace linear_kernels
-
-#define LINEAR_METHODS METHOD_AS(linear, linear_kernels::linear),

@@ -9,6 +9,12 @@ using namespace lanes;
 
 constexpr int64_t VECTORS = 3, PANEL = LANES * VECTORS;
 
+// What an adapter changes of one row: scale * product + added, before the bias. Places count rows of the packed weight.
+// Either may be null.
+struct RowDelta {
+  const float *scale, *added;
+};
+
 // One call. Addresses may be null where the part is absent.
 struct Job {
   const uint32_t *x;       // [M, words]
@@ -24,6 +30,7 @@ struct Job {
   const void *residual;    // [M, num_outputs], in the type of x
   void *out;               // [M, num_outputs]
   bool out_is_float;       // else in the type of x
+  const RowDelta *deltas;  // [M]
 };
 
 // Sums of floats are the product. Sums of int8 count in units of both scales, and have the zero of x in them.
@@ -34,9 +41,14 @@ inline Lanes product_of(const Job &job, int64_t row, int64_t column, Words sum) 
   return multiply(floats_of(whole), scale);
 }
 
-// With the bias. `column` counts rows of the weight, those that pad panels too.
+// With what an adapter changes, and the bias. `column` counts rows of the weight, those that pad panels too.
 template <class Sum> inline Lanes biased(const Job &job, int64_t row, int64_t column, Sum sum) {
-  const Lanes y = product_of(job, row, column, sum);
+  Lanes y = product_of(job, row, column, sum);
+  if (job.deltas) {
+    const RowDelta &delta = job.deltas[row];
+    if (delta.scale) y = multiply(y, load(delta.scale + column));
+    if (delta.added) y = add(y, load(delta.added + column));
+  }
   return job.bias ? add(y, load(job.bias + column)) : y;
 }
 

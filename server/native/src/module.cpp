@@ -8,7 +8,7 @@
 #include "elementwise.h"
 #include "encoder_attention.h"
 #include "encoder_norm.h"
-#include "linear.h"
+#include "linear_adapted.h"
 #include "sampling.h"
 #include "tile.h"
 

@@ -22,6 +22,7 @@ from server.engine.lengths import LengthRule
 from server.engine.selfcheck import Reference
 from server.engine.short_windows import ShortWindows
 from server.modules import products
+from server.modules.adapted import decoder_parts
 from server.modules.attention import LayerSpec
 from server.modules.attention_calls import set_attention
 from server.modules.layout import Decoder, Product
@@ -39,6 +40,7 @@ class Prepared:
 
     def __init__(
         self,
+        module: PreTrainedModel,
         layout: Decoder[Product],
         decoder: Decoder[Linear],
         weights: products.Weights,
@@ -50,6 +52,7 @@ class Prepared:
         self.decoder = decoder
         self._layout = layout
         self._weights = weights
+        self._module = module
         self._make_backend = make_backend
         self._expected = expected
         self._block_size = block_size
@@ -63,6 +66,7 @@ class Prepared:
             vocab_size=self._expected.vocab_size,
         )
         runner.length_rule = self._expected.rule
+        runner.parts = decoder_parts(self._module, self._layout, self.decoder)
         return runner
 
     def unsteady(self) -> str | None:
@@ -113,7 +117,7 @@ def prepare(
 
     try:
         decoder = _pack(layout, weights, LayerCheck(observed, backend(expected.short), block_size, module.device))
-        prepared = Prepared(layout, decoder, weights, make_backend, expected=expected, block_size=block_size)
+        prepared = Prepared(module, layout, decoder, weights, make_backend, expected=expected, block_size=block_size)
         problem = selfcheck.difference(prepared.small_runner(num_blocks), expected)
         problem = problem or selfcheck.windowed_difference(
             lambda short: prepared.runner(backend(short), num_blocks), module, expected

@@ -17,6 +17,7 @@ from torch import Tensor
 from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import BatchInputs
 from server.engine.executors.paged import PagedRunner
+from server.modules.adapted import number
 from server.modules.chained import ChainedLayers, chained
 from server.modules.layout import Attention, Decoder
 from server.modules.operations import Attend, Operation, operations, run
@@ -44,6 +45,7 @@ class FusedRunner(PagedRunner):
             vocab_size=vocab_size,
         )
         self._decoder = decoder
+        number(decoder.products())
         self._layers = [operations(layer, index) for index, layer in enumerate(decoder.layers)]
         self._chained = _chain(decoder, self._layers, backend)
         if decoder.head.device.type == "cuda":

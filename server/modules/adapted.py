@@ -1,0 +1,191 @@
+"""From the linear layers of a module, by which adapters are saved, to the packed products that compute them.
+
+Dimension key: K inputs of a layer, N its outputs, R rank of an adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from server.modules.layout import Decoder, Product, num_outputs
+from server.native.adapted import Deltas
+from server.native.deltas import Change, Delta
+from server.native.linear import Linear
+
+
+class NotShared(Exception):
+    """Why an adapter cannot share the worker of its base, as the end of a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerChange:
+    """What an adapter changes of one linear layer, in float32: ``out * (W (in * x) + B A x) + bias``.
+
+    IA3's ``out_N`` multiplies the bias too. With ``magnitude_N``, DoRA's, ``out`` is what gives each row of ``W + B A``
+    that length, and multiplies ``B A x`` too.
+    """
+
+    a_RK: Tensor | None = None
+    b_NR: Tensor | None = None
+    in_K: Tensor | None = None
+    out_N: Tensor | None = None
+    magnitude_N: Tensor | None = None
+    bias_N: Tensor | None = None
+    """In place of the layer's own."""
+    added_N: Tensor | None = None
+    """To the layer's own bias."""
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(tensor.numel() for tensor in vars(self).values() if tensor is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One linear layer in a packed product: rows ``start`` to ``stop - 1``, counted before ``order_N``."""
+
+    product: Linear
+    start: int
+    stop: int
+    order_N: Tensor | None = None
+
+    def own(self, rows: Tensor) -> Tensor:
+        """Of the product's rows, those of the layer."""
+        if self.order_N is not None:
+            rows = rows[self.order_N.argsort().to(rows.device)]
+        return rows[self.start : self.stop]
+
+
+def whole_parts(module: nn.Module) -> dict[str, Part]:
+    """Of a module whose linears were replaced by packed ones: each is a product of its own."""
+    return {
+        name: Part(product=part, start=0, stop=part.out_features)
+        for name, part in module.named_modules()
+        if isinstance(part, Linear)
+    }
+
+
+def decoder_parts(module: nn.Module, layout: Decoder[Product], decoder: Decoder[Linear]) -> dict[str, Part]:
+    """``layout`` is that of ``module``, ``decoder`` what was made of it."""
+    names = {id(part): name for name, part in module.named_modules()}
+    return {
+        names[id(linear)]: part
+        for product, packed in zip(layout.products(), decoder.products(), strict=True)
+        for linear, part in _parts(product, packed)
+    }
+
+
+def _parts(product: Product, packed: Linear) -> Iterator[tuple[nn.Module, Part]]:
+    start = 0
+    for linear in product.linears:
+        stop = start + num_outputs(linear)
+        yield linear, Part(product=packed, start=start, stop=stop, order_N=product.order_N)
+        start = stop
+
+
+def number(products: Iterable[Linear]) -> None:
+    """Give products the numbers by which adapters know them."""
+    for i, linear in enumerate(products):
+        linear.number = i
+
+
+def numbered(parts: dict[str, Part]) -> dict[str, Part]:
+    """The same parts; each of their products has a number."""
+    number(part.product for part in parts.values())
+    return parts
+
+
+def packed_changes(parts: Mapping[str, Part], changes: Mapping[str, LayerChange]) -> Deltas:
+    """An adapter's changes by name of the layer, packed for the products. Raises `NotShared` where one does not fit."""
+    by_product: dict[int, list[tuple[Part, LayerChange]]] = {}
+    for name, change in changes.items():
+        part = parts.get(name)
+        if part is None or part.product.number is None:
+            raise NotShared(f"{name} is no product of this executor")
+        by_product.setdefault(part.product.number, []).append((part, _fitting(name, part, change)))
+    deltas = {
+        number: Delta(changed[0][0].product, _joined(changed[0][0].product, changed))
+        for number, changed in by_product.items()
+    }
+    num_products = 1 + max((part.product.number or 0 for part in parts.values()), default=0)
+    return Deltas(deltas, num_products)
+
+
+def _fitting(name: str, part: Part, change: LayerChange) -> LayerChange:
+    size_NK = (part.stop - part.start, part.product.in_features)
+    for sizes, tensors in (
+        (size_NK[:1], (change.b_NR, change.out_N, change.magnitude_N, change.bias_N, change.added_N)),
+        (size_NK[1:], (change.in_K, None if change.a_RK is None else change.a_RK.t())),
+    ):
+        for tensor in tensors:
+            if tensor is not None and tensor.shape[:1] != torch.Size(sizes):
+                raise NotShared(f"its {name} has {len(tensor)} places where the base has {sizes[0]}")
+    return change
+
+
+def _joined(product: Linear, changed: Sequence[tuple[Part, LayerChange]]) -> Change:
+    """Of all layers of a product: their A below one another, of B each layer's rows."""
+    scale_N, added_N = torch.ones(product.num_rows), torch.zeros(product.num_rows)
+    order_N = changed[0][0].order_N
+    factors: list[tuple[Part, Tensor, Tensor]] = []
+    for part, change in changed:
+        rows = slice(part.start, part.stop)
+        scale_N[rows], added_N[rows], b_NR = _resolved(part, change)
+        if b_NR is not None and change.a_RK is not None:
+            factors.append((part, change.a_RK, b_NR))
+    return Change(
+        a_RK=torch.cat([a_RK for _, a_RK, _ in factors]) if factors else None,
+        b_NR=_ordered(_stacked(product.num_rows, factors), order_N) if factors else None,
+        in_scale_K=_input_scale(product, changed),
+        scale_N=None if bool((scale_N == 1).all()) else _ordered(scale_N, order_N),
+        added_N=None if not bool(added_N.any()) else _ordered(added_N, order_N),
+    )
+
+
+def _resolved(part: Part, change: LayerChange) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Scale of the layer's outputs, what is added to them, and B with that scale."""
+    num_rows, b_NR = part.stop - part.start, change.b_NR
+    scale_N, added_N = torch.ones(num_rows), torch.zeros(num_rows)
+    bias = part.product.bias
+    bias_N = added_N if bias is None else part.own(bias.float().cpu())
+    if change.magnitude_N is not None and b_NR is not None and change.a_RK is not None:
+        weight_NK = part.own(part.product.dense_weight()).float().cpu()
+        scale_N = change.magnitude_N / torch.linalg.vector_norm(weight_NK + b_NR @ change.a_RK, dim=1)
+        b_NR = b_NR * scale_N[:, None]
+    if change.out_N is not None:
+        scale_N, added_N = change.out_N, (change.out_N - 1) * bias_N
+    if change.bias_N is not None:
+        added_N = added_N + change.bias_N - bias_N
+    if change.added_N is not None:
+        added_N = added_N + change.added_N
+    return scale_N, added_N, b_NR
+
+
+def _stacked(num_rows: int, factors: Sequence[tuple[Part, Tensor, Tensor]]) -> Tensor:
+    """B of the product: each layer's rows read the layer's own part of A x."""
+    b_NR = torch.zeros(num_rows, sum(a_RK.shape[0] for _, a_RK, _ in factors))
+    column = 0
+    for part, a_RK, own_NR in factors:
+        b_NR[part.start : part.stop, column : column + a_RK.shape[0]] = own_NR
+        column += a_RK.shape[0]
+    return b_NR
+
+
+def _ordered(rows: Tensor, order_N: Tensor | None) -> Tensor:
+    return rows if order_N is None else rows[order_N.to(rows.device)]
+
+
+def _input_scale(product: Linear, changed: Sequence[tuple[Part, LayerChange]]) -> Tensor | None:
+    """Raises `NotShared` where layers that share an input scale it in different ways."""
+    scales = [change.in_K for _, change in changed]
+    if all(scale is None for scale in scales):
+        return None
+    covers_all = sum(part.stop - part.start for part, _ in changed) == product.num_rows
+    first = scales[0]
+    if first is None or not covers_all or any(scale is None or not torch.equal(scale, first) for scale in scales):
+        raise NotShared("it scales the input of some layers that are one product here, and not of the others")
+    return first

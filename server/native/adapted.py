@@ -1,0 +1,107 @@
+"""Which rows of a step have which adapter. A product asks when it is computed.
+
+Dimension key: M rows of the input, K input width, N rows of the weight.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from server.native import abi
+
+if TYPE_CHECKING:
+    from server.native.deltas import Delta
+
+
+class Deltas:
+    """One adapter: what it changes, by number of the product."""
+
+    def __init__(self, deltas: Mapping[int, Delta], num_products: int) -> None:
+        self._deltas = deltas
+        places = [_place_of(deltas.get(number)) for number in range(num_products)]
+        self.table = (ctypes.c_void_p * num_products)(*places)
+        self.num_bytes = sum(delta.num_bytes for delta in deltas.values())
+
+    def get(self, number: int) -> Delta | None:
+        return self._deltas.get(number)
+
+
+def _place_of(delta: Delta | None) -> int | None:
+    return None if delta is None else ctypes.addressof(delta.struct)
+
+
+@dataclass(frozen=True)
+class AdaptedRows:
+    """Neighbouring rows of one adapter."""
+
+    start: int
+    count: int
+    deltas: Deltas
+
+
+class Runs:
+    """The rows of a step that have an adapter, in order."""
+
+    def __init__(self, runs: Sequence[AdaptedRows]) -> None:
+        self.rows = runs
+        self.array = (abi.Run * len(runs))(
+            *(abi.Run(run.start, run.count, ctypes.addressof(run.deltas.table)) for run in runs)
+        )
+
+        self.place = (ctypes.addressof(self.array), len(runs))
+        """Of the array that kernels read."""
+
+    def change_inputs(self, x_MK: Tensor, number: int) -> Tensor:
+        """``x_MK`` as the product takes it."""
+        changed = x_MK
+        for part, delta in self._changing(number):
+            if delta.in_scale_K is not None:
+                changed = changed.clone() if changed is x_MK else changed
+                changed[part] = (x_MK[part] * delta.in_scale_K).to(x_MK.dtype)
+        return changed
+
+    def change_product(self, x_MK: Tensor, product_MN: Tensor, number: int) -> Tensor:
+        """Float32, of a product by torch without a bias."""
+        product_MN = product_MN.float()
+        for part, delta in self._changing(number):
+            product_MN[part] = delta.apply(x_MK[part], product_MN[part])
+        return product_MN
+
+    def _changing(self, number: int) -> Iterator[tuple[slice, Delta]]:
+        for run in self.rows:
+            if (delta := run.deltas.get(number)) is not None:
+                yield slice(run.start, run.start + run.count), delta
+
+
+_STEP: ContextVar[Mapping[int, Runs] | None] = ContextVar("adapted rows", default=None)
+
+
+@contextmanager
+def adapting(by_count: Mapping[int, Runs] | None) -> Iterator[None]:
+    """Within, products have adapters: those with ``M`` rows the adapters of ``by_count[M]``."""
+    token = _STEP.set(by_count)
+    try:
+        yield
+    finally:
+        _STEP.reset(token)
+
+
+def runs_of(num_rows: int) -> Runs | None:
+    """The adapters of a product's rows; None where no row of the step has one.
+
+    Raises RuntimeError where the step has no such number of rows.
+    """
+    by_count = _STEP.get()
+    if by_count is None:
+        return None
+    runs = by_count.get(num_rows)
+    if runs is None:
+        raise RuntimeError(f"a product with an adapter has {num_rows} rows, and the step {sorted(by_count)}")
+    return runs

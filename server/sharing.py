@@ -1,0 +1,56 @@
+"""Which models are adapters of others that are served too, and may share their workers; from settings and small files.
+
+Whether an adapter can share one is for the worker to say, which reads its weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from server.config import ModelConfig, ServeConfig
+
+OWN_FIELDS = ("name", "path", "base", "share")
+"""Settings of a model that say nothing of how its worker computes."""
+
+
+def base_folder(model: ModelConfig) -> Path:
+    """Where the whole weights lie: of an adapter, its base's folder."""
+    folder = Path(model.path)
+    named = _adapter_config(folder).get("base_model_name_or_path")
+    if named is None:
+        return folder
+    bases = (Path(base) for base in (model.base, str(named), folder / str(named)) if base)
+    return next((base for base in bases if base.is_dir()), folder)
+
+
+def hosts(config: ServeConfig) -> dict[str, str]:
+    """By name of an adapter, the model whose worker it may share."""
+    whole = {_key(model, Path(model.path)): model.name for model in config.models if not _is_adapter(model)}
+    found = {}
+    for model in config.models:
+        if model.share == "auto" and _is_adapter(model):
+            host = whole.get(_key(model, base_folder(model)))
+            if host is not None:
+                found[model.name] = host
+    return found
+
+
+def _is_adapter(model: ModelConfig) -> bool:
+    return bool(_adapter_config(Path(model.path)))
+
+
+def _key(model: ModelConfig, base: Path) -> tuple[Any, ...]:
+    """Equal for models that one worker could compute."""
+    settings = dataclasses.asdict(model)
+    return (base.resolve(), *(value for name, value in settings.items() if name not in OWN_FIELDS))
+
+
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return config if isinstance(config, dict) else {}

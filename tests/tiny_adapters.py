@@ -1,0 +1,105 @@
+"""Adapters of tiny decoders, trained by PEFT for a few steps so that they change every token's choice."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tests.tiny_models import NUM_TOKENS
+
+NUM_STEPS = 8
+LEARNING_RATE = 0.03
+
+LINEARS = {
+    "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "qwen2": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "qwen3": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+}
+
+IA3_LAYERS = {
+    "llama": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
+    "qwen2": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
+    "qwen3": (["k_proj", "v_proj", "down_proj"], ["down_proj"]),
+    "gpt2": (["c_attn", "mlp.c_proj"], ["mlp.c_proj"]),
+    "gpt_neox": (["query_key_value", "dense_4h_to_h"], ["dense_4h_to_h"]),
+}
+"""Layers that are scaled, and those whose inputs are."""
+
+LORA: dict[str, dict[str, Any]] = {
+    "lora": {"r": 4, "lora_alpha": 8},
+    "head": {"r": 4, "lora_alpha": 8},
+    "some layers": {"r": 3, "lora_alpha": 8, "layers_to_transform": [1]},
+    "patterns": {"r": 4, "lora_alpha": 8, "use_rslora": True, "rank_pattern": {"o_proj|c_proj|dense": 7},
+                 "alpha_pattern": {"down_proj|c_fc|dense_4h_to_h": 3}},
+    "dora": {"r": 4, "lora_alpha": 8, "use_dora": True},
+    "lora bias": {"r": 4, "lora_alpha": 8, "lora_bias": True},
+    "saved head": {"r": 4, "lora_alpha": 8, "modules_to_save": ["lm_head"]},
+    "trained biases": {"r": 4, "lora_alpha": 8, "bias": "all"},
+}  # fmt: skip
+
+KINDS = (*(kind for kind in LORA if kind != "saved head"), "ia3")
+"""Those that can be shared."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without PEFT's warnings: of biases that cannot be merged, and of their shapes."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def config_of(kind: str, family: str) -> LoraConfig | IA3Config:
+    if kind == "ia3":
+        layers, feedforward = IA3_LAYERS[family]
+        return IA3Config(task_type="CAUSAL_LM", target_modules=layers, feedforward_modules=feedforward)
+    settings = {"target_modules": LINEARS[family], **LORA[kind]}
+    if kind == "head":
+        settings["target_modules"] = [*LINEARS[family], "embed_out" if family == "gpt_neox" else "lm_head"]
+    return LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=family == "gpt2", **settings)
+
+
+@quiet()
+def write_tiny_adapter(folder: Path, base: Path, kind: str, family: str, seed: int = 0) -> Path:
+    """An adapter of the model in ``base``, which it names as its base."""
+    torch.manual_seed(seed)
+    module = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(module, config_of(kind, family))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=LEARNING_RATE)
+    for _ in range(NUM_STEPS):
+        ids = torch.randint(3, NUM_TOKENS, (2, 24))
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+@quiet()
+def peft_model(base: Path, adapter: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The oracle; of the base itself, where it is given in place of an adapter."""
+    module = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    model: PreTrainedModel = module if base == adapter else PeftModel.from_pretrained(module, adapter)
+    return model.eval()
+
+
+@torch.inference_mode()
+def peft_tokens(model: Any, prompt: list[int], num_tokens: int) -> list[int]:
+    """The greedy ones behind ``prompt``."""
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_tokens, do_sample=False,
+        eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return [int(token) for token in out[0, len(prompt) :]]
