@@ -15,6 +15,9 @@ from server.config import ModelConfig, ServeConfig
 OWN_FIELDS = ("name", "path", "base", "share")
 """Settings of a model that say nothing of how its worker computes."""
 
+GENERATING = ("CAUSAL_LM", None)
+"""PEFT's names of the task of adapters for decoders. Where there is none, the worker finds out."""
+
 
 def base_folder(model: ModelConfig) -> Path:
     """Where the whole weights lie: of an adapter, its base's folder."""
@@ -28,18 +31,19 @@ def base_folder(model: ModelConfig) -> Path:
 
 def hosts(config: ServeConfig) -> dict[str, str]:
     """By name of an adapter, the model whose worker it may share."""
-    whole = {_key(model, Path(model.path)): model.name for model in config.models if not _is_adapter(model)}
+    configs = {model.name: _adapter_config(Path(model.path)) for model in config.models}
+    whole: dict[tuple[Any, ...], str] = {}
+    for model in config.models:
+        if not configs[model.name]:
+            whole.setdefault(_key(model, Path(model.path)), model.name)
     found = {}
     for model in config.models:
-        if model.share == "auto" and _is_adapter(model):
+        of_adapter = configs[model.name]
+        if of_adapter and model.share == "auto" and of_adapter.get("task_type") in GENERATING:
             host = whole.get(_key(model, base_folder(model)))
             if host is not None:
                 found[model.name] = host
     return found
-
-
-def _is_adapter(model: ModelConfig) -> bool:
-    return bool(_adapter_config(Path(model.path)))
 
 
 def _key(model: ModelConfig, base: Path) -> tuple[Any, ...]:

@@ -158,7 +158,7 @@ def test_the_serve_commands_and_the_configuration_file_are_understood(project: P
         assert main(shlex.split(command)[1:]) == 0, command
     translators, by_flags, by_file, keyed, trained = served
     assert [Path(model.path).name for model in translators.models] == [source.name for source in TRANSLATORS]
-    assert [model.name for model in by_flags.models] == ["chat", "mood"]
+    assert [model.name for model in by_flags.models] == ["chat", "formal", "mood"]
     assert (by_file.port, by_file.models[0].max_model_len) == (8080, 4096)
     assert Path(by_file.models[1].base).samefile("my-encoder")
     assert trained.models[0].path == "my-classifier"

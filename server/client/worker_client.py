@@ -80,9 +80,10 @@ class WorkerClient:
         return Load(model, num_on_gpu=self._num_on_gpu, adapters=self._adapters)
 
     def take_unshared(self) -> list[ModelConfig]:
-        """Adapters that this worker cannot serve, as it said when it had loaded; those after it are not asked to."""
-        problems = {} if self.ready is None else {each.name: each.problem for each in self.ready.adapters}
-        unshared = [model for model in self._adapters if problems.get(model.name)]
+        """Adapters that this worker cannot serve, as it said once loaded; later workers are not asked to."""
+        told = [] if self.ready is None else self.ready.adapters
+        shared = {adapter.name for adapter in told if adapter.problem is None}
+        unshared = [model for model in self._adapters if model.name not in shared]
         self._adapters = tuple(model for model in self._adapters if model not in unshared)
         return unshared
 

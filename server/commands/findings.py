@@ -14,6 +14,7 @@ from server.client.environment import available_cpus
 from server.commands.terminal import size
 from server.config import ModelConfig, ServeConfig
 from server.errors import EXIT_CONFIG, EXIT_MODEL, ConfigurationError
+from server.sharing import hosts
 from server.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def _wrong_packages() -> Iterator[str]:
 def of_processor(config: ServeConfig | None) -> Iterator[Finding]:
     yield from _kernels(config)
     cpus = available_cpus()
-    models = config.models if config else ()
+    shared = hosts(config) if config else {}
+    models = [model for model in config.models if model.name not in shared] if config else []
     threads = sum(model.threads or cpus for model in models)
     text = f"threads: {cpus} processors"
     if len(models) > 1 and threads > cpus:
@@ -128,9 +130,9 @@ def of_models(config: ServeConfig) -> Iterator[Finding]:
     from server.commands import planned
     from server.commands.plan import memory_line, needed_on_cpu
 
-    plans = []
+    plans, shared = [], hosts(config)
     for model in config.models:
-        plan = planned.plan_or_problem(model, config.num_on_gpu(model))
+        plan = planned.plan_or_problem(model, config.num_on_gpu(model), shared.get(model.name))
         if isinstance(plan, str):
             yield Finding("fail", plan, EXIT_MODEL)
         else:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from server import machine, settings
 from server.commands.terminal import count, size
 from server.errors import EXIT_MODEL
+from server.sharing import hosts
 from server.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -32,7 +33,11 @@ def run(options: Namespace) -> int:
     config = settings.load(options)
     from server.commands import planned
 
-    results = {model.name: planned.plan_or_problem(model, config.num_on_gpu(model)) for model in config.models}
+    shared = hosts(config)
+    results = {
+        model.name: planned.plan_or_problem(model, config.num_on_gpu(model), shared.get(model.name))
+        for model in config.models
+    }
     plans = [plan for plan in results.values() if not isinstance(plan, str)]
     problems = {name: problem for name, problem in results.items() if isinstance(problem, str)}
     needed, free = needed_on_cpu(plans), machine.free_bytes()
@@ -80,6 +85,8 @@ def lines(plan: PlannedModel) -> list[str]:
             f"  KV cache  {size(plan.cache.token_bytes)} a token{quantised}: {size(plan.cache.num_bytes)} for "
             f"{plan.cache.num_tokens:,} tokens"
         )
+    elif plan.shares_worker_of is not None:
+        found.append(f"  worker    that of {plan.shares_worker_of}, with its KV cache")
     elif TASKS[plan.task].is_decoder:
         found.append("  KV cache  unknown until it is loaded")
     limits = f"  limits    {plan.max_model_len:,} tokens a sequence"
@@ -87,4 +94,6 @@ def lines(plan: PlannedModel) -> list[str]:
         limits = f"  limits    {plan.max_source_len:,} tokens a source, {plan.max_model_len:,} an output"
     if TASKS[plan.task].is_decoder:
         limits += f", {plan.max_running} sequences and {plan.max_batch_tokens:,} new tokens a step"
+    if plan.not_shared_because is not None:
+        found.append(f"  worker    its own, with a merged copy of the base: {plan.not_shared_because}")
     return [*found, limits]

@@ -23,16 +23,18 @@ from server.engine.memory import CudaShare
 from server.errors import ConfigurationError
 from server.models import loader
 from server.models.adapter import check
+from server.models.adapter_files import read_changes
 from server.models.device import choose_device
 from server.models.folder import ModelFolder, look
 from server.models.lengths import longest_input, longest_source
 from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer
 from server.models.weights import read_weights
+from server.modules.adapted import NotShared
 from server.modules.attention_calls import ATTENTION, set_attention
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
 from server.number_types import WEIGHT_TYPES, KvDtype
-from server.tasks import SEQ2SEQ, TASKS
+from server.tasks import GENERATE, SEQ2SEQ, TASKS
 from server.worker import kernel_trial
 
 
@@ -72,14 +74,18 @@ class PlannedModel:
     cache: PlannedCache | None
     """None for encoders, and for a decoder whose cache is known only when it runs."""
     has_chat_template: bool
+    shares_worker_of: str | None
+    """Of an adapter: the model in whose worker it is served, whose cache it uses too."""
+    not_shared_because: str | None
+    """Of an adapter whose base is served too, and that cannot share its worker: why, as the end of a sentence."""
 
     @property
     def needed_bytes(self) -> int:
         return max(self.load_bytes, self.weight_bytes + (self.cache.num_bytes if self.cache else 0))
 
 
-def plan_model(model: ModelConfig, num_on_gpu: int = 1) -> PlannedModel:
-    """``num_on_gpu`` models share a GPU if this one goes there.
+def plan_model(model: ModelConfig, num_on_gpu: int = 1, host: str | None = None) -> PlannedModel:
+    """``num_on_gpu`` models share a GPU if this one goes there. An adapter may share the worker of ``host``.
 
     Raises `ConfigurationError` for whatever loading would refuse and can be seen without weights.
     """
@@ -103,10 +109,19 @@ def plan_model(model: ModelConfig, num_on_gpu: int = 1) -> PlannedModel:
         loader.generation_defaults(folder.path, module, tokenizer, folder.task)
     quantised = WEIGHT_TYPES.get(model.quantize)
     weight_bytes = _weight_bytes(module, dtype, quantised.num_bytes if quantised else products.itemsize)
+    not_shared = None if host is None else _why_not_shared(module, folder)
+    is_shared = host is not None and not_shared is None
+    if is_shared:
+        weights = read_weights(folder.path)
+        load_bytes = weight_bytes = weights.num_parameters * dtype.itemsize
     # Without weights nothing can be computed: what a step takes of a GPU is not known.
     room = None if device.type == "cpu" else partial(CudaShare(num_models=num_on_gpu).room, device, weight_bytes, 0)
     max_source_len = longest_source(model, module, tokenizer) if folder.task == SEQ2SEQ.name else 0
-    cache = _cache(model, module, max_model_len, max_source_len, device, dtype, room) if is_decoder else None
+    cache = (
+        _cache(model, module, max_model_len, max_source_len, device, dtype, room)
+        if is_decoder and not is_shared
+        else None
+    )
     return PlannedModel(
         name=model.name,
         path=model.path,
@@ -128,7 +143,20 @@ def plan_model(model: ModelConfig, num_on_gpu: int = 1) -> PlannedModel:
         else model.max_batch_tokens or None,
         cache=cache,
         has_chat_template=bool(tokenizer.chat_template),
+        shares_worker_of=host if is_shared else None,
+        not_shared_because=not_shared,
     )
+
+
+def _why_not_shared(module: PreTrainedModel, folder: ModelFolder) -> str | None:
+    """None where an adapter can be served beside its base, as far as can be seen without weights."""
+    if folder.adapter is None or folder.task != GENERATE.name:
+        return f"its task is {folder.task}"
+    try:
+        read_changes(module, folder.adapter)
+    except NotShared as error:
+        return str(error)
+    return None
 
 
 def _empty_module(folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
@@ -196,10 +224,10 @@ def _of_encoder_decoder(model: ModelConfig, module: PreTrainedModel) -> int:
     return runner.measure_block() // model.block_size
 
 
-def plan_or_problem(model: ModelConfig, num_on_gpu: int = 1) -> PlannedModel | str:
+def plan_or_problem(model: ModelConfig, num_on_gpu: int = 1, host: str | None = None) -> PlannedModel | str:
     """The plan, or why there is none, in a sentence that says what to do."""
     try:
-        return plan_model(model, num_on_gpu)
+        return plan_model(model, num_on_gpu, host)
     except ConfigurationError as error:
         return str(error)
 

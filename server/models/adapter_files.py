@@ -111,7 +111,7 @@ def _targets(skeleton: PreTrainedModel, folder: Path) -> dict[str, Any]:
     layers = {name: part for name, part in module.named_modules() if isinstance(part, BaseTunerLayer)}
     for name, layer in layers.items():
         if type(layer) not in (LoraLinear, Ia3Linear) or type(layer.get_base_layer()) not in (nn.Linear, Conv1D):
-            raise NotShared(f"it changes {name}, a {type(layer.get_base_layer()).__name__}")
+            raise NotShared(f"it changes {name}, which is no linear layer")
     return layers
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.commands.processes import called
 from tests.conftest import TINY_SETTINGS
 from tests.server_process import ServerProcess, running_server
 from tests.system.clients import TIMEOUT_S, body, eventually, generate_all
@@ -91,6 +92,21 @@ def test_a_killed_worker_changes_no_token_of_any_adapter(server: ServerProcess) 
     assert server.worker_pid("base") != pid
     assert [outcome.token_ids for outcome in disturbed] == [outcome.token_ids for outcome in undisturbed]
     assert all(outcome.is_whole for outcome in disturbed)
+
+
+def test_the_plan_says_which_adapters_share_a_worker_and_why_not(folders: dict[str, Path]) -> None:
+    flags = [f"{name}={folder}" for name, folder in folders.items()]
+    done = called("plan", *flags, *TINY_SETTINGS, "--json")
+    plans = {plan["name"]: plan for plan in json.loads(done.stdout)["models"]}
+    assert {name: plan["shares_worker_of"] for name, plan in plans.items() if name in SHARED} == dict.fromkeys(
+        SHARED, "base"
+    )
+    assert plans["whole"]["shares_worker_of"] is None
+    assert plans["whole"]["not_shared_because"] == "its config sets modules_to_save"
+    assert plans["tuned"]["needed_bytes"] < plans["base"]["needed_bytes"] / 10
+    told = called("plan", *flags, *TINY_SETTINGS).stdout
+    assert "worker    that of base, with its KV cache" in told
+    assert "worker    its own, with a merged copy of the base: its config sets modules_to_save" in told
 
 
 def test_an_unknown_name_is_refused(server: ServerProcess) -> None:

@@ -1,0 +1,118 @@
+"""What of a PEFT folder cannot be shared is named: every tensor is of use, and every layer has its tensors."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from server.models.adapter import WEIGHTS, read_adapter
+from server.models.adapter_files import digest_of, read_changes
+from server.models.module import read_module
+from server.modules.adapted import NotShared
+from tests.models.folders import edit
+from tests.tiny_adapters import write_tiny_adapter
+from tests.tiny_models import write_tiny_decoder
+
+FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_decoder(tmp_path_factory.mktemp("base"), "llama")
+
+
+@pytest.fixture(scope="module")
+def written(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_adapter(tmp_path_factory.mktemp("adapter"), base, "lora", "llama")
+
+
+@pytest.fixture
+def adapter(written: Path, tmp_path: Path) -> Path:
+    """A copy to be changed."""
+    return Path(shutil.copytree(written, tmp_path / "adapter"))
+
+
+def changes(folder: Path, base: Path) -> dict[str, Any]:
+    skeleton = read_module(base, "generate", None, torch.float32, with_weights=False)
+    return read_changes(skeleton, read_adapter(folder, str(base)))
+
+
+def problem(folder: Path, base: Path) -> str:
+    with pytest.raises(NotShared) as error:
+        changes(folder, base)
+    return str(error.value)
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+def test_reads_a_change_for_each_layer_that_the_config_names(adapter: Path, base: Path) -> None:
+    found = changes(adapter, base)
+    assert len(found) == 2 * 7
+    change = found["model.layers.1.mlp.down_proj"]
+    assert (change.a_RK.shape, change.b_NR.shape) == ((4, 80), (48, 4))
+
+
+def test_names_a_missing_tensor(adapter: Path, base: Path) -> None:
+    change_tensors(adapter, lambda tensors: tensors.pop(f"{FIRST}.lora_B.weight"))
+    assert problem(adapter, base) == "it lacks model.layers.0.self_attn.q_proj.lora_B.weight"
+
+
+def test_names_a_tensor_that_nothing_uses(adapter: Path, base: Path) -> None:
+    change_tensors(adapter, lambda tensors: tensors.update({"base_model.model.extra": torch.ones(1)}))
+    assert problem(adapter, base).startswith("it holds extra, which is no change of a linear layer")
+
+
+def test_names_a_layer_that_the_config_does_not_target(adapter: Path, base: Path) -> None:
+    edit(adapter, "adapter_config.json", lambda config: config["target_modules"].remove("q_proj"))
+    assert "it holds model.layers.0.self_attn.q_proj.lora_A.weight" in problem(adapter, base)
+
+
+def test_names_numbers_that_are_not_finite(adapter: Path, base: Path) -> None:
+    change_tensors(adapter, lambda tensors: tensors[f"{FIRST}.lora_A.weight"].fill_(float("nan")))
+    assert problem(adapter, base) == "model.layers.0.self_attn.q_proj.lora_A.weight is not finite"
+
+
+def test_names_shapes_of_another_base(adapter: Path, base: Path) -> None:
+    change_tensors(adapter, lambda tensors: tensors.update({f"{FIRST}.lora_A.weight": torch.ones(4, 32)}))
+    assert "its matrices for model.layers.0.self_attn.q_proj have the shapes [4, 32] and [48, 4]" in problem(
+        adapter, base
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("modules_to_save", ["lm_head"], "its config sets modules_to_save"),
+        ("init_lora_weights", "pissa", "init_lora_weights is pissa, which changes the base's weights"),
+        ("target_parameters", ["mlp.gate_proj.weight"], "its config sets target_parameters"),
+        ("a_field_of_tomorrow", 3, "its config sets a_field_of_tomorrow"),
+        ("target_modules", ["nothing_here"], "PEFT refuses it"),
+    ],
+)
+def test_names_a_field_that_cannot_be_shared(adapter: Path, base: Path, field: str, value: Any, told: str) -> None:
+    edit(adapter, "adapter_config.json", lambda config: config.update({field: value}))
+    assert told in problem(adapter, base)
+
+
+def test_an_adapter_of_the_embedding_is_not_shared(adapter: Path, base: Path) -> None:
+    edit(adapter, "adapter_config.json", lambda config: config["target_modules"].append("embed_tokens"))
+    assert problem(adapter, base) == "it changes model.embed_tokens, which is no linear layer"
+
+
+def test_the_digest_follows_weights_and_config(adapter: Path, written: Path) -> None:
+    assert digest_of(adapter) == digest_of(written)
+    change_tensors(adapter, lambda tensors: tensors[f"{FIRST}.lora_A.weight"].add_(1))
+    first = digest_of(adapter)
+    edit(adapter, "adapter_config.json", lambda config: config.update(lora_alpha=1))
+    assert len({digest_of(written), first, digest_of(adapter)}) == 3
