@@ -20,6 +20,9 @@ from server.models.describe import refuse
 from server.models.lora import PREFIX, is_target
 from server.models.weights import tensors
 
+TENSORS = {"LORA": ("lora_A.weight", "lora_B.weight"), "IA3": ("ia3_l",)}
+"""Of each layer that an adapter targets, by PEFT's type of the adapter."""
+
 FLOATS = ("F64", "F32", "F16", "BF16")
 _PRODUCT = re.compile(r"(?P<module>.+)\.lora_(?P<part>A|B)\.weight")
 UNUSUAL = ("layers_to_transform", "layers_pattern", "exclude_modules", "target_parameters")
@@ -120,15 +123,15 @@ class _Check:
             self.refuse(f"{name} has the shape {list(shape)}, and the base {list(parameter.shape)}")
 
     def all_there(self, names: Mapping[str, Any]) -> None:
-        """Each layer that the config names has both its matrices."""
+        """Each layer that the config names has its tensors."""
         targets = self._config.get("target_modules")
         if not isinstance(targets, str | list) or targets == "all-linear" or any(map(self._config.get, UNUSUAL)):
             return
         for name, layer in self._modules.items():
             if _size(layer) is None or not is_target(name, targets):
                 continue
-            for part in "AB":
-                key = f"{PREFIX}{name}.lora_{part}.weight"
+            for tensor in TENSORS[self._config["peft_type"]]:
+                key = f"{PREFIX}{name}.{tensor}"
                 if key not in names and not self._is_saved(name):
                     raise refuse(
                         f"The adapter in {self._folder} lacks weights that its config names: {key}. Save it again."

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -203,8 +203,8 @@ def test_an_adapter_is_refused_by_what_is_wrong_with_it(tmp_path: Path, decoder:
     assert "'some/hub-name'" in refusal(folder)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     assert "has no adapter_model.safetensors" in refusal(folder)
-    edit(folder, "adapter_config.json", lambda c: c.update(peft_type="IA3"))
-    assert "IA3" in refusal(folder)
+    edit(folder, "adapter_config.json", lambda c: c.update(peft_type="LOHA"))
+    assert "holds a LOHA adapter" in refusal(folder)
 
 
 @pytest.mark.parametrize("targets", [["query", "dense"], r"bert\.(.*\.)?(dense|value)"])
@@ -237,3 +237,26 @@ def test_an_adapter_of_another_kind_is_left_to_peft(
 
 def test_a_base_is_for_adapters_only(decoder: Path) -> None:
     assert "holds no adapter" in refusal(decoder, base=str(decoder))
+
+
+def test_an_ia3_adapter_is_merged_as_peft_merges_it(tmp_path: Path, decoder: Path) -> None:
+    config = IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(decoder), config)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * 0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    loaded = read(tmp_path / "adapter", dtype="float32")
+    with torch.inference_mode():
+        torch.testing.assert_close(loaded.module(IDS).logits, adapted(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_ia3_adapter_without_all_its_scales_is_refused(tmp_path: Path, decoder: Path) -> None:
+    config = IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj"], feedforward_modules=[])
+    get_peft_model(AutoModelForCausalLM.from_pretrained(decoder), config).save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(path)
+    missing = min(weights)
+    save_file({name: tensor for name, tensor in weights.items() if name != missing}, path)
+    assert f"lacks weights that its config names: {missing}" in refusal(tmp_path / "adapter")
