@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
-import textwrap
+import sys
 from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from pydantic import BaseModel
@@ -79,12 +81,19 @@ def _describe_fields(model: type[BaseModel], properties: dict[str, Any]) -> None
                     properties[key]["description"] = text
 
 
+@cache
 def _docstrings(owner: type) -> dict[str, str]:
-    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
-    assert isinstance(body, ast.ClassDef)
+    body = _classes(owner.__module__)[owner.__qualname__].body
     found = {}
-    for field, text in zip(body.body, body.body[1:], strict=False):
+    for field, text in pairwise(body):
         is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
             found[field.target.id] = inspect.cleandoc(str(text.value.value))  # type: ignore[attr-defined]
     return found
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    """The classes of a module by name, each module parsed once: `inspect` parses it again for every class."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}

@@ -34,6 +34,7 @@ class OptionDocs:
 
     def __init__(self) -> None:
         self._helps = field_docstrings(GenerateOptions)
+        self._conflicts = [*((rule.first, rule.second, rule.words) for rule in RULES), *SAME]
 
     def describe(self, name: str, schema: dict[str, Any]) -> None:
         """Complete the schema of the field ``name``, if it is an option or another name of one."""
@@ -51,7 +52,7 @@ class OptionDocs:
             found.append(f"It {facts.range.rule}.")
         if facts.unsupported is not None:
             found.append(f"Not supported: {facts.unsupported}.")
-        for first, second, reason in [*((r.first, r.second, r.words) for r in RULES), *SAME]:
+        for first, second, reason in self._conflicts:
             if option == first:
                 found.append(f"With {second}: {reason}.")
             elif option == second:
