@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import msgspec
@@ -32,6 +33,10 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+reference = functools.cache(tiny_encoder_decoder)
+"""What an engine is compared with: one for all tests of a family, which remember its answers."""
+
+
 def engine_of(module: PreTrainedModel, executor: Literal["auto", "compat", "fused"] = "auto") -> DecoderEngine:
     config = ModelConfig(name="m", path="unused", executor=executor, block_size=4, kv_cache_gib=0.02, max_running=64)
     runner = build_runner(module, config, 128, max_source_len=64, pack=pack_linears)
@@ -55,7 +60,7 @@ def read(commands: list[Generate], family: str, *prefix: int) -> list[Generate]:
 def test_each_option_alone_gives_what_transformers_gives(family: str, executor: Literal["compat", "fused"]) -> None:
     commands = cases.each_option(PROMPTS[0])
     commands += [cases.command(f"forced {i}", PROMPTS[1], **params) for i, params in enumerate(FORCED)]
-    check(engine_of(tiny_encoder_decoder(family), executor), tiny_encoder_decoder(family), read(commands, family))
+    check(engine_of(tiny_encoder_decoder(family), executor), reference(family), read(commands, family))
 
 
 @pytest.mark.timeout(900 * SCALE)
@@ -65,9 +70,9 @@ def test_random_combinations_with_different_sources_give_what_transformers_gives
 ) -> None:
     number = max(40 if family in KINDS else 12, 10 * SCALE)
     commands = cases.at_random(PROMPTS, number, seed=list(FAMILIES).index(family))
-    check(engine_of(tiny_encoder_decoder(family), executor), tiny_encoder_decoder(family), read(commands, family))
+    check(engine_of(tiny_encoder_decoder(family), executor), reference(family), read(commands, family))
 
 
 def test_a_longer_decoder_prompt_counts_as_transformers_counts_it() -> None:
     commands = read(cases.at_random(PROMPTS, 24, seed=7), "t5", 40, 41, 42)
-    check(engine_of(tiny_encoder_decoder("t5")), tiny_encoder_decoder("t5"), commands)
+    check(engine_of(tiny_encoder_decoder("t5")), reference("t5"), commands)
