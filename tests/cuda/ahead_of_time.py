@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,8 +47,13 @@ class Compiled:
     stack_bytes: int
     """Not 0 where registers did not suffice."""
     shared_bytes: int
-    sass: str
-    """The instructions."""
+    path: Path
+    """The compiled kernel."""
+
+    @cached_property
+    def sass(self) -> str:
+        """The instructions."""
+        return _dumped("--dump-sass", self.path)
 
 
 class Recorder:
@@ -104,14 +110,14 @@ def compiled(launch: Launch, capability: int, folder: Path) -> Compiled:
         target=GPUTarget("cuda", capability, 32),
         options={name: launch.constants[name] for name in OPTIONS if name in launch.constants} | kernels.OPTIONS,
     )
-    path = folder / f"{launch.name}.cubin"
+    path = folder / f"{kernel.hash}.cubin"
     path.write_bytes(kernel.asm["cubin"])
     usage = _dumped("--dump-resource-usage", path)
     return Compiled(
         num_registers=int(_found(r"REG:(\d+)", usage)),
         stack_bytes=int(_found(r"STACK:(\d+)", usage)) + int(_found(r"LOCAL:(\d+)", usage)),
         shared_bytes=kernel.metadata.shared,
-        sass=_dumped("--dump-sass", path),
+        path=path,
     )
 
 

@@ -74,9 +74,9 @@ CASES += [(name, torch.float32) for name in ("grouped", "values narrower than ke
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
 def test_prompts_chunks_and_single_tokens_get_what_attention_in_float64_gives(name: str, dtype: torch.dtype) -> None:
     place = scene(SPECS[name], dtype)
-    sequences = [place.sequence(length, seed) for seed, length in enumerate((132, 37, 1))]
+    sequences = [place.sequence(length, seed) for seed, length in enumerate((99, 20, 1))]
     outs: list[list[Tensor]] = [[] for _ in sequences]
-    for step in ([(0, 70), (1, 5)], [(0, 57), (1, 31), (2, 1)], [(0, 1), (1, 1)], [(0, 4)]):
+    for step in ([(0, 40), (1, 5)], [(0, 54), (1, 14), (2, 1)], [(0, 1), (1, 1)], [(0, 4)]):
         for (i, _), out in zip(step, place.step([(sequences[i], new) for i, new in step]), strict=True):
             outs[i].append(out)
     for sequence, out in zip(sequences, outs, strict=True):
@@ -87,13 +87,13 @@ def test_prompts_chunks_and_single_tokens_get_what_attention_in_float64_gives(na
 @pytest.mark.parametrize("spec", [SPECS["grouped"], SPECS["window, 96 wide"]], ids=["grouped", "window"])
 def test_a_single_token_has_the_same_bits_alone_and_beside_others(spec: LayerSpec) -> None:
     together, alone = scene(spec, torch.float16), scene(spec, torch.float16)
-    others = [together.sequence(length, 7) for length in (3, 101, 40)]
+    others = [together.sequence(length, 7) for length in (3, 98, 20)]
     for place in (together, alone):
         place.run(place.sequence(1, 0), [1])
-    subjects = [place.sequence(70, 1) for place in (together, alone)]
+    subjects = [place.sequence(66, 1) for place in (together, alone)]
     together.step([(other, len(other) - 1) for other in others])
     for place, subject in zip((together, alone), subjects, strict=True):
-        place.step([(subject, 69)])
+        place.step([(subject, 65)])
     (expected,) = alone.step([(subjects[1], 1)])
     found = together.step([(others[0], 1), (others[1], 1), (subjects[0], 1), (others[2], 1)])[2]
     assert torch.equal(found, expected)
