@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from functools import cache
 from typing import Any, Literal
 
@@ -131,3 +132,14 @@ def family_model(family: str, head: Head) -> PreTrainedModel:
             if parameter.dim() > 1:
                 parameter.normal_(std=0.25)
     return module
+
+
+def fresh_model(family: str, head: Head) -> PreTrainedModel:
+    """A copy that has seen no text. Unpickling takes a quarter of the time of `copy.deepcopy`."""
+    module: PreTrainedModel = pickle.loads(_pickled(family, head))  # noqa: S301
+    return module
+
+
+@cache
+def _pickled(family: str, head: Head) -> bytes:
+    return pickle.dumps(family_model(family, head))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +23,7 @@ from tests.encoder.families import (
     VOCAB_SIZE,
     Head,
     batching_of,
-    family_model,
+    fresh_model,
     has_head,
 )
 
@@ -59,7 +58,7 @@ def test_every_family_answers_each_text_as_transformers_does_alone(family: str, 
 
 
 def engine_of(family: str, head: Head) -> EncoderEngine:
-    module = copy.deepcopy(family_model(family, head))
+    module = fresh_model(family, head)
     forward = build_forward(
         module,
         pad_token_id=module.config.pad_token_id,
@@ -84,7 +83,7 @@ def commands_of(head: Head) -> list[Encode]:
 
 def alone(family: str, head: Head, command: Encode) -> np.ndarray:
     """By a model that has never seen another text."""
-    module = copy.deepcopy(family_model(family, head))
+    module = fresh_model(family, head)
     # For the one family that draws random numbers.
     torch.manual_seed(0)
     token_ids = torch.tensor([command.token_ids])

@@ -12,10 +12,11 @@ from server.commands.planned import plan_or_problem
 from server.config import ModelConfig
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.models.loader import load
+from tests.fuzz.scale import SCALE
 from tests.tiny_encoders import write_encoder
 from tests.tiny_models import write_tiny_decoder
 
-NUM_DAMAGES = 50
+NUM_DAMAGES = 15 * SCALE
 FILES = ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
 HEADER_BYTES = 3000
 

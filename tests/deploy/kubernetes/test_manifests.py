@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
+@cache
 def served_paths() -> set[str]:
     config = ServeConfig(models=(ModelConfig(name="any", path="nowhere"),))
     return set(build_app(config, Supervisor(config)).openapi()["paths"])
