@@ -27,7 +27,7 @@ class Answer:
         return [line.partition(": ")[2] for line in self.head.split("\r\n") if line.startswith("connection:")]
 
 
-def connected(port: int, timeout: float = 10) -> socket.socket:
+def connected(port: int, timeout: float = 60) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout=timeout)
 
 

@@ -153,7 +153,7 @@ def test_no_odd_path_gets_past(app):
 
 def test_a_body_of_nobody_is_not_read(app):
     """The answer comes while the body is still on its way, and says nothing of the body's mistakes."""
-    with listening(app) as port, socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with listening(app) as port, socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         head = (
             "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2000000\r\n\r\n{{{"
         )
@@ -275,7 +275,7 @@ def test_an_allowed_origin_may_ask_with_any_header_and_read_what_clients_read(ke
 
 
 def _status(port: int, request: str) -> int:
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(request.encode())
         answer = b""
         while b"\r\n" not in answer and (chunk := connection.recv(65536)):

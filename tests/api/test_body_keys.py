@@ -103,7 +103,7 @@ def test_no_more_than_a_short_body_of_nobody_is_read(client: TestClient, length:
     head = f"POST /translate HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM_TYPE}\r\n{length}\r\n\r\n"
     start = MAX_KEY_BODY_BYTES + 1
     body = f"{start:x}\r\n".encode() + b"a" * start + b"\r\n" if "chunked" in length else b"q=a"
-    with listening(client.app) as port, socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with listening(client.app) as port, socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(head.encode() + body)
         assert b" 401 " in connection.recv(65536).partition(b"\r\n")[0]
 

@@ -175,7 +175,7 @@ def test_a_dripped_body_does_not_move_its_deadline(port, monkeypatch):
         connection.sendall(GET + b"Content-Length: 90000\r\n\r\n")
         connection.settimeout(0.02)
         answer = b""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not answer and time.monotonic() < deadline:
             connection.sendall(b"a")
             try:
@@ -189,7 +189,7 @@ def test_line_ends_before_a_request_do_not_move_the_deadline_of_its_head(port, m
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.5)
     with connected(port) as connection:
         connection.settimeout(0.05)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         answer = b""
         while not answer and time.monotonic() < deadline:
             connection.sendall(b"\r\n")

@@ -36,7 +36,7 @@ def port() -> Iterator[int]:
 
 def talk(port: int, *parts: bytes) -> bytes:
     """Send raw bytes; everything that comes back until the server closes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         for part in parts:
             connection.sendall(part)
         answer = b""
@@ -147,7 +147,7 @@ def test_a_body_up_to_the_limit_is_taken_and_one_byte_more_is_not(client):
 
 def test_a_declared_length_beyond_the_limit_is_refused_before_the_body_comes(port):
     head = b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000000000\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(head)
         assert connection.recv(65536).startswith(b"HTTP/1.1 413")
 
@@ -162,7 +162,7 @@ def test_a_client_that_sends_too_much_still_reads_why(port):
 def test_a_chunked_body_is_cut_at_the_limit(port):
     head = b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"2000\r\n" + b"x" * 0x2000 + b"\r\n"
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
         connection.sendall(head + chunk * 14)
         assert connection.recv(65536).startswith(b"HTTP/1.1 413")
 
@@ -209,7 +209,7 @@ def test_a_body_that_does_not_come_in_time_is_a_408(port, monkeypatch):
 def test_a_client_that_leaves_while_it_sends_is_no_error_of_ours(port, caplog):
     head = b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n"
     with caplog.at_level(logging.INFO):
-        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             connection.sendall(head + b'{"inputs"')
             time.sleep(0.1)
         deadline = time.monotonic() + 10
