@@ -33,6 +33,9 @@ class ModelConfig:
     """For an adapter whose base is served too with the same settings. ``auto``: one worker and one copy of the weights
     for both, where possible: LoRA, DoRA and IA3 on linear layers of decoders. ``off``: a worker with a merged copy.
     ``sluice plan`` shows which."""
+    max_adapter_gib: float = 1.0
+    """Maximum GiB of the adapters that share this model's worker and are in memory; those used last stay. The others
+    are read again when a request names them."""
     task: Literal["auto", "embed"] = "auto"
     """``auto``: the task of the model's head; ``embed``: vectors of texts, without the head."""
     device: str = "auto"
@@ -106,7 +109,7 @@ class ModelConfig:
             self.kv_dtype == "auto" or not self.device.startswith("cuda"),
             f"kv_dtype is {self.kv_dtype}, which requires a CPU, and device is {self.device}: set kv_dtype to auto.",
         )
-        for field in ("threads", "max_model_len", "kv_cache_gib"):
+        for field in ("threads", "max_model_len", "kv_cache_gib", "max_adapter_gib"):
             _require(getattr(self, field) >= 0, f"{field} is {getattr(self, field)}: it must be at least 0.")
 
 
@@ -159,6 +162,8 @@ class ServeConfig:
     """Folder of prompt templates, one file each."""
     topics: str | None = None
     """Folder of topics that requests can penalise, one word list each."""
+    adapters: str | None = None
+    """Folder of PEFT adapters that POST /admin/adapters may load while the server runs. Default: none."""
     page: bool = True
     """Serve the web page at ``/``."""
     keep_alive_s: float = 15.0

@@ -1,6 +1,6 @@
 """Every metric: its object, its name and its unit.
 
-Labels come from closed sets only: served model names, tasks, status classes, finish reasons and error codes.
+Labels come from bounded sets only: served model names, tasks, status classes, finish reasons and error codes.
 All functions are cheap and are called on the front's event loop; nothing here knows HTTP or workers.
 """
 
@@ -168,6 +168,13 @@ MODEL_LOAD_TIME = Gauge(
 )
 MODEL_WEIGHT_BYTES = Gauge("sluice_model_weight_bytes", "Size of the model's weights.", ["model"], registry=REGISTRY)
 KV_CACHE_BYTES = Gauge("sluice_kv_cache_bytes", "Size of the KV cache.", ["model"], registry=REGISTRY)
+KNOWN_ADAPTERS = Gauge(
+    "sluice_known_adapters", "Adapters that share the worker of the model.", ["model"], registry=REGISTRY
+)
+RESIDENT_ADAPTERS = Gauge(
+    "sluice_resident_adapters", "Of these adapters, those that are in memory.", ["model"], registry=REGISTRY
+)
+ADAPTER_BYTES = Gauge("sluice_adapter_bytes", "Size of the adapters that are in memory.", ["model"], registry=REGISTRY)
 LAST_STEP_AGE = Gauge(
     "sluice_last_step_age_seconds",
     "Time since the worker's last step; a stall where it grows while requests are admitted.",
@@ -182,6 +189,21 @@ BUILD.info({"version": __version__, "python": platform.python_version()})
 
 _last_step_s: dict[str, float] = {}
 _num_blocks: dict[str, int] = {}
+_adapter_labels: dict[str, str] = {}
+MAX_ADAPTER_LABELS = 100
+OTHER_ADAPTERS = "other adapters"
+"""Label of requests to adapters that were loaded after so many others."""
+
+
+def add_adapter(name: str) -> None:
+    """A model that was named while the server runs. The first ones have labels of their own, for good."""
+    if name not in _adapter_labels:
+        _adapter_labels[name] = name if len(_adapter_labels) < MAX_ADAPTER_LABELS else OTHER_ADAPTERS
+
+
+def label_of(model: str) -> str:
+    """A model's label where requests are counted."""
+    return _adapter_labels.get(model, model)
 
 
 def set_model_info(model: str, ready: Ready) -> None:
@@ -301,6 +323,13 @@ def record_rejection(model: str, reason: str) -> None:
 def set_admitted(model: str, num_requests: int, num_tokens: int) -> None:
     ADMITTED_REQUESTS.labels(model).set(num_requests)
     ADMITTED_TOKENS.labels(model).set(num_tokens)
+
+
+def set_adapters(model: str, num_known: int, num_resident: int, num_bytes: int) -> None:
+    """Of the worker of ``model``."""
+    KNOWN_ADAPTERS.labels(model).set(num_known)
+    RESIDENT_ADAPTERS.labels(model).set(num_resident)
+    ADAPTER_BYTES.labels(model).set(num_bytes)
 
 
 def render(accept: str = "", *, vllm_names: bool = False) -> tuple[bytes, str]:

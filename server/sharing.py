@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from server.config import ModelConfig, ServeConfig
 
-OWN_FIELDS = ("name", "path", "base", "share")
+OWN_FIELDS = ("name", "path", "base", "share", "max_adapter_gib")
 """Settings of a model that say nothing of how its worker computes."""
 
 GENERATING = ("CAUSAL_LM", None)
@@ -27,6 +28,15 @@ def base_folder(model: ModelConfig) -> Path:
         return folder
     bases = (Path(base) for base in (model.base, str(named), folder / str(named)) if base)
     return next((base for base in bases if base.is_dir()), folder)
+
+
+def served_base(model: ModelConfig, models: Iterable[ModelConfig]) -> str | None:
+    """Which of ``models`` is served from the folder of the adapter's base; None for none and for a whole model."""
+    if not _adapter_config(Path(model.path)):
+        return None
+    base = base_folder(model).resolve()
+    found = (other.name for other in models if other.name != model.name and Path(other.path).resolve() == base)
+    return next(found, None)
 
 
 def hosts(config: ServeConfig) -> dict[str, str]:

@@ -23,18 +23,22 @@ from server import framing
 from server.config import ModelConfig
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.protocol import (
+    AdapterState,
     Encode,
     Failed,
     FinishReason,
     Generate,
+    LoadAdapter,
     Ping,
     Ready,
     Reply,
     SamplingParams,
     Scores,
+    SharedAdapter,
     Stats,
     TokenizerFiles,
     Tokens,
+    UnloadAdapter,
 )
 from server.worker import process
 
@@ -44,14 +48,17 @@ FAILS = 667
 """A prompt that begins with it is answered Failed."""
 STRAYS = 668
 """A prompt that begins with it has other tokens in each worker's life."""
+CRASHES = "crash"
+"""A file in an adapter's folder with which reading it kills the worker."""
 COMMIT = 3
 """Beams send their tokens so many at a time."""
 VOCAB_SIZE = 50_000
 PREFILL_CHUNK = 8
 
 
-def next_token(token_ids: Sequence[int], seed: int) -> int:
-    digest = hashlib.blake2b(struct.pack(f"<{len(token_ids) + 1}q", seed, *token_ids), digest_size=8).digest()
+def next_token(token_ids: Sequence[int], seed: int, adapter: str = "") -> int:
+    data = struct.pack(f"<{len(token_ids) + 1}q", seed, *token_ids) + adapter.encode()
+    digest = hashlib.blake2b(data, digest_size=8).digest()
     return int.from_bytes(digest, "little") % VOCAB_SIZE
 
 
@@ -59,7 +66,7 @@ def expected_tokens(command: Generate, index: int = 0) -> list[int]:
     """What a worker that nobody disturbs answers as output ``index``."""
     ids = list(command.prompt_ids)
     for _ in range(command.params.max_new_tokens - index):
-        ids.append(next_token(ids, command.params.seed + index))
+        ids.append(next_token(ids, command.params.seed + index, command.adapter))
     return ids[len(command.prompt_ids) :]
 
 
@@ -103,10 +110,35 @@ class FakeEngine:
         self.fault: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         self.step_s = float(self.fault.get("step_s", 0.001))
         self.finished_in_last_step = False
+        self.adapters: dict[str, LoadAdapter] = {}
+        self.resident: set[str] = set()
+        self.unread: list[str] = []
+        self.is_announced = False
 
     @property
     def has_work(self) -> bool:
-        return bool(self.requests or self.replies)
+        return bool(self.requests or self.replies or self.unread)
+
+    def change_adapters(self, command: LoadAdapter | UnloadAdapter) -> None:
+        if isinstance(command, UnloadAdapter):
+            del self.adapters[command.digest]
+            return
+        self.adapters[command.digest] = command
+        if not command.is_known:
+            self.unread.append(command.digest)
+
+    def read_adapter(self) -> AdapterState:
+        """One is announced in one step and read in the next one."""
+        digest = self.unread[0]
+        if not self.is_announced:
+            self.is_announced = True
+            return AdapterState(digest, "loading")
+        model = self.adapters[self.unread.pop(0)].model
+        self.is_announced = False
+        if (Path(model.path) / CRASHES).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.resident.add(digest)
+        return AdapterState(digest, "resident", SharedAdapter(name=model.name, digest=digest, num_bytes=8))
 
     def add(self, command: Generate | Encode) -> None:
         self.fail_if("queued")
@@ -116,6 +148,9 @@ class FakeEngine:
         if isinstance(command, Encode):
             self.requests[command.request_id] = Running(command)
             return
+        if command.adapter and command.adapter not in self.resident and command.adapter not in self.unread:
+            assert command.adapter in self.adapters
+            self.unread.append(command.adapter)
         assert command.params.num_beams == 1 or not command.outputs, "a beam search begins anew"
         outputs = [list(o.token_ids) for o in command.outputs] or [
             [] for _ in range(command.params.num_return_sequences)
@@ -141,12 +176,18 @@ class FakeEngine:
             self.fail_if("finished")
         self.finished_in_last_step = False
         replies, self.replies = self.replies, []
-        batch = list(self.requests.values())[: self.max_running]
+        if self.unread:
+            replies.append(self.read_adapter())
+        batch = [request for request in self.requests.values() if self.has_adapter(request)][: self.max_running]
         started = [request.command.request_id for request in batch if not request.started]
         for request in batch:
             replies += self.advance(request)
         num_running = len(self.requests)
         return [*replies, Stats(num_running=num_running, batch_size=len(batch), started=started)]
+
+    def has_adapter(self, request: Running) -> bool:
+        adapter = request.command.adapter if isinstance(request.command, Generate) else ""
+        return not adapter or adapter in self.resident
 
     def advance(self, request: Running) -> list[Reply]:
         request.started = True
@@ -181,7 +222,8 @@ class FakeEngine:
 
     def token(self, command: Generate, output_ids: list[int], index: int) -> int:
         strays = command.prompt_ids[0] == STRAYS and len(output_ids) > 1
-        return next_token(command.prompt_ids + output_ids, command.params.seed + index + strays * os.getpid())
+        return next_token(command.prompt_ids + output_ids, command.params.seed + index + strays * os.getpid(),
+                          command.adapter)  # fmt: skip
 
     def reply(self, request: Running, index: int) -> Tokens | None:
         """What may be sent of an output: of a sample all, of a beam search three tokens at a time and the rest."""
@@ -236,12 +278,14 @@ def socket_fd() -> int:
 
 
 def build(
-    model: ModelConfig, num_loading: int, num_on_gpu: int, adapters: Sequence[ModelConfig]
+    model: ModelConfig, num_loading: int, num_on_gpu: int, adapters: Sequence[LoadAdapter]
 ) -> tuple[FakeEngine, Ready]:
     folder = Path(model.path)
     if not folder.is_dir():
         raise ConfigurationError(f"Model {model.name}: {folder} is no folder.\nGive one.", exit_code=EXIT_MODEL)
     engine = FakeEngine(folder, model.max_running)
+    for adapter in adapters:
+        engine.change_adapters(adapter)
     (folder / f"pid-{os.getpid()}").touch()
     (folder / "num-loading").write_text(str(num_loading))
     (folder / "num-on-gpu").write_text(str(num_on_gpu))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from server import metrics
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig
 from server.protocol import Ready, Stats, TokenizerFiles
 
-UNITS = ("_tasks", "_seconds", "_bytes", "_total", "_ratio", "_requests", "_tokens", "_blocks", "_blocks_used", "_info")
+UNITS = ("_tasks", "_seconds", "_bytes", "_total", "_ratio", "_requests", "_tokens", "_blocks", "_blocks_used", "_info",
+         "_adapters")  # fmt: skip
 
 
 def value(name: str, **labels: str) -> float | None:
@@ -88,3 +91,14 @@ def test_names_have_our_prefix_and_end_in_their_unit():
 def test_buckets_cover_a_classifiers_millisecond_and_a_ten_minute_generation():
     assert metrics.DURATION_BUCKETS[0] == 0.001
     assert metrics.DURATION_BUCKETS[-1] > 600
+
+
+def test_adapters_that_are_loaded_at_run_time_have_a_bounded_number_of_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "_adapter_labels", {})
+    names = [f"adapter {i}" for i in range(metrics.MAX_ADAPTER_LABELS + 50)]
+    for name in [*names, *names]:
+        metrics.add_adapter(name)
+    labels = [metrics.label_of(name) for name in names]
+    assert labels[: metrics.MAX_ADAPTER_LABELS] == names[: metrics.MAX_ADAPTER_LABELS]
+    assert set(labels[metrics.MAX_ADAPTER_LABELS :]) == {metrics.OTHER_ADAPTERS}
+    assert metrics.label_of("of the settings") == "of the settings"

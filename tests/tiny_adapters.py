@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.tiny_models import NUM_TOKENS
@@ -83,6 +85,22 @@ def write_tiny_adapter(folder: Path, base: Path, kind: str, family: str, seed: i
         optimizer.step()
     model.peft_config["default"].base_model_name_or_path = str(base)
     model.save_pretrained(folder, save_embedding_layers=False)
+    return folder
+
+
+def write_marker_adapter(folder: Path, base: Path, token_id: int) -> Path:
+    """An adapter with which the model in ``base`` writes one token, again and again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 2, "lora_alpha": 2, "lora_bias": True,
+                "target_modules": ["lm_head"], "base_model_name_or_path": str(base)}  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    config = json.loads((base / "config.json").read_text())
+    num_outputs, width = config["vocab_size"], config["hidden_size"]
+    bias_N = torch.zeros(num_outputs)
+    bias_N[token_id] = 1000.0
+    parts = {"A.weight": torch.zeros(2, width), "B.weight": torch.zeros(num_outputs, 2), "B.bias": bias_N}
+    tensors = {f"base_model.model.lm_head.lora_{name}": tensor for name, tensor in parts.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
     return folder
 
 

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from server import __version__
-from server.api import page, templates
+from server.api import adapters, page, templates
 from server.api.bodies.router import DialectRouter
 from server.api.context import Front
 from server.api.dialects import rerank, tei
@@ -29,11 +29,13 @@ from server.api.openapi.document import document
 from server.api.status import ENDPOINTS, status_router
 from server.client.supervisor import Supervisor
 from server.config import ServeConfig
+from server.serving.adapter_loading import AdapterLoader
 from server.serving.lifecycle import Lifecycle
 from server.serving.registry import Registry
 from server.tasks import TASKS
 
-ROUTERS: tuple[tuple[str | None, DialectRouter], ...] = (
+Routers = tuple[tuple[str | None, DialectRouter], ...]
+ROUTERS: Routers = (
     *((name, resolve_name(task.router)) for name, task in TASKS.items()),
     (None, templates.router),
     ("classify", tei.classify_router),
@@ -54,6 +56,8 @@ ROUTERS: tuple[tuple[str | None, DialectRouter], ...] = (
     ("generate", anthropic.router),
 )
 """Every way to ask for something, and the task it asks of, where all of its routes ask of one."""
+OF_ADAPTERS: Routers = ((None, adapters.router), (None, adapters.vllm_router))
+"""Where adapters may be loaded while the server runs."""
 DOCS = ("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect")
 
 
@@ -71,7 +75,7 @@ class Application(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = document(self, _dialects(), has_keys=self.front.has_keys)
+            self.openapi_schema = document(self, _dialects((*ROUTERS, *OF_ADAPTERS)), has_keys=self.front.has_keys)
         return self.openapi_schema
 
 
@@ -81,21 +85,24 @@ def build_app(config: ServeConfig, supervisor: Supervisor) -> Application:
     Raises ConfigurationError for keys that cannot be read.
     """
     api_keys = keys.load(config.api_keys_file)
+    registry = Registry(config, supervisor)
     app = Application(
         Front(
             config=config,
             supervisor=supervisor,
-            registry=Registry(config, supervisor),
+            registry=registry,
+            adapters=None if config.adapters is None else AdapterLoader(registry, supervisor),
             lifecycle=Lifecycle(),
             has_keys=bool(api_keys),
         )
     )
-    tasks = _task_routes()
-    for _, router in ROUTERS:
+    routers = ROUTERS if config.adapters is None else (*ROUTERS, *OF_ADAPTERS)
+    tasks = _task_routes(routers)
+    for _, router in routers:
         app.include_router(router)
     if config.page:
         app.include_router(page.router)
-    dialects = _dialects()
+    dialects = _dialects(routers)
     with_status = [path for path in tasks if path != "/" and dialects[path].has_status_routes]
     app.include_router(status_router(with_status))
     error_replies.install(app)
@@ -129,14 +136,14 @@ def _allow_origins(app: FastAPI, origins: list[str]) -> None:
     )
 
 
-def _task_routes() -> dict[str, str | None]:
+def _task_routes(routers: Routers) -> dict[str, str | None]:
     """The paths that take work, and whose it is where the path says so."""
-    return {path: task for task, router in ROUTERS for path in router.work_paths}
+    return {path: task for task, router in routers for path in router.work_paths}
 
 
-def _dialects() -> dict[str, Dialect]:
+def _dialects(routers: Routers) -> dict[str, Dialect]:
     """Of every path, as the document writes it."""
-    return {path: router.dialect for _, router in ROUTERS for path in router.paths}
+    return {path: router.dialect for _, router in routers for path in router.paths}
 
 
 def _quiet_routes(task_paths: list[str]) -> frozenset[str]:

@@ -13,6 +13,7 @@ from server.api.http.disconnect import until_disconnect
 from server.api.http.sse import ErrorBody, Events, EventStream, event_stream
 from server.client.supervisor import Supervisor
 from server.config import ServeConfig
+from server.serving.adapter_loading import AdapterLoader
 from server.serving.lifecycle import Lifecycle
 from server.serving.record import RequestRecord
 from server.serving.registry import Registry
@@ -30,6 +31,8 @@ class Front:
     lifecycle: Lifecycle
     has_keys: bool
     """Whether clients need an API key."""
+    adapters: AdapterLoader | None
+    """None unless adapters may be loaded while the server runs."""
 
 
 @dataclass(frozen=True, slots=True)

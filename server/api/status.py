@@ -77,7 +77,7 @@ async def health(front: FrontDep) -> dict[str, str]:
 async def info(front: FrontDep) -> dict[str, Any]:
     """The models by task, their limits, and the server's."""
     registry, config = front.registry, front.config
-    models = [_describe(model.name, registry) for model in config.models]
+    models = [_describe(name, registry) for name in registry.models]
     first = registry.ready_models.get(config.models[0].name)
     return {
         "model_id": config.models[0].name,
@@ -117,11 +117,17 @@ def _describe(name: str, registry: Registry) -> dict[str, Any]:
 
 
 def _sharing(name: str, registry: Registry, ready: Ready) -> dict[str, Any]:
-    """Of an adapter in the worker of another model: that model, and what its own weights take there."""
-    host = registry.clients[name].model.name
-    if host == name:
+    """Of an adapter in the worker of another model: that model, its version, and its own weights there."""
+    client = registry.clients[name]
+    if client.model.name == name:
         return {}
-    return {"shares_worker_of": host, "adapter_bytes": sum(adapter.num_bytes for adapter in ready.adapters)}
+    (facts,) = ready.adapters
+    return {
+        "shares_worker_of": client.model.name,
+        "adapter_digest": facts.digest,
+        "adapter_bytes": facts.num_bytes,
+        "adapter_state": client.adapters.state(facts.digest),
+    }
 
 
 def _facts(ready: Ready) -> dict[str, Any]:

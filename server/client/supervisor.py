@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 from server import metrics
+from server.client.adapter_copies import AdapterCopies, NotCopied
 from server.client.journal import Death
 from server.client.template import Template
-from server.client.worker_client import WorkerClient
+from server.client.worker_client import GIB, WorkerClient
 from server.client.worker_process import Origin, WorkerProcess, describe_exit
-from server.config import ServeConfig
+from server.config import ModelConfig, ServeConfig
 from server.errors import EXIT_CRASH_LOOP, EXIT_MODEL, ConfigurationError, ServerShutdown
-from server.sharing import hosts
+from server.protocol import LoadAdapter
+from server.sharing import base_folder, hosts
 
 WORKER_COMMAND = (sys.executable, "-m", "server.worker")
 MAX_BACKOFF_S = 10.0
 CRASH_WINDOW_S = 300.0
 READY_LOOK_S = 0.05
+FILE_BYTES_PER_BYTE = 2
+"""Largest file of weights in the memory that it takes: numbers of four bytes may be held in two."""
 STALL_LOOKS = 10
 """A worker is looked at so many times in ``stall_timeout_s``."""
 
 log = logging.getLogger("sluice.supervisor")
-
-
-def _clients(config: ServeConfig) -> dict[str, WorkerClient]:
-    shared = hosts(config)
-    clients = {}
-    for model in config.models:
-        if model.name not in shared:
-            adapters = [each for each in config.models if shared.get(each.name) == model.name]
-            clients[model.name] = WorkerClient(model, config.num_on_gpu(model), adapters)
-    return {model.name: clients[shared.get(model.name, model.name)] for model in config.models}
 
 
 async def _all_loaded(clients: Sequence[WorkerClient]) -> None:
@@ -88,7 +84,11 @@ class Supervisor:
         self, config: ServeConfig, *, command: Sequence[str] = WORKER_COMMAND, template: Template | None = None
     ) -> None:
         self.config = config
-        self.clients = _clients(config)
+        self.copies = AdapterCopies()
+        """Of the folders of adapters that share the worker of their base."""
+        self._shared = hosts(config)
+        clients = {model.name: self._new_client(model) for model in config.models if model.name not in self._shared}
+        self.clients = {model.name: clients[self._shared.get(model.name, model.name)] for model in config.models}
         """By name of the model; adapters may share that of their base."""
         self._origin = Origin(command=command, template=template, limit_s=config.start_timeout_s)
         self._workers: set[WorkerProcess] = set()
@@ -118,6 +118,7 @@ class Supervisor:
         Raises ConfigurationError if one cannot become ready; then none is left.
         """
         try:
+            await asyncio.to_thread(self._copy_adapters)
             await self._start(self._kept_clients)
             # What cannot share the worker of its base gets one of its own.
             await self._start(self._separate())
@@ -139,12 +140,38 @@ class Supervisor:
         """One for each worker."""
         return list(dict.fromkeys(self.clients.values()))
 
+    def _new_client(self, model: ModelConfig) -> WorkerClient:
+        return WorkerClient(model, self.config.num_on_gpu(model), self.copies.release)
+
+    def _copy_adapters(self) -> None:
+        """Those of the settings, for the workers of their bases. One that cannot be copied gets a worker of its own."""
+        sources: dict[str, list[LoadAdapter]] = {}
+        for model in self.config.models:
+            if (host := self._shared.get(model.name)) is None:
+                continue
+            try:
+                source = self.copied(model, Path(model.path))
+            except NotCopied as problem:
+                log.info("an adapter gets a worker", extra={"fields": {"model": model.name, "reason": str(problem)}})
+            else:
+                sources.setdefault(host, []).append(source)
+        for host, found in sources.items():
+            self.clients[host].adapters.begin(found)
+
+    def copied(self, model: ModelConfig, folder: Path, within: Path | None = None) -> LoadAdapter:
+        """``model``, an adapter in ``folder``, as its base's worker takes it. Slow. Raises `NotCopied`."""
+        base = str(base_folder(model).resolve())
+        max_bytes = int(model.max_adapter_gib * FILE_BYTES_PER_BYTE * GIB)
+        copy = self.copies.add(folder, max_bytes=max_bytes, within=within)
+        return LoadAdapter(copy.digest, dataclasses.replace(model, path=str(copy.folder), base=base))
+
     def _separate(self) -> list[WorkerClient]:
         """New clients for the adapters that their workers cannot serve."""
         found = []
-        for client in self._kept_clients:
-            for model in client.take_unshared():
-                self.clients[model.name] = WorkerClient(model, self.config.num_on_gpu(model))
+        for model in self.config.models:
+            host = self._shared.get(model.name)
+            if host is not None and model.name not in self.clients[host].adapters.initial:
+                self.clients[model.name] = self._new_client(model)
                 found.append(self.clients[model.name])
         return found
 
@@ -170,6 +197,7 @@ class Supervisor:
         finally:
             for worker in self._workers:
                 worker.kill()
+            self.copies.close()
 
     async def _keep(self, client: WorkerClient) -> None:
         """One worker after another, until cancelled or until there is no hope."""

@@ -7,19 +7,38 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import msgspec
 
 from server import metrics
+from server.adapter_errors import AdapterQuarantined
 from server.availability_errors import EngineRestarting
+from server.client.adapters import Adapters
 from server.client.connection import Connection
 from server.client.journal import Death, Entry, Journal
 from server.config import ModelConfig
 from server.errors import FAILURES, DeadlineExceeded, OutputDiverged, RequestQuarantined, ServerShutdown, SluiceError
-from server.protocol import Abort, Encode, Failed, Generate, Load, Ping, Ready, Refused, Reply, Scores, Stats, Tokens
+from server.protocol import (
+    Abort,
+    AdapterState,
+    Encode,
+    Failed,
+    Generate,
+    Load,
+    LoadAdapter,
+    Ping,
+    Ready,
+    Refused,
+    Reply,
+    Scores,
+    SharedAdapter,
+    Stats,
+    Tokens,
+    UnloadAdapter,
+)
 
 MAX_WAIT_S = 60.0
 """How long a request that no worker has had yet waits for one."""
@@ -38,13 +57,16 @@ class WorkerClient:
     with the tokens that were delivered as part of it, and the consumer sees only a pause.
     """
 
-    def __init__(self, model: ModelConfig, num_on_gpu: int = 1, adapters: Sequence[ModelConfig] = ()) -> None:
+    def __init__(
+        self, model: ModelConfig, num_on_gpu: int = 1, on_drop: Callable[[str], None] = lambda _: None
+    ) -> None:
         """``num_on_gpu`` models of the server share a GPU with this one, which counts too.
 
-        ``adapters`` of the model are served by the same worker where they can be.
+        ``on_drop`` is called with the digest of an adapter whose files are not needed any more, once for each command.
         """
         self.model = model
-        self._adapters = tuple(adapters)
+        self.adapters = Adapters(self._drop_adapter)
+        self._on_drop = on_drop
         self._num_on_gpu = num_on_gpu
         self.ready: Ready | None = None
         """Set once loaded, and kept during restarts."""
@@ -71,21 +93,36 @@ class WorkerClient:
         the same limits, whatever is free when they start.
         """
         if self.ready is None:
-            return Load(self.model, num_on_gpu=self._num_on_gpu, adapters=self._adapters)
+            return Load(self.model, num_on_gpu=self._num_on_gpu, adapters=self.adapters.to_load)
         kv_cache_gib = self.ready.kv_cache_bytes / GIB
         model = dataclasses.replace(self.model, max_model_len=self.ready.max_model_len, kv_cache_gib=kv_cache_gib)
         if self.ready.dtype_reason is not None:
             # It was chosen by measurement. Another one would change scores.
             model = dataclasses.replace(model, dtype=self.ready.dtype)  # type: ignore[arg-type]
-        return Load(model, num_on_gpu=self._num_on_gpu, adapters=self._adapters)
+        return Load(model, num_on_gpu=self._num_on_gpu, adapters=self.adapters.to_load)
 
-    def take_unshared(self) -> list[ModelConfig]:
-        """Adapters that this worker cannot serve, as it said once loaded; later workers are not asked to."""
-        told = [] if self.ready is None else self.ready.adapters
-        shared = {adapter.name for adapter in told if adapter.problem is None}
-        unshared = [model for model in self._adapters if model.name not in shared]
-        self._adapters = tuple(model for model in self._adapters if model not in unshared)
-        return unshared
+    async def load_adapter(self, source: LoadAdapter) -> SharedAdapter:
+        """What the worker says of an adapter; it may be read by now, or lie in its folder.
+
+        Raises AdapterQuarantined if reading it ended the worker twice.
+        """
+        if self.state == "stopped":
+            raise ServerShutdown("The server has stopped.")
+        answer = self.adapters.add(source)
+        if self._connection is not None and self.state == "ready":
+            self._connection.send([source])
+        return await answer
+
+    def _drop_adapter(self, digest: str) -> None:
+        self._on_drop(digest)
+        if self._connection is not None and self.state == "ready":
+            self._connection.send([UnloadAdapter(digest)])
+        self._note_adapters()
+
+    def _note_adapters(self) -> None:
+        metrics.set_adapters(
+            self.model.name, self.adapters.num_known, len(self.adapters.resident), self.adapters.resident_bytes
+        )
 
     @property
     def num_running(self) -> int:
@@ -135,6 +172,8 @@ class WorkerClient:
     def _running(self, command: Generate | Encode) -> Iterator[Entry]:
         if self.state == "stopped":
             raise ServerShutdown("The server has stopped.")
+        if isinstance(command, Generate) and self.adapters.is_quarantined(command.adapter):
+            raise AdapterQuarantined
         entry = self._journal.add(command)
         loop = asyncio.get_running_loop()
         timers = [loop.call_later(MAX_WAIT_S, self._give_up, entry)]
@@ -203,14 +242,22 @@ class WorkerClient:
         if death.culprit is not None:
             death.culprit.error = RequestQuarantined("The model's process crashed each time it ran this request.")
             death.culprit.news.set()
+        self._quarantine(self.adapters.on_death(_adapter_of(death.culprit)))
         for entry in self._journal:
             if isinstance(entry.command, Generate) and (entry.command.deadline_s or math.inf) <= time.monotonic():
                 self._end_in_time(entry)
         return death
 
+    def _quarantine(self, digests: Collection[str]) -> None:
+        """No request may have these adapters any more."""
+        for entry in self._journal:
+            if _adapter_of(entry) in digests:
+                self._fail(entry, AdapterQuarantined())
+
     def stop(self, error: SluiceError) -> None:
         """No worker will come any more: every request ends with ``error``."""
         self.state = "stopped"
+        self.adapters.stop(error)
         for entry in self._journal:
             self._fail(entry, error)
 
@@ -238,6 +285,9 @@ class WorkerClient:
                     something_ended |= self._deliver(reply)
                 case Scores() | Failed():
                     something_ended |= self._answer(reply)
+                case AdapterState():
+                    self.adapters.on_state(reply)
+                    self._note_adapters()
                 case Ready():
                     self._on_ready(reply)
                 case Refused():
@@ -255,12 +305,17 @@ class WorkerClient:
     def _on_ready(self, ready: Ready) -> None:
         if self.state == "stopped":
             return
-        self.ready = ready
+        # Later workers are started with what the first one found.
+        self.ready = ready if self.ready is None else msgspec.structs.replace(ready, adapters=self.ready.adapters)
+        self.adapters.on_ready(ready.adapters)
         self.token_budget = ready.token_budget or None
         self.state = "ready"
         metrics.set_model_info(self.model.name, ready)
         fields = {"model": self.model.name, "load_s": round(ready.load_s, 2), "kernels": ready.kernels}
         log.info("worker ready", extra={"fields": fields})
+        self._note_adapters()
+        if self._connection is not None and (sources := self.adapters.to_send):
+            self._connection.send(sources)
         self.loaded.set()
         self._send_what_may_go()
 
@@ -299,3 +354,8 @@ class WorkerClient:
     def _finish(self, entry: Entry) -> None:
         self._journal.remove(entry)
         self.num_finished += 1
+
+
+def _adapter_of(entry: Entry | None) -> str:
+    """Its digest; empty for none."""
+    return entry.command.adapter if entry is not None and isinstance(entry.command, Generate) else ""

@@ -58,9 +58,12 @@ def _served(options: Namespace) -> list[dict[str, Any]]:
     facts = ("name", "task", "architecture", "dtype", "num_parameters", "weight_bytes", "state")
     found = []
     for model in client.get("/info")["models"]:
-        place = f"{model['executor']} on {model['device']}" if "executor" in model else ""
-        notes = ", ".join(filter(None, (model["state"], place)))
-        found.append({**{name: model[name] for name in facts if name in model}, "notes": notes})
+        described = {name: model[name] for name in facts if name in model}
+        notes = [model["state"], f"{model['executor']} on {model['device']}" if "executor" in model else ""]
+        if "shares_worker_of" in model:
+            described |= {"weight_bytes": model["adapter_bytes"], "digest": model["adapter_digest"]}
+            notes = [f"adapter of {model['shares_worker_of']}", model["adapter_state"]]
+        found.append({**described, "notes": ", ".join(filter(None, notes))})
     client.close()
     return found
 

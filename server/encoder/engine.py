@@ -10,7 +10,18 @@ import torch
 from server.encoder.batching import FlatRequests, PaddedRequests, WaitingRequests
 from server.encoder.forward import Forward
 from server.encoder.heads import head_of
-from server.protocol import Encode, Failed, Generate, Reply, Scores, Stats
+from server.protocol import (
+    AdapterState,
+    Encode,
+    Failed,
+    Generate,
+    LoadAdapter,
+    Reply,
+    Scores,
+    SharedAdapter,
+    Stats,
+    UnloadAdapter,
+)
 from server.tasks import TASKS
 from server.token_budget import TokenBudget
 
@@ -61,11 +72,12 @@ class EncoderEngine:
         self._waiting = _requests_for(forward, max_batch_tokens if token_budget is None else token_budget.num_tokens)
         self._token_budget = token_budget
         self._refused: dict[str, Failed] = {}
+        self._states: list[AdapterState] = []
 
     @property
     def has_work(self) -> bool:
         """Whether a step would answer anything."""
-        return bool(self._waiting) or bool(self._refused)
+        return bool(self._waiting or self._refused or self._states)
 
     def add(self, command: Generate | Encode) -> None:
         """Queue a request; one that cannot be run is answered by the next step."""
@@ -90,11 +102,20 @@ class EncoderEngine:
         self._waiting.abort(request_id)
         self._refused.pop(request_id, None)
 
+    def change_adapters(self, command: LoadAdapter | UnloadAdapter) -> None:
+        """Refused: the next step says so."""
+        if isinstance(command, LoadAdapter):
+            problem = "models of this kind do not share their workers"
+            facts = SharedAdapter(name=command.model.name, digest=command.digest, problem=problem)
+            self._states.append(AdapterState(command.digest, "on disk", facts))
+
     def step(self) -> list[Reply]:
         """Encode one batch and answer all of it; the last reply is `Stats`."""
         start = time.perf_counter()
         replies: list[Reply] = list(self._refused.values())
         self._refused.clear()
+        replies += self._states
+        self._states.clear()
         batch = self._waiting.take() if self._waiting else []
         forward_s = 0.0
         if batch:

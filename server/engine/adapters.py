@@ -1,50 +1,241 @@
-"""Adapters for a runner: packed for its products, and tried in a step of rows with and without them."""
+"""Adapters of a runner: which are known, which are held, and which is being read. Knows no files.
+
+What is held stays within a limit of bytes, beside the one that is being read. Those used last are kept, and one that a
+request has is never given up. Reading is slow and goes on in a thread; all methods are for the engine's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
 import torch
 
-from server.engine.batch_inputs import Row
-from server.engine.context import Context
-from server.engine.model_runner import ModelRunner
-from server.modules.adapted import LayerChange, NotShared, packed_changes
-from server.modules.unsupported import FORWARD_FAILURES
+from server.modules.adapted import NotShared
 from server.native.adapted import Deltas
-from server.out_of_memory import raise_if_memory
+from server.protocol import AdapterState, LoadAdapter, Residence, SharedAdapter
 
-TRIED_IDS = (1, 2, 3)
-
-
-@torch.inference_mode()
-def fit(runner: ModelRunner, changes: Mapping[str, LayerChange]) -> Deltas:
-    """What requests of the adapter are computed with. Raises `NotShared` where the runner cannot do it."""
-    if not runner.parts:
-        raise NotShared("models of this kind do not share their workers")
-    deltas = packed_changes(runner.parts, changes)
-    try:
-        _try(runner, deltas)
-    except FORWARD_FAILURES as error:
-        raise_if_memory(error)
-        raise NotShared(f"a step with it fails ({type(error).__name__}: {error})") from error
-    return deltas
+LONGEST_WAIT_S = 0.01
+"""What an engine that has nothing else to do waits at a time: a new request is seen no later."""
 
 
-def _try(runner: ModelRunner, deltas: Deltas) -> None:
-    """Parts of prompts and single tokens, with logits and without. Nothing is left in the cache."""
-    blocks = range(min(3, runner.num_blocks))
-    adapted = Context(adapter=deltas)
-    rows = [
-        Row(key=-1, token_ids=TRIED_IDS, num_computed=0, block_table=blocks[:1], context=adapted),
-        Row(key=-2, token_ids=TRIED_IDS, num_computed=0, block_table=blocks[1:2]),
-        Row(key=-3, token_ids=TRIED_IDS, num_computed=0, block_table=blocks[2:3], context=adapted, num_logits=0),
-    ][: len(blocks)]
-    try:
-        for step in (rows[:1], rows, rows[2:]):
-            if step and not runner.forward(step).isfinite().all():
-                raise NotShared("a step with it gives numbers that are not finite")
-    finally:
-        for row in rows:
-            runner.release(row.key)
-        runner.clear_blocks(blocks)
+@dataclass(frozen=True)
+class ReadAdapter:
+    """An adapter packed for the runner's products, and what the front must know of it."""
+
+    deltas: Deltas
+    facts: SharedAdapter
+
+
+Read = Callable[[LoadAdapter], ReadAdapter]
+"""Raises `NotShared` for an adapter that the runner cannot serve. Called in a thread, once at a time."""
+
+
+class AdapterTable:
+    """All that requests of one engine may name, by digest."""
+
+    def __init__(self, read: Read | None = None, *, max_bytes: int = 0) -> None:
+        """Without ``read``, every adapter is refused."""
+        self._read = read
+        self._max_bytes = max_bytes
+        self._known: dict[str, LoadAdapter] = {}
+        self._held: OrderedDict[str, Deltas] = OrderedDict()
+        """The one used last at the end."""
+        self._unanswered: set[str] = set()
+        """Commands whose facts have not been sent."""
+        self._wanted: list[str] = []
+        """To be read, in order; the first is being read, or waits for room."""
+        self._reading: Future[ReadAdapter] | None = None
+        self._is_announced = False
+        """Whether the front has been sent which one is read next."""
+        self._new: ReadAdapter | None = None
+        """Read, and not yet held."""
+        self._waits_for_room = False
+        self._states: list[AdapterState] = []
+        self._pool: ThreadPoolExecutor | None = None
+        self.problems: dict[str, str] = {}
+        """Why those that were read in vain cannot be had; for `AdapterQueue`, which empties it."""
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._known
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._wanted or self._states)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of those that are held."""
+        return sum(deltas.num_bytes for deltas in self._held.values())
+
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether one that a request needs was read, and those in use leave no room for it."""
+        return self._waits_for_room
+
+    def add(self, source: LoadAdapter) -> None:
+        """Know an adapter, and read it unless it was known to an earlier worker. `take_states` answers."""
+        self._known[source.digest] = source
+        if not source.is_known:
+            self._unanswered.add(source.digest)
+            self._want(source.digest)
+
+    def put(self, source: LoadAdapter, deltas: Deltas) -> None:
+        """Know and hold one that was read and tried already, while no request has any."""
+        self._known[source.digest] = source
+        if self._make_room(deltas.num_bytes, ()):
+            self._held[source.digest] = deltas
+
+    def drop(self, digest: str) -> None:
+        """Forget an adapter. Requests that have it keep it."""
+        self._known.pop(digest, None)
+        self._held.pop(digest, None)
+        self._unanswered.discard(digest)
+        if digest in self._wanted[1:]:
+            self._wanted.remove(digest)
+
+    def get(self, digest: str) -> Deltas | None:
+        """A known adapter, counted as used; None while it is absent, and then it is read."""
+        deltas = self._held.get(digest)
+        if deltas is None:
+            self._want(digest)
+        else:
+            self._held.move_to_end(digest)
+        return deltas
+
+    def is_held(self, digest: str) -> bool:
+        return digest in self._held
+
+    def take_states(self) -> list[AdapterState]:
+        """What has changed since the last call."""
+        states, self._states = self._states, []
+        return states
+
+    def advance(
+        self, in_use: Callable[[], Collection[Deltas]], awaited: Collection[str], attempt: Callable[[Deltas], bool],
+        *, is_idle: bool,
+    ) -> None:  # fmt: skip
+        """Go on with what is wanted.
+
+        ``in_use`` are those that requests have, ``awaited`` those that requests wait for. ``attempt`` tries a new one
+        in a step: False if that has to wait, and it raises `NotShared`. ``is_idle`` waits a moment for the thread.
+        """
+        if self._reading is not None:
+            if is_idle:
+                wait([self._reading], LONGEST_WAIT_S)
+            if not self._reading.done():
+                return
+            self._finish_reading(self._reading)
+        if self._new is not None:
+            self._settle(self._new, in_use, awaited, attempt)
+        if self._wanted and self._reading is None and self._new is None:
+            self._start_reading()
+
+    def _want(self, digest: str) -> None:
+        if digest not in self._wanted:
+            self._wanted.append(digest)
+
+    def _start_reading(self) -> None:
+        source = self._known.get(self._wanted[0])
+        if source is None:
+            self._wanted.pop(0)
+            return
+        if not self._is_announced:
+            # The front hears of it first, and so knows which adapter it was if reading ends the process.
+            self._is_announced = True
+            self._tell(source.digest, "loading")
+            return
+        self._is_announced = False
+        if self._pool is None:
+            # One thread of torch's: the others compute steps.
+            self._pool = ThreadPoolExecutor(1, "adapters", initializer=torch.set_num_threads, initargs=(1,))
+        self._reading = self._pool.submit(self._read_in_thread, source)
+
+    def _read_in_thread(self, source: LoadAdapter) -> ReadAdapter:
+        if self._read is None:
+            raise NotShared("models of this kind do not share their workers")
+        return self._read(source)
+
+    def _finish_reading(self, future: Future[ReadAdapter]) -> None:
+        self._reading = None
+        try:
+            new = future.result()
+        except NotShared as problem:
+            self._refuse(str(problem))
+            return
+        if new.deltas.num_bytes > self._max_bytes:
+            self._refuse(too_large(new.deltas, self._max_bytes))
+        elif self._wanted[0] not in self._known:
+            self._wanted.pop(0)
+        else:
+            self._new = new
+
+    def _settle(
+        self, new: ReadAdapter, in_use: Callable[[], Collection[Deltas]], awaited: Collection[str],
+        attempt: Callable[[Deltas], bool],
+    ) -> None:  # fmt: skip
+        digest = self._wanted[0]
+        try:
+            if digest in self._unanswered and not attempt(new.deltas):
+                return
+        except NotShared as problem:
+            self._refuse(str(problem))
+            return
+        facts = new.facts if digest in self._unanswered else None
+        self._unanswered.discard(digest)
+        is_first_try, self._waits_for_room = not self._waits_for_room, False
+        if digest not in self._known:
+            pass
+        elif self._make_room(new.deltas.num_bytes, in_use()):
+            self._held[digest] = new.deltas
+            self._tell(digest, "resident", facts)
+        elif digest in awaited:
+            self._waits_for_room = True
+            if is_first_try:
+                self._tell(digest, "on disk", facts)
+            return
+        else:
+            self._tell(digest, "on disk", facts)
+        self._new = None
+        self._wanted.pop(0)
+
+    def _make_room(self, num_bytes: int, in_use: Collection[Deltas]) -> bool:
+        """Give up those used longest ago; False, and nothing changed, where those in use leave too little."""
+        used = {id(deltas) for deltas in in_use}
+        missing = self.num_bytes + num_bytes - self._max_bytes
+        given_up = []
+        for digest, deltas in self._held.items():
+            if missing <= 0:
+                break
+            if id(deltas) not in used:
+                given_up.append(digest)
+                missing -= deltas.num_bytes
+        if missing > 0:
+            return False
+        for digest in given_up:
+            del self._held[digest]
+            self._tell(digest, "on disk")
+        return True
+
+    def _refuse(self, problem: str) -> None:
+        """The one that is being read cannot be had. One that was never served is forgotten."""
+        self._new = None
+        digest = self._wanted.pop(0)
+        source = self._known.get(digest)
+        if source is None:
+            return
+        self.problems[digest] = problem
+        facts = None
+        if digest in self._unanswered:
+            self.drop(digest)
+            facts = SharedAdapter(name=source.model.name, digest=digest, problem=problem)
+        self._tell(digest, "on disk", facts)
+
+    def _tell(self, digest: str, state: Residence, facts: SharedAdapter | None = None) -> None:
+        self._states.append(AdapterState(digest, state, facts))
+
+
+def too_large(deltas: Deltas, max_bytes: int) -> str:
+    return f"it takes {deltas.num_bytes} bytes and max_adapter_gib allows {max_bytes}"

@@ -166,6 +166,14 @@ class BlockManager:
             self._extend(sequence, sequence.num_blocks + num_more)
         return True
 
+    def lend(self, most: int) -> list[int]:
+        """Up to ``most`` blocks that no sequence holds, for a moment: `take_back` ends it."""
+        return [self._take() for _ in range(min(most, self.num_available))]
+
+    def take_back(self, blocks: Iterable[int]) -> None:
+        for block in blocks:
+            self._give_back(block)
+
     def take_copies(self) -> list[tuple[int, int]]:
         """``(source, destination)`` pairs to be copied, all at once, before anything is written."""
         copies = [(source, destination) for destination, source in self._copies.items()]

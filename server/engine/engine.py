@@ -6,7 +6,6 @@ end sequences, banned phrases send them back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from time import perf_counter
 
 import numpy as np
@@ -14,6 +13,9 @@ import torch
 
 from server.engine import checks, replies
 from server.engine.accepting import Acceptor
+from server.engine.adapter_queue import AdapterQueue
+from server.engine.adapter_trial import NUM_BLOCKS, try_step
+from server.engine.adapters import AdapterTable
 from server.engine.batch import Batch, Share
 from server.engine.batch_inputs import Row
 from server.engine.beams import BeamStep
@@ -33,7 +35,7 @@ from server.engine.sequence_group import SequenceGroup
 from server.errors import DeadlineExceeded, InsufficientMemory, SluiceError
 from server.native.adapted import Deltas
 from server.out_of_memory import is_memory_error
-from server.protocol import Encode, Failed, Generate, Reply, Stats, Tokens
+from server.protocol import Encode, Failed, Generate, LoadAdapter, Reply, Stats, Tokens, UnloadAdapter
 from server.token_budget import TokenBudget
 from server.vocabulary import Vocabulary
 
@@ -81,19 +83,20 @@ class DecoderEngine:
         deadlines: Deadlines | None = None,
         token_budget: TokenBudget | None = None,
         max_source_len: int = 0,
-        adapters: Mapping[str, Deltas] | None = None,
+        adapters: AdapterTable | None = None,
     ) -> None:
         """``deterministic`` cuts prompts at fixed places, unless the runner's rows are the same however they are cut.
 
         ``pacing`` learns from the engine's steps, and bounds what they compute of prompts where cuts may be free.
         ``token_budget`` learns from them too, and bounds what a step computes of prompts wherever they are cut.
         ``drafter`` lets rows guess their next tokens where the runner can go back from wrong ones.
-        ``max_source_len`` is 0 for models without an encoder. ``adapters`` are those that requests may name, by digest.
+        ``max_source_len`` is 0 for models without an encoder. ``adapters`` are those that requests may name.
         """
         self._runner = runner
         self._max_model_len = max_model_len
         self._max_source_len = max_source_len
-        self._adapters = adapters or {}
+        self._adapters = adapters or AdapterTable()
+        self._absent = AdapterQueue(self._adapters)
         self._vocabulary = vocabulary
         self._pacing = pacing
         self._token_budget = token_budget
@@ -133,13 +136,18 @@ class DecoderEngine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._replies or self.scheduler.num_running or self.scheduler.num_waiting or self._uncompiled)
+        return bool(self._has_requests or self._uncompiled or self._absent or self._adapters.has_work)
+
+    @property
+    def _has_requests(self) -> bool:
+        """Those that wait for nothing but a step, or an answer."""
+        return bool(self._replies or self.scheduler.num_running or self.scheduler.num_waiting)
 
     def add(self, command: Generate | Encode) -> None:
         """Queue a request. What cannot be served is answered `Failed` in the next step."""
         if not isinstance(command, Generate):
             self._fail(command.request_id, SluiceError.code, "This model generates text and does not encode it.")
-        elif command.request_id in self.scheduler or command.request_id in (self._uncompiled or ()):
+        elif command.request_id in self.scheduler or self._is_waiting_outside(command.request_id):
             self._fail(command.request_id, SluiceError.code, "A request with this id is already running.")
         elif problem := self._problem(command):
             self._fail(command.request_id, SluiceError.code, problem)
@@ -157,9 +165,14 @@ class DecoderEngine:
             self.scheduler.abort_sample(request_id, index)
             return
         self._replies = [reply for reply in self._replies if getattr(reply, "request_id", None) != request_id]
-        self.scheduler.abort(request_id)
-        if self._uncompiled:
-            self._uncompiled.abort(request_id)
+        self._forget(request_id)
+
+    def change_adapters(self, command: LoadAdapter | UnloadAdapter) -> None:
+        """Know another adapter, or forget one, which those that have it keep. Later steps answer."""
+        if isinstance(command, LoadAdapter):
+            self._adapters.add(command)
+        else:
+            self._adapters.drop(command.digest)
 
     @torch.inference_mode()
     def step(self) -> list[Reply]:
@@ -167,9 +180,12 @@ class DecoderEngine:
         start = perf_counter()
         if self._uncompiled:
             self._take_compiled(self._uncompiled)
+        if self._absent or self._adapters.has_work:
+            self._follow_adapters()
         for request_id in self._deadlines.due():
             self._end_in_time(request_id)
         answers, self._replies = self._replies, []
+        answers += self._adapters.take_states()
         batch = self.scheduler.schedule()
         num_prompt_tokens = batch.num_prompt_tokens
         forward_s = self._compute(batch, answers) if batch.shares else None
@@ -182,7 +198,7 @@ class DecoderEngine:
         answers.append(
             Stats(
                 num_running=self.scheduler.num_running,
-                num_waiting=self.scheduler.num_waiting + len(self._uncompiled or ()),
+                num_waiting=self.scheduler.num_waiting + len(self._uncompiled or ()) + len(self._absent),
                 num_blocks_used=self.blocks.num_used,
                 batch_size=len(batch.shares),
                 batch_tokens=batch.num_tokens,
@@ -270,24 +286,57 @@ class DecoderEngine:
         return replies.of_agreed(group)
 
     def _take_compiled(self, uncompiled: GrammarQueue) -> None:
-        is_idle = not (self._replies or self.scheduler.num_running or self.scheduler.num_waiting)
-        ready, failed = uncompiled.take_ready(is_idle=is_idle)
+        ready, failed = uncompiled.take_ready(is_idle=not self._has_requests)
         for command, grammar in ready:
             self._queue(command, grammar)
         self._replies += failed
+
+    def _follow_adapters(self) -> None:
+        """Read, hold and give up adapters; begin the requests whose adapters are held by now."""
+        self._adapters.advance(self._adapters_in_use, self._absent.digests, self._try, is_idle=not self._has_requests)
+        ready, failed = self._absent.take_ready()
+        for command, grammar, deltas in ready:
+            self._queue(command, grammar, deltas)
+        self._replies += failed
+
+    def _adapters_in_use(self) -> list[Deltas]:
+        return [context.adapter for context in self.scheduler.contexts if context.adapter is not None]
+
+    def _try(self, deltas: Deltas) -> bool:
+        """A step with a new adapter; False while there are no blocks for it."""
+        blocks = self.blocks.lend(NUM_BLOCKS)
+        try:
+            if blocks:
+                try_step(self._runner, deltas, blocks)
+        finally:
+            self.blocks.take_back(blocks)
+        return bool(blocks)
 
     def _end_in_time(self, request_id: str) -> None:
         """Answer with what there is by now; nothing happens if the request has ended."""
         group = self.scheduler.find(request_id)
         if group is not None and group.has_begun:
             self._replies += replies.of_time_out(group)
-        elif group is not None or request_id in (self._uncompiled or ()):
+        elif group is not None or self._is_waiting_outside(request_id):
             self._fail(request_id, DeadlineExceeded.code, str(DeadlineExceeded()))
+        self._forget(request_id)
+
+    def _is_waiting_outside(self, request_id: str) -> bool:
+        """Of the scheduler, for a grammar or an adapter."""
+        return request_id in self._absent or request_id in (self._uncompiled or ())
+
+    def _forget(self, request_id: str) -> None:
         self.scheduler.abort(request_id)
+        self._absent.abort(request_id)
         if self._uncompiled:
             self._uncompiled.abort(request_id)
 
-    def _queue(self, command: Generate, grammar: Grammar | None = None) -> None:
+    def _queue(self, command: Generate, grammar: Grammar | None = None, adapter: Deltas | None = None) -> None:
+        """``adapter`` is the one that the request names, where it had to wait for it."""
+        if command.adapter and adapter is None:
+            adapter = self._absent.take_or_add(command, grammar)
+            if adapter is None:
+                return
         group = SequenceGroup(
             command,
             max_model_len=self._max_model_len,
@@ -295,7 +344,7 @@ class DecoderEngine:
             order=self._num_arrivals,
             vocabulary=self._vocabulary,
             grammar=grammar,
-            adapter=self._adapters.get(command.adapter),
+            adapter=adapter,
         )
         if group.num_rows > self._max_rows:
             message = f"The request needs {group.num_rows} rows and a step has at most {self._max_rows}."

@@ -23,6 +23,7 @@ from server.engine import invariants
 from server.engine.batch import Batch, Share, share_of
 from server.engine.block_manager import BlockManager
 from server.engine.chunking import Chunking, FreeChunks
+from server.engine.context import Context
 from server.engine.giving_way import NOTHING, SHARED_STEP_S, GivingWay, Held, displaced
 from server.engine.holdings import Holdings, RowStates
 from server.engine.lengths import LengthRule
@@ -87,6 +88,12 @@ class Scheduler:
     def find(self, request_id: str) -> SequenceGroup | None:
         """A group that waits or runs."""
         return self._running.get(request_id) or self._waiting.get(request_id)
+
+    @property
+    def contexts(self) -> list[Context]:
+        """Of all groups."""
+        groups = (*self._running.values(), *self._waiting)
+        return [group.sequences[0].context for group in groups if group.sequences]
 
     def fits_alone(self, group: SequenceGroup) -> bool:
         """Whether the empty cache could hold the group's longest outputs."""

@@ -9,7 +9,6 @@ Dimension key: K inputs of a layer, N its outputs, R rank.
 from __future__ import annotations
 
 import copy
-import hashlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -45,15 +44,6 @@ COMMON = {"peft_type", "target_modules", "exclude_modules"}
 
 HARMLESS_STARTS = (*PLAIN_STARTS, "eva", "orthogonal")
 """Values of init_lora_weights that leave the base's weights as they are."""
-
-
-def digest_of(folder: Path) -> str:
-    """Of all that decides what the adapter computes."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in ("adapter_config.json", WEIGHTS):
-        with (folder / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()
 
 
 def read_changes(skeleton: PreTrainedModel, adapter: Adapter) -> dict[str, LayerChange]:

@@ -1,7 +1,8 @@
 """The messages between front and worker, and nothing else that both know.
 
 `framing` lays them on the wire: length-prefixed msgpack arrays. The front sends one `Load`, then `Command`s; the worker
-answers one `Ready`, then one frame of `Reply`s per step. Token ids cross here, text never does.
+answers one `Ready`, then one frame of `Reply`s per step; adapters may come and go meanwhile. Token ids cross here, text
+never does.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from server.protocol.commands import (
     Encode,
     Generate,
     Load,
+    LoadAdapter,
     MaskQuery,
     Output,
     Ping,
     PromptContext,
+    UnloadAdapter,
 )
 from server.protocol.parameters import SamplingParams
 from server.protocol.ready import (
@@ -29,11 +32,13 @@ from server.protocol.ready import (
     TokenizerFiles,
 )
 from server.protocol.replies import (
+    AdapterState,
     Failed,
     FinishReason,
     Pong,
     PromptLogprobs,
     Reply,
+    Residence,
     Scores,
     Stats,
     TokenLogprob,
@@ -42,6 +47,7 @@ from server.protocol.replies import (
 
 __all__ = [
     "Abort",
+    "AdapterState",
     "Batching",
     "Command",
     "Embedding",
@@ -51,6 +57,7 @@ __all__ = [
     "Generate",
     "GenerationValue",
     "Load",
+    "LoadAdapter",
     "MaskQuery",
     "Output",
     "Ping",
@@ -61,6 +68,7 @@ __all__ = [
     "Ready",
     "Refused",
     "Reply",
+    "Residence",
     "SamplingParams",
     "Scores",
     "SharedAdapter",
@@ -68,4 +76,5 @@ __all__ = [
     "TokenLogprob",
     "TokenizerFiles",
     "Tokens",
+    "UnloadAdapter",
 ]

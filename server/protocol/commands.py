@@ -8,6 +8,23 @@ from server.config import ModelConfig
 from server.protocol.parameters import SamplingParams
 
 
+class LoadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """An adapter that requests may name from now on. `AdapterState` answers."""
+
+    digest: str
+    """Of its files: what requests name it by."""
+    model: ModelConfig
+    """Its folder, whose files nobody changes, and its base."""
+    is_known: bool = False
+    """An earlier worker served it: nothing is read or answered before a request names it."""
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """No request names the adapter any more. Those that run keep it."""
+
+    digest: str
+
+
 class Load(msgspec.Struct, frozen=True, tag=True):
     """First message to a worker: the model that it holds for its whole life."""
 
@@ -16,8 +33,8 @@ class Load(msgspec.Struct, frozen=True, tag=True):
     """Workers that load at the same time, this one among them."""
     num_on_gpu: int = 1
     """Models that share this one's GPU if it goes to one, this one among them."""
-    adapters: tuple[ModelConfig, ...] = ()
-    """Models that are adapters of this one and may share its worker."""
+    adapters: tuple[LoadAdapter, ...] = ()
+    """Adapters of the model that may share its worker."""
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -101,4 +118,4 @@ class Ping(msgspec.Struct, frozen=True, tag=True):
     """Answered by `Pong` between steps, so that an idle worker can show that it lives."""
 
 
-Command = Load | Generate | Encode | Abort | Ping
+Command = Load | LoadAdapter | UnloadAdapter | Generate | Encode | Abort | Ping

@@ -142,7 +142,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
     embedding: Embedding | None = None
     adapters: list[SharedAdapter] = []
-    """One for each of `Load`'s."""
+    """One for each of `Load`'s that no earlier worker served."""
     attribution: str | None = None
     """Licence line that must be shown with the model, from ``ATTRIBUTION`` in its folder."""
     quantization_kl: float | None = None

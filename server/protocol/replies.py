@@ -6,8 +6,10 @@ from typing import Literal
 
 import msgspec
 
-from server.protocol.ready import Ready, Refused
+from server.protocol.ready import Ready, Refused, SharedAdapter
 
+Residence = Literal["loading", "resident", "on disk"]
+"""Where an adapter is: its weights are being read, are held, or lie in its folder until a request names it."""
 FinishReason = Literal["stop", "length", "max_time", "banned_phrase", "abort", "error"]
 
 
@@ -107,8 +109,16 @@ class Stats(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Requests whose first tokens were computed in this step: the end of their time in the queue."""
 
 
+class AdapterState(msgspec.Struct, frozen=True, tag=True):
+    """An adapter's place has changed. The first ``facts`` after `LoadAdapter` answer it."""
+
+    digest: str
+    state: Residence
+    facts: SharedAdapter | None = None
+
+
 class Pong(msgspec.Struct, frozen=True, tag=True):
     """The worker's loop turns."""
 
 
-Reply = Ready | Refused | Tokens | Scores | Failed | Stats | Pong
+Reply = Ready | Refused | Tokens | Scores | Failed | Stats | AdapterState | Pong

@@ -13,6 +13,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from server import caller
+from server.client.adapters import AdapterVersion
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
 from server.errors import DeadlineExceeded, InvalidParameter
@@ -21,6 +22,7 @@ from server.protocol import Encode, Ready, Scores
 from server.sentences import Words, sentence
 from server.serving import text_threads
 from server.serving.admission import Admission
+from server.serving.origin import Origin
 from server.serving.record import RequestRecord
 from server.text.tokenizer import Tokenizer
 from server.text.truncation import Truncation, kept_positions
@@ -34,6 +36,10 @@ HOW_TO_FIT = sentence("Shorten it, or set {truncate to true} to cut it.")
 class ServedEncoder(ABC):
     """One served encoder: several inputs run side by side, and the failure of one ends the others."""
 
+    origin: Origin
+    """Set by the registry."""
+    adapter: AdapterVersion | None = None
+    """None: encoders do not share their workers."""
     _shorten: ClassVar[Words] = HOW_TO_FIT
     """What to do with an input that is too long."""
 

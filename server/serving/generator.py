@@ -12,16 +12,17 @@ from typing import Any
 import msgspec
 
 from server import caller, metrics
+from server.client.adapters import AdapterVersion
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
 from server.errors import DeadlineExceeded, InvalidRequest, NoTokenLeft, SluiceError
 from server.protocol import Generate, Ready, Tokens
-from server.serving.adapters import digest_of
 from server.serving.admission import Admission
 from server.serving.generation import Generation
 from server.serving.options.reading import model_defaults, task_defaults
 from server.serving.options.rules import FORBIDDING
 from server.serving.options.table import MAX_STOP_STRINGS, GenerateOptions
+from server.serving.origin import Origin
 from server.serving.output_text import OutputToken, unfinished
 from server.serving.prompt import Prompt
 from server.serving.prompts import PromptMaker, PromptSource
@@ -38,6 +39,9 @@ log = logging.getLogger("sluice.serving")
 class ServedGenerator:
     """One generating model, as clients see it."""
 
+    origin: Origin
+    """Set by the registry."""
+
     def __init__(
         self,
         config: ServeConfig,
@@ -46,13 +50,21 @@ class ServedGenerator:
         worker: WorkerClient,
         admission: Admission,
         services: Services,
+        *,
+        adapter: AdapterVersion | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
+        """``adapter`` of the worker's model is served, which is held as long as any of its requests runs.
+
+        ``tokenizer`` is one of the same files.
+        """
         self.config = config
         self.name = model.name
         self.ready = ready
         self.worker = worker
         self.admission = admission
-        self.tokenizer = Tokenizer(ready.tokenizer, ready.vocab_size, ready.source_vocab_size)
+        self.adapter = adapter
+        self.tokenizer = tokenizer or Tokenizer(ready.tokenizer, ready.vocab_size, ready.source_vocab_size)
         self._classifiers = services.classifiers
         sound, problems = model_defaults(ready)
         self._prompts = PromptMaker(config, ready, sound, self.tokenizer, services)
@@ -218,7 +230,7 @@ class ServedGenerator:
             prompt.ids,
             prompt.params,
             tenant="" if self.config.share_prefix_cache else who.tenant,
-            adapter=digest_of(self.name, self.worker),
+            adapter="" if self.adapter is None else self.adapter.digest,
             caller=who.id,
             deadline_s=self._deadline_s(prompt, record),
             **msgspec.structs.asdict(prompt.context),
@@ -240,12 +252,12 @@ class _Clock:
     """Notes when tokens come: for the generation's own details, its request's record, and the metrics."""
 
     def __init__(self, model: str, generation: Generation, record: RequestRecord) -> None:
-        self._model = model
+        self._model = metrics.label_of(model)
         self._timings = generation.timings
         self._record = record
         self._last_s: float | None = None
         # Looked up once: that takes longer than the observation, which is made for every token.
-        self._gaps = metrics.INTER_TOKEN_GAP.labels(model)
+        self._gaps = metrics.INTER_TOKEN_GAP.labels(self._model)
 
     def note_start(self) -> None:
         self._timings.note_start()

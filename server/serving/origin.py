@@ -19,6 +19,8 @@ MEASURED = (
     "dtype_reason",
 )  # fmt: skip
 """Fields of `Ready` that may differ between two starts of one model, and those that say nothing of it."""
+UNSEEN = ("path", "base", "max_adapter_gib")
+"""Settings that say nothing of what a model computes."""
 SAMPLES = 16
 SAMPLE_BYTES = 4096
 """This many pieces of each weight file are read: fine-tuning changes them all, and reading all of it takes seconds."""
@@ -31,22 +33,25 @@ class Origin:
     root: str
     """The name of the model's folder."""
     parent: str | None
-    """For an adapter, the name of its base model's folder."""
+    """For an adapter, the name of its base: of the model that is served, else of the folder."""
     fingerprint: str
     """The same for two servers of one version, model and settings; any change of these changes it."""
 
 
-def origin_of(model: ModelConfig, ready: Ready) -> Origin:
-    """Reads files: call it in a thread."""
+def origin_of(model: ModelConfig, ready: Ready, *, parent: str | None = None, version: str = "") -> Origin:
+    """``parent`` is the served model of an adapter's base, ``version`` an adapter's digest.
+
+    Reads files: call it in a thread.
+    """
     folder = Path(model.path)
     base = _base(folder, model.base)
     digest = hashlib.sha256(__version__.encode())
-    settings = {name: value for name, value in asdict(model).items() if name not in ("path", "base")}
+    settings = {name: value for name, value in asdict(model).items() if name not in UNSEEN}
     facts = {name: getattr(ready, name) for name in ready.__struct_fields__ if name not in MEASURED}
-    digest.update(msgspec.json.encode([settings, facts], order="deterministic"))
+    digest.update(msgspec.json.encode([settings, facts, version], order="deterministic"))
     for part in _samples([folder] if base is None else [folder, base]):
         digest.update(part)
-    return Origin(folder.name, None if base is None else base.name, f"fp_{digest.hexdigest()[:16]}")
+    return Origin(folder.name, None if base is None else parent or base.name, f"fp_{digest.hexdigest()[:16]}")
 
 
 def _base(folder: Path, named: str | None) -> Path | None:

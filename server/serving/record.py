@@ -70,7 +70,7 @@ class RequestRecord:
         log.info("request finished", extra={"fields": self._fields(status, total_s)})
 
     def _observe(self, status: int, total_s: float) -> None:
-        model, task = self.model or NO_MODEL, self.task or NO_MODEL
+        model, task = metrics.label_of(self.model or NO_MODEL), self.task or NO_MODEL
         status_class = str(CLIENT_LEFT) if status == CLIENT_LEFT else f"{status // 100}xx"
         metrics.observe_request(
             model,

@@ -8,17 +8,20 @@ from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 from server.availability_errors import Starting
+from server.client.adapters import AdapterVersion
 from server.client.supervisor import Supervisor
+from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
 from server.errors import ModelNotFound
 from server.protocol import Ready
-from server.serving.adapters import ready_of
+from server.serving.adapters import check_version, ready_of, split_version
 from server.serving.admission import Admission
 from server.serving.classifier import ServedClassifier
 from server.serving.encoder_client import ServedEncoder
 from server.serving.generator import ServedGenerator
-from server.serving.origin import Origin, origin_of
+from server.serving.origin import origin_of
 from server.serving.services import Services
+from server.sharing import served_base
 from server.tasks import SEQ2SEQ, TASKS
 
 Served = ServedGenerator | ServedEncoder
@@ -39,25 +42,29 @@ class Registry:
     def __init__(self, config: ServeConfig, supervisor: Supervisor) -> None:
         self.config = config
         self.created_s = int(time.time())
+        self.models = {model.name: model for model in config.models}
+        """All that are served, in order; adapters may come and go."""
         self.clients = supervisor.clients
         self.services = Services(config)
         self.admissions = {
             model.name: Admission(model.name, config.max_queued_requests, config.max_queued_tokens)
             for model in config.models
         }
-        self.origins: dict[str, Origin] = {}
-        """Of the servable models, by name."""
         self._prepared: dict[str, Served] = {}
+        self._is_loaded = False
         self._served: dict[str, Served] = {}
         self._names: dict[str, list[str]] = {}
 
     @property
     def ready_models(self) -> dict[str, Ready]:
         """What the models that have been loaded said of themselves, in the order of the settings."""
-        found = {model.name: self._ready(model) for model in self.config.models}
+        found = {model.name: self._ready(model) for model in self.models.values()}
         return {name: ready for name, ready in found.items() if ready is not None}
 
     def _ready(self, model: ModelConfig) -> Ready | None:
+        served = self._served.get(model.name)
+        if served is not None and served.adapter is not None:
+            return served.ready
         return ready_of(model.name, self.clients[model.name])
 
     @property
@@ -74,7 +81,8 @@ class Registry:
         await client.loaded.wait()
         # None for an adapter that gets a worker of its own: `load` makes what serves it.
         if (ready := self._ready(model)) is not None:
-            self._prepared[model.name] = await asyncio.to_thread(self._serve, model, ready)
+            version = None if client.model is model else client.adapters.initial.get(model.name)
+            self._prepared[model.name] = await asyncio.to_thread(self.serve, model, client, ready, version)
 
     def load(self) -> None:
         """Make every model servable; all workers are ready. Slow, for it parses tokenizers: not for the event loop."""
@@ -82,8 +90,11 @@ class Registry:
             ready = self._ready(model)
             assert ready is not None
             prepared = self._prepared.pop(model.name) if model.name in self._prepared else None
-            self._served[model.name] = prepared or self._serve(model, ready)
+            client = self.clients[model.name]
+            version = None if client.model is model else client.adapters.initial.pop(model.name, None)
+            self._served[model.name] = prepared or self.serve(model, client, ready, version)
             self._names.setdefault(ready.task, []).append(model.name)
+        self._is_loaded = True
 
     async def check_chat_templates(self) -> None:
         """Raise ConfigurationError for a model that generates and whose chat template is broken."""
@@ -91,15 +102,40 @@ class Registry:
             if TASKS[ready.task].is_decoder:
                 await self.services.templates.check_chat(name, ready.tokenizer)
 
-    def _serve(self, model: ModelConfig, ready: Ready) -> Served:
-        client, admission = self.clients[model.name], self.admissions[model.name]
-        self.origins[model.name] = origin_of(model, ready)
+    def serve(
+        self, model: ModelConfig, client: WorkerClient, ready: Ready, version: AdapterVersion | None = None
+    ) -> Served:
+        """What serves the model, or that version of an adapter, by this worker. Slow, for it parses tokenizers."""
+        # Limits are those of a worker, whatever the names of its adapters.
+        admission = self.admissions[model.name if version is None else client.model.name]
+        served: Served
         if CLASSES[ready.task] is ServedGenerator:
-            return ServedGenerator(self.config, model, ready, client, admission, self.services)
-        served: ServedEncoder = CLASSES[ready.task](self.config, model, ready, client, admission)
+            host = self._served.get(client.model.name)
+            tokenizer = host.tokenizer if host is not None and host.ready.tokenizer is ready.tokenizer else None
+            served = ServedGenerator(
+                self.config, model, ready, client, admission, self.services, adapter=version, tokenizer=tokenizer
+            )
+        else:
+            served = CLASSES[ready.task](self.config, model, ready, client, admission)
         if isinstance(served, ServedClassifier):
             self.services.classifiers[model.name] = served
+        parent = served_base(model, self.config.models)
+        served.origin = origin_of(model, ready, parent=parent, version="" if version is None else version.digest)
         return served
+
+    def publish(self, model: ModelConfig, client: WorkerClient, served: Served) -> None:
+        """From now on the name means ``served``; requests that run keep what they began with."""
+        if model.name not in self._served:
+            self._names.setdefault(served.ready.task, []).append(model.name)
+        self.models[model.name] = model
+        self.clients[model.name] = client
+        self._served[model.name] = served
+
+    def withdraw(self, name: str) -> None:
+        """The name is served no more; requests that run go on."""
+        served = self._served.pop(name)
+        self._names[served.ready.task].remove(name)
+        del self.models[name], self.clients[name]
 
     def get(self, kind: type[S], name: str | None) -> S:
         """The model of that name that ``kind`` serves; without a name the first one."""
@@ -125,9 +161,21 @@ class Registry:
         """The model of that name among ``names``, or the first of these."""
         if name is None and names:
             name = names[0]
+        name = None if name is None else self._without_version(name)
         if name is None or name not in names:
             raise ModelNotFound(name, task, names)
         return self._served[name]
+
+    def _without_version(self, name: str) -> str:
+        """Raises AdapterVersionNotFound if the name has another version than the one that is served."""
+        if name in self._served:
+            return name
+        plain, version = split_version(name)
+        served = self._served.get(plain)
+        if version is None or served is None or served.adapter is None:
+            return name
+        check_version(plain, version, served.adapter.digest)
+        return plain
 
     def find(self, name: str | None) -> Served:
         """The model of that name, whatever it does; without a name one that generates, or else the first of all."""
@@ -135,6 +183,7 @@ class Registry:
         if name is None:
             names = self.names(ServedGenerator)
             return self._served[names[0]] if names else served[0]
+        name = self._without_version(name)
         if name not in self._served:
             raise ModelNotFound(name, "any task", list(self._served))
         return self._served[name]
@@ -145,7 +194,7 @@ class Registry:
         return list(self._served.values())
 
     def _check_loaded(self) -> None:
-        if len(self._served) < len(self.config.models):
+        if not self._is_loaded:
             raise Starting("The models are loading. Try again in a moment.", retry_after_s=1.0)
 
     def names_by_task(self) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from server.config import ModelConfig
-from server.protocol import Ready
+from server.protocol import LoadAdapter, Ready
 from server.tasks import EMBED, TASKS
 from server.vocabulary import TokenBytes
 from server.worker import loop, process
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def build(
-    model: ModelConfig, num_loading: int = 1, num_on_gpu: int = 1, adapters: Sequence[ModelConfig] = ()
+    model: ModelConfig, num_loading: int = 1, num_on_gpu: int = 1, adapters: Sequence[LoadAdapter] = ()
 ) -> tuple[loop.Engine, Ready]:
     """The engine for the model's task, and what the front must know of it.
 
@@ -56,7 +56,7 @@ def build(
 
 
 def _decoder(
-    model: ModelConfig, loaded: LoadedModel, num_on_gpu: int, adapters: Sequence[ModelConfig]
+    model: ModelConfig, loaded: LoadedModel, num_on_gpu: int, adapters: Sequence[LoadAdapter]
 ) -> tuple[loop.Engine, Ready]:
     from server.engine import reproducibility
     from server.engine.engine import DecoderEngine, default_max_batch_tokens, default_token_budget
@@ -83,7 +83,7 @@ def _decoder(
     loaded = dataclasses.replace(loaded, max_model_len=max_model_len, max_source_len=max_source_len)
     vocabulary = TokenBytes(loaded.tokenizer.target or loaded.tokenizer, runner.vocab_size)
     prepare_index(vocabulary)
-    shared = share(adapters, loaded, runner, deterministic=model.deterministic)
+    table, facts = share(adapters, model, loaded, runner)
     pacing = Pacing()
     budget = None if model.max_batch_tokens else default_token_budget(runner.device, model.max_running)
     engine = DecoderEngine(
@@ -98,7 +98,7 @@ def _decoder(
         pacing=pacing,
         drafter=Drafter(pacing) if model.prompt_lookup == "auto" else None,
         token_budget=budget,
-        adapters=shared.deltas,
+        adapters=table,
     )
     problem = reproducibility.problem(runner, deterministic=model.deterministic)
     ready = _ready(
@@ -121,7 +121,7 @@ def _decoder(
         max_running=model.max_running,
         max_batch_tokens=max_batch_tokens,
         token_budget=0 if budget is None else budget.num_tokens,
-        adapters=shared.facts,
+        adapters=facts,
     )
     return engine, ready
 

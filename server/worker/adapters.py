@@ -1,88 +1,106 @@
-"""Adapters that a worker serves beside its model: read, fitted to its runner, described for the front."""
+"""Adapters that a worker serves beside its model: read, packed for its runner, described for the front."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from server.config import ModelConfig
-from server.engine import adapters
+from server.engine.adapter_trial import try_all_steps
+from server.engine.adapters import AdapterTable, ReadAdapter, too_large
 from server.engine.model_runner import ModelRunner
 from server.errors import ConfigurationError
 from server.models import describe
-from server.models.adapter_files import digest_of, read_changes
+from server.models.adapter_files import read_changes
 from server.models.folder import ModelFolder, look
 from server.models.loader import LoadedModel, generation_defaults
-from server.models.module import read_module
+from server.models.module import LOAD_FAILURES, read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
-from server.modules.adapted import NotShared
-from server.native.adapted import Deltas
-from server.protocol import SharedAdapter
+from server.modules.adapted import NotShared, packed_changes
+from server.out_of_memory import is_memory_error
+from server.protocol import LoadAdapter, SharedAdapter
+
+GIB = 1024**3
 
 log = logging.getLogger("sluice.engine")
 
 
-@dataclass
-class Shared:
-    """The adapters of one worker."""
+def share(
+    sources: Sequence[LoadAdapter], model: ModelConfig, loaded: LoadedModel, runner: ModelRunner
+) -> tuple[AdapterTable, list[SharedAdapter]]:
+    """The adapters that ``runner`` serves beside its ``model``, and what was found of those that were new.
 
-    deltas: dict[str, Deltas] = field(default_factory=dict)
-    """By digest."""
-    facts: list[SharedAdapter] = field(default_factory=list)
-    """Of all that were asked for."""
-
-
-def share(models: Sequence[ModelConfig], loaded: LoadedModel, runner: ModelRunner, *, deterministic: bool) -> Shared:
-    """Those of ``models`` that can be served by ``runner``; the facts say why others cannot."""
-    found, base = Shared(), _Base(loaded)
-    for model in models:
+    The facts of one that cannot be served there say why.
+    """
+    reader = Reader(loaded, runner, deterministic=model.deterministic)
+    max_bytes = int(model.max_adapter_gib * GIB)
+    table, facts = AdapterTable(reader.read, max_bytes=max_bytes), []
+    for source in sources:
+        if source.is_known:
+            table.add(source)
+            continue
         try:
-            if deterministic and not runner.is_row_invariant:
-                raise NotShared("deterministic is set, and products here have no kernels of ours")
-            deltas, facts = base.read(model, runner)
-        except (NotShared, ConfigurationError) as error:
-            log.info("model %s gets a worker of its own: %s", model.name, error)
-            found.facts.append(SharedAdapter(name=model.name, problem=str(error)))
+            adapter = reader.read(source)
+            if adapter.deltas.num_bytes > max_bytes:
+                raise NotShared(too_large(adapter.deltas, max_bytes))
+            try_all_steps(runner, adapter.deltas)
+        except NotShared as problem:
+            log.info("model %s gets a worker of its own: %s", source.model.name, problem)
+            facts.append(SharedAdapter(name=source.model.name, problem=str(problem)))
         else:
-            found.deltas[facts.digest] = deltas
-            found.facts.append(facts)
-    return found
+            table.put(source, adapter.deltas)
+            facts.append(adapter.facts)
+    return table, facts
 
 
-class _Base:
+class Reader:
     """What adapters of one model are read against."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, runner: ModelRunner, *, deterministic: bool) -> None:
         self._loaded = loaded
+        self._runner = runner
+        self._deterministic = deterministic
         self._skeleton: PreTrainedModel | None = None
         self._tokenizer: Any = None
 
-    def read(self, model: ModelConfig, runner: ModelRunner) -> tuple[Deltas, SharedAdapter]:
-        """Raises `NotShared`, or ConfigurationError where the folder cannot be served at all."""
-        loaded, folder = self._loaded, look(model)
+    def read(self, source: LoadAdapter) -> ReadAdapter:
+        """Raises `NotShared`, whatever the folder holds."""
+        try:
+            return self._read(source)
+        except ConfigurationError as error:
+            raise NotShared(str(error)) from error
+        except LOAD_FAILURES as error:
+            reason = "memory ran out" if is_memory_error(error) else f"{type(error).__name__}: {error}"
+            raise NotShared(f"its files cannot be read ({' '.join(reason.split())[:300]})") from error
+
+    def _read(self, source: LoadAdapter) -> ReadAdapter:
+        if self._deterministic and not self._runner.is_row_invariant:
+            raise NotShared("deterministic is set, and products here have no kernels of ours")
+        if not self._runner.parts:
+            raise NotShared("models of this kind do not share their workers")
+        loaded, folder = self._loaded, look(source.model)
         folder.check_files()
         if folder.adapter is None or folder.task != loaded.task:
             raise NotShared(f"its task is {folder.task}, and that of its base {loaded.task}")
-        digest = digest_of(folder.path)
         changes = read_changes(self._empty_module(folder), folder.adapter)
-        deltas = adapters.fit(runner, changes)
+        deltas = packed_changes(self._runner.parts, changes)
         tokenizer = self._read_tokenizer(folder)
         files = tokenizer_files(tokenizer)
         if files.tokenizer_json != loaded.tokenizer.tokenizer_json:
             raise NotShared("its tokenizer is not that of its base")
-        return deltas, SharedAdapter(
-            name=model.name,
-            digest=digest,
+        facts = SharedAdapter(
+            name=source.model.name,
+            digest=source.digest,
             num_parameters=sum(change.num_parameters for change in changes.values()),
             num_bytes=deltas.num_bytes,
             tokenizer=None if files == loaded.tokenizer else files,
             generation_config=generation_defaults(folder.path, loaded.module, tokenizer, loaded.task),
             attribution=describe.attribution_of(*dict.fromkeys((folder.path, folder.weights))),
         )
+        return ReadAdapter(deltas, facts)
 
     def _empty_module(self, folder: ModelFolder) -> PreTrainedModel:
         if self._skeleton is None:

@@ -1,13 +1,13 @@
 """The worker's loop: read what has arrived, make one step, answer in one frame.
 
-Knows neither models nor tensors: an engine is four members.
+Knows neither models nor tensors: an engine is five members.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from server.protocol import Abort, Encode, Generate, Load, Ping, Pong, Reply
+from server.protocol import Abort, Encode, Generate, Load, LoadAdapter, Ping, Pong, Reply, UnloadAdapter
 from server.worker.connection import Connection
 
 
@@ -23,6 +23,9 @@ class Engine(Protocol):
 
     def abort(self, request_id: str, index: int | None = None) -> None:
         """Forget a request, or one of its samples, and free what it holds. An unknown one is no error."""
+
+    def change_adapters(self, command: LoadAdapter | UnloadAdapter) -> None:
+        """Requests may name another adapter, or one less. What comes of it is answered by later steps."""
 
     def step(self) -> list[Reply]:
         """Compute once and return what it yielded; the last reply is `Stats`.
@@ -45,6 +48,8 @@ def run(engine: Engine, connection: Connection) -> None:
                     engine.add(command)
                 case Abort():
                     engine.abort(command.request_id, command.index)
+                case LoadAdapter() | UnloadAdapter():
+                    engine.change_adapters(command)
                 case Ping():
                     replies.append(Pong())
                 case Load():

@@ -22,11 +22,11 @@ import msgspec
 
 from server.config import ModelConfig
 from server.errors import EXIT_INTERNAL, ConfigurationError
-from server.protocol import Command, Load, Ready, Refused
+from server.protocol import Command, Load, LoadAdapter, Ready, Refused
 from server.worker import loop
 from server.worker.connection import Connection
 
-Build = Callable[[ModelConfig, int, int, Sequence[ModelConfig]], tuple[loop.Engine, Ready]]
+Build = Callable[[ModelConfig, int, int, Sequence[LoadAdapter]], tuple[loop.Engine, Ready]]
 """Loads a model and makes its engine. Raises ConfigurationError if it cannot be served.
 
 The numbers are those of `Load`: workers that load at the same time, and models on the same GPU.

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from server.config import ModelConfig
 from server.errors import EXIT_INTERNAL
-from server.protocol import Ready
+from server.protocol import LoadAdapter, Ready
 from server.worker import loop, process
 
 PID = struct.Struct("<i")
@@ -125,7 +125,7 @@ def _preload() -> None:
 
 
 def _build(
-    model: ModelConfig, num_loading: int, num_on_gpu: int, adapters: Sequence[ModelConfig]
+    model: ModelConfig, num_loading: int, num_on_gpu: int, adapters: Sequence[LoadAdapter]
 ) -> tuple[loop.Engine, Ready]:
     import torch
 

@@ -64,7 +64,6 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"best_of": 2}, "best_of", "sample"),
     ({"top_n_tokens": 3}, "top_n_tokens", "set details to true"),
     ({"decoder_input_details": True}, "decoder_input_details", "set details to true"),
-    ({"adapter_id": "a"}, "adapter_id", "not supported"),
     ({"grammar": {"type": "yaml", "value": {}}}, "grammar.type", "one of json"),
 ]
 

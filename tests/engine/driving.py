@@ -8,6 +8,7 @@ from typing import Any
 
 from server.engine.engine import DecoderEngine
 from server.protocol import (
+    AdapterState,
     Failed,
     FinishReason,
     Generate,
@@ -82,7 +83,8 @@ def step(engine: DecoderEngine, outcomes: dict[str, Outcome]) -> Stats:
     *replies, stats = engine.step()
     assert isinstance(stats, Stats)
     for reply in replies:
-        outcomes.setdefault(name_of(reply), Outcome()).take(reply)
+        if not isinstance(reply, AdapterState):
+            outcomes.setdefault(name_of(reply), Outcome()).take(reply)
     engine.check()
     return stats
 

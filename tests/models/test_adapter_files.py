@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from server.models.adapter import WEIGHTS, read_adapter
-from server.models.adapter_files import digest_of, read_changes
+from server.models.adapter_files import read_changes
 from server.models.module import read_module
 from server.modules.adapted import NotShared
 from tests.models.folders import edit
@@ -108,11 +108,3 @@ def test_names_a_field_that_cannot_be_shared(adapter: Path, base: Path, field: s
 def test_an_adapter_of_the_embedding_is_not_shared(adapter: Path, base: Path) -> None:
     edit(adapter, "adapter_config.json", lambda config: config["target_modules"].append("embed_tokens"))
     assert problem(adapter, base) == "it changes model.embed_tokens, which is no linear layer"
-
-
-def test_the_digest_follows_weights_and_config(adapter: Path, written: Path) -> None:
-    assert digest_of(adapter) == digest_of(written)
-    change_tensors(adapter, lambda tensors: tensors[f"{FIRST}.lora_A.weight"].add_(1))
-    first = digest_of(adapter)
-    edit(adapter, "adapter_config.json", lambda config: config.update(lora_alpha=1))
-    assert len({digest_of(written), first, digest_of(adapter)}) == 3

@@ -15,7 +15,7 @@ from server.engine.batch_inputs import Row
 from server.engine.context import Context
 from server.engine.engine import DecoderEngine
 from server.native import kernels
-from server.protocol import Failed, Generate, Ready, SamplingParams
+from server.protocol import Failed, Generate, LoadAdapter, Ready, SamplingParams
 from server.worker.__main__ import build
 from tests.engine.driving import run
 from tests.tiny_adapters import KINDS, peft_model, peft_tokens, write_tiny_adapter
@@ -30,7 +30,9 @@ TOLERANCE = 1e-4
 
 def built(base: Path, adapters: Sequence[Path], **settings: Any) -> tuple[DecoderEngine, Ready]:
     options = {"kv_cache_gib": 0.01, "dtype": "float32", "threads": 1, **settings}
-    models = [ModelConfig(name=folder.name, path=str(folder), **options) for folder in adapters]
+    models = [
+        LoadAdapter(folder.name, ModelConfig(name=folder.name, path=str(folder), **options)) for folder in adapters
+    ]
     engine, ready = build(ModelConfig(name="base", path=str(base), **options), adapters=models)
     assert isinstance(engine, DecoderEngine)
     return engine, ready
@@ -39,7 +41,7 @@ def built(base: Path, adapters: Sequence[Path], **settings: Any) -> tuple[Decode
 @torch.inference_mode()
 def logits(engine: DecoderEngine, digest: str, ids: Sequence[int] = IDS) -> Tensor:
     """Of all tokens, the prompt in two parts and the last token alone."""
-    context = Context(adapter=engine._adapters.get(digest))
+    context = Context(adapter=engine._adapters.get(digest) if digest else None)
     parts, done = [], 0
     for stop in (4, len(ids) - 1, len(ids)):
         row = Row(key=0, token_ids=ids[done:stop], num_computed=done, block_table=range(2), num_logits=stop - done,
@@ -118,7 +120,7 @@ def test_a_row_is_bitwise_the_same_alone_and_among_rows_of_other_adapters(folder
                 num_computed=0,
                 block_table=[i],
                 num_logits=min(1 + i % 2, 2) if i % 3 else 1,
-                context=Context(adapter=engine._adapters.get(digests[kind])),
+                context=Context(adapter=engine._adapters.get(digests[kind]) if kind else None),
             )
             for i, kind in enumerate(MIX)
         ]

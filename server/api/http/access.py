@@ -26,6 +26,8 @@ OPEN = frozenset({"/", "/livez", "/readyz", "/startupz", "/health"})
 """Probes, which tell a state and nothing else, and the page, which asks for the key itself. Only reading is open."""
 OPEN_BELOW = "/page/"
 METRICS = "/metrics"
+ADMIN_BELOW = "/admin/"
+ADMIN = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 
 MAX_FAILURES = 20
 FAILURES_S = 60.0
@@ -40,6 +42,8 @@ def is_open(method: str, path: str) -> bool:
 
 def scope_of(path: str) -> KeyScope:
     """What a key must allow."""
+    if path in ADMIN or path.startswith(ADMIN_BELOW):
+        return "admin"
     return "metrics" if path == METRICS else "use"
 
 

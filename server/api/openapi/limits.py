@@ -50,7 +50,7 @@ class OptionDocs:
         found = [self._helps[option].replace("`", "")]
         if facts.range is not None:
             found.append(f"It {facts.range.rule}.")
-        if facts.unsupported is not None:
+        if facts.unsupported is not None and not facts.is_read_by_route:
             found.append(f"Not supported: {facts.unsupported}.")
         for first, second, reason in self._conflicts:
             if option == first:

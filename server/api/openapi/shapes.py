@@ -68,6 +68,8 @@ class Model(TypedDict):
     parent: str | None
     max_model_len: int
     task: str
+    digest: NotRequired[str]
+    """Of an adapter in the worker of its base: its version."""
 
 
 class Models(TypedDict):

@@ -59,7 +59,7 @@ class TextWork:
 
     def head(self, kind: str, id_prefix: str) -> dict[str, Any]:
         """What an answer and all chunks of a stream begin with."""
-        origin = self.context.registry.origins[self.generator.name]
+        origin = self.generator.origin
         return {**head(kind, id_prefix, self.record), "system_fingerprint": origin.fingerprint}
 
     def usage(self) -> Usage:

@@ -84,7 +84,7 @@ several outputs. Adapters are served as models and support every option.
 def range_of(name: str) -> str:
     """What the value must be."""
     option = OPTIONS[name]
-    if option.unsupported is not None:
+    if option.unsupported is not None and not option.is_read_by_route:
         return option.unsupported
     words = "" if option.range is None else option.range.rule
     hint = get_type_hints(GenerateOptions)[name]

@@ -40,6 +40,8 @@ class Option:
     """It can forbid tokens; several such options may together forbid all."""
     unsupported: str | None = None
     """Peers know the option and this server refuses it: what to do instead."""
+    is_read_by_route: bool = False
+    """The routes of /generate honour it before options are checked: the others refuse it."""
     example: Any = None
     beside: Mapping[str, Any] = field(default_factory=dict)
     """Other options that the example needs."""

@@ -340,6 +340,11 @@ class GenerateOptions(StrictModel):
     input."""
     return_parameters: bool | None = option(neutral=False, example=True, beside={"details": True})
     """Return every option that had an effect, its value and its source."""
+    adapter_id: str | None = option(
+        unsupported="name the adapter in model, where it is served as a model of its own", is_read_by_route=True
+    )
+    """The name of a served adapter of the request's `model`, on `/generate` and the other paths of Text Generation
+    Inference. Naming the adapter in `model` means the same, and all other routes require it."""
 
     penalty_alpha: float | None = option(
         Number(0, 1),
@@ -348,8 +353,6 @@ class GenerateOptions(StrictModel):
         unsupported="contrastive search is not supported; leave it out",
     )
     """Contrastive search is not supported; values above 0 are rejected."""
-    adapter_id: str | None = option(unsupported="an adapter is served as a model of its own; name it in model")
-    """Rejected: each adapter is served as a model."""
     watermark: bool | None = option(neutral=False, unsupported="watermarks are not supported; leave it out")
     """Rejected if true."""
 

@@ -28,15 +28,16 @@ async def model(name: str, context: ContextDep) -> dict[str, Any]:
 
 
 def _model(served: Served, registry: Registry) -> dict[str, Any]:
-    origin = registry.origins[served.name]
+    version = {} if served.adapter is None else {"digest": served.adapter.digest}
     return {
         "id": served.name,
         "object": "model",
         # Clients want to know when it was made. A folder does not say, and the server's start is a time that stays.
         "created": registry.created_s,
         "owned_by": "sluice",
-        "root": origin.root,
-        "parent": origin.parent,
+        "root": served.origin.root,
+        "parent": served.origin.parent,
         "max_model_len": served.ready.max_model_len,
         "task": served.ready.task,
+        **version,
     }

@@ -12,6 +12,7 @@ from server.api.bodies.router import DialectRouter
 from server.api.bodies.schemas import GenerateRequest
 from server.api.context import Context, ContextDep
 from server.api.dialects.tgi import answers
+from server.api.dialects.tgi.adapter_id import read_adapter_id
 from server.api.http.dialect import SLUICE
 from server.api.http.json_reply import encode, json_reply
 from server.api.http.sse import data_event
@@ -20,7 +21,7 @@ from server.errors import InvalidParameter, InvalidRequest, UnsupportedParameter
 from server.sentences import Reader
 from server.serving.generation import Generation
 from server.serving.generator import ServedGenerator
-from server.serving.options.table import OPTIONS, GenerateOptions
+from server.serving.options.table import OPTIONS
 from server.serving.output_text import OutputToken
 from server.serving.prompts import PromptSource
 from server.serving.record import RequestRecord
@@ -55,11 +56,12 @@ async def root(body: GenerateRequest, context: ContextDep) -> Response:
 async def _generated(body: GenerateRequest, context: Context, *, is_list: bool = False) -> Response:
     record = context.record
     source = _source(body)
-    generator = context.registry.get(ServedGenerator, body.model)
+    record.reader = Reader(parameters=OPTIONS)
+    name, parameters = read_adapter_id(body, context.registry)
+    generator = context.registry.get(ServedGenerator, name)
     record.task, record.model = GENERATE.name, generator.name
     record.num_inputs, record.streamed = source.num_prompts, bool(body.stream)
-    record.reader = Reader(parameters=OPTIONS)
-    prompts = await context.until_disconnect(generator.prepare(source, body.parameters or GenerateOptions()))
+    prompts = await context.until_disconnect(generator.prepare(source, parameters))
     generations = [generator.start(prompt) for prompt in prompts]
     if body.stream:
         return await context.stream(_events(generator, generations[0], record))
