@@ -13,6 +13,7 @@ import pytest
 
 from server.client.environment import available_cpus, environment
 from tests.server_process import ServerProcess, running_server
+from tests.tiny_templates import write_templates
 
 # Read when torch is imported. Threads that wait awake for long take their processor from the other test process: beside
 # one, tests of products took five times as much processor time with the default. Workers have the same setting.
@@ -89,7 +90,8 @@ def tiny_models(tiny_llama: Path, tiny_classifier: Path, tiny_tagger: Path) -> t
 
 
 @pytest.fixture(scope="session")
-def tiny_server(tiny_models: tuple[str, ...]) -> Iterator[ServerProcess]:
-    """A ready server over `tiny_models`, shared: leave it as it was."""
-    with running_server(*tiny_models) as server:
+def tiny_server(tiny_models: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A ready server over `tiny_models`, with templates and a long queue, shared: leave it as it was."""
+    templates = write_templates(tmp_path_factory.mktemp("templates"))
+    with running_server(*tiny_models, "--templates", str(templates), "--max-queued-tokens", "1000000") as server:
         yield server

@@ -6,15 +6,12 @@ import asyncio
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.conftest import TINY_SETTINGS
-from tests.server_process import ServerProcess, running_server
+from tests.server_process import ServerProcess
 
 pytestmark = pytest.mark.timeout(270)
 
@@ -47,13 +44,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "stops": {"do_sample": True, "stop": ["a", "。", " t"]},
     "drawn by rank": {"do_sample": True, "typical_p": 0.8, "eta_cutoff": 0.002, "min_p": 0.01},
 }
-
-
-@pytest.fixture(scope="module")
-def server(tiny_llama: Path) -> Iterator[ServerProcess]:
-    settings = [*TINY_SETTINGS, "--max-queued-tokens", "1000000"]
-    with running_server("--model", f"chat={tiny_llama}", *settings) as process:
-        yield process
 
 
 def bodies() -> list[dict[str, Any]]:
@@ -108,10 +98,10 @@ async def all_stories(url: str, requests: list[dict[str, Any]], at_once: bool) -
         return [await tell(client, body) for body in requests]
 
 
-def test_requests_of_every_kind_at_once_each_equal_their_lone_run(server: ServerProcess) -> None:
+def test_requests_of_every_kind_at_once_each_equal_their_lone_run(tiny_server: ServerProcess) -> None:
     requests = bodies()
-    alone = asyncio.run(all_stories(server.url, requests, at_once=False))
-    together = asyncio.run(all_stories(server.url, requests, at_once=True))
+    alone = asyncio.run(all_stories(tiny_server.url, requests, at_once=False))
+    together = asyncio.run(all_stories(tiny_server.url, requests, at_once=True))
     for body, lone, mixed in zip(requests, alone, together, strict=True):
         assert vars(mixed) == vars(lone), body
         num_sequences = body["parameters"].get("num_return_sequences", 1)
@@ -121,4 +111,4 @@ def test_requests_of_every_kind_at_once_each_equal_their_lone_run(server: Server
         if "banned_phrases" in body["parameters"]:
             for phrase in body["parameters"]["banned_phrases"]:
                 assert all(phrase not in text.casefold() for text in lone.texts.values())
-    assert server.metric("sluice_kv_blocks_used") == 0
+    assert tiny_server.metric("sluice_kv_blocks_used") == 0

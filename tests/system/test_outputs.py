@@ -5,26 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
-from tests.conftest import TINY_SETTINGS
-from tests.server_process import ServerProcess, running_server
+from tests.server_process import ServerProcess
 
 KINDS: dict[str, dict[str, Any]] = {
     "samples": {"n": 3, "do_sample": True, "seed": 5},
     "beams": {"num_beams": 4, "num_return_sequences": 2, "early_stopping": True},
 }
-
-
-@pytest.fixture(scope="module")
-def server(tiny_llama: Path) -> Iterator[ServerProcess]:
-    with running_server("--model", f"chat={tiny_llama}", *TINY_SETTINGS) as process:
-        yield process
 
 
 def outputs(server: ServerProcess, parameters: dict[str, Any], kill_after: int | None = None) -> dict[int, Any]:
@@ -54,10 +45,10 @@ def outputs(server: ServerProcess, parameters: dict[str, Any], kill_after: int |
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_killed_worker_changes_no_output_of_a_running_request(server: ServerProcess, kind: str) -> None:
-    undisturbed = outputs(server, KINDS[kind])
-    num_restarts = server.metric("sluice_worker_restarts_total")
-    assert outputs(server, KINDS[kind], kill_after=5) == undisturbed
-    assert server.metric("sluice_worker_restarts_total") == num_restarts + 1
+def test_a_killed_worker_changes_no_output_of_a_running_request(tiny_server: ServerProcess, kind: str) -> None:
+    undisturbed = outputs(tiny_server, KINDS[kind])
+    num_restarts = tiny_server.metric("sluice_worker_restarts_total")
+    assert outputs(tiny_server, KINDS[kind], kill_after=5) == undisturbed
+    assert tiny_server.metric("sluice_worker_restarts_total") == num_restarts + 1
     assert len(undisturbed) == KINDS[kind].get("n", 2)
     assert all(end for _, end in undisturbed.values())

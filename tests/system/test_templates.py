@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,43 +13,10 @@ import pytest
 
 from server.errors import EXIT_CONFIG
 from tests.conftest import TINY_SETTINGS
-from tests.server_process import ServerProcess, running_server, started_server
+from tests.server_process import ServerProcess, started_server
+from tests.tiny_templates import STORY
 
 pytestmark = pytest.mark.timeout(240)
-
-STORY = """
-task = "generate"
-text = "The {{ hero }} and the {{ others|join(' and ') }}:"
-[variables.hero]
-[variables.others]
-type = "list"
-default = ["mill"]
-[parameters]
-max_new_tokens = 5
-do_sample = false
-"""
-SLOW = """
-task = "generate"
-text = "{% for i in range(count) %}{% for j in range(count) %}{% endfor %}{% endfor %}x"
-[variables.count]
-type = "integer"
-default = 1
-maximum = 99999
-"""
-
-
-@pytest.fixture(scope="module")
-def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("templates")
-    (folder / "story.toml").write_text(STORY)
-    (folder / "slow.toml").write_text(SLOW)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(tiny_llama: Path, templates: Path) -> Iterator[ServerProcess]:
-    with running_server("--model", f"chat={tiny_llama}", "--templates", str(templates), *TINY_SETTINGS) as server:
-        yield server
 
 
 def sandboxes(server: ServerProcess) -> list[psutil.Process]:
@@ -67,45 +33,45 @@ def generate(server: ServerProcess, **body: Any) -> httpx2.Response:
     return httpx2.post(f"{server.url}/generate", json=body, timeout=60)
 
 
-def test_a_template_gives_what_its_text_gives(server: ServerProcess) -> None:
+def test_a_template_gives_what_its_text_gives(tiny_server: ServerProcess) -> None:
     variables = {"hero": "river", "others": ["carts", "sacks"]}
-    templated = generate(server, template="story", variables=variables)
+    templated = generate(tiny_server, template="story", variables=variables)
     parameters = {"max_new_tokens": 5, "do_sample": False}
-    plain = generate(server, inputs="The river and the carts and sacks:", parameters=parameters)
+    plain = generate(tiny_server, inputs="The river and the carts and sacks:", parameters=parameters)
     assert templated.status_code == 200, templated.text
     assert templated.json()["generated_text"] == plain.json()["generated_text"]
 
 
-def test_a_conversation_gives_what_its_rendered_text_gives(server: ServerProcess) -> None:
+def test_a_conversation_gives_what_its_rendered_text_gives(tiny_server: ServerProcess) -> None:
     parameters = {"max_new_tokens": 5, "do_sample": False}
-    chat = generate(server, messages=[{"role": "user", "content": "{{ 7 }} mill"}], parameters=parameters)
+    chat = generate(tiny_server, messages=[{"role": "user", "content": "{{ 7 }} mill"}], parameters=parameters)
     rendered = "user: {{ 7 }} mill\nassistant: "
-    plain = generate(server, inputs=rendered, parameters=parameters)
+    plain = generate(tiny_server, inputs=rendered, parameters=parameters)
     assert chat.status_code == 200, chat.text
     assert chat.json()["generated_text"] == plain.json()["generated_text"]
 
 
-def test_fifty_requests_survive_the_death_of_every_sandbox(server: ServerProcess) -> None:
+def test_fifty_requests_survive_the_death_of_every_sandbox(tiny_server: ServerProcess) -> None:
     async def main() -> list[int]:
         async with httpx2.AsyncClient(timeout=60) as client:
             body = {"template": "story", "variables": {"hero": "river"}}
-            posts = [asyncio.ensure_future(client.post(f"{server.url}/generate", json=body)) for _ in range(50)]
+            posts = [asyncio.ensure_future(client.post(f"{tiny_server.url}/generate", json=body)) for _ in range(50)]
             await asyncio.sleep(0.02)
-            for process in sandboxes(server):
+            for process in sandboxes(tiny_server):
                 process.kill()
             return [(await post).status_code for post in posts]
 
     assert asyncio.run(main()) == [200] * 50
 
 
-def test_a_template_without_end_is_refused_while_the_server_answers_others(server: ServerProcess) -> None:
+def test_a_template_without_end_is_refused_while_the_server_answers_others(tiny_server: ServerProcess) -> None:
     async def main() -> tuple[httpx2.Response, int]:
         async with httpx2.AsyncClient(timeout=60) as client:
             body = {"template": "slow", "variables": {"count": 99999}}
-            slow = asyncio.ensure_future(client.post(f"{server.url}/generate", json=body))
+            slow = asyncio.ensure_future(client.post(f"{tiny_server.url}/generate", json=body))
             num_others = 0
             while not slow.done():
-                assert (await client.get(f"{server.url}/livez")).status_code == 200
+                assert (await client.get(f"{tiny_server.url}/livez")).status_code == 200
                 num_others += not slow.done()
                 await asyncio.sleep(0.05)
             return await slow, num_others
@@ -116,7 +82,7 @@ def test_a_template_without_end_is_refused_while_the_server_answers_others(serve
     assert "2 s" in response.json()["error"]["message"]
     # The first may have come before the template was begun.
     assert num_others > 2
-    assert generate(server, template="story", variables={"hero": "mill"}).status_code == 200
+    assert generate(tiny_server, template="story", variables={"hero": "mill"}).status_code == 200
 
 
 def test_a_broken_template_stops_the_start(tiny_llama: Path, tmp_path: Path) -> None:
