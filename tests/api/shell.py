@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from server.api.app import build_app
 from server.api.http.hosts import AllowedHosts
 from server.api.http.listener import bind
-from server.api.run import http_server
+from server.api.run import HttpServer, http_server
 from server.config import ModelConfig, ServeConfig
 from server.protocol import Ready
 
@@ -61,6 +61,13 @@ def client_of(app: FastAPI, client: tuple[str, int] = ("testclient", 50000)) -> 
 @contextlib.contextmanager
 def listening(app: FastAPI, hosts: AllowedHosts | None = None) -> Iterator[int]:
     """The application behind the real HTTP server on a free loopback port, in a thread."""
+    with http_thread(app, hosts) as (port, _):
+        yield port
+
+
+@contextlib.contextmanager
+def http_thread(app: FastAPI, hosts: AllowedHosts | None = None) -> Iterator[tuple[int, HttpServer]]:
+    """The same, and the server: its ``should_exit`` ends it."""
     listener = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
     server = http_server(app, hosts)
@@ -69,7 +76,7 @@ def listening(app: FastAPI, hosts: AllowedHosts | None = None) -> Iterator[int]:
     try:
         while not server.started:
             time.sleep(0.01)
-        yield port
+        yield port, server
     finally:
         server.should_exit = True
         thread.join(10)
