@@ -104,7 +104,7 @@ class ServerProcess:
             with contextlib.suppress(OSError):
                 if self.get("/readyz")[0] == 200:
                     return
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def _require_alive(self, deadline: float) -> None:
         if self.process.poll() is not None:

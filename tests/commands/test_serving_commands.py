@@ -10,6 +10,7 @@ import psutil
 
 from tests.commands.processes import called, on_terminal, run
 from tests.server_process import ServerProcess
+from tests.system.clients import eventually
 
 
 def test_serve_takes_folders_before_between_and_after_flags(tiny_llama: Path, tiny_classifier: Path, tiny_tagger: Path):
@@ -49,8 +50,10 @@ def test_a_chat_over_a_folder_has_a_server_of_its_own_which_ends_with_it(tiny_ll
 
 def test_a_chat_that_is_killed_leaves_no_server_behind(tiny_llama: Path):
     with on_terminal("chat", tiny_llama) as terminal:
-        terminal.wait_for("> ")
-        tree = psutil.Process(terminal.process.pid).children(recursive=True)
+        chat = psutil.Process(terminal.process.pid)
+        # The server, and what its workers are forked from: no model has to be there for this.
+        assert eventually(lambda: len(chat.children(recursive=True)) > 1, within_s=60)
+        tree = chat.children(recursive=True)
         terminal.process.send_signal(signal.SIGKILL)
         terminal.process.wait()
         _, alive = psutil.wait_procs(tree, timeout=30)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from server.client.supervisor import Supervisor
+from server.client.template import Template
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig, ServeConfig
 from server.errors import EXIT_MODEL, ConfigurationError
@@ -22,12 +24,21 @@ from tests.supervised import collect, run, until
 LIMIT_S = 280.0
 
 
-def supervisor_of(**folders: Path) -> Supervisor:
+@pytest.fixture
+def template(tiny_llama: Path) -> Iterator[Template | None]:
+    """What workers are forked from, with their imports behind them; None where they cannot be."""
+    template = Template.start([ModelConfig(name="any", path=str(tiny_llama))])
+    yield template
+    if template is not None:
+        template.close()
+
+
+def supervisor_of(template: Template | None = None, **folders: Path) -> Supervisor:
     models = tuple(
         ModelConfig(name=name, path=str(folder), dtype="float32", threads=1, kv_cache_gib=0.02, max_running=16)
         for name, folder in folders.items()
     )
-    return Supervisor(ServeConfig(models=models, restart_backoff_s=0.01))
+    return Supervisor(ServeConfig(models=models, restart_backoff_s=0.01), template=template)
 
 
 def worker_pid() -> int:
@@ -77,10 +88,10 @@ def test_two_kills_change_no_token_of_greedy_and_seeded_requests(tiny_llama: Pat
 
 
 def test_decoder_classifier_and_tagger_are_served_by_one_supervisor(
-    tiny_llama: Path, tiny_classifier: Path, tiny_tagger: Path
+    template: Template | None, tiny_llama: Path, tiny_classifier: Path, tiny_tagger: Path
 ) -> None:
     async def main() -> None:
-        supervisor = supervisor_of(chat=tiny_llama, mood=tiny_classifier, names=tiny_tagger)
+        supervisor = supervisor_of(template, chat=tiny_llama, mood=tiny_classifier, names=tiny_tagger)
         await supervisor.start()
         try:
             ready = {name: client.ready for name, client in supervisor.clients.items()}
