@@ -36,7 +36,7 @@ SETTLE_S = 90.0
 ATTACKERS_NICE = 10
 """They would have machines of their own."""
 FULL = Scale(seconds=120.0)
-QUICK = Scale(seconds=2.0, never_reading=16, idle=100, cancels=100, grammars=4, long_texts=2)
+QUICK = Scale(seconds=1.0, never_reading=16, idle=100, cancels=100, grammars=4, long_texts=2)
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 
 NUM_BLOCKS = 60
 BLOCK_SIZE = 32
-NUM_TRIALS = 50 * SCALE
+NUM_TRIALS = 20 * SCALE
 
 
 @pytest.fixture(params=variants.HERE, autouse=True)

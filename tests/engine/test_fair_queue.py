@@ -11,6 +11,7 @@ from server.engine.engine import DecoderEngine
 from server.protocol import Generate
 from tests.engine.driving import Outcome, generate, make_engine, run_alone, step
 from tests.engine.fake_runner import FakeRunner
+from tests.fuzz.scale import SCALE
 
 PROMPT = [3, 1, 4, 1, 5]
 
@@ -126,7 +127,7 @@ def test_a_group_of_many_rows_that_gave_way_is_not_taken_back_at_once() -> None:
     assert engine.scheduler.find("late") is engine.scheduler._running.get("late")
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(5 * SCALE))
 def test_groups_of_any_size_do_not_displace_one_another_in_turn(seed: int) -> None:
     """Each preemption lets a group in that has not run since it arrived or gave way itself."""
     numbers = random.Random(seed)

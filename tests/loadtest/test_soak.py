@@ -22,7 +22,7 @@ REST = Held(front_mib=100, workers_mib=500, descriptors=30, threads=20, tasks=5,
 
 @pytest.mark.timeout(240)
 def test_nothing_is_lost_and_nothing_grows_under_mixed_load(tiny_models: tuple[str, ...]) -> None:
-    flags = ("--minutes", "0.3", "--spells", "2", "--clients", "6", "--kill-every", "3")
+    flags = ("--minutes", "0.15", "--spells", "2", "--clients", "6", "--kill-every", "1.5")
     command = [sys.executable, SCRIPT, *flags, "--", *tiny_models]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     saved = Path(done.stdout.strip().splitlines()[-1].removeprefix("saved to "))
