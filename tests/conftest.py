@@ -33,8 +33,8 @@ TINY_SETTINGS = ("--dtype", "float32", "--threads", "1", "--kv-cache-gib", "0.02
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One for each CPU, as far as each has 3 GiB of memory for its models and servers."""
-    return max(1, min(available_cpus(), psutil.virtual_memory().total // (3 << 30)))
+    """One more than CPUs, for many tests wait, as far as each has 3 GiB of memory for its models and servers."""
+    return max(1, min(available_cpus() + 1, psutil.virtual_memory().total // (3 << 30)))
 
 
 @pytest.fixture(autouse=True)
