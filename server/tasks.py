@@ -52,14 +52,25 @@ class Task:
     """Of its own route; empty: ``/name``."""
     example: Mapping[str, Any]
     """A body for the route. ``[MASK]`` stands for the model's mask token."""
+    other_routes: tuple[str, ...] = ()
+    """Paths of further things that such a model does with an input."""
     can_predict: bool = True
-    """Whether `sluice predict` sends inputs to the route."""
+    """Whether `sluice predict` sends inputs to the routes."""
+    lists_one: bool = False
+    """Whether the routes answer a single input with a list of one."""
+    beside: tuple[str, ...] = ()
+    """Fields of the routes' bodies that stand beside ``inputs``, not among the parameters."""
     training: Training | None = None
 
     @property
     def route(self) -> str:
         """The path of its own route."""
         return self.path or f"/{self.name}"
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """What `sluice predict` calls the things that such a model does with an input, the usual one first."""
+        return tuple(route[1:] for route in (self.route, *self.other_routes)) if self.can_predict else ()
 
     @property
     def is_decoder(self) -> bool:
@@ -90,7 +101,9 @@ SEQ2SEQ = Task(
     router="server.api.dialects.hf.translate:router",
     path="/translate",
     example={"inputs": "The train to Edinburgh leaves at nine."},
-    can_predict=False,
+    other_routes=("/summarize", "/question-answering"),
+    lists_one=True,
+    beside=("split",),
     training=Training(
         command="seq2seq",
         description="an encoder-decoder model for translations, summaries or other rewriting, from CSV, TSV or JSONL "
@@ -110,6 +123,7 @@ CLASSIFY = Task(
     served="server.serving.classifier:ServedClassifier",
     router="server.api.dialects.hf.classify:router",
     example={"inputs": "I love this"},
+    lists_one=True,
     training=Training(
         command="classify",
         description="a text classifier, from JSONL or CSV with text and label, and text_pair for pairs of texts "

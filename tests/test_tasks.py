@@ -8,6 +8,7 @@ import pytest
 import transformers
 from peft import TaskType
 
+from server.api.app import ROUTERS
 from server.finetune.tasks import TrainedTask
 from server.serving.encoder_client import ServedEncoder
 from server.serving.generator import ServedGenerator
@@ -24,6 +25,12 @@ def test_a_task_names_classes_that_exist(task: Task) -> None:
 def test_a_tasks_route_is_of_its_router(task: Task) -> None:
     router = resolve_name(task.router)
     assert task.route in [getattr(route, "path", None) for route in router.routes]
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_what_can_be_asked_of_a_task_is_a_route(task: Task) -> None:
+    paths = [path for _, router in ROUTERS for path in router.work_paths]
+    assert {f"/{ask}" for ask in task.asks} <= set(paths)
 
 
 def test_no_two_tasks_claim_one_head_or_adapter_type() -> None:

@@ -58,7 +58,7 @@ def run(options: Namespace) -> int:
     if options.rate is not None and options.rate <= 0:
         raise ConfigurationError(f"--rate is {options.rate}: it must be above 0.")
     with connections.connected(options, options.folder) as client:
-        model = connections.find_model(client, options.name, "generate")
+        model = connections.find_model(client, options.name, ("generate",), "generate")
         samples = _measure(client, model["name"], options)
     report = _report(options, model, measurement.summary(samples))
     _write(report, options.json)

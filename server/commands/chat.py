@@ -40,7 +40,7 @@ def run(options: Namespace) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     conversation = Conversation(system=options.system, parameters=connections.assignments(options.set))
     with connections.connected(options, options.folder) as client:
-        model = connections.find_model(client, options.name, "generate")
+        model = connections.find_model(client, options.name, ("generate",), "generate")
         return Chat(client, model["name"], conversation).run()
 
 

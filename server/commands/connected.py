@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from server import settings
 from server.commands.http_client import DEFAULT_URL, Client
 from server.commands.own_server import own_server
 from server.errors import ConfigurationError
+from server.tasks import TASKS
 
 KEY_VARIABLE = "SLUICE_API_KEY"
 
@@ -48,20 +49,29 @@ def connected(options: Namespace, folder: str | None) -> Iterator[Client]:
         yield client
 
 
-def find_model(client: Client, name: str | None, task: str | None = None) -> dict[str, Any]:
-    """What the server says of the model to ask: the one of that name, or the first of the task."""
+def find_model(client: Client, name: str | None, tasks: Collection[str] = (), wanted: str = "") -> dict[str, Any]:
+    """What the server says of the model to ask: the one of that name, or the first of the tasks.
+
+    ``wanted``: what they do, in one word.
+    """
     models = [model for model in client.get("/info")["models"] if "task" in model]
-    fitting = [model for model in models if name in (None, model["name"]) and task in (None, model["task"])]
-    tasks = sorted({model["task"] for model in fitting})
-    if len(tasks) > 1:
+    fitting = [model for model in models if name in (None, model["name"]) and (not tasks or model["task"] in tasks)]
+    found = {model["task"] for model in fitting}
+    if len(found) > 1 and not tasks:
+        words = sorted({word for task in found for word in _words(task)})
         raise ConfigurationError(
-            f"{client.url} has models for {', '.join(tasks)}. Say which with --ask, or name a model with --name."
+            f"{client.url} has models for {', '.join(words)}. Say which with --ask, or name a model with --name."
         )
     if fitting:
         return dict(fitting[0])
     served = ", ".join(f"{model['name']} ({model['task']})" for model in models) or "none"
-    wanted = " ".join(filter(None, ("model", name, f"for {task}" if task else "")))
+    wanted = " ".join(filter(None, ("model", name, f"for {wanted}" if wanted else "")))
     raise ConfigurationError(f"{client.url} has no {wanted}. It has: {served}.")
+
+
+def _words(task: str) -> tuple[str, ...]:
+    """What a model's task is called for ``--ask``; a newer server may have others."""
+    return (TASKS[task].asks if task in TASKS else ()) or (task,)
 
 
 def assignments(words: list[str] | None) -> dict[str, Any]:

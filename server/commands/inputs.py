@@ -1,11 +1,15 @@
-"""The inputs of a batch: texts, or JSON lines, each as the body that its task's route takes."""
+"""The inputs of a batch: texts, JSON lines or rows of a table, each as the body that its task's route takes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
+
+from server.errors import ConfigurationError
+from server.finetune.files import Table
 
 BODY_FIELDS = ("inputs", "messages", "template")
 """A JSON object with one of these is a body already."""
@@ -20,16 +24,28 @@ def from_texts(texts: Iterable[str]) -> Iterator[Input]:
         yield text, {"inputs": text}
 
 
-def from_lines(file: TextIO, *, is_json: bool) -> Iterator[Input]:
-    """Each line's value and its body; empty lines are left out."""
+def from_lines(file: TextIO, *, is_json: bool, column: str | None = None) -> Iterator[Input]:
+    """Each line's value and its body; empty lines are left out. ``column`` is the field of JSON that holds the text."""
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
         if is_json:
-            yield _from_json(line, number)
+            yield _from_json(line, number, column)
         else:
             text = line.rstrip("\r\n")
             yield text, {"inputs": text}
+
+
+def from_table(path: Path, column: str | None = None) -> Iterator[Input]:
+    """Each row of delimited text and its body. Raises `ConfigurationError`, here for a file without such a column."""
+    rows = (row for _, row in Table(path).rows([column or "text"]))
+    first = next(rows, {})
+    if first and (column not in first if column else _fields(first) is None):
+        raise ConfigurationError(
+            f"{path} has no column {column or 'text'}. It has: {', '.join(first)}. Name one with --column."
+        )
+    read = chain([first] if first else [], rows)
+    return ((row, {"inputs": row[column] if column else _fields(row)}) for row in read)
 
 
 def count_lines(path: Path) -> int:
@@ -38,13 +54,16 @@ def count_lines(path: Path) -> int:
         return sum(1 for line in file if line.strip())
 
 
-def _from_json(line: str, number: int) -> Input:
+def _from_json(line: str, number: int, column: str | None) -> Input:
     try:
         value = json.loads(line)
     except ValueError as error:
         return line.rstrip("\r\n"), f"Line {number} is not JSON ({error}). Write one JSON value per line."
     except RecursionError:
         return line.rstrip("\r\n"), f"Line {number} is nested too deeply."
+    if column is not None:
+        text = value.get(column) if isinstance(value, dict) else None
+        return value, {"inputs": text} if isinstance(text, str) else f"Line {number} has no text named {column}."
     body = _body(value)
     if body is None:
         fields = ", ".join(BODY_FIELDS)
@@ -66,9 +85,14 @@ def _body(value: Any) -> dict[str, Any] | None:
         return {"inputs": value}
     if isinstance(value, dict) and any(name in value for name in BODY_FIELDS):
         return value
-    if isinstance(value, dict) and "question" in value and "context" in value:
-        return {"inputs": {"question": value["question"], "context": value["context"]}}
-    if isinstance(value, dict) and "text" in value:
-        pair = value.get("text_pair")
-        return {"inputs": value["text"] if pair is None else {"text": value["text"], "text_pair": pair}}
-    return None
+    inputs = _fields(value) if isinstance(value, dict) else None
+    return None if inputs is None else {"inputs": inputs}
+
+
+def _fields(row: dict[str, Any]) -> Any:
+    """What is asked about, from fields with the usual names; None where there are none."""
+    if "question" in row and "context" in row:
+        return {"question": row["question"], "context": row["context"]}
+    if row.get("text_pair") is not None and "text" in row:
+        return {"text": row["text"], "text_pair": row["text_pair"]}
+    return row.get("text")

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+LISTING = ("/translate", "/summarize")
+"""Routes that answer with a list."""
 MODELS = [{"name": "chat", "task": "generate", "state": "ready", "architecture": "Some", "num_parameters": 9}]
 
 
@@ -31,6 +33,8 @@ class FakeServer:
     breaks_after: int | None = None
     """A stream ends without its end after so many words."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    """Of the bodies."""
     keys: list[str | None] = field(default_factory=list)
     num_streams: int = 0
     """That are being answered."""
@@ -52,6 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.fake.bodies.append(body)
+        self.fake.paths.append(self.path)
         if self.fake.refuse_from is not None and len(self.fake.bodies) > self.fake.refuse_from:
             self._json(503, {"error": {"message": "The server is full.", "code": "queue_full"}})
         elif self.fake.refusals:
@@ -61,7 +66,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._stream()
         else:
             time.sleep(self.fake.pause_s)
-            self._json(200, {"generated_text": f"<{body['inputs']}>"})
+            answer = {"generated_text": f"<{body['inputs']}>"}
+            self._json(200, [answer] if self.path in LISTING else answer)
 
     def _json(self, status: int, value: Any) -> None:
         content = json.dumps(value).encode()

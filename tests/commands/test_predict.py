@@ -57,6 +57,45 @@ def test_a_line_that_fails_has_its_error_and_the_others_are_answered():
     assert "3 inputs failed" in done.stderr
 
 
+TRANSLATORS = [{"name": name, "task": "seq2seq"} for name in ("en-pt", "pt-en")]
+
+
+def test_a_column_of_a_table_is_translated_and_its_rows_come_back_whole(tmp_path: Path):
+    path = tmp_path / "rows.csv"
+    path.write_text('\ufeffid;title\n1;"a; ""mill"""\n\n2;"two\nlines"\n')
+    words = ["--input", path, "--column", "title", "--set", "src_lang=en", "--set", "split=sentences"]
+    with fake_server(models=TRANSLATORS) as server:
+        done = run("predict", "--url", server.url, *words)
+    assert done.returncode == 0, done.stderr
+    assert lines(done.stdout) == [
+        {"input": {"id": "1", "title": 'a; "mill"'}, "output": {"generated_text": '<a; "mill">'}},
+        {"input": {"id": "2", "title": "two\nlines"}, "output": {"generated_text": "<two\nlines>"}},
+    ]
+    assert server.paths == ["/translate"] * 2
+    # The server chooses the model, for it knows the languages of each.
+    assert {"inputs": "two\nlines", "parameters": {"src_lang": "en"}, "split": "sentences"} in server.bodies
+
+
+def test_a_field_of_json_lines_is_summarized_by_the_model_of_that_name():
+    stdin = '{"body": "a", "id": 7}\n{"text": "b"}\n{"body": 5}\n'
+    with fake_server(models=TRANSLATORS) as server:
+        flags = ["--url", server.url, "--name", "pt-en", "--ask", "summarize", "--jsonl", "--column", "body"]
+        done = run("predict", *flags, stdin=stdin)
+    first, *others = lines(done.stdout)
+    assert first == {"input": {"body": "a", "id": 7}, "output": {"generated_text": "<a>"}}
+    assert [line["error"]["message"] for line in others] == [f"Line {n} has no text named body." for n in (2, 3)]
+    assert (server.paths, server.bodies) == (["/summarize"], [{"model": "pt-en", "inputs": "a"}])
+
+
+def test_a_table_without_options_has_the_usual_columns(tmp_path: Path):
+    path = tmp_path / "rows.tsv"
+    path.write_text("question\tcontext\nWho?\tAnn\n")
+    with fake_server() as server:
+        done = run("predict", "--url", server.url, "--input", path)
+    assert done.returncode == 0, done.stderr
+    assert server.bodies == [{"inputs": {"question": "Who?", "context": "Ann"}}]
+
+
 def test_a_server_that_is_full_is_asked_again():
     with fake_server(refusals=[(503, "queue_full", "Full.")] * 3) as server:
         done = run("predict", "--url", server.url, "a")
@@ -116,6 +155,8 @@ def test_a_terminal_shows_a_bar_and_a_log_has_lines(tmp_path: Path):
 
 
 def test_what_is_missing_is_said_in_one_line(tmp_path: Path):
+    table = tmp_path / "rows.csv"
+    table.write_text("a,b\n1,2\n")
     for words, message in (
         ((), "Give a model folder first, or --url of a running server."),
         (("nowhere", "text"), "nowhere is not a folder. Give the path of a model folder, or --url of a server."),
@@ -124,6 +165,13 @@ def test_what_is_missing_is_said_in_one_line(tmp_path: Path):
             "--dtype applies only to a server that this command starts.",
         ),
         (("--url", "http://x", "--input", "nowhere.txt"), "nowhere.txt cannot be read: No such file or directory."),
+        (
+            ("--url", "http://x", "--column", "b", "a"),
+            "--column requires JSON lines, or --input of a .csv or .tsv file.",
+        ),
+        (("--url", "http://x", "--input", table), f"{table} has no column text. It has: a, b. Name one with --column."),
+        (("--url", "http://x", "--input", table, "--column", "c"), f"{table} has no column c. It has: a, b."),
+        (("--url", "http://x", "--input", table, "--jsonl"), f"--jsonl does not fit {table}, which is a table."),
         (("--url", "http://x", "--set", "seed", "a"), "seed is not NAME=VALUE, such as temperature=0.7."),
     ):
         done = run("predict", *words)
