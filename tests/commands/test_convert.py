@@ -27,6 +27,7 @@ from server.models.loader import load
 from server.text.tokenizer import Tokenizer
 from tests.commands.processes import called
 from tests.full_disk import largest_file
+from tests.tiny_encoder_decoders import tiny_encoder_decoder
 from tests.tiny_models import tiny_decoder, tiny_tokenizer
 from tests.tiny_sentencepiece import train, write_json, write_marian
 
@@ -101,17 +102,36 @@ def test_writes_weights_that_share_memory_and_are_not_tied(tmp_path: Path) -> No
     assert all(torch.equal(written[name], tensor) for name, tensor in tensors.items())
 
 
-def test_converts_shards(tmp_path: Path) -> None:
-    module = t5()
-    folder = write(tmp_path / "model", module)
+def in_shards(folder: Path, module: PreTrainedModel) -> Path:
+    """Its weights are in two files. Tied ones are in both."""
     (folder / "pytorch_model.bin").unlink()
     tensors = list(module.state_dict().items())
     places = {}
-    for number, part in enumerate((tensors[:9], tensors[9:]), start=1):
+    for number, part in enumerate((tensors[::2], tensors[1::2]), start=1):
         name = f"pytorch_model-{number:05}-of-00002.bin"
         torch.save(dict(part), folder / name)
         places |= dict.fromkeys(dict(part), name)
     write_json(folder / "pytorch_model.bin.index.json", {"metadata": {"total_size": 1}, "weight_map": places})
+    return folder
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+@pytest.mark.parametrize("family", ["marian", "marian, two vocabularies", "m2m_100", "mbart", "bart", "t5"])
+def test_a_converted_model_has_the_logits_of_the_first(family: str, is_sharded: bool, tmp_path: Path) -> None:
+    module = tiny_encoder_decoder(family)
+    folder = write(tmp_path / "model", module)
+    if is_sharded:
+        in_shards(folder, module)
+    done = called("convert", folder, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    found = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out", use_safetensors=True)
+    ids = {"input_ids": torch.tensor([[5, 9, 7, 1]]), "decoder_input_ids": torch.tensor([[2, 8, 6]])}
+    assert torch.equal(found(**ids).logits, module(**ids).logits)
+
+
+def test_converts_shards(tmp_path: Path) -> None:
+    module = t5()
+    folder = in_shards(write(tmp_path / "model", module), module)
     assert called("convert", folder, tmp_path / "out").returncode == 0
     found = T5ForConditionalGeneration.from_pretrained(tmp_path / "out", use_safetensors=True)
     assert all(torch.equal(tensor, module.state_dict()[name]) for name, tensor in found.state_dict().items())
