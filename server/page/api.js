@@ -48,8 +48,9 @@ async function answered(path, body, signal) {
     response = await send(path, body, signal);
   }
   if (response.ok) return response;
-  const content = await response.json().catch(() => ({}));
-  throw new Refusal(response.status, content.error);
+  const { error } = await response.json().catch(() => ({}));
+  // A body that cannot be read has no dialect, and some have a sentence alone.
+  throw new Refusal(response.status, typeof error === "string" ? { message: error } : error);
 }
 
 /** The answer's JSON. */

@@ -26,6 +26,11 @@ export class Ask extends Workbench {
     integer("max_question_len", "Max question length", { min: 1, hint: "In tokens; a longer question is cut" }),
   );
 
+  /** Models of T5's kind write their answers. */
+  static fits(model) {
+    return super.fits(model) || Boolean(model.can_answer);
+  }
+
   constructor(models) {
     super(models);
     this.text = textInput("question-answering", "Text", { rows: 5, otherwise: CONTEXT });
@@ -55,6 +60,6 @@ export class Ask extends Workbench {
 
 /** The text with the answer in colour. */
 function marked(text, answer) {
-  const found = answer.answer ? [answer] : [];
+  const found = answer.answer && answer.start !== null ? [answer] : [];
   return pieces(text, found).map(([piece, isAnswer]) => (isAnswer ? el("mark.filled", piece) : piece));
 }

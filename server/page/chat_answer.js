@@ -8,6 +8,8 @@ import { perFrame } from "./frames.js";
 import { generate, Pace, summary } from "./generation.js";
 import { MarkdownView } from "./markdown.js";
 
+const HINTS = { context_length_exceeded: "Start a new chat or edit an earlier message." };
+
 export class AnswerView {
   /** `answer` is the conversation's own record; `onGrown` is called when the view has become longer. */
   constructor(answer, { title, onGrown, onRetry }) {
@@ -63,7 +65,7 @@ export class AnswerView {
       this.#end("stopped", `stopped after ${count} tokens`);
       return null;
     }
-    this.problem.replaceChildren(errorCard(error, this.onRetry));
+    this.problem.replaceChildren(errorCard(error, this.onRetry, HINTS));
     this.#end("failed", error instanceof Refusal ? "refused" : "cut off");
     return error;
   }

@@ -40,6 +40,7 @@ const ICONS = {
   close: "M6 6l12 12M18 6L6 18",
   code: "M8 7l-5 5 5 5M16 7l5 5-5 5",
   down: "M12 5v14M6 13l6 6 6-6",
+  swap: "M4 8h15M15 4l4 4-4 4M20 16H5M9 12l-4 4 4 4",
   alert: "M12 4L2.5 20h19zM12 10v4M12 17v.2",
 };
 

@@ -20,13 +20,13 @@ const TITLES = {
 const HINTS = {
   queue_full: "Many requests are waiting. Try again in a moment.",
   engine_restarting: "Try again in a few seconds.",
-  context_length_exceeded: "In a chat, start a new one or edit an earlier message.",
+  context_length_exceeded: "Shorten the text.",
   model_not_found: "Choose another model in the settings.",
   unsupported_value: "Change or clear one of them in the settings.",
 };
 
-/** Title, text and hint of whatever was thrown. */
-export function explain(error) {
+/** Title, text and hint of whatever was thrown. `hints` come before those that hold everywhere. */
+export function explain(error, hints = {}) {
   if (error instanceof Unreachable) {
     return {
       title: "The server is not responding",
@@ -43,13 +43,13 @@ export function explain(error) {
     return { title, text: error.message, hint: "Enter another key with the key button at the top." };
   }
   const title = TITLES[error.code] ?? (error.status >= 500 ? "Server error" : "The server rejected the request");
-  const hint = HINTS[error.code] ?? (error.status >= 500 ? `Try again. Request id in the log: ${error.requestId}.` : "");
+  const hint = { ...HINTS, ...hints }[error.code] ?? (error.status >= 500 ? `Try again. Request id in the log: ${error.requestId}.` : "");
   return { title, text: error.message, hint };
 }
 
 /** The explanation as a card; `retry` is what its button does. */
-export function errorCard(error, retry) {
-  const { title, text, hint } = explain(error);
+export function errorCard(error, retry, hints) {
+  const { title, text, hint } = explain(error, hints);
   return el(
     "div.notice.bad",
     { role: "alert" },

@@ -21,6 +21,11 @@ export class Outputs {
     this.drawing = perFrame(() => this.#draw());
   }
 
+  /** The first output. */
+  get text() {
+    return this.#cards.get(0)?.output.text ?? "";
+  }
+
   add(output, event) {
     this.pace.add();
     if (!this.#cards.has(output.sequence)) this.#begin(output);

@@ -1,12 +1,13 @@
 // Texts into other languages, and into shorter ones.
 
-import { el, freshId } from "./dom.js";
+import { codes, LanguageChoice, translates } from "./languages.js";
 import { load, save } from "./storage.js";
 import { textInput, tick } from "./text_input.js";
 import { Writing } from "./writing.js";
 
 class Rewrite extends Writing {
   static task = "seq2seq";
+  static hints = { context_length_exceeded: "Choose “Sentence by sentence”, or shorten the text." };
 
   constructor(models, sample) {
     super(models);
@@ -55,35 +56,35 @@ export class Translate extends Rewrite {
 
   constructor(models) {
     super(models, "Where is the nearest train station?");
-    this.pickers = { src_lang: languagePicker("From"), tgt_lang: languagePicker("To") };
-    this.inputArea.prepend(el("div.row", Object.values(this.pickers).map(({ element }) => element)));
-    this.sides.onChange(() => this.#offer());
-    this.#offer();
+    this.languages = new LanguageChoice(models, { onChange: () => this.#useModels(), onSwap: () => this.#swapTexts() });
+    this.inputArea.prepend(this.languages.element);
+    this.sides.onChange((side) => this.#follow(side));
+    this.#follow(this.sides.active[0]);
   }
 
-  #offer() {
-    const { languages = [], default_src_lang, default_tgt_lang } = this.sides.facts(this.sides.active[0]);
-    this.pickers.src_lang.offer(languages.filter(({ is_source }) => is_source), default_src_lang);
-    this.pickers.tgt_lang.offer(languages.filter(({ is_target }) => is_target), default_tgt_lang);
+  #follow(side) {
+    this.languages.follow(this.sides.facts(side));
+    this.#useModels();
+  }
+
+  /** Each side gets a model that has the languages, where its own has not. */
+  #useModels() {
+    const fits = (model) => translates(model, this.languages.pair);
+    for (const side of this.sides.active) {
+      if (!fits(this.sides.facts(side))) this.sides.use(side, this.sides.models.find(fits).name);
+    }
+  }
+
+  /** The translation is the next text, if there is one. */
+  #swapTexts() {
+    this.stop();
+    const { text = "" } = this.written ?? {};
+    this.written = null;
+    this.results.replaceChildren();
+    if (text.trim()) this.text.set(text);
   }
 
   parametersOf(side) {
-    const chosen = Object.entries(this.pickers).map(([name, { select }]) => [name, select.value]);
-    return { ...Object.fromEntries(chosen.filter(([, code]) => code)), ...super.parametersOf(side) };
+    return { ...codes(this.languages.pair, this.sides.facts(side)), ...super.parametersOf(side) };
   }
-}
-
-/** A language to choose, kept in the browser. */
-function languagePicker(label) {
-  const id = freshId("language");
-  const kept = `language.${label}`;
-  const select = el("select.control", { id, onchange: () => save(kept, select.value) });
-  const element = el("div.field-inline", el("label", { for: id }, label), select);
-  const offer = (languages, usual) => {
-    element.hidden = languages.length === 0;
-    select.replaceChildren(...languages.map(({ code, name }) => el("option", { value: code }, name)));
-    const known = [load(kept, ""), usual].find((code) => languages.some((language) => language.code === code));
-    if (known) select.value = known;
-  };
-  return { select, offer, element };
 }

@@ -29,6 +29,7 @@ export class Sides {
     return this.isComparing ? this.all : this.all.slice(0, 1);
   }
 
+  /** `listener(side)` is told of each change, and of the side whose settings are shown. */
   onChange(listener) {
     this.#listeners.push(listener);
   }
@@ -54,6 +55,13 @@ export class Sides {
     this.form.clearComplaints();
   }
 
+  /** Give the side another model. Listeners are not told. */
+  use(side, model) {
+    side.model = model;
+    this.#save();
+    this.#draw();
+  }
+
   compare(isOn) {
     this.isComparing = isOn;
     this.#edited = 0;
@@ -67,9 +75,13 @@ export class Sides {
     return { model: names.includes(kept?.model) ? kept.model : other, values: { ...kept?.values } };
   }
 
-  #changed() {
+  #save() {
     save(`sides.${this.id}`, { isComparing: this.isComparing, all: this.all });
-    for (const listener of this.#listeners) listener();
+  }
+
+  #changed() {
+    this.#save();
+    for (const listener of this.#listeners) listener(this.all[this.#edited]);
   }
 
   #edit(number) {

@@ -6,12 +6,16 @@ import { growing } from "./typing.js";
 
 const KEPT_CHARACTERS = 100_000;
 
-/** `{field, element}`; the field holds what it held when the page was last open. */
+/** `{field, set(text), element}`; the field holds what it held when the page was last open. */
 export function textInput(name, label, { rows = 5, placeholder = "", otherwise = "" } = {}) {
   const id = freshId("text");
   const field = growing(el("textarea.control.big", { id, rows, placeholder, dir: "auto", value: load(`text.${name}`, otherwise) }));
   field.addEventListener("input", () => field.value.length <= KEPT_CHARACTERS && save(`text.${name}`, field.value));
-  return { field, element: el("div.field-block", el("label", { for: id }, label), field) };
+  const set = (text) => {
+    field.value = text;
+    field.dispatchEvent(new Event("input"));
+  };
+  return { field, set, element: el("div.field-block", el("label", { for: id }, label), field) };
 }
 
 /** Buttons that fill the field. */

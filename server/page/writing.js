@@ -7,6 +7,8 @@ import { Workbench } from "./workbench.js";
 
 export class Writing extends Workbench {
   static settings = GENERATION;
+  /** What the first side has written last. */
+  written = null;
 
   /** What stands before each result. */
   prompt() {
@@ -16,6 +18,7 @@ export class Writing extends Workbench {
   async run(side, output, signal, say) {
     const { path, body } = this.request(side);
     const outputs = new Outputs(output, this.prompt(body), body, say);
+    if (side === this.sides.active[0]) this.written = outputs;
     try {
       await generate(path, body, {
         signal,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,9 @@ from server.errors import ConflictingParameters, InvalidParameter, InvalidReques
 from server.languages import Language, Languages
 from server.pieces import end_of_tag
 from server.sentences import Field, sentence
+
+REGION = re.compile(r"(?!zh|zho|cmn)([a-z]{2,3})-(?:[a-z]{2}|[0-9]{3})")
+"""A language and a region in a plain code. Regions of Chinese name its script."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,18 +68,31 @@ def direction(
 
 
 def find(languages: Iterable[Language], code: str) -> Language | None:
-    """The language of that code: the model's own first, in any case and with hyphens or underscores."""
+    """The language of that code: the model's own first, in any case and with hyphens or underscores.
+
+    A code with a region that no language of the model has means the language without it: ``en-US`` is ``en``.
+    """
     known = list(languages)
-    plain = plain_code(code)
     exact = next((language for language in known if language.code == code), None)
-    same = exact or next((language for language in known if plain_code(language.code) == plain), None)
-    return same or next((language for language in known if plain in language.short_codes), None)
+    if exact:
+        return exact
+    plain = plain_code(code)
+    found = _plainly(known, plain)
+    region = REGION.fullmatch(plain)
+    return _plainly(known, region[1]) if found is None and region else found
+
+
+def _plainly(known: Sequence[Language], plain: str) -> Language | None:
+    same = (language for language in known if plain_code(language.code) == plain)
+    return next(same, None) or next((language for language in known if plain in language.short_codes), None)
 
 
 def describe_languages(languages: Languages) -> dict[str, Any]:
     """What clients can choose from."""
     shown = ("code", "name", "short_codes", "is_source", "is_target")
+    pairs = [{"source": pair.source, "target": pair.target} for pair in languages.pairs]
     return {
+        **({"language_pairs": pairs} if pairs else {}),
         "languages": [{name: getattr(language, name) for name in shown} for language in languages.languages],
         "default_src_lang": languages.default_source,
         "default_tgt_lang": languages.default_target,

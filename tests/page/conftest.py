@@ -47,6 +47,7 @@ TASKS = {
     "summarization": {"prefix": "summarize: "},
 }
 """What T5's kind is asked for in words."""
+TASKS_BACK = {"translation_de_to_en": {"prefix": "translate German to English: "}}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -72,7 +73,8 @@ def write_models(folder: Path) -> dict[str, Path]:
     models["names"] = write_encoder(folder / "names", "bert", "ner")
     models["mask"] = write_encoder(folder / "mask", "bert", "fill-mask")
     models["answers"] = write_encoder(folder / "answers", "bert", "question-answering")
-    for name, tasks in (("translator", TASKS), ("speller", {"translation": {"prefix": "spell: "}})):
+    spelling = {"translation": {"prefix": "spell: "}}
+    for name, tasks in (("translator", TASKS), ("speller", spelling), ("back", TASKS_BACK)):
         models[name] = write_tiny_encoder_decoder(folder / name, "t5")
         config = models[name] / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "task_specific_params": tasks}))

@@ -131,20 +131,104 @@ def test_a_template_is_a_form(page_server, opened):
     assert page.count(f"{RESULT} .output") == 1
 
 
+SELECTS = "[...document.querySelectorAll('#view-translate .languages select')]"
+
+
+def languages(page):
+    """Those to choose from, of both lists."""
+    return tuple(page.run(f"{SELECTS}.map((select) => [...select.options].map((option) => option.text))"))
+
+
+def chosen(page):
+    return page.run(f"{SELECTS}.map((select) => select.selectedOptions[0].text)")
+
+
+def choose(page, number, name):
+    page.run(
+        f"(() => {{ const select = {SELECTS}[{number}]; select.value = {json.dumps(name)};"
+        "select.dispatchEvent(new Event('change')); })()"
+    )
+
+
+def test_languages_change_places_with_their_texts_and_another_model_translates_back(page_server, opened):
+    page = opened(page_server.url, "translate", sides__translate=sides(side("translator", max_new_tokens=12)))
+    page.fill(field("translate"), "The mill is old.")
+    run(page)
+    written = page.run(f"document.querySelector('{RESULT} .written').textContent")
+    page.click_button("Swap languages", "#view-translate")
+    assert chosen(page) == ["German", "English"]
+    assert page.run(f"document.querySelector('{field('translate')}').value") == written
+    assert page.count(RESULT) == 0
+    page.run(RECORD_BODIES)
+    run(page)
+    (body,) = page.run("bodies")
+    assert (body["model"], body["inputs"]) == ("back", written)
+    assert body["parameters"] == {"src_lang": "de", "tgt_lang": "en", "max_new_tokens": 12}
+    page.open(f"{page_server.url}/?again#translate")
+    page.wait("document.querySelector('#view-translate:not([hidden])')")
+    assert chosen(page) == ["German", "English"]
+
+
+def test_only_pairs_that_a_model_translates_can_be_chosen(page_server, opened):
+    page = opened(page_server.url, "translate")
+    choose(page, 1, "French")
+    assert page.run("document.querySelector('#view-translate .languages button').disabled")
+    choose(page, 0, "German")
+    assert languages(page)[1] == ["English"]
+    assert not page.run("document.querySelector('#view-translate .languages button').disabled")
+
+
+def test_the_languages_follow_the_model_that_is_chosen(page_server, opened):
+    page = opened(page_server.url, "translate")
+    page.run(
+        "(() => { const select = document.querySelector('.drawer.right .model-picker select'); select.value = 'back';"
+        "select.dispatchEvent(new Event('change')); })()"
+    )
+    assert chosen(page) == ["German", "English"]
+
+
+def test_both_sides_translate_the_chosen_languages(page_server, opened):
+    page = opened(page_server.url, "translate")
+    page.click(".drawer.right .switch")
+    page.wait("document.querySelector('.drawer.right .segments')")
+    page.fill(field("translate"), "The mill is old.")
+    run(page)
+    assert page.count(f"{RESULT} .written") == 2
+    page.click_button("Swap languages", "#view-translate")
+    run(page)
+    assert page.count(f"{RESULT} .written") == 2
+
+
+def test_a_text_that_is_too_long_is_refused_with_numbers_and_a_way_out(page_server, opened):
+    page = opened(page_server.url, "translate")
+    page.fill(field("translate"), "The mill is old. " * 2000)
+    run(page)
+    shown = page.text(f"{RESULT} .notice.bad")
+    assert "Too long for this model" in shown and "Sentence by sentence" in shown
+    assert "tokens" in shown and "chat" not in shown
+
+
+def test_a_refusal_that_is_a_sentence_alone_is_shown(page_server, opened):
+    page = opened(page_server.url, "translate")
+    page.run(
+        "fetch = async () => new Response(JSON.stringify({ error: 'The body is too large.' }), { status: 413 }), 0"
+    )
+    run(page)
+    assert "Too large." in page.text(f"{RESULT} .notice.bad")
+
+
 def test_a_translation_is_written_as_it_comes_into_the_chosen_language(page_server, opened):
     values = sides(side("translator", max_new_tokens=12))
     page = opened(page_server.url, "translate", sides__translate=values)
-    selects = "[...document.querySelectorAll('#view-translate .input-area select')]"
-    options = page.run(f"{selects}.map((select) => [...select.options].map((option) => option.text))")
-    assert options == [["English"], ["German", "French"]]
-    page.run(f"(() => {{ const to = {selects}[1]; to.value = 'fr'; to.dispatchEvent(new Event('change')); }})()")
+    assert languages(page) == (["English", "German"], ["French", "German"])
+    assert chosen(page) == ["English", "German"]
+    choose(page, 1, "French")
     page.fill(field("translate"), "The mill is old. It runs.")
     page.click("#view-translate .tick input")
     page.run(RECORD_BODIES)
     run(page)
     (body,) = page.run("bodies")
-    languages = {"src_lang": "en", "tgt_lang": "fr"}
-    assert body["parameters"] == {**languages, "max_new_tokens": 12}
+    assert body["parameters"] == {"src_lang": "en", "tgt_lang": "fr", "max_new_tokens": 12}
     (reply,) = post(page_server, "/translate", {**body, "stream": False})
     assert page.run(f"document.querySelector('{RESULT} .written').textContent") == reply["translation_text"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from server.errors import ConflictingParameters, InvalidParameter, InvalidRequest, UnsupportedParameter
 from server.languages import Language, Languages, Pair
-from server.text.languages import direction
+from server.text.languages import direction, find
 
 
 def tagged(code: str, token: int, short: str) -> Language:
@@ -36,6 +36,15 @@ T5 = Languages(
 def test_finds_a_language_by_any_of_its_codes(code: str) -> None:
     found = direction(NLLB, "en", code)
     assert (found.prefix_ids, found.suffix_ids, found.forced_bos_id) == ([10], [2], 11)
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [("en-US", "eng_Latn"), ("en_GB", "eng_Latn"), ("fr-419", "fra_Latn"), ("en-Cyrl", None), ("zh-TW", None)],
+)
+def test_a_region_that_the_model_does_not_know_is_left_out_and_a_script_is_not(code: str, found: str | None) -> None:
+    language = find(NLLB.languages, code)
+    assert (language and language.code) == found
 
 
 def test_takes_the_defaults_of_the_model() -> None:
