@@ -136,7 +136,7 @@ class ServeConfig:
     max_batch_inputs: int = 32
     """Maximum inputs in one /generate request."""
     max_encode_inputs: int = 256
-    """Maximum texts or pairs in one request to an encoder."""
+    """Maximum texts or pairs in one request to an encoder, and maximum sentences of texts that are split."""
     request_timeout_s: float = 0.0
     """Time limit of a request in seconds; ``max_time`` can only shorten it. 0 disables."""
     default_max_new_tokens: int = 256

@@ -16,6 +16,7 @@ from server.api.dialects import rerank, tei
 from server.api.dialects.anthropic import route as anthropic
 from server.api.dialects.hf import summarize, zero_shot
 from server.api.dialects.libretranslate import languages
+from server.api.dialects.libretranslate.dialect import MISSING
 from server.api.dialects.openai import chat, completions, embeddings, models, responses
 from server.api.dialects.vllm import classify as openai_classify
 from server.api.dialects.vllm import score, tokenize
@@ -117,7 +118,7 @@ def build_app(config: ServeConfig, supervisor: Supervisor) -> Application:
         RequestContext,
         lifecycle=app.front.lifecycle,
         task_routes=tasks,
-        dialects=dialects,
+        dialects={**MISSING, **dialects},
         quiet_routes=_quiet_routes(with_status),
         proxies=TrustedProxies(config.proxy_networks or []),
     )

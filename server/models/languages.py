@@ -14,6 +14,8 @@ from server.models.language_names import named
 from server.models.language_table import KEYS
 from server.protocol import GenerationValue
 
+ANSWERING = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
+"""``model_type`` of models that were trained on questions in words, as those of SQuAD."""
 PREFIXES = re.compile(r"translation_([a-z]{2,3})_to_([a-z]{2,3})")
 """Names of ``task_specific_params`` that translate."""
 
@@ -108,6 +110,16 @@ def rewriting_tasks(config: Mapping[str, Any], languages: Languages | None) -> l
     if languages is not None:
         named_tasks.add("translation")
     return [task for task in REWRITING_TASKS if task in named_tasks] or list(REWRITING_TASKS)
+
+
+def can_answer(config: Mapping[str, Any]) -> bool:
+    """Whether models of this kind answer questions about texts, asked in words."""
+    return config.get("model_type") in ANSWERING
+
+
+def translation_options(config: Mapping[str, Any]) -> dict[str, GenerationValue]:
+    """Defaults for translations into any language, as those for summaries. Pairs of T5's kind have their own."""
+    return _without_prefix(_task_options(config, "translation"))
 
 
 def summary_options(config: Mapping[str, Any]) -> dict[str, GenerationValue]:

@@ -23,10 +23,12 @@ from server.models.device import choose_device, use_device
 from server.models.embedder import Embedder, Recipe
 from server.models.folder import look
 from server.models.languages import (
+    can_answer,
     read_languages,
     rewriting_tasks,
     summary_options,
     summary_prefix,
+    translation_options,
     translation_prefix,
 )
 from server.models.lengths import longest_input, longest_source
@@ -57,6 +59,10 @@ class LoadedModel:
     """Of an encoder-decoder: which of ``translation`` and ``summarization`` it does."""
     translation_prefix: str
     """Words before every text, of one without languages; often none."""
+    translation_options: dict[str, GenerationValue]
+    """Defaults for translations, of one without pairs of languages."""
+    can_answer: bool
+    """Whether its kind was trained to answer questions in words."""
     summary_prefix: str
     """Words before a text that ask for a summary; often none."""
     summary_options: dict[str, GenerationValue]
@@ -108,6 +114,8 @@ def load(model: ModelConfig) -> LoadedModel:
         languages=languages,
         rewriting_tasks=rewriting_tasks(said, languages) if is_seq2seq else [],
         translation_prefix=translation_prefix(said) if is_seq2seq else "",
+        translation_options=translation_options(said) if is_seq2seq else {},
+        can_answer=is_seq2seq and can_answer(said),
         summary_prefix=summary_prefix(said) if is_seq2seq else "",
         summary_options=summary_options(said) if is_seq2seq else {},
         labels=describe.labels_of(module.config, task),

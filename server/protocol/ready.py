@@ -108,6 +108,10 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     """Which of ``translation`` and ``summarization`` an encoder-decoder model does."""
     translation_prefix: str = ""
     """Words before every text that an encoder-decoder model without languages rewrites."""
+    translation_options: dict[str, GenerationValue] = {}
+    """Its defaults for translations where no pair of languages has its own; read as `summary_options`."""
+    can_answer: bool = False
+    """Of an encoder-decoder model: whether its kind was trained to answer questions about texts, asked in words."""
     summary_prefix: str = ""
     """Words before a text that ask an encoder-decoder model for a summary."""
     summary_options: dict[str, GenerationValue] = {}

@@ -72,6 +72,9 @@ class ServedGenerator:
         self._warn("generation_config.json", problems)
         self.summary_defaults = self._task_defaults("summarization", ready.summary_options)
         """Options that the model sets for summaries, before its other defaults."""
+        self._any_translation_defaults: Mapping[str, Any] = self._task_defaults(
+            "translation", ready.translation_options
+        )
         self._translation_defaults = {
             (pair.source, pair.target): self._task_defaults(f"translation_{pair.source}_to_{pair.target}", pair.options)
             for pair in (ready.languages.pairs if ready.languages else [])
@@ -79,9 +82,8 @@ class ServedGenerator:
 
     def translation_defaults(self, direction: Direction) -> Mapping[str, Any]:
         """Options that the model sets for these languages, before its other defaults."""
-        if direction.source is None or direction.target is None:
-            return {}
-        return self._translation_defaults.get((direction.source.code, direction.target.code), {})
+        source, target = (language.code if language else "" for language in (direction.source, direction.target))
+        return self._translation_defaults.get((source, target), self._any_translation_defaults)
 
     def _task_defaults(self, task: str, options: Mapping[str, Any]) -> dict[str, Any]:
         values, problems = task_defaults(options, self.ready)
@@ -116,7 +118,11 @@ class ServedGenerator:
         if not self.ready.max_source_len:
             return {}
         tasks = self.ready.rewriting_tasks
-        found = {"can_translate": "translation" in tasks, "can_summarize": "summarization" in tasks}
+        found = {
+            "can_translate": "translation" in tasks,
+            "can_summarize": "summarization" in tasks,
+            "can_answer": self.ready.can_answer,
+        }
         return {**found, **describe_languages(self.ready.languages)} if self.ready.languages else found
 
     async def prepare(self, source: PromptSource, options: GenerateOptions) -> list[Prompt]:

@@ -15,6 +15,7 @@ from server.errors import InvalidParameter
 from server.length_errors import BatchTooLarge
 from server.phrases import PhraseMatcher
 from server.protocol import PromptContext, Ready, SamplingParams
+from server.sentences import Words
 from server.serving import text_threads
 from server.serving.options.merge import Merged, check, merge
 from server.serving.options.reading import from_mapping
@@ -23,7 +24,7 @@ from server.serving.options.table import GenerateOptions
 from server.serving.prompt import EndWatch, Prompt
 from server.serving.ranking import LabelScorer
 from server.serving.services import Services
-from server.serving.source_text import AS_TOKENIZED, SourceReader
+from server.serving.source_text import ADVICE, AS_TOKENIZED, SourceReader
 from server.serving.turns import check_roles, cut_after_last
 from server.text.languages import Direction
 from server.text.templated import RenderedPrompt, encode_rendered
@@ -39,6 +40,8 @@ class PromptSource:
 
     texts: Sequence[str | list[int]] | None = None
     """Each is text, or token ids that are taken as they are."""
+    max_prompts: int | None = None
+    """None: the server's limit of inputs."""
     template: str | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     examples: Sequence[dict[str, Any]] = ()
@@ -61,6 +64,8 @@ class PromptSource:
     """`Prompt.end_watch`."""
     direction: Direction | None = None
     """The languages of an encoder-decoder model's texts; None: those that its tokenizer adds to any text."""
+    advice: Words = ADVICE
+    """What to do about a text that is too long for an encoder-decoder model."""
     task_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Options that the model sets for the route's task."""
     body: Mapping[str, Any] = field(default_factory=dict)
@@ -93,8 +98,9 @@ class PromptMaker:
         """One prompt for each text. All share one seed, so that each gives what it would give alone."""
         if not source.num_prompts:
             raise InvalidParameter("inputs", [], "must contain at least one text")
-        if source.num_prompts > self._config.max_batch_inputs:
-            raise BatchTooLarge(source.num_prompts, self._config.max_batch_inputs)
+        limit = source.max_prompts or self._config.max_batch_inputs
+        if source.num_prompts > limit:
+            raise BatchTooLarge(source.num_prompts, limit)
         if len(source.cache_salt) > MAX_SALT_CHARACTERS:
             raise InvalidParameter(
                 "cache_salt", source.cache_salt, f"must have at most {MAX_SALT_CHARACTERS} characters"
@@ -230,7 +236,12 @@ class _Work:
         """Of an encoder-decoder model."""
         if not self.ready.max_source_len:
             return None
-        return SourceReader(tokenizer=self.tokenizer, ready=self.ready, direction=self.source.direction or AS_TOKENIZED)
+        return SourceReader(
+            tokenizer=self.tokenizer,
+            ready=self.ready,
+            direction=self.source.direction or AS_TOKENIZED,
+            advice=self.source.advice,
+        )
 
     def _plain(self, source: str | list[int] | RenderedPrompt) -> str | list[int]:
         if isinstance(source, RenderedPrompt):

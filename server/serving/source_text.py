@@ -11,15 +11,13 @@ from server.errors import InvalidParameter
 from server.length_errors import InputTooLong
 from server.pieces import end_of_tag
 from server.protocol import Ready
-from server.sentences import sentence
+from server.sentences import Words, sentence
 from server.text.languages import Direction
 from server.text.sentence_split import is_blank
 from server.text.source_tokens import cut, source_tokens
 from server.text.tokenizer import Tokenizer
 
 ADVICE = sentence("Shorten it, or set {truncate} to cut its end.")
-ADVICE_TO_SPLIT = sentence("Shorten it, set {split} to sentences, or set {truncate} to cut its end.")
-"""Of the routes that have the field."""
 WITHOUT_KNOWN_TOKEN = "cannot be read: the model's vocabulary has no token for any part of this text"
 AS_TOKENIZED = Direction(source=None, target=None)
 
@@ -31,6 +29,8 @@ class SourceReader:
     tokenizer: Tokenizer
     ready: Ready
     direction: Direction = AS_TOKENIZED
+    advice: Words = ADVICE
+    """What to do about a text that is too long."""
 
     def ids(self, source: str | list[int], truncate: int | None) -> list[int]:
         """All tokens that the encoder reads. ``truncate`` is the most to keep, with the special ones at both ends.
@@ -54,8 +54,7 @@ class SourceReader:
 
     def _check(self, num_tokens: int, *, is_least: bool = False) -> None:
         if num_tokens > self.ready.max_source_len:
-            advice = ADVICE if self.direction is AS_TOKENIZED else ADVICE_TO_SPLIT
-            raise InputTooLong(num_tokens, self.ready.max_source_len, advice, is_least=is_least)
+            raise InputTooLong(num_tokens, self.ready.max_source_len, self.advice, is_least=is_least)
 
     def _check_text(self, text: str, encoding: tokenizers.Encoding) -> None:
         """Raise for a text that says nothing to the model, which would make up an output."""

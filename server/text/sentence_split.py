@@ -39,10 +39,13 @@ _FOLLOWING = re.compile(r"\s*+(\S)")
 
 
 class Sentence(NamedTuple):
-    """A part of a text, and the blanks before it."""
+    """A part of a text, and what stands around it."""
 
     gap: str
+    """Before it: blanks, and parts without words."""
     text: str
+    tail: str = ""
+    """Behind the last one: a part without words."""
 
 
 def split_sentences(text: str) -> list[Sentence]:
@@ -65,19 +68,33 @@ def sentences(text: str) -> Iterator[Sentence]:
             start += len(part.rstrip())
 
 
-def visible_sentences(text: str) -> Iterator[Sentence]:
-    """As `sentences`, but a blank line belongs to the gap after it.
+def worded_sentences(text: str) -> Iterator[Sentence]:
+    """As `sentences`, but a part without words, such as a line of dashes or emoji, stands in a gap or behind the last.
 
-    >>> [sentence.text for sentence in visible_sentences("One." + chr(10) + chr(0) + chr(10) + "Two.")]
-    ['One.', 'Two.']
+    >>> list(worded_sentences("One. ... Two. !!!"))
+    [Sentence(gap='', text='One.', tail=''), Sentence(gap=' ... ', text='Two.', tail=' !!!')]
     """
     gap = ""
+    last = None
     for sentence in sentences(text):
-        if is_blank(sentence.text):
+        if not has_words(sentence.text):
             gap += sentence.gap + sentence.text
-        else:
-            yield Sentence(gap + sentence.gap, sentence.text)
-            gap = ""
+            continue
+        if last is not None:
+            yield last
+        last = Sentence(gap + sentence.gap, sentence.text)
+        gap = ""
+    if last is not None:
+        yield last if is_blank(gap) else last._replace(tail=gap)
+
+
+def has_words(text: str) -> bool:
+    """Whether the text has a letter or a digit of any script.
+
+    >>> has_words("\u2014 \u266a!"), has_words("1"), has_words("\u6c34")
+    (False, True, True)
+    """
+    return any(map(str.isalnum, text))
 
 
 def is_blank(text: str) -> bool:
@@ -127,6 +144,6 @@ def join_sentences(gaps: Sequence[str], texts: Sequence[str]) -> str:
 
 def gap_before(before: str, gap: str, text: str) -> str:
     """What stands between a text and the next one; ``gap`` is what stood between their sources."""
-    if not before or "\n" in gap:
+    if not before or "\n" in gap or not is_blank(gap):
         return gap
     return "" if CLOSE.match(before[-1]) or CLOSE.match(text) else " "

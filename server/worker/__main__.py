@@ -206,6 +206,8 @@ def _ready(loaded: LoadedModel, *, device: torch.device, dtype: torch.dtype, **o
         languages=loaded.languages,
         rewriting_tasks=loaded.rewriting_tasks,
         translation_prefix=loaded.translation_prefix,
+        translation_options=loaded.translation_options,
+        can_answer=loaded.can_answer,
         summary_prefix=loaded.summary_prefix,
         summary_options=loaded.summary_options,
         device=str(device),

@@ -88,7 +88,18 @@ def test_the_languages_are_listed_for_a_key_in_the_body(client: TestClient):
     assert client.get("/languages").status_code == 401
     for options in ({"data": {"api_key": USER}}, {"json": {"api_key": USER}}):
         assert len(client.request("GET", "/languages", **options).json()) == 3
-    assert client.request("GET", "/languages", data={"api_key": WRONG}).status_code == 401
+    refused = client.request("GET", "/languages", data={"api_key": WRONG})
+    assert refused.status_code == 401
+    assert "API key" in refused.json()["error"]
+
+
+@pytest.mark.parametrize(("key", "status"), [(USER, 404), (WRONG, 401)])
+@pytest.mark.parametrize("kind", ["json", "data"])
+def test_a_path_that_is_missing_is_told_to_those_with_a_key(client: TestClient, kind: str, key: str, status: int):
+    options: dict[str, Any] = {kind: {"q": "a", "api_key": key}}
+    response = client.post("/detect", **options)
+    assert response.status_code == status
+    assert isinstance(response.json()["error"], str)
 
 
 def test_a_long_body_needs_its_key_in_a_header(client: TestClient):

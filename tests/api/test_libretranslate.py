@@ -95,6 +95,30 @@ def test_all_languages_are_listed_with_their_targets():
     ]
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "said"),
+    [
+        ("POST", "/detect", "does not detect languages"),
+        ("POST", "/suggest", "does not collect"),
+        ("POST", "/translate_file", "does not translate files"),
+        ("GET", "/frontend/settings", "/languages"),
+    ],
+)
+def test_paths_that_do_not_exist_say_what_is_missing_in_its_shape(method: str, path: str, said: str):
+    client = client_of(translator("many", MANY))
+    for options in ({}, {"data": {"q": "a", "api_key": "x"}}, {"json": {"q": "a"}}, {"files": {"file": b"a"}}):
+        response = client.request(method, path, **options)
+        assert response.status_code == 404
+        assert response.json().keys() == {"error"} and said in response.json()["error"]
+
+
+@pytest.mark.parametrize(("method", "status"), [("POST", 405), ("DELETE", 405)])
+def test_errors_of_languages_have_its_shape(method: str, status: int):
+    response = client_of(translator("many", MANY)).request(method, "/languages")
+    assert response.status_code == status
+    assert list(response.json()) == ["error"] and "method" in response.json()["error"]
+
+
 def test_a_server_without_translators_has_no_languages():
     from tests.api.scripted import front, says
 
@@ -102,7 +126,7 @@ def test_a_server_without_translators_has_no_languages():
 
 
 def test_long_texts_are_split_where_that_is_wanted():
-    client = client_of(translator("many", MANY), max_batch_inputs=100)
+    client = client_of(translator("many", MANY))
     text = "The mill is old. " * 60
     assert "128" in post(client, 400, q=text, source="en", target="de")["error"]
     whole = post(client, q=text, source="en", target="de", split="sentences")
@@ -226,6 +250,19 @@ def test_blank_texts_are_returned_unchanged_and_not_sent():
         "alternatives": [[], []],
     }
     assert len(worker.commands) == 2
+
+
+@pytest.mark.parametrize("text", ["...", "\U0001f60d\U0001f60d", "\u266a", "- !?"])
+def test_texts_without_words_are_returned_unchanged_and_not_sent(text: str):
+    worker = translator("many", MANY)
+    asked = {"q": ["a", text], "source": "en", "target": "de"}
+    assert post(client_of(worker), **asked) == {"translatedText": ["A", text]}
+    assert len(worker.commands) == 1
+
+
+def test_a_code_with_a_region_means_the_language():
+    client = client_of(translator("many", MANY))
+    assert post(client, q="a", source="en-US", target="fr_CA") == {"translatedText": "A"}
 
 
 @pytest.mark.parametrize("q", ["", []])

@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from server.api.dialects.hf import rewriting
 from server.languages import Languages
-from server.text.sentence_split import Sentence, visible_sentences
+from server.text.sentence_split import Sentence, worded_sentences
 from tests.api.scripted import END_ID, TOKENIZER
 from tests.api.shell import listening
 from tests.api.translators import IN_WORDS, MANY, ONE_WAY, client_of, serving, translator
@@ -196,6 +196,18 @@ def test_the_models_options_for_two_languages_are_the_defaults_of_translate_betw
     assert found[:2] == [(4, 29), (3, 5)] and found[2][0] == 2
 
 
+@pytest.mark.parametrize("languages", [None, ONE_WAY])
+def test_the_models_options_for_any_languages_are_the_defaults_of_translate(languages: Languages | None):
+    worker = translator("writer", languages, translation_options={"num_beams": 4, "max_length": 30})
+    client = client_of(worker)
+    post(client, "/translate", inputs="a")
+    post(client, "/summarize", inputs="a")
+    client.post("/translate", json={"q": "a", "source": "auto", "target": "pt", "alternatives": 1})
+    found = [(command.params.num_beams, command.params.max_new_tokens) for command in worker.commands]
+    assert found[0] == (4, 29) and found[1][0] == 1
+    assert languages is None or found[2] == (4, 29)
+
+
 def test_alternatives_come_from_the_beams_that_the_model_sets_for_the_languages():
     worker = translator("t5", in_german(num_beams=6))
     client_of(worker).post("/translate", json={"q": "a", "source": "en", "target": "de", "alternatives": 1})
@@ -303,7 +315,7 @@ def test_truncation_that_forbids_a_cut_is_refused_beside_truncate():
 
 def test_sentences_are_translated_by_themselves_and_joined():
     worker = translator("plain", None)
-    client = client_of(worker, max_batch_inputs=100)
+    client = client_of(worker)
     (reply,) = post(client, inputs=LONG.strip(), split="sentences", parameters={"details": True})
     assert reply["translation_text"] == LONG.strip().upper()
     assert len(worker.commands) == 60
@@ -329,9 +341,20 @@ def test_the_sentences_of_a_stream_come_in_their_order():
     assert all(event["details"] is None for event in events[:-1])
 
 
+def test_parts_of_a_split_text_without_words_are_kept():
+    text = "One.\n***\nTwo. ... Three! \u266a"
+    worker = translator("plain", None)
+    client = client_of(worker)
+    (reply,) = post(client, inputs=text, split="sentences")
+    assert reply["translation_text"] == text.upper() and len(worker.commands) == 3
+    events = streamed(client, inputs=text, split="sentences")
+    assert "".join(event["token"]["text"] for event in events if not event["token"]["special"]) == text.upper()
+    assert events[-1]["translation_text"] == text.upper()
+
+
 @pytest.mark.parametrize(("path", "field"), [("/translate", "inputs"), ("/translate", "q"), ("/summarize", "inputs")])
 def test_too_many_sentences_are_refused_with_both_numbers(path: str, field: str):
-    client = client_of(translator("one", ONE_WAY), max_batch_inputs=4)
+    client = client_of(translator("one", ONE_WAY), max_batch_inputs=4, max_encode_inputs=4)
     languages = {"source": "en", "target": "pt"} if field == "q" else {}
     refused = post(client, path, 413, **{field: ["One. Two. Three.", "Four. Five."]}, **languages, split="sentences")
     message = refused if field == "q" else refused["message"]
@@ -344,12 +367,12 @@ def test_splits_no_further_than_the_limit(monkeypatch: pytest.MonkeyPatch):
     found = []
 
     def counted(text: str) -> Iterator[Sentence]:
-        for sentence in visible_sentences(text):
+        for sentence in worded_sentences(text):
             found.append(sentence)
             yield sentence
 
-    monkeypatch.setattr(rewriting, "visible_sentences", counted)
-    client = client_of(translator("one", ONE_WAY), max_batch_inputs=4)
+    monkeypatch.setattr(rewriting, "worded_sentences", counted)
+    client = client_of(translator("one", ONE_WAY), max_batch_inputs=4, max_encode_inputs=4)
     refused = post(client, status=413, inputs="One. " * 20_000, split="sentences")
     assert refused["message"].startswith("The request has at least 5 sentences and the limit is 4.")
     assert len(found) == 5

@@ -29,6 +29,7 @@ from server.models.languages import (
     rewriting_tasks,
     summary_options,
     summary_prefix,
+    translation_options,
     translation_prefix,
 )
 from server.models.loader import load
@@ -240,6 +241,13 @@ def test_reads_the_options_of_t5_for_summaries() -> None:
     options = {"num_beams": 4, "early_stopping": True, "no_repeat_ngram_size": -1, "prefix": "summarize: ", "x": {}}
     found = summary_options({"task_specific_params": {"summarization": options}})
     assert found == {"num_beams": 4, "early_stopping": True, "no_repeat_ngram_size": None, "x": None}
+
+
+def test_reads_the_options_for_translations_of_any_languages() -> None:
+    options = {"prefix": "spell: ", "num_beams": 4, "no_repeat_ngram_size": -1}
+    found = translation_options({"task_specific_params": {"translation": options}})
+    assert found == {"num_beams": 4, "no_repeat_ngram_size": None}
+    assert translation_options({"task_specific_params": T5_TASKS}) == {}
 
 
 @pytest.mark.parametrize("tasks", [None, [], {"summarization": None}, {"summarization": {"prefix": 3}}, {}])

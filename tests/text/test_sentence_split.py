@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.text.sentence_split import ABBREVIATIONS, join_sentences, split_sentences
+from server.text.sentence_split import ABBREVIATIONS, join_sentences, split_sentences, worded_sentences
 
 
 def texts(text: str) -> list[str]:
@@ -66,6 +66,16 @@ def test_sentences_are_joined_as_the_script_of_the_output_joins_them():
 def test_what_is_not_changed_is_joined_to_what_it_was():
     text = "One. Two!\n\n\tThree?\n四。五！"
     assert joined(text, texts(text)) == text
+
+
+def test_parts_without_words_are_kept_where_they_stand():
+    text = "One.\n***\nTwo. ... Three! 😍\n--\n"
+    sentences = list(worded_sentences(text))
+    assert [sentence.text for sentence in sentences] == ["One.", "Two.", "Three!"]
+    gaps = [sentence.gap for sentence in sentences]
+    assert join_sentences(gaps, ["Um.", "Dois.", "Três!"]) == "Um.\n***\nDois. ... Três!"
+    assert [sentence.tail for sentence in sentences] == ["", "", " 😍\n--"]
+    assert list(worded_sentences("... 😍\n--")) == []
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from server.api.dialects.anthropic.dialect import ANTHROPIC, ERROR_TYPES
-from server.api.dialects.libretranslate.dialect import TRANSLATE
+from server.api.dialects.libretranslate.dialect import LIBRETRANSLATE, TRANSLATE
 from server.api.http import errors as http_errors
 from server.api.http.dialect import Dialect
 from server.availability_errors import Starting, Unavailable
@@ -80,19 +80,22 @@ ANTHROPICS_REPLY: dict[str, Any] = {
     ],
 }
 
+LIBRETRANSLATES_REPLY: dict[str, Any] = {
+    "title": LIBRETRANSLATE.error_schema,
+    "type": "object",
+    "description": "An error in LibreTranslate's shape.",
+    "required": ["error"],
+    "properties": {"error": {"type": "string", "description": "What is wrong and what to do."}},
+}
 TRANSLATES_REPLY: dict[str, Any] = {
     "title": TRANSLATE.error_schema,
     "description": "The error of every route, or LibreTranslate's where the body has q or cannot be read.",
     "anyOf": [
         {"$ref": "#/components/schemas/ErrorReply"},
-        {
-            "type": "object",
-            "required": ["error"],
-            "properties": {"error": {"type": "string", "description": "What is wrong and what to do."}},
-        },
+        {"$ref": f"#/components/schemas/{LIBRETRANSLATE.error_schema}"},
     ],
 }
-REPLIES = (ERROR_REPLY, ANTHROPICS_REPLY, TRANSLATES_REPLY)
+REPLIES = (ERROR_REPLY, ANTHROPICS_REPLY, LIBRETRANSLATES_REPLY, TRANSLATES_REPLY)
 """The shapes of errors."""
 
 

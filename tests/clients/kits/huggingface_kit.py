@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 
 SERVER, KEY = os.environ["SERVER"], os.environ["HF_TOKEN"]
 
@@ -65,6 +66,17 @@ few = {"max_new_tokens": 5, "num_beams": 2}
 translation = of("/translate").translation("a mill", generate_parameters=few, truncation="longest_first")
 summary = of("/summarize").summarization("a mill", generate_parameters=few, clean_up_tokenization_spaces=False)
 assert translation.translation_text == summary.summary_text
+options = {"generate_parameters": few, "truncation": "only_first", "clean_up_tokenization_spaces": True}
+german = of("/translate").translation("a mill", src_lang="en", tgt_lang="de", **options)
+assert german.translation_text != translation.translation_text
+assert (
+    of("/summarize").summarization("a mill " * 2000, truncation="longest_first", generate_parameters=few).summary_text
+)
+try:
+    of("/translate").translation("a mill", src_lang="en", tgt_lang="xx")
+    raise AssertionError("an unknown language was not refused")
+except HfHubHTTPError as refusal:
+    assert refusal.response.status_code == 422 and "tgt_lang" in refusal.response.text
 
 # Vectors.
 vectors = of("/embed").feature_extraction("a cat")

@@ -40,6 +40,8 @@ assert status == 400 and json.loads(message)["error"].startswith("target"), mess
 for other in (LibreTranslateAPI(SERVER), LibreTranslateAPI(SERVER, "a-wrong-key-0123456789")):
     status, message = refusal(other.translate, text, "en", "de")
     assert status == 401 and "API key" in json.loads(message)["error"], message
-    assert refusal(other.languages)[0] == 401
-status, _ = refusal(LibreTranslateAPI(SERVER).detect, text)
-assert status == 401
+    status, message = refusal(other.languages)
+    assert status == 401 and "API key" in json.loads(message)["error"], message
+assert refusal(LibreTranslateAPI(SERVER).detect, text)[0] == 401
+status, message = refusal(client.detect, text)
+assert status == 404 and "does not detect languages" in json.loads(message)["error"], message

@@ -27,9 +27,10 @@ from server.serving.output_text import OutputToken
 from server.serving.prompts import PromptSource
 from server.text.clean_up import clean_up
 from server.text.languages import Direction
-from server.text.sentence_split import Sentence, is_blank, join_sentences, visible_sentences
+from server.text.sentence_split import Sentence, has_words, join_sentences, worded_sentences
 
 Split = Literal["sentences"]
+ADVICE = sentence("Shorten it, set {split} to sentences, or set {truncate} to cut its end.")
 
 
 class RewriteParameters(GenerateParameters):
@@ -59,8 +60,8 @@ class Rewriting:
     several: str = "num_return_sequences"
     """The field that asks for several outputs."""
     is_cleaned: bool = False
-    keeps_blank: bool = False
-    """Whether a blank text is answered with itself; else it is refused."""
+    keeps_wordless: bool = False
+    """Whether a text without words is answered with itself; else the model reads it, and a blank one is refused."""
     body: Mapping[str, Any] = field(default_factory=dict)
     """For the rules on options: the fields beside the parameters."""
 
@@ -117,7 +118,9 @@ class Rewriter:
             raise ConflictingParameters("split", "inputs", reason)
         source = PromptSource(
             texts=[part.text for parts in self.parts for part in parts],
+            max_prompts=self._max_sentences if wanted.split else None,
             direction=wanted.direction,
+            advice=ADVICE,
             task_defaults=wanted.task_defaults,
             body=wanted.body,
         )
@@ -126,9 +129,13 @@ class Rewriter:
             raise ConflictingParameters("split", wanted.several, "a text that is split has one output")
         self.generations = [self.generator.start(prompt) for prompt in prompts]
 
+    @property
+    def _max_sentences(self) -> int:
+        return self.context.front.config.max_encode_inputs
+
     async def _split(self) -> list[list[Sentence]]:
         """The parts of each text."""
-        texts, limit = self.wanted.texts, self.context.front.config.max_batch_inputs
+        texts, limit = self.wanted.texts, self._max_sentences
         # One more than the limit tells that there are too many.
         found = await text_threads.each(
             lambda text: _parts(text, self.wanted, at_most=limit + 1), texts, sum(map(len, texts))
@@ -164,7 +171,7 @@ class Rewriter:
             details: answers.Details | None = own[0].details
         else:
             joined = join_sentences([part.gap for part in parts], [answer.generated_text for answer in own])
-            reply = {key: self._cleaned(joined)}
+            reply = {key: self._cleaned(joined + parts[-1].tail)}
             of_parts = [answer.details for answer in own if answer.details is not None]
             details = summed(of_parts, parts, generations) if of_parts else None
         return reply if details is None else {**reply, "details": details}
@@ -203,13 +210,13 @@ async def rewritten(context: Context, served: ServedGenerator, wanted: Rewriting
 
 
 def _parts(text: str, wanted: Rewriting, at_most: int) -> list[Sentence]:
-    """What the model reads of the text; nothing of a blank text that is kept.
+    """What the model reads of the text; nothing of a text without words that is kept.
 
-    Another text without a sentence is left whole, to be refused where all texts are.
+    Another text without a sentence is left whole; if it is blank, it is refused where all texts are.
     """
-    if wanted.keeps_blank and is_blank(text):
+    if wanted.keeps_wordless and not has_words(text):
         return []
-    return list(islice(visible_sentences(text), at_most) if wanted.split else []) or [Sentence("", text)]
+    return list(islice(worded_sentences(text), at_most) if wanted.split else []) or [Sentence("", text)]
 
 
 async def _in_order(

@@ -65,6 +65,10 @@ class StreamedTexts:
             self._join(event)
             is_last = self._number == len(self._parts) - 1
             details = self._summed(details) if details is not None and is_last else None
+            if details is not None and (tail := self._parts[-1].tail):
+                # Clients leave out the text of special tokens.
+                event.token = msgspec.structs.replace(event.token, text=event.token.text + tail, special=False)
+                self._sent += tail
             text = self._sent if details is not None else None
         shown: dict[str, Any] = {"index": event.index, "token": event.token}
         for name in ("top_tokens", "sequence"):

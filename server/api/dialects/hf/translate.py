@@ -28,10 +28,11 @@ from server.api.http.json_reply import json_reply
 from server.errors import ConflictingParameters, InvalidParameter, InvalidRequest, UnsupportedParameter
 from server.sentences import Reader, sentence
 from server.serving.generator import ServedGenerator
-from server.serving.options.table import MAX_OUTPUTS, GenerateOptions
+from server.serving.hypotheses import best, max_hypotheses
+from server.serving.options.table import GenerateOptions
 from server.serving.translation import choose, has_certain_source
 from server.text.languages import Direction
-from server.text.sentence_split import is_blank
+from server.text.sentence_split import has_words
 
 router = DialectRouter(TRANSLATE, "translation")
 
@@ -62,7 +63,8 @@ class TranslateRequest(StrictModel):
     stream: bool | None = None
     """Send each token as a server-sent event. Only a single input can be streamed. With inputs."""
     q: TextOrTexts | None = None
-    """Instead of inputs; the response then has LibreTranslate's shape. A text of blanks alone is returned unchanged."""
+    """Instead of inputs; the response then has LibreTranslate's shape. A text without a letter or digit is returned
+    unchanged."""
     source: str | None = None
     """The language of q. ``auto`` is for models that read one language or need none. It goes with q."""
     target: str | None = None
@@ -132,7 +134,7 @@ async def _libretranslate(body: TranslateRequest, context: Context) -> Response:
     if not body.q:
         raise InvalidParameter("inputs", body.q, "must not be empty")
     texts = [body.q] if isinstance(body.q, str) else body.q
-    served, direction = _direction(body, context, [text for text in texts if not is_blank(text)])
+    served, direction = _direction(body, context, [text for text in texts if has_words(text)])
     of_languages = served.translation_defaults(direction)
     options = _with_alternatives(body.alternatives or 0, served, of_languages)
     wanted = Rewriting(
@@ -143,7 +145,7 @@ async def _libretranslate(body: TranslateRequest, context: Context) -> Response:
         task_defaults=of_languages,
         split=body.split,
         several="alternatives",
-        keeps_blank=True,
+        keeps_wordless=True,
     )
     record = context.record
     record.task, record.model, record.num_inputs = served.ready.task, served.name, len(texts)
@@ -166,15 +168,11 @@ def _direction(body: TranslateRequest, context: Context, texts: list[str]) -> tu
 
 def _with_alternatives(count: int, served: ServedGenerator, of_languages: Mapping[str, Any]) -> GenerateOptions:
     """The best hypotheses of a beam search."""
-    limit = min(MAX_OUTPUTS, served.ready.max_running) - 1
+    limit = max_hypotheses(served) - 1
     if not 0 <= count <= limit:
         rule = sentence("must be from 0 to {limit}, for each one is a beam", limit=limit)
         raise InvalidParameter("alternatives", count, rule)
-    if count == 0:
-        return GenerateOptions()
-    usual = of_languages.get("num_beams", served.ready.generation_config.get("num_beams"))
-    num_beams = max(count + 1, usual if isinstance(usual, int) else 1)
-    return GenerateOptions(num_beams=num_beams, num_return_sequences=count + 1)
+    return GenerateOptions(**best(count + 1, served, of_languages))
 
 
 def _answer(replies: list[dict[str, Any]], body: TranslateRequest) -> dict[str, Any]:
