@@ -20,9 +20,10 @@ from server.serving.classifier import ServedClassifier
 from server.serving.encoder_client import ServedEncoder
 from server.serving.generator import ServedGenerator
 from server.serving.origin import origin_of
+from server.serving.question_answerer import ServedQuestionAnswerer
 from server.serving.services import Services
 from server.sharing import served_base
-from server.tasks import SEQ2SEQ, TASKS
+from server.tasks import QUESTION_ANSWERING, SEQ2SEQ, TASKS
 
 Served = ServedGenerator | ServedEncoder
 
@@ -156,6 +157,16 @@ class Registry:
         wanted = names if name is None and names else [name]
         found = [self._chosen(names, each, SEQ2SEQ.name) for each in wanted]
         return [served for served in found if isinstance(served, ServedGenerator)]
+
+    def answerer(self, name: str | None) -> ServedQuestionAnswerer | ServedGenerator:
+        """The model of that name that answers questions about texts; without a name the first one with a head for it,
+        or else the first one that writes answers."""
+        self._check_loaded()
+        writers = [each for each in self._names.get(SEQ2SEQ.name, []) if self._served[each].ready.can_answer]
+        names = [*self.names(ServedQuestionAnswerer), *writers]
+        served = self._chosen(names, name, QUESTION_ANSWERING.name)
+        assert isinstance(served, ServedQuestionAnswerer | ServedGenerator)
+        return served
 
     def _chosen(self, names: list[str], name: str | None, task: str) -> Served:
         """The model of that name among ``names``, or the first of these."""

@@ -97,3 +97,23 @@ def test_a_worker_killed_in_a_stream_changes_no_token(server: ServerProcess):
                     os.kill(server.worker_pid("t5"), signal.SIGKILL)
     assert len(whole) == 300
     assert ids == whole
+
+
+def test_answers_that_t5_writes_are_transformers_hypotheses_with_their_probabilities(
+    server: ServerProcess, folders: dict[str, Path]
+) -> None:
+    question, context = "Who comes down?", SOURCES[0]
+    body = {"model": "t5", "inputs": {"question": question, "context": context}}
+    parameters = {"top_k": 3, "max_answer_len": 6}
+    response = httpx2.post(f"{server.url}/question-answering", json={**body, "parameters": parameters}, timeout=120)
+    assert response.status_code == 200, response.text
+    tokenizer = AutoTokenizer.from_pretrained(folders["t5"])
+    module = AutoModelForSeq2SeqLM.from_pretrained(folders["t5"], dtype=torch.float32)
+    source = tokenizer(f"question: {question} context: {context}", return_tensors="pt")
+    hypotheses = module.generate(**source, num_beams=3, num_return_sequences=3, max_new_tokens=6)
+    logits = module(**{name: ids.expand(3, -1) for name, ids in source.items()}, decoder_input_ids=hypotheses).logits
+    logprobs = logits[:, :-1].log_softmax(-1).gather(2, hypotheses[:, 1:, None])[..., 0]
+    scores = logprobs.masked_fill(hypotheses[:, 1:] == module.config.pad_token_id, 0).sum(1).exp().tolist()
+    texts = [text.strip() for text in tokenizer.batch_decode(hypotheses, skip_special_tokens=True)]
+    expected = {text: max(score for each, score in zip(texts, scores, strict=True) if each == text) for text in texts}
+    assert {answer["answer"]: answer["score"] for answer in response.json()} == pytest.approx(expected, rel=1e-4)

@@ -1,4 +1,7 @@
-"""``POST /question-answering``: the parts of a text that answer a question, in the shapes of Hugging Face's API."""
+"""``POST /question-answering``: the parts of a text that answer a question, in the shapes of Hugging Face's API.
+
+Models of T5's kind have no head for it: they write their answers.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,16 @@ from typing_extensions import TypedDict
 
 from server.api.bodies.router import DialectRouter
 from server.api.bodies.schemas import NOT_EMPTY, STOP_AT_FIRST_ERROR, StrictModel, one_error
-from server.api.context import ContextDep
+from server.api.context import Context, ContextDep
 from server.api.encode.run import run
 from server.api.http.dialect import SLUICE
 from server.api.http.json_reply import json_reply
+from server.errors import UnsupportedParameter
 from server.sentences import Reader
+from server.serving.generator import ServedGenerator
 from server.serving.question_answerer import AnswerOptions, Question, ServedQuestionAnswerer
-from server.text.answers import Answer, AnswerRules
+from server.serving.written_answers import AnswerWriter, WrittenAnswer
+from server.text.answers import AnswerRules
 
 router = DialectRouter(SLUICE)
 
@@ -36,7 +42,7 @@ class QuestionAnsweringParameters(StrictModel):
     top_k: Count | None = None
     """Return up to this many answers, the best first. Above 1 the response is a list. Default 1."""
     max_answer_len: Count | None = None
-    """Maximum length of an answer in tokens. Default 15."""
+    """Maximum length of an answer in tokens. Default 15; of a model that writes, its own default."""
     handle_impossible_answer: bool | None = None
     """Whether an empty answer, which says that the context has none, is one of the answers. Default false."""
     align_to_words: bool | None = None
@@ -59,45 +65,96 @@ class QuestionAnsweringRequest(StrictModel):
     ]
     """A list must contain at least one question."""
     parameters: QuestionAnsweringParameters | None = None
+    template: str | None = None
+    """The name of a template with the variables question and context, for an encoder-decoder model that shall be asked
+    in other words."""
     model: str | None = None
-    """The name of a served model for question answering; without it the first one."""
+    """The name of a served model for question answering or of T5's kind; without it the first one for question
+    answering, or else the first of T5's kind. With template the name of any encoder-decoder model."""
 
 
 class AnswerReply(TypedDict):
-    """One answer, ``context[start:end]``; empty where the context has none."""
+    """One answer, ``context[start:end]``; empty where the context has none.
+
+    Of an answer that a model wrote and that is not part of the context, ``start`` and ``end`` are null.
+    """
 
     score: float
-    start: int
-    end: int
+    start: int | None
+    end: int | None
     answer: str
 
 
 AnswersReply = AnswerReply | list[AnswerReply] | list[AnswerReply | list[AnswerReply]]
 
+READER = Reader({"max_new_tokens": "parameters.max_answer_len"}, parameters=QuestionAnsweringParameters.model_fields)
+OF_WINDOWS = ("max_seq_len", "doc_stride", "max_question_len")
+
 
 @router.post("/question-answering", response_model=AnswersReply)
 async def question_answering(body: QuestionAnsweringRequest, context: ContextDep) -> Response:
-    """Find the part of ``context`` that answers ``question``.
+    """Find the part of ``context`` that answers ``question``, or let a model of T5's kind write the answer.
 
     The response is one answer, or a list of up to ``top_k`` answers if ``top_k`` is above 1; for a list of inputs, a
     list of these. ``start`` and ``end`` count characters of the context. A context longer than the model is read in
-    windows that overlap by ``doc_stride`` tokens.
+    windows that overlap by ``doc_stride`` tokens; a model that writes refuses it.
     """
-    served = context.registry.get(ServedQuestionAnswerer, body.model)
     is_one = isinstance(body.inputs, QuestionBody)
     inputs = [body.inputs] if isinstance(body.inputs, QuestionBody) else body.inputs
     questions = [Question(each.question, each.context) for each in inputs]
     parameters = body.parameters or QuestionAnsweringParameters()
-    options = _options(parameters)
-    results = await run(
-        context,
-        served,
-        questions,
-        lambda record: served.answer(questions, options, record),
-        Reader(parameters=QuestionAnsweringParameters.model_fields),
-    )
-    replies = [_reply(answers, options.rules.top_k) for answers in results]
+    context.record.reader = READER
+    if body.template is None:
+        served = context.registry.answerer(body.model)
+    else:
+        served = context.registry.encoder_decoders(body.model)[0]
+    if isinstance(served, ServedGenerator):
+        results = await _written(context, served, questions, parameters, body.template)
+    else:
+        results = await _found(context, served, questions, parameters)
+    replies = [answers if (parameters.top_k or 1) > 1 else answers[0] for answers in results]
     return json_reply(replies[0] if is_one else replies)
+
+
+async def _found(
+    context: Context,
+    served: ServedQuestionAnswerer,
+    questions: list[Question],
+    parameters: QuestionAnsweringParameters,
+) -> list[list[AnswerReply]]:
+    options = _options(parameters)
+    results = await run(context, served, questions, lambda record: served.answer(questions, options, record))
+    return [
+        [{"score": found.score, "start": found.start, "end": found.end, "answer": found.answer} for found in answers]
+        for answers in results
+    ]
+
+
+async def _written(
+    context: Context,
+    served: ServedGenerator,
+    questions: list[Question],
+    parameters: QuestionAnsweringParameters,
+    template: str | None,
+) -> list[list[AnswerReply]]:
+    for name in OF_WINDOWS:
+        if getattr(parameters, name) is not None:
+            raise UnsupportedParameter(name, "this model writes its answers and reads a context as a whole")
+    if parameters.handle_impossible_answer:
+        raise UnsupportedParameter("handle_impossible_answer", "this model writes its answers, also empty ones")
+    if parameters.align_to_words is False:
+        raise UnsupportedParameter("align_to_words", "this model writes its answers")
+    record = context.record
+    record.task, record.model, record.num_inputs = served.ready.task, served.name, len(questions)
+    writer = AnswerWriter(served, template, top_k=parameters.top_k or 1, max_tokens=parameters.max_answer_len)
+    await context.until_disconnect(writer.prepare(questions))
+    results = await context.until_disconnect(writer.answers(record))
+    return [[_written_reply(answer) for answer in answers] for answers in results]
+
+
+def _written_reply(answer: WrittenAnswer) -> AnswerReply:
+    start, end = answer.place or (None, None)
+    return {"score": answer.score, "start": start, "end": end, "answer": answer.answer}
 
 
 def _options(parameters: QuestionAnsweringParameters) -> AnswerOptions:
@@ -114,12 +171,3 @@ def _options(parameters: QuestionAnsweringParameters) -> AnswerOptions:
         doc_stride=parameters.doc_stride,
         max_question_len=parameters.max_question_len,
     )
-
-
-def _reply(answers: list[Answer], top_k: int) -> AnswerReply | list[AnswerReply]:
-    replies = [_answer(answer) for answer in answers]
-    return replies if top_k > 1 else replies[0]
-
-
-def _answer(answer: Answer) -> AnswerReply:
-    return {"score": answer.score, "start": answer.start, "end": answer.end, "answer": answer.answer}
