@@ -23,7 +23,7 @@ from server.engine.memory import CudaShare
 from server.errors import ConfigurationError
 from server.models import loader
 from server.models.adapter import check
-from server.models.adapter_files import read_changes
+from server.models.adapter_files import Targets, read_changes
 from server.models.device import choose_device
 from server.models.folder import ModelFolder, look
 from server.models.lengths import longest_input, longest_source
@@ -153,7 +153,7 @@ def _why_not_shared(module: PreTrainedModel, folder: ModelFolder) -> str | None:
     if folder.adapter is None or folder.task != GENERATE.name:
         return f"its task is {folder.task}"
     try:
-        read_changes(module, folder.adapter)
+        read_changes(Targets(module), folder.adapter)
     except NotShared as error:
         return str(error)
     return None

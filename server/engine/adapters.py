@@ -6,6 +6,7 @@ request has is never given up. Reading is slow and goes on in a thread; all meth
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -17,6 +18,7 @@ from server.modules.adapted import NotShared
 from server.native.adapted import Deltas
 from server.protocol import AdapterState, LoadAdapter, Residence, SharedAdapter
 
+SWITCH_INTERVAL_S = 0.0002
 LONGEST_WAIT_S = 0.01
 """What an engine that has nothing else to do waits at a time: a new request is seen no later."""
 
@@ -149,8 +151,7 @@ class AdapterTable:
             return
         self._is_announced = False
         if self._pool is None:
-            # One thread of torch's: the others compute steps.
-            self._pool = ThreadPoolExecutor(1, "adapters", initializer=torch.set_num_threads, initargs=(1,))
+            self._pool = ThreadPoolExecutor(1, "adapters", initializer=_give_way)
         self._reading = self._pool.submit(self._read_in_thread, source)
 
     def _read_in_thread(self, source: LoadAdapter) -> ReadAdapter:
@@ -235,6 +236,13 @@ class AdapterTable:
 
     def _tell(self, digest: str, state: Residence, facts: SharedAdapter | None = None) -> None:
         self._states.append(AdapterState(digest, state, facts))
+
+
+def _give_way() -> None:
+    """In the thread: steps go on meanwhile."""
+    torch.set_num_threads(1)
+    # A step takes the interpreter's lock back from this thread dozens of times, and waits so long each time.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 
 def too_large(deltas: Deltas, max_bytes: int) -> str:

@@ -9,7 +9,9 @@ Dimension key: K inputs of a layer, N its outputs, R rank.
 from __future__ import annotations
 
 import copy
+import json
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,20 +42,45 @@ BY_TYPE = {
 }  # fmt: skip
 """Fields of the config that are read here or by PEFT. All others have to be unset."""
 
+UNSEEN = ("base_model_name_or_path", "revision", "inference_mode")
+"""Fields that say nothing of the layers."""
+MAX_CONFIGS = 8
+
 COMMON = {"peft_type", "target_modules", "exclude_modules"}
 
 HARMLESS_STARTS = (*PLAIN_STARTS, "eva", "orthogonal")
 """Values of init_lora_weights that leave the base's weights as they are."""
 
 
-def read_changes(skeleton: PreTrainedModel, adapter: Adapter) -> dict[str, LayerChange]:
-    """What the adapter changes, by name of the linear layer. ``skeleton`` is the base, its weights without values.
+class Targets:
+    """PEFT's layers by name, for the configs of one base's adapters. Finding them takes most of the time of a load.
+
+    Those of the last configs are kept: fine-tunes of one base often differ in their weights alone.
+    """
+
+    def __init__(self, skeleton: PreTrainedModel) -> None:
+        self.skeleton = skeleton
+        self._found: OrderedDict[str, dict[str, Any]] = OrderedDict()
+
+    def of(self, folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Raises `NotShared`."""
+        key = json.dumps({name: value for name, value in config.items() if name not in UNSEEN}, sort_keys=True)
+        if key not in self._found:
+            self._found[key] = _targets(self.skeleton, folder)
+        self._found.move_to_end(key)
+        while len(self._found) > MAX_CONFIGS:
+            self._found.popitem(last=False)
+        return self._found[key]
+
+
+def read_changes(targets: Targets, adapter: Adapter) -> dict[str, LayerChange]:
+    """What the adapter changes, by name of the linear layer.
 
     Raises `NotShared` for whatever is more than a change of linear layers, or does not fit.
     """
     config = read_json(adapter.folder, "adapter_config.json")
     _check_config(config)
-    layers = _targets(skeleton, adapter.folder)
+    layers = targets.of(adapter.folder, config)
     try:
         tensors = load_file(adapter.folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -61,7 +88,7 @@ def read_changes(skeleton: PreTrainedModel, adapter: Adapter) -> dict[str, Layer
     reader = _Tensors({name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()})
     read = _lora if config["peft_type"] == "LORA" else _ia3
     changes = {name: read(name, layer, reader) for name, layer in layers.items()}
-    changes |= _with_biases(skeleton, changes, reader)
+    changes |= _with_biases(targets.skeleton, changes, reader)
     reader.finish()
     return changes
 

@@ -6,15 +6,13 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from server.config import ModelConfig
 from server.engine.adapter_trial import try_all_steps
 from server.engine.adapters import AdapterTable, ReadAdapter, too_large
 from server.engine.model_runner import ModelRunner
 from server.errors import ConfigurationError
 from server.models import describe
-from server.models.adapter_files import read_changes
+from server.models.adapter_files import Targets, read_changes
 from server.models.folder import ModelFolder, look
 from server.models.loader import LoadedModel, generation_defaults
 from server.models.module import LOAD_FAILURES, read_module
@@ -63,7 +61,7 @@ class Reader:
         self._loaded = loaded
         self._runner = runner
         self._deterministic = deterministic
-        self._skeleton: PreTrainedModel | None = None
+        self._targets: Targets | None = None
         self._tokenizer: Any = None
 
     def read(self, source: LoadAdapter) -> ReadAdapter:
@@ -85,7 +83,7 @@ class Reader:
         folder.check_files()
         if folder.adapter is None or folder.task != loaded.task:
             raise NotShared(f"its task is {folder.task}, and that of its base {loaded.task}")
-        changes = read_changes(self._empty_module(folder), folder.adapter)
+        changes = read_changes(self._targets_in(folder), folder.adapter)
         deltas = packed_changes(self._runner.parts, changes)
         tokenizer = self._read_tokenizer(folder)
         files = tokenizer_files(tokenizer)
@@ -102,12 +100,11 @@ class Reader:
         )
         return ReadAdapter(deltas, facts)
 
-    def _empty_module(self, folder: ModelFolder) -> PreTrainedModel:
-        if self._skeleton is None:
-            self._skeleton = read_module(
-                folder.weights, folder.task, None, self._loaded.module.dtype, with_weights=False
-            )
-        return self._skeleton
+    def _targets_in(self, folder: ModelFolder) -> Targets:
+        if self._targets is None:
+            dtype = self._loaded.module.dtype
+            self._targets = Targets(read_module(folder.weights, folder.task, None, dtype, with_weights=False))
+        return self._targets
 
     def _read_tokenizer(self, folder: ModelFolder) -> Any:
         """The adapter's own, else its base's."""

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from server.models import adapter_files
 from server.models.adapter import WEIGHTS, read_adapter
-from server.models.adapter_files import read_changes
+from server.models.adapter_files import Targets, read_changes
 from server.models.module import read_module
 from server.modules.adapted import NotShared
 from tests.models.folders import edit
@@ -39,9 +40,12 @@ def adapter(written: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(written, tmp_path / "adapter"))
 
 
+def targets_of(base: Path) -> Targets:
+    return Targets(read_module(base, "generate", None, torch.float32, with_weights=False))
+
+
 def changes(folder: Path, base: Path) -> dict[str, Any]:
-    skeleton = read_module(base, "generate", None, torch.float32, with_weights=False)
-    return read_changes(skeleton, read_adapter(folder, str(base)))
+    return read_changes(targets_of(base), read_adapter(folder, str(base)))
 
 
 def problem(folder: Path, base: Path) -> str:
@@ -108,3 +112,24 @@ def test_names_a_field_that_cannot_be_shared(adapter: Path, base: Path, field: s
 def test_an_adapter_of_the_embedding_is_not_shared(adapter: Path, base: Path) -> None:
     edit(adapter, "adapter_config.json", lambda config: config["target_modules"].append("embed_tokens"))
     assert problem(adapter, base) == "it changes model.embed_tokens, which is no linear layer"
+
+
+def test_peft_is_asked_once_for_adapters_with_equal_configs(
+    adapter: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    find = adapter_files._targets
+    monkeypatch.setattr(adapter_files, "_targets", lambda *given: asked.append(1) or find(*given))
+    targets = targets_of(base)
+    first = read_changes(targets, read_adapter(adapter, str(base)))
+    edit(adapter, "adapter_config.json", lambda config: config.update(base_model_name_or_path="elsewhere"))
+    change_tensors(adapter, lambda tensors: tensors[f"{FIRST}.lora_A.weight"].add_(1))
+    second = read_changes(targets, read_adapter(adapter, str(base)))
+    assert len(asked) == 1 and first.keys() == second.keys()
+    name = FIRST.removeprefix("base_model.model.")
+    assert first[name].a_RK is not None and second[name].a_RK is not None
+    assert not torch.equal(first[name].a_RK, second[name].a_RK)
+    edit(adapter, "adapter_config.json", lambda config: config.update(lora_alpha=config["lora_alpha"] * 2))
+    doubled = read_changes(targets, read_adapter(adapter, str(base)))
+    assert len(asked) == 2
+    assert torch.equal(doubled[name].b_NR, 2 * second[name].b_NR)

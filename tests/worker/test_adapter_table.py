@@ -109,7 +109,8 @@ def test_an_adapter_in_use_is_not_given_up_and_others_wait_for_it(
 ) -> None:
     first, second = marker(FIRST_MARKER), marker(FIRST_MARKER + 1)
     size = facts_of(engine_of(base), first).num_bytes
-    engine = engine_of(base, max_adapter_gib=(size + 16) / GIB)
+    # One token a step, so that the long request outlives the others.
+    engine = engine_of(base, max_adapter_gib=(size + 16) / GIB, prompt_lookup="off")
     for source in (second, first):
         facts_of(engine, source)
     outcomes: dict[str, Outcome] = {}
