@@ -139,6 +139,7 @@ PARTS: dict[str, Callable[[Plan], Numbers]] = {
     "prefix": prefix,
     "rates": rates,
     "steady": steady.measure,
+    "steady-sources": steady.of_translator,
     "encoder": encoder,
     "beams": beam_search,
     "deterministic": deterministic,

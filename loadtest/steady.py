@@ -1,6 +1,6 @@
-"""How evenly running streams go on while long prompts come in.
+"""How evenly running streams go on while long prompts come in, or long sources of an encoder-decoder.
 
-A few streams run all the time; every other spell a long prompt arrives once a second. The gaps between their tokens
+A few streams run all the time; in every other spell a long prompt arrives at fixed times. The gaps between their tokens
 in a spell with prompts are compared with those in the spell before, so that a slow minute meets both.
 """
 
@@ -10,8 +10,10 @@ import asyncio
 import random
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter, process_time
 
+import random_models
 from client import Timeline, run, send
 from comparison import Case
 from plan import Plan
@@ -19,29 +21,55 @@ from prompts import prompts
 from report import percentile
 from rounds import PAUSE_S, Numbers
 from served import Served, servers
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 from workloads import StreamFailed, body
 
-RUNNING = Case(streams=8, prompt_tokens=128)
-LONG_PROMPT_NEW_TOKENS = 8
-EVERY_S = 1.0
+GAPS = ("gap_p50", "gap_p95", "gap_max")
 SETTLE_S = 2.0
 """Until all streams run."""
 
 
+@dataclass(frozen=True)
+class Arrivals:
+    """Streams that run, and what arrives meanwhile."""
+
+    running: Case
+    long_tokens: int
+    every_s: float
+    long_new_tokens: int = 8
+
+
+DECODER = Arrivals(Case(streams=8, prompt_tokens=128, new_tokens=6000), long_tokens=1024, every_s=1.0)
+TRANSLATOR = Arrivals(Case(streams=8, prompt_tokens=40, new_tokens=500), long_tokens=512, every_s=0.25)
+"""One source a second would be in less than a twentieth of all gaps, and so not in their 95th percentile."""
+QUICK = Arrivals(Case(streams=8, prompt_tokens=16, new_tokens=400), long_tokens=64, every_s=1.0)
+
+
 def measure(plan: Plan) -> Numbers:
-    """By variant: gaps without and with the long prompts, and how they compare."""
-    tokenizer = AutoTokenizer.from_pretrained(plan.model)
+    """By variant: gaps without and with long prompts, and how they compare."""
+    return _measure(plan, plan.pick(DECODER, QUICK))
+
+
+def of_translator(plan: Plan) -> Numbers:
+    """The same on a random opus-mt-base, while sources of 512 tokens arrive."""
+    own = plan if plan.is_quick else replace(plan, model=str(random_models.folder_of("opus-mt-base")))
+    return _measure(own, plan.pick(TRANSLATOR, QUICK))
+
+
+def _measure(plan: Plan, arrivals: Arrivals) -> Numbers:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=f"{plan.model}/tokenizer.json")
     rng = random.Random(plan.seed)
-    spell_s, long_tokens = plan.pick(6.0, 1.0), plan.pick(1024, 64)
-    results: Numbers = {"streams": RUNNING.streams, "long_prompt_tokens": long_tokens, "every_s": EVERY_S, "sides": {}}
+    running, every_s = arrivals.running, arrivals.every_s
+    spell_s = plan.pick(6.0, 1.0)
+    num_long = round(plan.rounds * (spell_s + 2) / every_s) + 1
+    results: Numbers = {
+        "streams": running.streams, "long_prompt_tokens": arrivals.long_tokens, "every_s": every_s, "sides": {},
+    }  # fmt: skip
     with servers(plan.model, plan.variants()) as served:
         for name, each in served.items():
-            texts = prompts(tokenizer, RUNNING.streams, plan.pick(RUNNING.prompt_tokens, 16), rng)
-            long_texts = prompts(tokenizer, round(plan.rounds * (spell_s + 2) / EVERY_S) + 1, long_tokens, rng)
-            most_tokens = plan.pick(6000, 400)
-            rounds = run(_watch(each, texts, long_texts, plan.rounds, spell_s, most_tokens))
-            results["sides"][name] = _summary(rounds)
+            texts = prompts(tokenizer, running.streams, running.prompt_tokens, rng)
+            long_texts = prompts(tokenizer, num_long, arrivals.long_tokens, rng)
+            results["sides"][name] = _summary(run(_watch(each, arrivals, texts, long_texts, plan.rounds, spell_s)))
     return results
 
 
@@ -67,18 +95,18 @@ class _Endless:
 
 
 async def _watch(
-    served: Served, texts: Sequence[str], long_texts: list[str], rounds: int, spell_s: float, most_tokens: int
+    served: Served, arrivals: Arrivals, texts: Sequence[str], long_texts: list[str], rounds: int, spell_s: float
 ) -> list[Numbers]:
     url = f"{served.url}/generate"
-    running = [_Endless(url, text, most_tokens) for text in texts]
+    running = [_Endless(url, text, arrivals.running.new_tokens) for text in texts]
     measured = []
     try:
         await asyncio.sleep(SETTLE_S)
         cpu_before, begin = process_time(), perf_counter()
         for _ in range(rounds):
             await asyncio.sleep(PAUSE_S)
-            without = await _spell(running, [], url, spell_s)
-            measured.append({"without": without, "with": await _spell(running, long_texts, url, spell_s)})
+            without = await _spell(running, arrivals, [], url, spell_s)
+            measured.append({"without": without, "with": await _spell(running, arrivals, long_texts, url, spell_s)})
         client_cpu = (process_time() - cpu_before) / (perf_counter() - begin)
     finally:
         for each in running:
@@ -89,13 +117,15 @@ async def _watch(
     return [{**each, "client_cpu": client_cpu} for each in measured]
 
 
-async def _spell(running: Sequence[_Endless], long_texts: list[str], url: str, spell_s: float) -> Numbers:
+async def _spell(
+    running: Sequence[_Endless], arrivals: Arrivals, long_texts: list[str], url: str, spell_s: float
+) -> Numbers:
     """Gaps while prompts arrive and until the last one is answered; without any for as long as a spell takes."""
     begin = perf_counter()
     arrived = []
-    for number in range(round(spell_s / EVERY_S) if long_texts else 0):
-        await asyncio.sleep(max(0.0, begin + number * EVERY_S - perf_counter()))
-        arrived.append(asyncio.create_task(send(url, body(long_texts.pop(), LONG_PROMPT_NEW_TOKENS))))
+    for number in range(round(spell_s / arrivals.every_s) if long_texts else 0):
+        await asyncio.sleep(max(0.0, begin + number * arrivals.every_s - perf_counter()))
+        arrived.append(asyncio.create_task(send(url, body(long_texts.pop(), arrivals.long_new_tokens))))
     await asyncio.sleep(max(0.0, begin + spell_s - perf_counter()))
     end = perf_counter()
     answers = await asyncio.gather(*arrived)
@@ -119,10 +149,10 @@ def _ms(seconds: float | None) -> float | None:
 def _summary(rounds: list[Numbers]) -> Numbers:
     ratios = {
         f"x_{key}": statistics.median(each["with"][f"{key}_ms"] / each["without"][f"{key}_ms"] for each in rounds)
-        for key in ("gap_p50", "gap_p95")
+        for key in GAPS
     }
     middle = {
-        side: {key: statistics.median(each[side][key] for each in rounds) for key in ("gap_p50_ms", "gap_p95_ms")}
+        side: {f"{key}_ms": statistics.median(each[side][f"{key}_ms"] for each in rounds) for key in GAPS}
         for side in ("without", "with")
     }
     return {**ratios, **middle, "client_cpu": rounds[0]["client_cpu"], "rounds": rounds}

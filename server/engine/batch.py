@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from server.engine.batch_inputs import IntArray
+from server.engine.encoding import SourcePart
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
-from server.engine.sources import Source, SourceState
+from server.engine.sources import Source
 
 
 class Share(NamedTuple):
@@ -38,6 +39,16 @@ class Share(NamedTuple):
         return max(0, min(self.num_new_tokens, missing))
 
 
+class SourceShare(NamedTuple):
+    """A source's part of a step."""
+
+    part: SourcePart
+    group: SequenceGroup
+    """For which it is computed; others may read it too."""
+    num_tokens: int
+    """Tokens of a short source that would cost as much."""
+
+
 def share_of(row: Sequence, num_new_tokens: int, group: SequenceGroup) -> Share:
     """A row's part whose logits are wanted only where they choose or score a token: not in the middle of a prompt."""
     share = Share(row, num_new_tokens, group, num_logits=int(num_new_tokens == row.num_new_tokens))
@@ -59,10 +70,8 @@ class Batch:
     num_accepted: int = 0
     """Drafted tokens that came true."""
 
-    sources: list[SourceState] = field(default_factory=list)
-    """Texts that the step encodes, each once."""
-    num_source_tokens: int = 0
-    """Of all of them."""
+    source_shares: list[SourceShare] = field(default_factory=list)
+    """Each of another source."""
 
     # Lists, here and below, for a generator costs more than what it sums up.
 
@@ -71,15 +80,36 @@ class Batch:
         return sum([share.num_new_tokens for share in self.shares]) + self.num_drafted + self.num_source_tokens
 
     @property
-    def num_prompt_tokens(self) -> int:
-        """Of the new tokens, those of prompts and sources. Asked before they are computed."""
-        of_rows = sum([share.num_prompt_tokens for share in self.shares if share.sequence.is_in_prompt])
-        return of_rows + self.num_source_tokens
+    def num_source_tokens(self) -> int:
+        return sum([share.num_tokens for share in self.source_shares])
 
-    def read(self, source: Source | None) -> int:
-        """A row of the step reads ``source``. Returns its tokens if the step has to encode it for this row."""
-        if source is None or source.is_computed or source.held in self.sources:
-            return 0
-        self.sources.append(source.held)
-        self.num_source_tokens += len(source.ids)
-        return len(source.ids)
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of the new tokens, those of prompts, and all tokens of sources that are complete after the step.
+
+        Asked before they are computed.
+        """
+        of_rows = sum([share.num_prompt_tokens for share in self.shares if share.sequence.is_in_prompt])
+        return of_rows + sum([len(part.source.ids) for part in self.parts if part.is_last])
+
+    @property
+    def num_rows(self) -> int:
+        """With those whose sources are not complete: as rows in the middle of their prompts, they get no token."""
+        return len(self.shares) + sum([not part.is_last for part in self.parts])
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.shares or self.source_shares)
+
+    @property
+    def groups(self) -> list[SequenceGroup]:
+        """All that the step computes something for."""
+        groups = [*(share.group for share in self.shares), *(share.group for share in self.source_shares)]
+        return list({id(group): group for group in groups}.values())
+
+    @property
+    def parts(self) -> list[SourcePart]:
+        return [share.part for share in self.source_shares]
+
+    def part_of(self, source: Source) -> SourcePart | None:
+        return next((part for part in self.parts if part.source.held is source.held), None)

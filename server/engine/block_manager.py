@@ -104,7 +104,7 @@ class BlockManager:
             return False
         if state is None:
             table = [self._take() for _ in range(self.blocks_for(len(source.ids)))]
-            state = self._sources.add(source.digest, table)
+            state = self._sources.add(source, table)
         for block in state.block_table:
             self._ref_counts[block] = 1
         self._sources.hold(state)
@@ -134,7 +134,7 @@ class BlockManager:
         state = source.held
         self._sources.forget(state)
         # Another request that reads it has it encoded again, and fails by itself.
-        state.is_computed = False
+        state.restart(len(source.ids))
         self.release_source(source)
         return [] if state.num_holders else list(state.block_table)
 

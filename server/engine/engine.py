@@ -121,6 +121,7 @@ class DecoderEngine:
             drafter=self._drafter,
             rule=runner.length_rule,
             token_budget=token_budget,
+            passes=runner.encoder_passes,
         )
         self._relief = Relief(self.scheduler, runner)
         self._max_rows = min(max_running, max_batch_tokens)
@@ -188,19 +189,20 @@ class DecoderEngine:
         answers += self._adapters.take_states()
         batch = self.scheduler.schedule()
         num_prompt_tokens = batch.num_prompt_tokens
-        forward_s = self._compute(batch, answers) if batch.shares else None
+        forward_s = self._compute(batch, answers) if batch.has_work else None
         step_s = perf_counter() - start
         if forward_s is not None:
             self._learn(batch, step_s)
             self._relief.after_success()
-        elif not batch.shares:
+        elif not batch.has_work:
             self._relief.widen()
+        self._release_sources()
         answers.append(
             Stats(
                 num_running=self.scheduler.num_running,
                 num_waiting=self.scheduler.num_waiting + len(self._uncompiled or ()) + len(self._absent),
                 num_blocks_used=self.blocks.num_used,
-                batch_size=len(batch.shares),
+                batch_size=batch.num_rows,
                 batch_tokens=batch.num_tokens,
                 prompt_tokens=num_prompt_tokens,
                 prefix_hit_tokens=sum(group.num_cached_tokens or 0 for group in batch.started),
@@ -227,13 +229,17 @@ class DecoderEngine:
         if grammars := [p for share in batch.shares if share.sequence.grammar for p in share.sequence.processors]:
             GrammarMask.prepare(grammars)
         copies = self.blocks.take_copies()
-        for key in self.blocks.take_lost_sources():
-            self._runner.release_source(key)
+        self._release_sources()
         choices = None
         is_computed = False
         try:
             if copies:
                 self._runner.copy_blocks(copies)
+            if batch.parts:
+                self._runner.encode(batch.parts)
+                self.scheduler.sources.computed(batch)
+            if not rows:
+                return perf_counter() - start
             logits_RV = self._runner.forward(rows)
             forward_s = perf_counter() - start
             self.scheduler.computed(batch)
@@ -246,6 +252,8 @@ class DecoderEngine:
             # Outside of the handler, whose error holds on to the step's tensors.
             if not is_computed:
                 self.blocks.ask_again(copies)
+            for key in self.scheduler.sources.restart(batch):
+                self._runner.release_source(key)
             answers += self._relief.after_failure(batch, is_computed=is_computed)
             return None
         for group, code, message in choices.failed:
@@ -260,17 +268,26 @@ class DecoderEngine:
             answers += self._go_on(group, step)
         return forward_s
 
+    def _release_sources(self) -> None:
+        """Let the runner drop what it holds for sources that have lost their blocks."""
+        for key in self.blocks.take_lost_sources():
+            self._runner.release_source(key)
+
     def _learn(self, batch: Batch, step_s: float) -> None:
-        if not batch.shares:
-            return
-        num_drafted = batch.num_drafted
-        num_prompt_tokens = batch.num_tokens - num_drafted - batch.num_growing
-        is_mixed = batch.num_growing and num_prompt_tokens
+        num_drafted, num_source_tokens = batch.num_drafted, batch.num_source_tokens
+        num_prompt_tokens = batch.num_tokens - num_drafted - batch.num_growing - num_source_tokens
+        is_mixed = batch.num_growing and (num_prompt_tokens or num_source_tokens)
         if self._token_budget is not None and not num_drafted and not is_mixed:
             self._token_budget.observe(batch.num_tokens, step_s, is_growth=batch.num_growing > 0)
         if self._pacing is None:
             return
-        self._pacing.observe(batch.num_growing, num_prompt_tokens, step_s, has_drafts=num_drafted > 0)
+        self._pacing.observe(
+            batch.num_growing,
+            num_prompt_tokens,
+            step_s,
+            num_source_tokens=num_source_tokens,
+            has_drafts=num_drafted > 0,
+        )
         if self._drafter is not None and num_drafted:
             self._drafter.observe(batch.num_growing, num_drafted, step_s)
 
@@ -327,6 +344,7 @@ class DecoderEngine:
 
     def _forget(self, request_id: str) -> None:
         self.scheduler.abort(request_id)
+        self._release_sources()
         self._absent.abort(request_id)
         if self._uncompiled:
             self._uncompiled.abort(request_id)

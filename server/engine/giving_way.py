@@ -71,7 +71,8 @@ def _held(running: list[SequenceGroup], next_: SequenceGroup | None) -> Held:
     callers = frozenset(caller for caller, num in rows.items() if num > MANY_TIMES * max(1, rows[guest.caller]))
     num_rows = sum(rows[caller] for caller in callers)
     # No prompt that takes longer than the rows do: they would lose more than they give.
-    due = guest.num_due if guest.rows else sum(row.num_tokens for row in guest.leaders)
+    waits = guest.num_source_left + sum(row.num_tokens for row in guest.leaders)
+    due = guest.num_due if guest.rows else waits
     return Held(callers, num_rows) if due <= num_rows else NOTHING
 
 

@@ -101,11 +101,17 @@ def _largest_step(share: CudaShare, max_model_len: int, block_size: int, *, read
 
 
 def num_blocks(
-    config: ModelConfig, block_bytes: int, max_model_len: int, cuda_room: Callable[[], int] | None = None
+    config: ModelConfig,
+    block_bytes: int,
+    max_model_len: int,
+    cuda_room: Callable[[], int] | None = None,
+    *,
+    kept_bytes: int = 0,
 ) -> int:
     """Blocks that fit the configured or the free memory: at least one longest sequence, at most what can be used.
 
-    ``cuda_room`` measures the bytes on a GPU, where the cache is to be on one.
+    ``cuda_room`` measures the bytes on a GPU, where the cache is to be on one. Free memory is also for ``kept_bytes``
+    that the runner keeps between steps.
 
     Where ``max_model_len`` is the model's own limit and nobody's wish, fewer blocks will do: the longest sequence is
     then what the cache holds.
@@ -115,9 +121,9 @@ def num_blocks(
     if config.kv_cache_gib:
         budget = int(config.kv_cache_gib * GIB)
     elif cuda_room is not None:
-        budget = cuda_room()
+        budget = max(0, cuda_room() - kept_bytes)
     else:
-        budget = min(int(CPU_PART * machine.free_bytes()), CPU_MOST_BYTES)
+        budget = max(0, min(int(CPU_PART * machine.free_bytes()), CPU_MOST_BYTES) - kept_bytes)
     blocks = min(budget // block_bytes, config.max_running * per_sequence)
     if blocks < least:
         raise ConfigurationError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from server.engine.batch_inputs import Row
+from server.engine.encoding import WHOLE, EncoderPasses, SourcePart
 from server.engine.lengths import LengthRule
 from server.modules.adapted import Part
 
@@ -57,6 +58,9 @@ class ModelRunner(ABC):
     source_vocab_size = 0
     """Of encoder-decoder models: a legal token id of a source is below it. 0 for models without an encoder."""
 
+    encoder_passes: EncoderPasses = WHOLE
+    """How an encoder-decoder's `encode` may be cut."""
+
     @abstractmethod
     def forward(self, rows: Sequence[Row]) -> Tensor:
         """Compute the rows' tokens, write their keys and values, return float32 logits ``[R, V]``.
@@ -64,8 +68,16 @@ class ModelRunner(ABC):
         R counts ``num_logits`` rows for each of ``rows``, in order: those after its last tokens. If any of a row's new
         tokens gave keys or values that are not finite, they are not finite either, or `failed_rows` has the row.
 
-        Where a row's ``context`` has a source that is not computed, the source is encoded first, once for all rows.
+        Where a row's ``context`` has a source that is not computed, all of it is encoded first, once for all rows. If
+        what a source became is not finite, neither are the logits of rows that read it.
         """
+
+    def encode(self, parts: Sequence[SourcePart]) -> None:
+        """Compute the next parts of sources. Of what is not all, the runner holds what it has come to.
+
+        If it fails, `release_source` drops that, and the sources begin anew.
+        """
+        raise NotImplementedError(f"the {self.name} executor has no encoder")
 
     failed_rows: Sequence[int] = ()
     """Of the rows of the last `forward` that asked for no logits: those with keys or values that are not finite."""
@@ -79,7 +91,7 @@ class ModelRunner(ABC):
         """The sequence ``child_key`` begins with all that ``parent_key`` has computed; its blocks are shared."""
 
     def release_source(self, key: int) -> None:  # noqa: B027
-        """The source with this `SourceState.key` gave its blocks back: drop whatever else is held for it."""
+        """Drop what is held outside blocks for the source with this `SourceState.key`. Unknown keys are no error."""
 
     def rewind(self, key: int, num_tokens: int) -> int:  # noqa: ARG002
         """Forget what the sequence ``key`` computed after its first ``num_tokens``. Returns how many are left."""

@@ -4,6 +4,9 @@ Running streams get one token a step: a step that also computes much of a prompt
 to `STRETCH` times a step without prompts, by as many prompt tokens as that is worth on this machine. The more requests
 wait above `FEW_WAITING`, the more they count. Times decide how work is cut, never what comes out.
 
+Tokens of an encoder-decoder's sources count like tokens of prompts. What one of them costs is learned apart, since they
+go through other layers.
+
 Knows no clock: who runs the steps tells how long they took. All that is kept are medians of the last few, so that a
 step which was interrupted says nothing.
 """
@@ -41,33 +44,60 @@ class Pace:
         return self.num_unseen >= min(MOST_STEPS_UNSEEN, 4 * self.seconds.num_seen)
 
 
+class TokenCost:
+    """What a token of one kind costs."""
+
+    def __init__(self) -> None:
+        self.added_s = Recent(7)
+        """Seconds that each token adds to a step of rows that grow."""
+        self.alone_s = Recent(7)
+        """Seconds a token of steps with nothing else: the first guess."""
+
+    @property
+    def seconds(self) -> float | None:
+        """None while nothing is known."""
+        return next((known.median for known in (self.added_s, self.alone_s) if known.num_seen), None)
+
+
 class Pacing:
     """What is known of this machine's steps. One for an engine."""
 
     def __init__(self) -> None:
         self._paces: dict[int, Pace] = {}
         """By number of rows, in half octaves."""
-        self._token_s = Recent(7)
-        """Seconds that each prompt token adds to a step."""
-        self._prompt_s = Recent(7)
-        """Seconds a token of steps with nothing but prompts: the first guess."""
+        self._prompts, self._sources = TokenCost(), TokenCost()
 
-    def observe(self, num_rows: int, num_prompt_tokens: int, seconds: float, *, has_drafts: bool = False) -> None:
-        """A step is done: ``num_rows`` rows computed one token and others ``num_prompt_tokens`` together."""
+    def observe(
+        self,
+        num_rows: int,
+        num_prompt_tokens: int,
+        seconds: float,
+        *,
+        num_source_tokens: int = 0,
+        has_drafts: bool = False,
+    ) -> None:
+        """A step is done: ``num_rows`` rows computed one token and others ``num_prompt_tokens`` together.
+
+        ``num_source_tokens`` is what its parts of sources cost.
+        """
+        # What there is more of is what the step shows.
+        cost, num_tokens = self._prompts, num_prompt_tokens
+        if num_source_tokens > num_prompt_tokens:
+            cost, num_tokens = self._sources, num_source_tokens
         if num_rows == 0:
-            if num_prompt_tokens >= LEAST_TOKENS:
-                self._prompt_s.add(seconds / num_prompt_tokens)
+            if num_tokens >= LEAST_TOKENS:
+                cost.alone_s.add(seconds / num_tokens)
             return
         pace = self._paces.setdefault(_octave(num_rows), Pace())
-        if num_prompt_tokens == 0 and not has_drafts:
+        if num_tokens == 0 and not has_drafts:
             pace.seconds.add(seconds)
             pace.num_unseen = 0
             return
         pace.num_unseen += 1
-        if num_prompt_tokens >= LEAST_TOKENS and pace.seconds.num_seen and not has_drafts:
+        if num_tokens >= LEAST_TOKENS and pace.seconds.num_seen and not has_drafts:
             plain_s = pace.seconds.median
             # Never much less than was seen: a few tokens may cost nothing where many do.
-            self._token_s.add(max(seconds - plain_s, plain_s / 2) / num_prompt_tokens)
+            cost.added_s.add(max(seconds - plain_s, plain_s / 2) / num_tokens)
 
     def plain_s(self, num_rows: int) -> float | None:
         """Seconds of a step with one token for each of ``num_rows``; None where one has to show it first."""
@@ -87,10 +117,14 @@ class Pacing:
         return max(LEAST_TOKENS, num_tokens // LEAST_TOKENS * LEAST_TOKENS)
 
     def _seconds_of_token(self, plain_s: float) -> float:
-        for known in (self._token_s, self._prompt_s):
-            if known.num_seen:
-                return known.median
-        return plain_s / LEAST_TOKENS
+        return self._prompts.seconds or self._sources.seconds or plain_s / LEAST_TOKENS
+
+    @property
+    def source_weight(self) -> float:
+        """How many tokens of a prompt take as long as one of a source."""
+        if self._prompts.seconds and self._sources.seconds:
+            return self._sources.seconds / self._prompts.seconds
+        return 1.0
 
 
 def _octave(num_rows: int) -> int:

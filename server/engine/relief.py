@@ -49,7 +49,7 @@ class Relief:
         self._patience = min(MOST_PATIENCE, 2 * self._patience)
         if self._runner.device.type == "cuda":
             torch.cuda.empty_cache()
-        groups = list({id(share.group): share.group for share in batch.shares}.values())
+        groups = batch.groups
         log.warning("out of memory in a step of %d tokens of %d requests", batch.num_tokens, len(groups))
         # What such a runner keeps of a row may hold half of the step; and only giving it back frees memory.
         keeps_states = not self._runner.can_reuse_blocks

@@ -24,6 +24,7 @@ from server.engine.batch import Batch, Share, share_of
 from server.engine.block_manager import BlockManager
 from server.engine.chunking import Chunking, FreeChunks
 from server.engine.context import Context
+from server.engine.encoding import WHOLE, EncoderPasses
 from server.engine.giving_way import NOTHING, SHARED_STEP_S, GivingWay, Held, displaced
 from server.engine.holdings import Holdings, RowStates
 from server.engine.lengths import LengthRule
@@ -31,6 +32,7 @@ from server.engine.pacing import Pacing
 from server.engine.prompt_lookup import Drafter
 from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
+from server.engine.source_parts import SourceParts
 from server.engine.waiting import Waiting
 from server.token_budget import TokenBudget
 
@@ -50,8 +52,11 @@ class Scheduler:
         drafter: Drafter | None = None,
         rule: LengthRule | None = None,
         token_budget: TokenBudget | None = None,
+        passes: EncoderPasses = WHOLE,
     ) -> None:
-        """Without ``pacing`` and ``token_budget`` a step computes as much of prompts as ``max_batch_tokens`` allows.
+        """``passes`` are those of an encoder-decoder's encoder.
+
+        Without ``pacing`` and ``token_budget`` a step computes as much of prompts as ``max_batch_tokens`` allows.
 
         With ``rule``, a row that grows to a length with other rotary factors is computed again from its beginning.
         """
@@ -66,6 +71,7 @@ class Scheduler:
         self._drafter = drafter
         self._rule = rule
         self._token_budget = token_budget
+        self.sources = SourceParts(passes, pacing)
         self._waiting = Waiting()
         self._giving_way = GivingWay()
         self._running: OrderedDict[str, SequenceGroup] = OrderedDict()
@@ -161,11 +167,12 @@ class Scheduler:
             self._holdings.follow_lengths(group, self._chunking.shared)
         held = self._giving_way.choose(self._running.values(), self._guest()) if has_callers else NOTHING
         self._fill(batch, held)
-        if not batch.shares and held.callers:
+        if not batch.has_work and held.callers:
             self._fill(batch, NOTHING)
         for share in batch.shares:
             self._waiting.charge(share.group.caller, share.num_new_tokens)
-            self._read_source(batch, share.group)
+        for part in batch.source_shares:
+            self._waiting.charge(part.group.caller, part.num_tokens)
         if self._drafter is not None and 0 < len(batch.shares) == batch.num_growing:
             drafts = self._drafter.drafts(batch.shares, self.max_batch_tokens - len(batch.shares))
             self._holdings.add_drafts(batch, drafts)
@@ -197,8 +204,6 @@ class Scheduler:
 
     def computed(self, batch: Batch) -> None:
         """The batch's tokens are in the cache. Of rows with drafts, `keep` counts them."""
-        for source in batch.sources:
-            source.is_computed = True
         for share in batch.shares:
             if share.draft_ids is None:
                 share.sequence.num_computed_tokens += share.num_new_tokens
@@ -234,7 +239,10 @@ class Scheduler:
             # A victim of this very loop holds nothing any more.
             if budget == 0 or not group.rows or group.caller in held.callers:
                 continue
-            if len(group.rows) == 1 and group.trunk is None and not group.is_joint:
+            if group.num_source_left:
+                if self._make_room(group, batch):
+                    rest.append(group)
+            elif len(group.rows) == 1 and group.trunk is None and not group.is_joint:
                 # The plain case of what comes below.
                 row = group.rows[0]
                 if self._make_room(group, batch):
@@ -271,31 +279,28 @@ class Scheduler:
     def _share(self, batch: Batch, group: SequenceGroup, budget: int, *, least: int) -> int:
         """Let the rows that lack ``least`` tokens or more compute what the budget allows. Returns what it took.
 
-        A source is encoded whole, whatever is left of the budget, and the first tokens that read it come with it.
+        Of a source, as much is encoded as the budget allows. The first tokens that read it come with its last part.
         """
+        left = budget
+        if group.source is not None and not group.source.is_computed:
+            left -= self.sources.add(batch, group, budget, self._running.values())
+            part = batch.part_of(group.source)
+            if part is None or not part.is_last:
+                return budget - left
+            least, left = 1, max(1, left)
         if group.trunk is not None:
             least = 1
         is_whole = False
         due = [(row, group.num_due_tokens(row)) for row in group.rows]
         due = [(row, num_tokens) for row, num_tokens in due if num_tokens >= least]
         if group.is_joint and group.trunk is None and due:
-            due, is_whole = self._chunking.joint([(row, row.num_new_tokens) for row in group.rows], budget)
-        left = budget
-        if due and (num_source_tokens := self._read_source(batch, group)):
-            left = max(1, left - num_source_tokens)
+            due, is_whole = self._chunking.joint([(row, row.num_new_tokens) for row in group.rows], left)
         for row, num_tokens in due:
             if left > 0 or is_whole:
                 num_new_tokens = self._chunking.size(row, num_tokens, left)
                 batch.shares.append(share_of(row, num_new_tokens, group))
                 left -= num_new_tokens
         return budget - left
-
-    def _read_source(self, batch: Batch, group: SequenceGroup) -> int:
-        """Rows of the group are in the step. Returns the tokens that have to be encoded first."""
-        num_tokens = batch.read(group.source)
-        if num_tokens:
-            self._waiting.charge(group.caller, num_tokens)
-        return num_tokens
 
     def _share_with_shorter(
         self, batch: Batch, rest: list[SequenceGroup], budget: int, held: Held, *, may_admit: bool

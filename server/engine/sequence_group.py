@@ -145,8 +145,13 @@ class SequenceGroup:
 
     @property
     def num_due(self) -> int:
-        """Tokens that all rows have to compute now."""
-        return sum(max(self.num_due_tokens(row), 0) for row in self.rows)
+        """Tokens that all rows have to compute now, and what is left of the source."""
+        return self.num_source_left + sum(max(self.num_due_tokens(row), 0) for row in self.rows)
+
+    @property
+    def num_source_left(self) -> int:
+        """What the encoder still has to read, in tokens that cost as much."""
+        return 0 if self.source is None else self.source.num_left
 
     def num_later_blocks(self, block_size: int) -> int:
         """Blocks that the rows will take when they fork from the trunk."""

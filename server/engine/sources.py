@@ -1,8 +1,10 @@
 """Source texts of encoder-decoder models: who reads which, in which blocks they lie, and which one is given up next.
 
-A source is encoded whole, once, and read by all rows of its request: its keys and values for the decoder's
-cross-attention take the place of a block for every ``block_size`` of its tokens. When the last request that reads it
-has ended it stays *idle*, and serves an equal text, until its blocks are needed. Knows no tensors.
+A source is encoded once, in one step or in parts of several, and read by all rows of its request: its keys and values
+for the decoder's cross-attention take the place of a block for every ``block_size`` of its tokens. When the last
+request that reads it has ended it stays *idle*, and serves an equal text, until its blocks are needed.
+
+Knows no tensors.
 """
 
 from __future__ import annotations
@@ -15,18 +17,36 @@ from hashlib import blake2b
 class SourceState:
     """What is held of one text, for all requests that read it."""
 
-    __slots__ = ("block_table", "digest", "is_computed", "key", "num_holders")
+    __slots__ = ("block_table", "digest", "is_computed", "key", "num_holders", "num_left", "num_units")
 
-    def __init__(self, digest: bytes, key: int, block_table: Sequence[int]) -> None:
+    def __init__(self, digest: bytes, key: int, block_table: Sequence[int], length: int) -> None:
         self.digest = digest
         self.key = key
         """Names it for as long as it holds blocks; no other text ever has the same."""
         self.block_table = block_table
         """Blocks for all of its tokens. `BlockManager` counts who holds them."""
         self.is_computed = False
-        """Whether a step has encoded it. Until then the runner encodes it with the first row that reads it."""
+        """Whether steps have encoded all of it: rows that read it wait until then."""
+        self.num_units = 0
+        """How far steps have encoded it, as `EncoderPasses` counts."""
+        self.num_left = length
+        """What is left of it, in tokens that cost as much."""
         self.num_holders = 0
         """Requests that read it now; 0 is idle."""
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the runner holds what a part of it has come to."""
+        return self.num_units > 0 and not self.is_computed
+
+    def advance(self, num_units: int, num_left: int) -> None:
+        """A step has computed its next part."""
+        self.num_units, self.num_left = num_units, num_left
+        self.is_computed = num_left == 0
+
+    def restart(self, length: int) -> None:
+        """All ``length`` tokens are to be encoded again."""
+        self.is_computed, self.num_units, self.num_left = False, 0, length
 
 
 class Source:
@@ -51,11 +71,16 @@ class Source:
     def is_computed(self) -> bool:
         return self.state is not None and self.state.is_computed
 
+    @property
+    def num_left(self) -> int:
+        """What is to be encoded, in tokens that cost as much."""
+        return len(self.ids) if self.state is None else self.state.num_left
+
 
 def held_source(ids: Sequence[int], key: int = 0, block_table: Sequence[int] = ()) -> Source:
     """A source that no request reads, to try a runner with."""
     source = Source(ids)
-    source.state = SourceState(source.digest, key, block_table)
+    source.state = SourceState(source.digest, key, block_table, len(ids))
     return source
 
 
@@ -80,11 +105,11 @@ class KnownSources:
     def find(self, digest: bytes) -> SourceState | None:
         return self._states.get(digest)
 
-    def add(self, digest: bytes, block_table: Sequence[int]) -> SourceState:
-        state = SourceState(digest, self._next_key, block_table)
+    def add(self, source: Source, block_table: Sequence[int]) -> SourceState:
+        state = SourceState(source.digest, self._next_key, block_table, len(source.ids))
         self._next_key += 1
         if self._keeps_idle:
-            self._states[digest] = state
+            self._states[source.digest] = state
         return state
 
     def hold(self, state: SourceState) -> None:

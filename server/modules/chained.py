@@ -5,7 +5,7 @@ Dimension key: T tokens, D width of the hidden states.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from server.modules.attention import HeadNorm, Rotary
 from server.modules.layout import Packed
-from server.modules.operations import NUM_PLACES, Attending, Multiply, Normalise, Operation
+from server.modules.operations import Attending, Multiply, Normalise, Operation, widths
 from server.native.adapted import runs_of
 from server.native.chain import NOWHERE, Chain
 from server.native.packing import NativeWeight
@@ -38,7 +38,7 @@ class ChainedLayers:
 
     def __init__(self, layers: Sequence[Sequence[Operation]], attention: ChainedAttention) -> None:
         self._attention = attention
-        self._chain = Chain(attention.dtype, _widths(operation for layer in layers for operation in layer))
+        self._chain = Chain(attention.dtype, widths(operation for layer in layers for operation in layer))
         self._has_sources = False
         self._ends: list[int] = []
         for layer in layers:
@@ -64,12 +64,6 @@ class ChainedLayers:
 
     def _add(self, operation: Operation) -> None:
         match operation:
-            case Normalise():
-                self._norm(operation)
-            case Multiply(multiplier=1.0, out_float=False):
-                weight, number = self._native(operation.product), operation.product.number or 0
-                places = (operation.source, operation.to, _place(operation.residual))
-                self._chain.linear(weight, *places, number=number)
             case Attending(attention=attention) if attention.is_cross:
                 self._has_sources = True
                 self._chain.cross_attention(
@@ -80,33 +74,39 @@ class ChainedLayers:
                 call = self._attention.packed_call(operation.layer, width, attention.rotary, attention.head_norm)
                 self._chain.attention(*call, operation.source, operation.to)
             case _:
-                raise Unchained
+                add_link(self._chain, operation, self._attention.dtype)
 
-    def _native(self, product: Packed) -> NativeWeight:
-        if product.native is None or product.dtype != self._attention.dtype:
-            raise Unchained
-        return product.native
 
-    def _norm(self, operation: Normalise) -> None:
-        norm, places = operation.norm, (operation.source, operation.to)
-        if not norm.is_centred:
-            self._chain.rms_norm(*places, norm.weight_D, norm.eps, _place(operation.residual))
-        elif operation.residual is None:
-            self._chain.layer_norm(*places, norm.weight_D, norm.bias_D, norm.eps)
-        else:
+def add_link(chain: Chain, operation: Operation, dtype: torch.dtype) -> None:
+    """Of one that goes token by token. Raises `Unchained` where it is no kernel."""
+    match operation:
+        case Normalise():
+            _add_norm(chain, operation)
+        case Multiply(multiplier=1.0, out_float=False):
+            weight, number = _native(operation.product, dtype), operation.product.number or 0
+            chain.linear(weight, operation.source, operation.to, _place(operation.residual), number=number)
+        case _:
             raise Unchained
+
+
+def _native(product: Packed, dtype: torch.dtype) -> NativeWeight:
+    if product.native is None or product.dtype != dtype:
+        raise Unchained
+    return product.native
+
+
+def _add_norm(chain: Chain, operation: Normalise) -> None:
+    norm, places = operation.norm, (operation.source, operation.to)
+    if not norm.is_centred:
+        chain.rms_norm(*places, norm.weight_D, norm.eps, _place(operation.residual))
+    elif operation.residual is None:
+        chain.layer_norm(*places, norm.weight_D, norm.bias_D, norm.eps)
+    else:
+        raise Unchained
 
 
 def _place(place: int | None) -> int:
     return NOWHERE if place is None else place
-
-
-def _widths(operations: Iterator[Operation]) -> list[int]:
-    """Of each place, what the widest operation writes there."""
-    widths = [0] * NUM_PLACES
-    for operation in operations:
-        widths[operation.to] = max(widths[operation.to], operation.width)
-    return widths
 
 
 class Unchained(Exception):

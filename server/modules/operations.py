@@ -8,7 +8,7 @@ Dimension key: T tokens, X values of a token.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -150,6 +150,14 @@ class NormSum(Operation):
     @property
     def writes(self) -> set[int]:
         return {self.to, READ}
+
+
+def widths(steps: Iterable[Operation]) -> list[int]:
+    """Of each place, what the widest operation writes there."""
+    found = [0] * NUM_PLACES
+    for step in steps:
+        found[step.to] = max(found[step.to], step.width)
+    return found
 
 
 def operations(layer: Layer[Packed], index: int, *, is_wide: bool = False) -> tuple[Operation, ...]:

@@ -16,11 +16,47 @@ from torch.nn import functional
 from server.modules.attention import DistanceBias
 from server.modules.layout import Attention
 from server.modules.operations import Attend
-from server.modules.texts import Texts
+from server.modules.texts import Queries, Texts
 from server.native import kernels
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16)
 KERNEL_MAX_HEAD_DIM = 256
+
+
+def attending_queries(texts: Texts, queries: Queries, whole_SX: Tensor) -> Attend:
+    """Answers the attention of a layer that runs for some tokens, with ``[S, X]`` of the projections of all tokens."""
+
+    def answer(_layer: int, attention: Attention, qkv_TX: Tensor) -> Tensor:
+        spec = attention.spec
+        q_THD, _, _ = spec.split(qkv_TX)
+        _, k_SHD, v_SHD = spec.split(whole_SX)
+        return _attend_queries(q_THD, k_SHD, v_SHD, texts, queries, spec.scaling, spec.bias).flatten(1)
+
+    return answer
+
+
+def _attend_queries(
+    q_THD: Tensor,
+    k_SHD: Tensor,
+    v_SHD: Tensor,
+    texts: Texts,
+    queries: Queries,
+    scaling: float,
+    bias: DistanceBias | None,
+) -> Tensor:
+    first, stop = queries.first_text, queries.first_text + len(queries)
+    k_CHD, v_CHD = (states[texts.starts[first] : texts.starts[stop]] for states in (k_SHD, v_SHD))
+    if _suits_kernel(q_THD, k_CHD, v_CHD):
+        key_starts = queries.key_starts - queries.key_starts[0]
+        starts, key_starts, places = map(torch.from_numpy, (queries.starts, key_starts, queries.places))
+        return _by_kernel(q_THD, k_CHD, v_CHD, starts, key_starts, places, scaling, None, bias)
+    lengths = texts.lengths[first:stop]
+    parts = zip(
+        *(torch.split(*each) for each in ((q_THD, queries.lengths), (k_CHD, lengths), (v_CHD, lengths))),
+        queries.places.tolist(),
+        strict=True,
+    )
+    return torch.cat([_attend_one(q, k, v, scaling, None, bias, place) for q, k, v, place in parts])
 
 
 def attending(texts: Texts, *, is_first_only: bool = False) -> Attend:
@@ -55,7 +91,8 @@ def attend(
     """
     assert bias is None or window is None
     if _suits_kernel(q_THD, k_THD, v_THD):
-        return _by_kernel(q_THD, k_THD, v_THD, texts, scaling, window, is_first_only, bias)
+        query_starts = texts.singles_tensor if is_first_only else texts.starts_tensor
+        return _by_kernel(q_THD, k_THD, v_THD, query_starts, texts.starts_tensor, None, scaling, window, bias)
     query_lengths = [1] * len(texts) if is_first_only else texts.lengths
     queries, keys, values = (
         torch.split(states, lengths)
@@ -66,10 +103,17 @@ def attend(
 
 
 def _attend_one(
-    q_THD: Tensor, k_THD: Tensor, v_THD: Tensor, scaling: float, window: int | None, bias: DistanceBias | None
+    q_THD: Tensor,
+    k_THD: Tensor,
+    v_THD: Tensor,
+    scaling: float,
+    window: int | None,
+    bias: DistanceBias | None,
+    place: int = 0,
 ) -> Tensor:
+    """``place`` is that of the first query."""
     places = torch.arange(len(k_THD), device=k_THD.device)
-    distances = places - places[: len(q_THD), None]
+    distances = places - places[place : place + len(q_THD), None]
     if bias is not None:
         return _attend_biased(q_THD, k_THD, v_THD, scaling, bias.at(distances))
     mask = distances.abs() < window if window is not None and window < len(k_THD) else None
@@ -104,20 +148,21 @@ def _by_kernel(
     q_THD: Tensor,
     k_THD: Tensor,
     v_THD: Tensor,
-    texts: Texts,
+    query_starts: Tensor,
+    key_starts: Tensor,
+    places: Tensor | None,
     scaling: float,
     window: int | None,
-    is_first_only: bool,
     bias: DistanceBias | None,
 ) -> Tensor:
+    """Starts are those of each text, and the end of the last; ``places`` of the first queries, None where all are 0."""
     out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype)
-    query_starts = texts.singles_tensor if is_first_only else texts.starts_tensor
     states = (q_THD, k_THD, v_THD)
     kernels.get("encoder_attention")(
-        *(tensor.data_ptr() for tensor in (*states, out_THD, query_starts, texts.starts_tensor)),
-        len(texts), q_THD.shape[1], k_THD.shape[1], q_THD.shape[2],
+        *(tensor.data_ptr() for tensor in (*states, out_THD, query_starts, key_starts)),
+        len(key_starts) - 1, q_THD.shape[1], k_THD.shape[1], q_THD.shape[2],
         *(tensor.stride(dim) for tensor in states for dim in (0, 1)),
         *((0, 0, 0) if bias is None else (bias.table_HL.data_ptr(), bias.table_HL.shape[1], bias.middle)),
-        scaling, window or 0, q_THD.dtype is torch.bfloat16,
+        kernels.address(places), scaling, window or 0, q_THD.dtype is torch.bfloat16,
     )  # fmt: skip
     return out_THD

@@ -17,6 +17,29 @@ import torch
 from torch import Tensor
 
 
+class Queries:
+    """Tokens ``start`` to ``stop - 1`` of all texts' tokens, which attend to all tokens of their own texts."""
+
+    def __init__(self, texts: Texts, start: int, stop: int) -> None:
+        self.start, self.stop = start, stop
+        starts = np.array(texts.starts, dtype=np.int64)
+        self.first_text = int(np.searchsorted(starts, start, side="right")) - 1
+        end = int(np.searchsorted(starts, stop, side="left"))
+        of_texts = starts[self.first_text : end + 1]
+        self.lengths: list[int] = np.diff(np.clip(of_texts, start, stop)).tolist()
+        """How many tokens each text has among them, from ``first_text`` on."""
+        self.starts = np.clip(of_texts, start, stop) - start
+        """Of each text's queries, and the end of the last, counted from ``start``."""
+        self.key_starts = of_texts - start
+        """Of each text, and the end of the last, counted from ``start``: negative where it begins before."""
+        self.places = np.maximum(start - of_texts[:-1], 0)
+        """Of each text's first query within it."""
+
+    def __len__(self) -> int:
+        """Texts."""
+        return len(self.lengths)
+
+
 class Texts:
     """The lengths of a step's texts and what follows from them."""
 

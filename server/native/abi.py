@@ -94,6 +94,17 @@ class Call(ctypes.Structure):
     ]
 
 
+class Texts(ctypes.Structure):
+    """Texts, and which of their tokens are queries."""
+
+    _fields_ = [
+        ("query_starts", ADDRESS),
+        ("key_starts", ADDRESS),
+        ("query_places", ADDRESS),
+        ("num_texts", INTEGER),
+    ]
+
+
 class Fixed(ctypes.Structure):
     """What stays the same of a product; of a norm its weight, bias and width."""
 
@@ -148,7 +159,7 @@ class Link(ctypes.Structure):
 class LinkKind(IntEnum):
     """What a link of a chain computes."""
 
-    rms_norm, layer_norm, linear, attention, cross_attention = range(5)
+    rms_norm, layer_norm, linear, attention, cross_attention, encoder_attention = range(6)
 
 
 class Activation(IntEnum):
@@ -165,6 +176,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "linear_kernels::Fixed": Fixed,
     "linear_kernels::Delta": Delta,
     "linear_kernels::Run": Run,
+    "encoder::Texts": Texts,
     "chain::Link": Link,
 }
 ENUMS: dict[str, type[IntEnum]] = {

@@ -8,7 +8,7 @@ Dimension key: T tokens of the step, D width of the hidden states.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -46,8 +46,8 @@ class Chain:
     @property
     def seconds(self) -> dict[str, float]:
         """Spent so far, by kind of kernel."""
-        rms_norm, layer_norm, linears, attention, cross_attention = self._seconds
-        return {"linears": linears, "attention": attention + cross_attention, "norms": rms_norm + layer_norm}
+        rms_norm, layer_norm, linears, *attention = self._seconds
+        return {"linears": linears, "attention": sum(attention), "norms": rms_norm + layer_norm}
 
     def rms_norm(self, source: int, to: int, weight_D: Tensor, eps: float, residual: int = NOWHERE) -> None:
         self._norm(LinkKind.rms_norm, source, to, weight_D, None, eps, residual)
@@ -83,6 +83,10 @@ class Chain:
         """Addresses as `AttentionBackend.cross_call` gives them."""
         self._attention(LinkKind.cross_attention, layer_address, call_address, source, to)
 
+    def encoder_attention(self, layer_address: int, source: int, to: int) -> None:
+        """Of a `Layer` whose keys and values are as wide as its queries. Its texts come with the step."""
+        self._attention(LinkKind.encoder_attention, layer_address, 0, source, to)
+
     def _attention(self, kind: LinkKind, layer_address: int, call_address: int, source: int, to: int) -> None:
         self._links.append(
             Link(kind=kind, source=source, residual=NOWHERE, to=to, layer=layer_address, call=call_address)
@@ -105,21 +109,44 @@ class Chain:
 
         ``runs`` are the tokens with adapters.
         """
+        self._call(0, count, len(h_TD), {0: h_TD}, positions_T.data_ptr(), step_address, cross_address, runs=runs)
+        return h_TD
+
+    def run_texts(
+        self, first: int, stop: int, num_tokens: int, given: Mapping[int, Tensor], texts_address: int
+    ) -> None:
+        """Kernels ``first`` to ``stop - 1``, in ``given`` buffers. The others live for the call."""
+        self._call(first, stop, num_tokens, given, 0, 0, 0, texts_address)
+
+    def _call(
+        self,
+        first: int,
+        stop: int,
+        num_tokens: int,
+        given: Mapping[int, Tensor],
+        positions_address: int,
+        step_address: int,
+        cross_address: int,
+        texts_address: int = 0,
+        runs: Runs | None = None,
+    ) -> None:
         if self._array is None:
             self._array = (Link * len(self._links))(*self._links)
-        num_tokens = len(h_TD)
-        buffers = [h_TD, *(torch.empty(num_tokens, width, dtype=self._dtype) for width in self._widths[1:])]
+        buffers = [
+            given[i] if i in given else torch.empty(num_tokens, width, dtype=self._dtype)
+            for i, width in enumerate(self._widths)
+        ]
         places = (ctypes.c_void_p * len(buffers))(*(buffer.data_ptr() for buffer in buffers))
         self._run(
-            ctypes.addressof(self._array),
-            count,
+            ctypes.addressof(self._array) + first * ctypes.sizeof(Link),
+            stop - first,
             ctypes.addressof(places),
             num_tokens,
-            positions_T.data_ptr(),
+            positions_address,
             step_address,
             cross_address,
+            texts_address,
             self._dtype is torch.float32,
             ctypes.addressof(self._seconds),
             *((0, 0) if runs is None else runs.place),
         )
-        return h_TD

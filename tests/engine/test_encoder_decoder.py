@@ -74,13 +74,13 @@ class Counting:
 
     def __init__(self, runner: EncoderDecoderRunner) -> None:
         self.sources: list[list[int]] = []
-        encode = runner._encode
+        encode = runner._encode_one
 
         def counted(source: Any) -> Any:
             self.sources.append(list(source.ids))
             return encode(source)
 
-        runner._encode = counted  # type: ignore[method-assign]
+        runner._encode_one = counted  # type: ignore[method-assign]
 
 
 def test_a_batch_gives_each_request_bit_for_bit_what_it_gives_alone(module: PreTrainedModel) -> None:
@@ -186,7 +186,7 @@ def test_a_source_that_is_not_finite_fails_its_requests_alone_and_is_not_kept(mo
     runner = runner_of(module)
     good = [command("good", SOURCES[0]), command("fine", SOURCES[3], num_beams=2)]
     wanted = heard(run(engine_of(runner), good))
-    encode = runner._encode
+    encode = runner._encode_one
 
     def poisoned(source: Any) -> Any:
         states = encode(source)
@@ -194,13 +194,13 @@ def test_a_source_that_is_not_finite_fails_its_requests_alone_and_is_not_kept(mo
             states.last_hidden_state[:] = torch.nan
         return states
 
-    runner._encode = poisoned  # type: ignore[method-assign]
+    runner._encode_one = poisoned  # type: ignore[method-assign]
     engine = engine_of(runner)
     bad = [command("bad", SOURCES[2]), command("worse", SOURCES[2], num_beams=2)]
     found = run(engine, [*bad, *good])
     assert found["bad"].failure == found["worse"].failure == "numerical_error"
     assert {name: value for name, value in heard(found).items() if name in wanted} == wanted
-    runner._encode = encode  # type: ignore[method-assign]
+    runner._encode_one = encode  # type: ignore[method-assign]
     assert run(engine, [command("again", SOURCES[2])])["again"].failure is None
 
 
@@ -208,14 +208,14 @@ def test_memory_that_runs_out_while_a_source_is_read_costs_no_other_request(modu
     runner = runner_of(module)
     commands = [command(str(i), source) for i, source in enumerate(SOURCES)]
     wanted = {name: o.token_ids for name, o in run(engine_of(runner), commands).items()}
-    encode, failures = runner._encode, iter([True, False, True])
+    encode, failures = runner._encode_one, iter([True, False, True])
 
     def failing(source: Any) -> Any:
         if next(failures, False):
             raise MemoryError
         return encode(source)
 
-    runner._encode = failing  # type: ignore[method-assign]
+    runner._encode_one = failing  # type: ignore[method-assign]
     engine = engine_of(runner)
     assert {name: o.token_ids for name, o in run(engine, commands).items()} == wanted
 

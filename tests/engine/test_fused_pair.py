@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 from server.engine.attention.choose import choose_attention
 from server.engine.batch_inputs import Row
 from server.engine.context import Context
+from server.engine.encoding import MULTIPLE, SourcePart
 from server.engine.executors.fused.pair_runner import FusedPairRunner
 from server.engine.executors.fused.prepare_pair import PreparedPair, prepare_pair
 from server.engine.sources import Source, held_source
@@ -190,6 +191,60 @@ def test_a_row_has_the_same_bits_alone_and_among_rows_of_its_source_and_others(
     found = [busy.step((5, 2, 3), (0, 1, 1), (6, 1, 4))[1], busy.step((7, 0, 1), (0, 1, 59), (8, 2, 30))[1]]
     found += [busy.step((5, 2, 1), (6, 1, 1), (0, 1, 1))[2] for _ in range(3)]
     assert torch.equal(torch.cat(found), expected)
+
+
+def read_in_parts(scene: Scene, indices: Sequence[int], rng: random.Random) -> None:
+    """Parts of random sizes, each source's in order."""
+    passes, left = scene.runner.encoder_passes, list(indices)
+    done = dict.fromkeys(left, 0)
+    while left:
+        index = rng.choice(left)
+        source, total = scene.source(index), passes.num_units(SOURCE_LENGTHS[index])
+        stop = min(total, done[index] + rng.choice((1, 7, 16, 100, 300)))
+        scene.runner.encode([SourcePart(source, stop, is_last=stop == total)])
+        done[index] = stop
+        if stop == total:
+            left.remove(index)
+            source.held.is_computed = True
+
+
+@pytest.mark.parametrize("is_chained", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", ["marian", "mbart", "umt5"])
+def test_sources_that_are_read_in_parts_give_the_same_bits(
+    family: str, dtype: torch.dtype, variant: str, is_chained: bool
+) -> None:
+    pair = prepared(tiny(family, dtype))
+    whole = Scene(pair)
+    expected = whole.step((0, 0, 3), (1, 1, 30), (2, 2, 41))
+    for seed in range(2):
+        scene = Scene(pair)
+        passes = scene.runner._encoder._passes
+        assert (passes._chained is None) == (variant == "torch")
+        if not is_chained:
+            passes._chained = None
+        read_in_parts(scene, (0, 1, 2), random.Random(seed))
+        assert scene.runner.num_readings == 0
+        for found, wanted in zip(scene.step((0, 0, 3), (1, 1, 30), (2, 2, 41)), expected, strict=True):
+            if variant == "torch":  # whose products depend on the number of rows
+                torch.testing.assert_close(found, wanted, rtol=0, atol=0.02 * float(wanted.abs().max()))
+            else:
+                assert torch.equal(found, wanted)
+
+
+def test_the_costs_of_parts_add_up_to_those_of_the_source() -> None:
+    passes = Scene(prepared(tiny("mbart"))).runner.encoder_passes
+    rng = random.Random(3)
+    for length in SOURCE_LENGTHS:
+        total, done, costs = passes.num_units(length), 0, []
+        while done < total:
+            budget = rng.choice((0, 3, 20))
+            stop = passes.reach(length, done, budget)
+            assert done < stop <= total
+            costs.append(passes.num_tokens(length, done, stop))
+            assert costs[-1] <= max(budget, MULTIPLE)
+            done = stop
+        assert length <= passes.num_tokens(length, 0, total) <= sum(costs) < 2 * length + len(costs)
 
 
 def test_weights_are_released_and_given_back() -> None:

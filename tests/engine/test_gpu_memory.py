@@ -122,7 +122,7 @@ def test_every_executor_leaves_room_for_its_largest_step(monkeypatch: pytest.Mon
         return 2**20
 
     monkeypatch.setattr(CudaShare, "measure", measure)
-    monkeypatch.setattr(memory, "num_blocks", lambda config, size, length, room: room() // size)
+    monkeypatch.setattr(memory, "num_blocks", lambda config, size, length, room, **_kept: room() // size)
     monkeypatch.setattr(Subject, "is_on_gpu", True)
     for executor in ("fused", "generic", "compat"):
         config = ModelConfig(name="m", path="unused", executor=executor)

@@ -15,7 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from tests.server_process import ServerProcess
+from tests.conftest import TINY_SETTINGS
+from tests.server_process import ServerProcess, running_server
 from tests.system.families import NUM_NEW, serving, written
 from tests.tiny_encoder_decoders import KINDS, write_tiny_encoder_decoder
 
@@ -27,6 +28,8 @@ SOURCES = (
     'In 1887 the price was 9.50; "nobody" remembers why. ' * 4,
     "a",
 )
+
+STEPS, PROMPT_TOKENS = "sluice_step_seconds_count", "sluice_prompt_tokens_total"
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +120,21 @@ def test_answers_that_t5_writes_are_transformers_hypotheses_with_their_probabili
     texts = [text.strip() for text in tokenizer.batch_decode(hypotheses, skip_special_tokens=True)]
     expected = {text: max(score for each, score in zip(texts, scores, strict=True) if each == text) for text in texts}
     assert {answer["answer"]: answer["score"] for answer in response.json()} == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_worker_killed_in_the_middle_of_a_source_changes_no_token(folders: dict[str, Path]):
+    source = SOURCES[2] * 12
+    small_steps = ("--max-running", "4", "--max-batch-tokens", "16", "--max-model-len", "2048")
+    with (
+        running_server("--model", f"t5={folders['t5']}", *TINY_SETTINGS, *small_steps) as server,
+        ThreadPoolExecutor() as pool,
+    ):
+        before = {name: server.metric(name) for name in (STEPS, PROMPT_TOKENS)}
+        answer = pool.submit(post, server.url, "t5", source, do_sample=False)
+        while server.metric(STEPS) < before[STEPS] + 5:
+            assert not answer.done()
+        worker = server.worker_pid("t5")
+        os.kill(worker, signal.SIGSTOP)
+        assert server.metric(PROMPT_TOKENS) == before[PROMPT_TOKENS], "the source is complete"
+        os.kill(worker, signal.SIGKILL)
+        assert ids_of(answer.result()) == expected_ids(folders["t5"], source, do_sample=False)

@@ -25,10 +25,12 @@ class SourceRow(NamedTuple):
     """A source, whose keys and values lie in blocks of its own, and the tokens of a step that belong to it."""
 
     num_tokens: int
-    """Tokens of the step that see the source; or, where it is written, all of its own."""
+    """Tokens of the step that see the source; or, where it is written, tokens of its own."""
     num_source: int
     """Its tokens, at least 1."""
     block_table: Sequence[int] | IntArray
+    first: int = 0
+    """Where it is written: the place in the source of the first of the tokens."""
 
 
 class AttentionBackend(ABC):
@@ -111,7 +113,7 @@ class AttentionBackend(ABC):
         raise NotImplementedError(f"attention {self.name} is no kernel of a chain")
 
     def begin_sources(self, sources: Sequence[SourceRow]) -> None:
-        """Plan the writing of whole sources, whose tokens lie end to end. Only with `can_cross`."""
+        """Plan the writing of sources or parts of them, whose tokens lie end to end. Only with `can_cross`."""
         raise NotImplementedError(f"attention {self.name} has no sources")
 
     def write_source(self, layer: int, kv_SX: Tensor) -> None:

@@ -101,7 +101,8 @@ class NativeAttention(AttentionBackend):
 
     def begin_sources(self, sources: Sequence[SourceRow]) -> None:
         self._last_step_s = time.monotonic()
-        self._source_plan.fill([(row.num_tokens, 0, 0) for row in sources], [row.block_table for row in sources])
+        rows = [(row.num_tokens, row.first, 0) for row in sources]
+        self._source_plan.fill(rows, [row.block_table for row in sources])
 
     def begin_cross(self, rows: Sequence[SourceRow]) -> None:
         together = merged(rows)

@@ -37,7 +37,7 @@ class Sources:
         num_tokens = sum(row.num_tokens for row in sources)
         self._failed_S = torch.zeros(num_tokens, dtype=torch.bool, device=self._device)
         size = self._cache.block_size
-        slots = [slot_mapping(row.block_table, 0, row.num_tokens, size) for row in sources]
+        slots = [slot_mapping(row.block_table, row.first, row.first + row.num_tokens, size) for row in sources]
         self._slots_S = on_device(np.concatenate(slots), self._device)
 
     def write(self, layer: int, kv_SX: Tensor) -> None:

@@ -9,6 +9,7 @@ from server.engine.executors.fused.prepare_pair import prepare_pair
 from server.engine.executors.quantising import cache_loss, quantised
 from server.engine.executors.subject import Subject
 from server.engine.model_runner import ModelRunner
+from server.engine.source_parts import MOST_BEGUN
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
 from server.number_types import KvDtype
 from server.out_of_memory import raise_if_memory
@@ -37,7 +38,11 @@ def fused_pair(subject: Subject) -> ModelRunner:
             vocab_size=expected.vocab_size,
         )
 
-    checked = make_runner(expected.num_blocks(config.block_size))
+    try:
+        checked = make_runner(expected.num_blocks(config.block_size))
+    except Unsupported:
+        prepared.restore()
+        raise
     problem = selfcheck.difference(checked, expected)
     if config.deterministic and not checked.is_row_invariant:
         problem = problem or "its products have no kernels whose rows do not depend on one another"
@@ -46,7 +51,8 @@ def fused_pair(subject: Subject) -> ModelRunner:
         raise Unsupported(problem)
     kl = quantised(config, make_runner, prepared.quantise, subject.quality_ids)
     cache_kl = cache_loss(config, make_runner, subject.quality_ids)
-    num_blocks = subject.num_blocks(subject.block_bytes(specs), make_runner)
+    kept_bytes = MOST_BEGUN * subject.max_source_len * checked.encoder_passes.kept_bytes
+    num_blocks = subject.num_blocks(subject.block_bytes(specs), make_runner, kept_bytes)
     runner = make_runner(num_blocks, config.kv_dtype)
     runner.quantization_kl, runner.kv_cache_kl = kl, cache_kl
     return runner

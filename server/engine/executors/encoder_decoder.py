@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from server.engine.batch_inputs import Row
 from server.engine.context import Context
+from server.engine.encoding import SourcePart, whole
 from server.engine.executors.compat import CompatRunner, tensor_bytes
 from server.engine.sources import Source, held_source
 
@@ -57,9 +58,12 @@ class EncoderDecoderRunner(CompatRunner):
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
         fresh = {source.held.key: source for row in rows if not (source := row.source).is_computed}
-        for key, source in fresh.items():
-            self._encoded[key] = _Encoded(self._encode(source), DynamicCache())
+        self.encode([whole(source) for source in fresh.values()])
         return super().forward(rows)
+
+    def encode(self, parts: Sequence[SourcePart]) -> None:
+        for part in parts:
+            self._encoded[part.source.held.key] = _Encoded(self._encode_one(part.source), DynamicCache())
 
     def release_source(self, key: int) -> None:
         self._encoded.pop(key, None)
@@ -76,7 +80,7 @@ class EncoderDecoderRunner(CompatRunner):
         self.release_source(0)
         return size
 
-    def _encode(self, source: Source) -> ModelOutput:
+    def _encode_one(self, source: Source) -> ModelOutput:
         ids_1S = torch.tensor([list(source.ids)], device=self.device)
         if self._state is not None:
             self._state.restore()

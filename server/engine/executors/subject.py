@@ -45,12 +45,16 @@ class Subject:
     def is_on_gpu(self) -> bool:
         return str(self.module.device.type) == "cuda"
 
-    def num_blocks(self, block_bytes: int, make_runner: Callable[[int], ModelRunner]) -> int:
-        """Of the cache that serves. ``make_runner`` makes a runner with few blocks, to measure a step on a GPU."""
+    def num_blocks(self, block_bytes: int, make_runner: Callable[[int], ModelRunner], kept_bytes: int = 0) -> int:
+        """Of the cache that serves, beside ``kept_bytes`` that the runner keeps between steps.
+
+        ``make_runner`` makes a runner with few blocks, to measure a step on a GPU.
+        """
         block_size, room = self.config.block_size, None
         if self.is_on_gpu:
             room = partial(self.share.measure, make_runner, self.max_model_len, block_size)
-        return memory.num_blocks(self.config, block_bytes, self.max_model_len + self.max_source_len, room)
+        max_tokens = self.max_model_len + self.max_source_len
+        return memory.num_blocks(self.config, block_bytes, max_tokens, room, kept_bytes=kept_bytes)
 
     def block_bytes(self, specs: Sequence[LayerSpec]) -> int:
         """Of the cache that serves."""

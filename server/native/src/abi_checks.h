@@ -139,6 +139,15 @@ static_assert(offsetof(linear_kernels::Run, count) == 8);
 static_assert(abi::is_integer<decltype(linear_kernels::Run::count)>);
 static_assert(offsetof(linear_kernels::Run, deltas) == 16);
 static_assert(abi::is_address<decltype(linear_kernels::Run::deltas)>);
+static_assert(sizeof(encoder::Texts) == 32);
+static_assert(offsetof(encoder::Texts, query_starts) == 0);
+static_assert(abi::is_address<decltype(encoder::Texts::query_starts)>);
+static_assert(offsetof(encoder::Texts, key_starts) == 8);
+static_assert(abi::is_address<decltype(encoder::Texts::key_starts)>);
+static_assert(offsetof(encoder::Texts, query_places) == 16);
+static_assert(abi::is_address<decltype(encoder::Texts::query_places)>);
+static_assert(offsetof(encoder::Texts, num_texts) == 24);
+static_assert(abi::is_integer<decltype(encoder::Texts::num_texts)>);
 static_assert(sizeof(chain::Link) == 144);
 static_assert(offsetof(chain::Link, kind) == 0);
 static_assert(abi::is_integer<decltype(chain::Link::kind)>);
@@ -162,6 +171,7 @@ static_assert(static_cast<int64_t>(chain::Kind::layer_norm) == 1);
 static_assert(static_cast<int64_t>(chain::Kind::linear) == 2);
 static_assert(static_cast<int64_t>(chain::Kind::attention) == 3);
 static_assert(static_cast<int64_t>(chain::Kind::cross_attention) == 4);
+static_assert(static_cast<int64_t>(chain::Kind::encoder_attention) == 5);
 static_assert(static_cast<int64_t>(linear_kernels::WeightKind::float32) == 0);
 static_assert(static_cast<int64_t>(linear_kernels::WeightKind::bfloat16) == 1);
 static_assert(static_cast<int64_t>(linear_kernels::WeightKind::int8) == 2);
@@ -179,4 +189,4 @@ static_assert(static_cast<int64_t>(attention::BLOCK) == 32);
 static_assert(static_cast<int64_t>(attention::MOST_DIM) == 256);
 static_assert(static_cast<int64_t>(BIAS_MARGIN) == 16);
 
-#define ABI_DIGEST "654fb65f4c79d9f5"
+#define ABI_DIGEST "3516397399fe1a6b"

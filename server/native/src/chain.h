@@ -4,13 +4,14 @@
 
 #include "attention.h"
 #include "elementwise.h"
+#include "encoder_attention.h"
 #include "linear_adapted.h"
 
 #include <chrono>
 
 namespace chain {
 
-enum class Kind : int64_t { rms_norm, layer_norm, linear, attention, cross_attention };
+enum class Kind : int64_t { rms_norm, layer_norm, linear, attention, cross_attention, encoder_attention };
 
 // One kernel. Places count buffers of the step, -1 for none. The fields are those of abi.py.
 struct Link {
@@ -32,6 +33,7 @@ struct Buffers {
   const int64_t *positions;
   const attention::Step *step;
   const attention::Step *sources; // the step's tokens as rows that see keys of a source, absent without
+  const encoder::Texts *texts; // the step's tokens as queries of texts, absent without
   const linear_kernels::Run *runs; // the step's tokens that have an adapter
   int64_t num_runs;
 };
@@ -82,6 +84,17 @@ inline void attend_source(const Link &link, const Buffers &buffers) {
   attention::attend_layer(*link.layer, *buffers.sources, call);
 }
 
+// The link's source has queries, keys and values of all tokens of the texts, those before the step's rows too.
+template <class T> void attend_texts(const Link &link, const Buffers &buffers) {
+  const attention::Layer &layer = *link.layer;
+  const int64_t dim = layer.key_dim, row = (layer.num_heads + 2 * layer.num_kv_heads) * dim;
+  const encoder::Problem problem = {*buffers.texts, layer.num_heads, layer.num_kv_heads, dim, row, dim, row, dim,
+                                    row, dim, layer.bias, layer.bias_width, layer.bias_middle,
+                                    static_cast<float>(layer.scaling), /*window=*/0};
+  const T *query = at<T>(buffers, link.source), *key = query + layer.num_heads * dim;
+  encoder::attend(problem, query, key, key + layer.num_kv_heads * dim, static_cast<T *>(buffers.places[link.to]));
+}
+
 template <class T> void run(const Link *links, int64_t count, const Buffers &buffers, double *seconds) {
   using Clock = std::chrono::steady_clock;
   auto before = Clock::now();
@@ -92,6 +105,7 @@ template <class T> void run(const Link *links, int64_t count, const Buffers &buf
     case Kind::linear: product<T>(*link, buffers); break;
     case Kind::attention: attend<T>(*link, buffers); break;
     case Kind::cross_attention: attend_source(*link, buffers); break;
+    case Kind::encoder_attention: attend_texts<T>(*link, buffers); break;
     }
     const auto now = Clock::now();
     seconds[static_cast<int64_t>(link->kind)] += std::chrono::duration<double>(now - before).count();
@@ -99,17 +113,17 @@ template <class T> void run(const Link *links, int64_t count, const Buffers &buf
   }
 }
 
-// chain(links, count, places, rows, positions, step, sources, is_float, seconds, runs, num_runs): seconds by kind are
-// added up
+// chain(links, count, places, rows, positions, step, sources, texts, is_float, seconds, runs, num_runs): seconds by kind
+// are added up
 inline PyObject *chain(PyObject *, Args args, Py_ssize_t count) {
-  if (!takes(11, count, "chain")) return nullptr;
+  if (!takes(12, count, "chain")) return nullptr;
   const Link *links = address<Link>(args[0]);
   const int64_t num_links = integer(args[1]);
   const Buffers buffers{address<void *>(args[2]), integer(args[3]), address<int64_t>(args[4]),
                         address<attention::Step>(args[5]), address<attention::Step>(args[6]),
-                        address<linear_kernels::Run>(args[9]), integer(args[10])};
-  const bool is_float = integer(args[7]);
-  double *seconds = address<double>(args[8]);
+                        address<encoder::Texts>(args[7]), address<linear_kernels::Run>(args[10]), integer(args[11])};
+  const bool is_float = integer(args[8]);
+  double *seconds = address<double>(args[9]);
   return unlocked([=] {
     is_float ? run<float>(links, num_links, buffers, seconds) : run<uint16_t>(links, num_links, buffers, seconds);
   });

@@ -27,15 +27,17 @@ inline void attend(const Problem &problem, const uint16_t *q, const uint16_t *k,
 namespace {
 
 // q, k, v, out, query_starts, key_starts, texts, heads, kv_heads, head_dim, the strides of q, k and v from token to
-// token and from head to head, bias or 0, its width and middle, scaling, window, is_bfloat16. `out` is
-// [queries, heads, head_dim]; head_dim is a multiple of 16 and at most 256.
+// token and from head to head, bias or 0, its width and middle, query_places or 0, scaling, window, is_bfloat16. `out`
+// is [queries, heads, head_dim]; head_dim is a multiple of 16 and at most 256.
 PyObject *encoder_attention(PyObject *, Args args, Py_ssize_t count) {
-  if (!takes(22, count, "encoder_attention")) return nullptr;
+  if (!takes(23, count, "encoder_attention")) return nullptr;
+  const encoder::Texts texts = {address<int64_t>(args[4]), address<int64_t>(args[5]), address<int64_t>(args[19]),
+                                integer(args[6])};
   const encoder::Problem problem = {
-      address<int64_t>(args[4]), address<int64_t>(args[5]), integer(args[6]),  integer(args[7]),  integer(args[8]),
-      integer(args[9]),          integer(args[10]),         integer(args[11]), integer(args[12]), integer(args[13]),
-      integer(args[14]),         integer(args[15]),         address<float>(args[16]),           integer(args[17]),
-      integer(args[18]),         real(args[19]),            integer(args[20])};
+      texts,             integer(args[7]),  integer(args[8]),  integer(args[9]),         integer(args[10]),
+      integer(args[11]), integer(args[12]), integer(args[13]), integer(args[14]),        integer(args[15]),
+      address<float>(args[16]),             integer(args[17]), integer(args[18]),        real(args[20]),
+      integer(args[21])};
   const auto *q = address<void>(args[0]), *k = address<void>(args[1]), *v = address<void>(args[2]);
   auto *out = address<void>(args[3]);
   const auto attend = [&](auto type) {
@@ -43,7 +45,7 @@ PyObject *encoder_attention(PyObject *, Args args, Py_ssize_t count) {
     encoder::attend(problem, static_cast<const T *>(q), static_cast<const T *>(k), static_cast<const T *>(v),
                     static_cast<T *>(out));
   };
-  const bool is_bfloat16 = integer(args[21]) != 0;
+  const bool is_bfloat16 = integer(args[22]) != 0;
   return unlocked([&] { is_bfloat16 ? attend(uint16_t{}) : attend(float{}); });
 }
 

@@ -68,6 +68,7 @@ public:
     kv_head = of_head;
     const int64_t key = problem.key_starts[text], query = problem.query_starts[text];
     const int64_t num_queries = (problem.query_starts[text + 1] - query) * group, head = kv_head * group;
+    place = problem.place_of(text);
     length = problem.key_starts[text + 1] - key;
     if (length == 0) return;
     if (problem.window == 0) reach = length;
@@ -87,6 +88,7 @@ private:
   static constexpr int ROWS = MatrixProducts::ROWS;
 
   int64_t token_of(int r) const { return (first + r) / group; }
+  int64_t place_of(int r) const { return place + token_of(r); }
   int64_t head_of(int r) const { return (first + r) % group; }
 
   void load(const uint16_t *q) {
@@ -102,8 +104,8 @@ private:
 
   // Over the blocks that any of the queries sees.
   void attend() {
-    const int64_t begin = std::max<int64_t>(0, token_of(0) - reach + 1) / BLOCK;
-    const int64_t end = (std::min(length, token_of(rows - 1) + reach) + BLOCK - 1) / BLOCK;
+    const int64_t begin = std::max<int64_t>(0, place_of(0) - reach + 1) / BLOCK;
+    const int64_t end = (std::min(length, place_of(rows - 1) + reach) + BLOCK - 1) / BLOCK;
     for (int64_t block = begin; block < end;) {
       const int64_t next = std::min(end, (block / PARTITION_BLOCKS + 1) * PARTITION_BLOCKS);
       attend_partition(block, next - block);
@@ -114,7 +116,7 @@ private:
   void attend_partition(int64_t block, int64_t count) {
     products.score(rows, queries, blocks.from(block), count, num_words, scores);
     for (int r = 0; r < rows; ++r) {
-      const int64_t at = token_of(r) - block * BLOCK, last = std::min(length - block * BLOCK, at + reach);
+      const int64_t at = place_of(r) - block * BLOCK, last = std::min(length - block * BLOCK, at + reach);
       attention::weigh<Cache>(layer, scores + r * attention::SCORE_STRIDE, count * BLOCK, at - reach + 1, last,
                               part.tops + r, part.totals + r, problem.bias_of(kv_head * group + head_of(r)), at);
     }
@@ -136,7 +138,7 @@ private:
   const int64_t group, num_words; // of a query
   attention::Layer layer{};
   int64_t length = 0, reach; // a query sees keys less than so far away
-  int64_t kv_head = 0, first = 0;
+  int64_t kv_head = 0, first = 0, place = 0; // of the first query in its text
   int rows = 0;
   MatrixProducts products;
   alignas(64) uint32_t queries[ROWS * attention::QUERY_STRIDE];

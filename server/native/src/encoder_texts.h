@@ -6,9 +6,18 @@
 
 namespace encoder {
 
-struct Problem {
-  const int64_t *query_starts, *key_starts; // of each text, and the end of the last
-  int64_t num_texts, num_heads, num_kv_heads, head_dim;
+// Texts, and which of their tokens are queries. The fields are those of abi.py.
+struct Texts {
+  const int64_t *query_starts; // rows of each text's queries, and the end of the last
+  const int64_t *key_starts;   // the same of its keys, which are all of its tokens; may be negative
+  const int64_t *query_places; // in its text, of each text's first query; absent where all are 0
+  int64_t num_texts;
+
+  int64_t place_of(int64_t text) const { return query_places ? query_places[text] : 0; }
+};
+
+struct Problem : Texts {
+  int64_t num_heads, num_kv_heads, head_dim;
   int64_t q_token, q_head, k_token, k_head, v_token, v_head; // strides, in elements
   const float *bias; // [num_heads][bias_width], absent without; see distance_bias.h
   int64_t bias_width, bias_middle;

@@ -143,10 +143,11 @@ inline void pack_weights(uint32_t *to, const float *weights, int64_t count) {
 }
 #endif
 
-// Queries `query` to `query + QUERIES - 1` of a text; those after its last are the last once more.
+// Queries `query` to `query + QUERIES - 1` of a text, those after its last being the last once more. `place` is that of
+// query 0 in the text.
 template <class Core, class T>
 void attend_queries(const Problem &problem, Scratch<Core> &scratch, const T *q, T *out, int64_t query,
-                    int64_t num_queries, int64_t length, const DistanceBias &bias) {
+                    int64_t num_queries, int64_t place, int64_t length, const DistanceBias &bias) {
   constexpr int64_t P = Core::PER_WORD;
   const int64_t D = problem.head_dim, padded = (length + LANES - 1) / LANES * LANES, words = D / P;
   const int64_t count = std::min(QUERIES, num_queries - query);
@@ -155,8 +156,8 @@ void attend_queries(const Problem &problem, Scratch<Core> &scratch, const T *q, 
     spread(scratch.queries.data() + i * words, 1, from, D);
   }
   const int64_t reach = problem.window == 0 ? length : problem.window - 1;
-  const int64_t begin = std::max<int64_t>(0, query - reach) / LANES * LANES;
-  const int64_t limit = std::min(length, query + count + reach);
+  const int64_t begin = std::max<int64_t>(0, place + query - reach) / LANES * LANES;
+  const int64_t limit = std::min(length, place + query + count + reach);
   const int64_t end = (limit + LANES - 1) / LANES * LANES;
 
   float *scores = scratch.scores.data();
@@ -170,7 +171,7 @@ void attend_queries(const Problem &problem, Scratch<Core> &scratch, const T *q, 
   }
   float shares[QUERIES];
   for (int64_t i = 0; i < QUERIES; i++) {
-    const int64_t at = query + std::min(i, count - 1);
+    const int64_t at = place + query + std::min(i, count - 1);
     const int64_t first = std::max<int64_t>(0, at - reach), last = std::min(length, at + reach + 1);
     shares[i] = 1.0f / soften(scores + i * padded, begin, end, first, last, problem.scaling, bias, at);
     pack_weights(scratch.weights.data() + (i * padded + begin) / P, scores + i * padded + begin, end - begin);
@@ -209,7 +210,8 @@ void attend(const Problem &problem, const T *q, const T *k, const T *v, T *out) 
                       length, D);
     for (int64_t i = 0; i < num_queries; i += QUERIES)
       attend_queries<Core, T>(problem, scratch, q + query * problem.q_token + head * problem.q_head,
-                              out + (query * H + head) * D, i, num_queries, length, problem.bias_of(head));
+                              out + (query * H + head) * D, i, num_queries, problem.place_of(text), length,
+                              problem.bias_of(head));
   }
 }
 
