@@ -141,7 +141,7 @@ def test_version_is_printed():
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder, with models that exist and no more, and the configuration file of the README."""
     translators = [f"models/{source.name}" for source in TRANSLATORS]
-    for name in ("my-llama", "my-classifier", "my-adapter", "my-encoder", *translators):
+    for name in ("my-llama", "my-classifier", "my-adapter", "my-encoder", "fine-tunes/formal", *translators):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "sluice.toml").write_text(only_block("toml").text)
     monkeypatch.chdir(tmp_path)
@@ -156,11 +156,12 @@ def test_the_serve_commands_and_the_configuration_file_are_understood(project: P
     monkeypatch.setattr("server.api.run.serve", lambda config, template: served.append(config) or 0)
     for command in commands("sluice", "serve"):
         assert main(shlex.split(command)[1:]) == 0, command
-    translators, by_flags, by_file, keyed, trained = served
+    translators, by_flags, by_file, many, keyed, trained = served
     assert [Path(model.path).name for model in translators.models] == [source.name for source in TRANSLATORS]
     assert [model.name for model in by_flags.models] == ["chat", "formal", "mood"]
     assert (by_file.port, by_file.models[0].max_model_len) == (8080, 4096)
     assert Path(by_file.models[1].base).samefile("my-encoder")
+    assert [model.name for model in many.models] == ["base", "formal"] and many.adapters == "./fine-tunes"
     assert trained.models[0].path == "my-classifier"
     assert keyed.api_keys_file == "keys"
 

@@ -134,11 +134,7 @@ class AdapterLoader:
         if version is None:
             facts = await client.load_adapter(source)
             if facts.problem is not None:
-                # The path of the copy says nothing to a client.
-                problem = facts.problem.replace(source.model.path, folder.name).rstrip(".")
-                raise AdapterRefused(
-                    f"The adapter cannot be served beside {client.model.name}: {problem}.", param="path"
-                )
+                raise AdapterRefused(_refusal(facts.problem, source.model, client.model), param="path")
             version = client.adapters.hold(facts)
         else:
             self._supervisor.copies.release(source.digest)
@@ -154,6 +150,13 @@ class _New:
     model: ModelConfig
     version: AdapterVersion
     served: Served
+
+
+def _refusal(problem: str, adapter: ModelConfig, base: ModelConfig) -> str:
+    """Without paths: where files lie is for the operator."""
+    for path, name in ((adapter.path, Path(adapter.path).name), (str(adapter.base), base.name), (base.path, base.name)):
+        problem = problem.replace(path, name)
+    return f"The adapter cannot be served beside {base.name}: {problem.rstrip('.')}."
 
 
 def _check_name(name: str) -> None:

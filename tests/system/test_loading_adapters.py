@@ -6,8 +6,10 @@ import asyncio
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -245,6 +247,8 @@ def test_a_bad_folder_is_refused_in_one_sentence(server: ServerProcess, load: An
     assert refusal.status_code == 422, refusal.text
     message = error(refusal)["message"]
     assert told in message and "\n" not in message and message.endswith(".")
+    # Where files lie is for the operator.
+    assert str(root) not in message and "sluice-adapters" not in message
     assert error(ask(server, "bad"))["code"] == "model_not_found"
     assert tokens(server, "base") and server.worker_pid("base") == pid
 
@@ -260,3 +264,30 @@ def test_names_of_models_and_odd_names_are_refused(load: Any) -> None:
     for name in ("base", "", "a@b", "a\nb", "x" * 300):
         refusal = load(name, f"writes{FIRST}")
         assert refusal.status_code == 422 and error(refusal)["param"] == "name"
+
+
+def test_the_commands_of_the_readme_serve_and_load_fine_tunes(tmp_path: Path) -> None:
+    section = (
+        (Path(__file__).parents[2] / "README.md").read_text().partition("### Serve many fine-tunes of one base\n")[2]
+    )
+    serve, load, ask = section.partition("```sh\n")[2].partition("```")[0].splitlines()
+    base = write_tiny_decoder(tmp_path / "my-llama", "llama")
+    for name, token_id in (("formal", FIRST), ("sql", SECOND)):
+        write_marker_adapter(tmp_path / "fine-tunes" / name, base, token_id)
+    flags = shlex.split(serve.replace("./", f"{tmp_path}/"))[2:]
+    with running_server(*flags, *TINY_SETTINGS) as server:
+        answers = []
+        for command in (load, ask):
+            words = shlex.split(command.replace("http://127.0.0.1:8000", server.url))
+            assert words.pop(0) == "curl"
+            done = subprocess.run(["curl", "--silent", *words], capture_output=True, check=True)
+            answers.append(json.loads(done.stdout))
+        assert (answers[0]["name"], answers[0]["model"]) == ("sql", "base")
+        assert answers[1]["generated_text"] == ask_text(server, "sql") != ask_text(server, "formal")
+        assert len(server.worker_pids()) == 1
+
+
+def ask_text(server: ServerProcess, model: str) -> str:
+    request = {"model": model, "inputs": "All users:"}
+    text: str = httpx2.post(f"{server.url}/generate", json=request, timeout=TIMEOUT_S).json()["generated_text"]
+    return text
