@@ -2,7 +2,7 @@
 
     python -m server.finetune.number_words numbers
     sluice finetune seq2seq --model numbers/tiny-t5 --data numbers/numbers.csv --out spelling --method full \
-        --learning-rate 3e-3 --batch-size 64 --epochs 15
+        --learning-rate 3e-3 --batch-size 64 --epochs 15 --threads 1
 
 `words_of` checks every answer.
 """
@@ -136,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
+    transformers.logging.disable_progress_bar()
     if not 200 <= args.below <= MAX_BELOW:
         parser.error(f"--below is {args.below}: it must be from 200 to {MAX_BELOW}.")
     if not 100 <= args.count <= args.below // 2:
