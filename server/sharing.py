@@ -24,9 +24,9 @@ def base_folder(model: ModelConfig) -> Path:
     """Where the whole weights lie: of an adapter, its base's folder."""
     folder = Path(model.path)
     named = _adapter_config(folder).get("base_model_name_or_path")
-    if named is None:
-        return folder
-    bases = (Path(base) for base in (model.base, str(named), folder / str(named)) if base)
+    # PEFT leaves it out where it was given a module and no folder.
+    places = (model.base,) if named is None else (model.base, str(named), folder / str(named))
+    bases = (Path(base) for base in places if base)
     return next((base for base in bases if base.is_dir()), folder)
 
 

@@ -16,7 +16,8 @@ from server.client.adapters import AdapterVersion
 from server.client.supervisor import Supervisor
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig
-from server.errors import InvalidParameter, ModelNotFound, SluiceError
+from server.errors import ConfigurationError, InvalidParameter, ModelNotFound, SluiceError
+from server.protocol import Ready
 from server.sentences import echo
 from server.serving.adapters import MARK, shared_ready
 from server.serving.generator import ServedGenerator
@@ -141,8 +142,16 @@ class AdapterLoader:
         if client.ready is None:
             raise SluiceError("The model is not loaded.")
         ready = shared_ready(client.ready, msgspec.structs.replace(version.facts, name=model.name))
+        if version.facts.tokenizer is not None:
+            await self._check_chat_template(model.name, ready)
         served = await asyncio.to_thread(self._registry.serve, source.model, client, ready, version)
         return _New(source.model, version, served)
+
+    async def _check_chat_template(self, name: str, ready: Ready) -> None:
+        try:
+            await self._registry.services.templates.check_chat(name, ready.tokenizer)
+        except ConfigurationError as error:
+            raise AdapterRefused(str(error), param="path") from error
 
 
 @dataclasses.dataclass(frozen=True)

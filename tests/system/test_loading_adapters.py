@@ -24,7 +24,7 @@ from tests.fuzz.scale import SCALE
 from tests.server_process import ServerProcess, running_server
 from tests.system.clients import TIMEOUT_S, body, eventually, generate_all
 from tests.tiny_adapters import write_marker_adapter
-from tests.tiny_models import write_tiny_decoder
+from tests.tiny_models import tiny_tokenizer, write_tiny_decoder
 
 PROMPT = "The river runs past the mill and the miller counts"
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -92,6 +92,14 @@ def test_a_loaded_adapter_is_a_model_with_a_parent_and_a_version(server: ServerP
     assert (info["shares_worker_of"], info["adapter_digest"]) == ("base", digest)
     assert info["adapter_bytes"] == loaded["bytes"] and info["adapter_state"] == "resident"
     assert server.metric("sluice_adapter_bytes", model="base") == loaded["bytes"]
+
+
+def test_an_adapter_that_names_no_base_belongs_to_the_only_one(server: ServerProcess, load: Any, root: Path) -> None:
+    place = write_marker_adapter(root / "adapters" / "nameless", root / "base", FIRST)
+    change_config(place, base_model_name_or_path=None)
+    assert load("nameless", "nameless").json()["model"] == "base"
+    assert error(load("other", "nameless", model="first"))["code"] == "model_not_found"
+    assert tokens(server, "nameless") == [FIRST] * 4
 
 
 def test_another_version_is_refused_and_the_current_one_named(server: ServerProcess, load: Any) -> None:
@@ -209,6 +217,11 @@ def change_config(folder: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
 
+def _break_template(folder: Path) -> None:
+    tiny_tokenizer().save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text("{% for %}")
+
+
 A = "base_model.model.lm_head.lora_A.weight"
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "a wrong shape": (lambda f: change_weights(f, lambda t: t.update({A: torch.zeros(2, 7)})), "shapes"),
@@ -223,6 +236,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "half a file of weights": (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:99]), "weights"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "has no adapter_model.safetensors"),
     "weights of a gibibyte": (lambda f: os.truncate(f / WEIGHTS, 1 << 30), "more than the limit"),
+    "a broken chat template": (_break_template, "chat template"),
     "a link that leads out": (lambda f: _link_out(f / WEIGHTS), "leads out of the folder"),
 }
 

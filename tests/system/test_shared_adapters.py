@@ -15,6 +15,7 @@ import pytest
 
 from tests.commands.processes import called
 from tests.conftest import TINY_SETTINGS
+from tests.fuzz.scale import SCALE
 from tests.server_process import ServerProcess, running_server
 from tests.system.clients import TIMEOUT_S, body, eventually, generate_all
 from tests.tiny_adapters import peft_model, peft_tokens, write_tiny_adapter
@@ -74,22 +75,23 @@ def test_adapters_share_one_worker_and_the_others_have_their_own(server: ServerP
     }
 
 
-def test_a_killed_worker_changes_no_token_of_any_adapter(server: ServerProcess) -> None:
-    names = ["base", *SHARED] * 4
+def test_three_killed_workers_change_no_token_of_any_adapter(server: ServerProcess) -> None:
+    names = ["base", *SHARED] * (4 * SCALE)
     long = requests(names, max_new_tokens=300)
     undisturbed = asyncio.run(generate_all(server.url, long))
-    pid = server.worker_pid("base")
+    killed: set[int] = set()
     num_events = 0
 
-    def kill_once() -> None:
+    def kill_thrice() -> None:
         nonlocal num_events
         num_events += 1
-        if num_events == 40 * len(names):
-            os.kill(pid, signal.SIGKILL)
+        if num_events in (40 * len(names), 110 * len(names), 180 * len(names)):
+            killed.add(server.worker_pid("base"))
+            os.kill(server.worker_pid("base"), signal.SIGKILL)
 
-    disturbed = asyncio.run(generate_all(server.url, long, kill_once))
+    disturbed = asyncio.run(generate_all(server.url, long, kill_thrice))
     assert eventually(lambda: server.get("/readyz")[0] == 200)
-    assert server.worker_pid("base") != pid
+    assert len(killed) == 3 and server.worker_pid("base") not in killed
     assert [outcome.token_ids for outcome in disturbed] == [outcome.token_ids for outcome in undisturbed]
     assert all(outcome.is_whole for outcome in disturbed)
 
