@@ -164,6 +164,9 @@ class ServeConfig:
     """Folder of topics that requests can penalise, one word list each."""
     adapters: str | None = None
     """Folder of PEFT adapters that POST /admin/adapters may load while the server runs. Default: none."""
+    watched_adapters: str | None = None
+    """Folder of PEFT adapters that are served under the names of their folders. The server loads new and changed ones
+    and unloads those that are removed. Default: none."""
     page: bool = True
     """Serve the web page at ``/``."""
     keep_alive_s: float = 15.0

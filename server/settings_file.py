@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 OWN = ("name", "path")
 """Fields of a model that no setting for all models can have."""
-FOLDERS = ("templates", "topics", "adapters")
+FOLDERS = ("templates", "topics", "adapters", "watched_adapters")
 """Settings of the server that are folders."""
 
 

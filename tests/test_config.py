@@ -46,7 +46,7 @@ def other_value(setting: Setting, folder: Path) -> tuple[str, Any]:
     by_name = {"host": "127.0.0.2", "device": "cuda:1", "max_batch_tokens": 512}
     by_name |= {"allowed_hosts": "sluice.example", "trusted_proxies": "10.0.0.0/8"}
     by_name |= {"cors_origins": "https://chat.example", "api_keys_file": str(folder / "keys")}
-    by_name |= dict.fromkeys(("base", "templates", "topics", "adapters"), str(folder))
+    by_name |= dict.fromkeys(("base", "templates", "topics", "adapters", "watched_adapters"), str(folder))
     value = by_name.get(setting.name, setting.default + 2 if setting.kind is not str else None)
     return str(value), value
 
@@ -217,9 +217,9 @@ def test_no_model_two_of_one_name_and_a_missing_folder_are_refused(folder: Path)
     with pytest.raises(ConfigurationError, match="is not a folder") as error:
         loaded("--model", f"a={folder}/nothing")
     assert error.value.exit_code == 4
-    for name in ("templates", "topics", "adapters"):
+    for name in ("templates", "topics", "adapters", "watched_adapters"):
         with pytest.raises(ConfigurationError, match=f"{name} is .*nothing, which is not a folder"):
-            loaded("--model", str(folder), f"--{name}", f"{folder}/nothing")
+            loaded("--model", str(folder), f"--{name.replace('_', '-')}", f"{folder}/nothing")
 
 
 @pytest.mark.parametrize("owner", [ServeConfig, ModelConfig])

@@ -121,9 +121,7 @@ async def unload_lora(body: UnloadBody, context: ContextDep) -> Response:
 
 def _loader(context: Context) -> AdapterLoader:
     context.record.route = context.request.scope["route"].path
-    loader = context.front.adapters
-    assert loader is not None
-    return loader
+    return context.front.adapters
 
 
 def _described(served: Served, context: Context) -> dict[str, Any]:

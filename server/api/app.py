@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -31,6 +32,7 @@ from server.api.status import ENDPOINTS, status_router
 from server.client.supervisor import Supervisor
 from server.config import ServeConfig
 from server.serving.adapter_loading import AdapterLoader
+from server.serving.adapter_watch import AdapterWatch
 from server.serving.lifecycle import Lifecycle
 from server.serving.registry import Registry
 from server.tasks import TASKS
@@ -87,12 +89,14 @@ def build_app(config: ServeConfig, supervisor: Supervisor) -> Application:
     """
     api_keys = keys.load(config.api_keys_file)
     registry = Registry(config, supervisor)
+    loader = AdapterLoader(registry, supervisor)
     app = Application(
         Front(
             config=config,
             supervisor=supervisor,
             registry=registry,
-            adapters=None if config.adapters is None else AdapterLoader(registry, supervisor),
+            adapters=loader,
+            watch=None if config.watched_adapters is None else AdapterWatch(loader, Path(config.watched_adapters)),
             lifecycle=Lifecycle(),
             has_keys=bool(api_keys),
         )

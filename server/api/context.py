@@ -14,6 +14,7 @@ from server.api.http.sse import ErrorBody, Events, EventStream, event_stream
 from server.client.supervisor import Supervisor
 from server.config import ServeConfig
 from server.serving.adapter_loading import AdapterLoader
+from server.serving.adapter_watch import AdapterWatch
 from server.serving.lifecycle import Lifecycle
 from server.serving.record import RequestRecord
 from server.serving.registry import Registry
@@ -31,8 +32,9 @@ class Front:
     lifecycle: Lifecycle
     has_keys: bool
     """Whether clients need an API key."""
-    adapters: AdapterLoader | None
-    """None unless adapters may be loaded while the server runs."""
+    adapters: AdapterLoader
+    watch: AdapterWatch | None
+    """Of the folder of adapters that is followed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ async def load(app: Application) -> None:
         await asyncio.gather(preparing, documenting, return_exceptions=True)
     registry.load()
     await registry.check_chat_templates()
+    if app.front.watch is not None:
+        await app.front.watch.start()
     # Modules and tokenizers stay for good: the collector need not stop the streams to look at them again and again.
     gc.freeze()
     app.front.lifecycle.is_loaded = True
@@ -40,6 +42,8 @@ async def stop(app: Application) -> None:
     """Stop the workers, which ends what still runs with an error, and let the errors out. `load` may have failed."""
     lifecycle = app.front.lifecycle
     lifecycle.is_draining = True
+    if app.front.watch is not None:
+        await app.front.watch.close()
     app.front.registry.refuse_new_work()
     if lifecycle.num_active:
         log.warning("requests cut short", extra={"fields": {"active_requests": lifecycle.num_active}})

@@ -57,13 +57,19 @@ class AdapterLoader:
         Raises SluiceError.
         """
         self._registry.all()
+        root, folder = await asyncio.to_thread(self._folder, path)
+        return await self.load_folder(name, folder, root, base, replaces=replaces)
+
+    async def load_folder(
+        self, name: str, folder: Path, root: Path, base: str | None = None, *, replaces: bool = True
+    ) -> Served:
+        """As `load`, of a folder in ``root``, which holds all its files."""
         _check_name(name)
-        folder = await asyncio.to_thread(self._folder, path)
         async with self._lock:
             self._check_free(name, replaces=replaces)
             client = self._host(name, folder, base)
             model = dataclasses.replace(client.model, name=name, path=str(folder), base=client.model.path, share="auto")
-            served = await self._served(client, model, folder)
+            served = await self._served(client, model, folder, root)
             metrics.add_adapter(name)
             self._registry.publish(served.model, client, served.served)
             log.info("adapter loaded", extra={"fields": {"model": name, "digest": served.version.digest}})
@@ -76,7 +82,8 @@ class AdapterLoader:
             self._registry.withdraw(name)
             log.info("adapter unloaded", extra={"fields": {"model": name}})
 
-    def _folder(self, path: str) -> Path:
+    def _folder(self, path: str) -> tuple[Path, Path]:
+        """The folder of the setting, and the one that ``path`` names in it."""
         if self._root is None:
             raise AdapterForbidden("The setting adapters names no folder: the server loads no adapters while it runs.")
         root = self._root.resolve()
@@ -93,7 +100,7 @@ class AdapterLoader:
             raise InvalidParameter(
                 "path", path, f"must be a folder with {CONFIG} in the folder of the setting adapters"
             )
-        return folder
+        return root, folder
 
     def _check_free(self, name: str, *, replaces: bool) -> None:
         if name not in self._registry.models:
@@ -126,9 +133,9 @@ class AdapterLoader:
             )
         return self._registry.clients[found[0]]
 
-    async def _served(self, client: WorkerClient, model: ModelConfig, folder: Path) -> _New:
+    async def _served(self, client: WorkerClient, model: ModelConfig, folder: Path, root: Path) -> _New:
         try:
-            source = await asyncio.to_thread(self._supervisor.copied, model, folder, self._root)
+            source = await asyncio.to_thread(self._supervisor.copied, model, folder, root)
         except NotCopied as error:
             raise AdapterRefused(str(error), param="path") from error
         version = client.adapters.find(source.digest)
