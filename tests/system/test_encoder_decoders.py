@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from tests.conftest import TINY_SETTINGS
 from tests.server_process import ServerProcess, running_server
-from tests.system.families import NUM_NEW, serving, written
-from tests.tiny_encoder_decoders import KINDS, write_tiny_encoder_decoder
+from tests.system.families import NUM_NEW
+from tests.tiny_encoder_decoders import KINDS
 
 pytestmark = pytest.mark.timeout(280)
 
@@ -30,17 +29,6 @@ SOURCES = (
 )
 
 STEPS, PROMPT_TOKENS = "sluice_step_seconds_count", "sluice_prompt_tokens_total"
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return written(tmp_path_factory.mktemp("encoder_decoders"), KINDS, write_tiny_encoder_decoder)
-
-
-@pytest.fixture(scope="module")
-def server(folders: dict[str, Path]) -> Iterator[ServerProcess]:
-    with serving(folders) as server:
-        yield server
 
 
 def expected_ids(folder: Path, source: str, **options: Any) -> list[int]:
@@ -67,7 +55,9 @@ def ids_of(answer: dict[str, Any]) -> list[int]:
 
 
 @pytest.mark.parametrize("family", KINDS)
-def test_a_served_folder_gives_the_tokens_of_transformers(family: str, folders: dict[str, Path], server: ServerProcess):
+def test_a_served_folder_gives_the_tokens_of_transformers(
+    family: str, family_folders: dict[str, Path], family_server: ServerProcess
+):
     options: list[dict[str, Any]] = [
         {"do_sample": False},
         {"num_beams": 4, "length_penalty": 2.0, "early_stopping": True},
@@ -75,43 +65,45 @@ def test_a_served_folder_gives_the_tokens_of_transformers(family: str, folders: 
     ]
     asked = [(source, option) for source in SOURCES for option in options]
     with ThreadPoolExecutor(len(asked)) as pool:
-        actual = list(pool.map(lambda one: ids_of(post(server.url, family, one[0], **one[1])), asked))
-    assert actual == [expected_ids(folders[family], source, **option) for source, option in asked]
+        actual = list(pool.map(lambda one: ids_of(post(family_server.url, family, one[0], **one[1])), asked))
+    assert actual == [expected_ids(family_folders[family], source, **option) for source, option in asked]
 
 
-def test_the_input_is_counted_as_the_encoder_reads_it(server: ServerProcess):
-    details = post(server.url, "bart", SOURCES[0])["details"]
-    again = post(server.url, "bart", SOURCES[0])["details"]
+def test_the_input_is_counted_as_the_encoder_reads_it(family_server: ServerProcess):
+    details = post(family_server.url, "bart", SOURCES[0])["details"]
+    again = post(family_server.url, "bart", SOURCES[0])["details"]
     assert again["cached_tokens"] == again["input_length"] == details["input_length"] > 1
 
 
-def test_a_worker_killed_in_a_stream_changes_no_token(server: ServerProcess):
+def test_a_worker_killed_in_a_stream_changes_no_token(family_server: ServerProcess):
     parameters = {"max_new_tokens": 300, "do_sample": True, "seed": 11, "ignore_eos": True, "details": True}
-    whole = ids_of(post(server.url, "t5", SOURCES[2], **parameters))
+    whole = ids_of(post(family_server.url, "t5", SOURCES[2], **parameters))
     body = {"model": "t5", "inputs": SOURCES[2], "parameters": parameters}
     ids: list[int] = []
-    with httpx2.stream("POST", f"{server.url}/generate_stream", json=body, timeout=120) as response:
+    with httpx2.stream("POST", f"{family_server.url}/generate_stream", json=body, timeout=120) as response:
         assert response.status_code == 200
         for line in response.iter_lines():
             if line.startswith("data:"):
                 event = json.loads(line.removeprefix("data:"))
                 ids.append(event["token"]["id"])
                 if len(ids) == 20:
-                    os.kill(server.worker_pid("t5"), signal.SIGKILL)
+                    os.kill(family_server.worker_pid("t5"), signal.SIGKILL)
     assert len(whole) == 300
     assert ids == whole
 
 
 def test_answers_that_t5_writes_are_transformers_hypotheses_with_their_probabilities(
-    server: ServerProcess, folders: dict[str, Path]
+    family_server: ServerProcess, family_folders: dict[str, Path]
 ) -> None:
     question, context = "Who comes down?", SOURCES[0]
     body = {"model": "t5", "inputs": {"question": question, "context": context}}
     parameters = {"top_k": 3, "max_answer_len": 6}
-    response = httpx2.post(f"{server.url}/question-answering", json={**body, "parameters": parameters}, timeout=120)
+    response = httpx2.post(
+        f"{family_server.url}/question-answering", json={**body, "parameters": parameters}, timeout=120
+    )
     assert response.status_code == 200, response.text
-    tokenizer = AutoTokenizer.from_pretrained(folders["t5"])
-    module = AutoModelForSeq2SeqLM.from_pretrained(folders["t5"], dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(family_folders["t5"])
+    module = AutoModelForSeq2SeqLM.from_pretrained(family_folders["t5"], dtype=torch.float32)
     source = tokenizer(f"question: {question} context: {context}", return_tensors="pt")
     hypotheses = module.generate(**source, num_beams=3, num_return_sequences=3, max_new_tokens=6)
     logits = module(**{name: ids.expand(3, -1) for name, ids in source.items()}, decoder_input_ids=hypotheses).logits
@@ -122,11 +114,11 @@ def test_answers_that_t5_writes_are_transformers_hypotheses_with_their_probabili
     assert {answer["answer"]: answer["score"] for answer in response.json()} == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_worker_killed_in_the_middle_of_a_source_changes_no_token(folders: dict[str, Path]):
+def test_a_worker_killed_in_the_middle_of_a_source_changes_no_token(family_folders: dict[str, Path]):
     source = SOURCES[2] * 12
     small_steps = ("--max-running", "4", "--max-batch-tokens", "16", "--max-model-len", "2048")
     with (
-        running_server("--model", f"t5={folders['t5']}", *TINY_SETTINGS, *small_steps) as server,
+        running_server("--model", f"t5={family_folders['t5']}", *TINY_SETTINGS, *small_steps) as server,
         ThreadPoolExecutor() as pool,
     ):
         before = {name: server.metric(name) for name in (STEPS, PROMPT_TOKENS)}
@@ -137,4 +129,4 @@ def test_a_worker_killed_in_the_middle_of_a_source_changes_no_token(folders: dic
         os.kill(worker, signal.SIGSTOP)
         assert server.metric(PROMPT_TOKENS) == before[PROMPT_TOKENS], "the source is complete"
         os.kill(worker, signal.SIGKILL)
-        assert ids_of(answer.result()) == expected_ids(folders["t5"], source, do_sample=False)
+        assert ids_of(answer.result()) == expected_ids(family_folders["t5"], source, do_sample=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,29 +12,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.server_process import ServerProcess
-from tests.system.families import NUM_NEW, serving, written
-from tests.tiny_models import write_tiny_decoder
+from tests.system.families import DECODERS, NUM_NEW
 
 pytestmark = pytest.mark.timeout(280)
 
-FAMILIES = ("gpt2", "llama", "qwen2", "qwen3", "gemma", "phi", "opt", "gpt_neox", "bloom")
 PROMPTS = (
     "Every morning the carts come down",
     "河边的磨坊 😀 Über",
     'In 1887 the price was 9.50; "nobody" remembers why. ' * 4,
     "النهر يجري",
 )
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return written(tmp_path_factory.mktemp("families"), FAMILIES, write_tiny_decoder)
-
-
-@pytest.fixture(scope="module")
-def server(folders: dict[str, Path]) -> Iterator[ServerProcess]:
-    with serving(folders) as server:
-        yield server
 
 
 def expected_ids(folder: Path, prompt: str) -> list[int]:
@@ -54,15 +40,17 @@ def served_ids(url: str, family: str, prompt: str) -> list[int]:
     return [token["id"] for token in response.json()["details"]["tokens"]]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_served_folder_gives_the_tokens_of_transformers(family: str, folders: dict[str, Path], server: ServerProcess):
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_served_folder_gives_the_tokens_of_transformers(
+    family: str, family_folders: dict[str, Path], family_server: ServerProcess
+):
     with ThreadPoolExecutor(len(PROMPTS)) as pool:
-        actual = list(pool.map(lambda prompt: served_ids(server.url, family, prompt), PROMPTS))
-    assert actual == [expected_ids(folders[family], prompt) for prompt in PROMPTS]
+        actual = list(pool.map(lambda prompt: served_ids(family_server.url, family, prompt), PROMPTS))
+    assert actual == [expected_ids(family_folders[family], prompt) for prompt in PROMPTS]
 
 
-def test_only_models_without_plain_attention_take_the_slow_way(server: ServerProcess):
-    models = httpx2.get(f"{server.url}/info").json()["models"]
-    assert {model["name"]: model["executor"] for model in models} == {
-        family: "compat" if family == "bloom" else "fused" for family in FAMILIES
+def test_only_models_without_plain_attention_take_the_slow_way(family_server: ServerProcess):
+    models = httpx2.get(f"{family_server.url}/info").json()["models"]
+    assert {model["name"]: model["executor"] for model in models if model["name"] in DECODERS} == {
+        family: "compat" if family == "bloom" else "fused" for family in DECODERS
     }
