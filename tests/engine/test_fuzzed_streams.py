@@ -25,16 +25,16 @@ from tests.fuzz.scale import SCALE
 from tests.tiny_tokenizers import tokenizer_files
 
 STREAMS = {
-    "byte_level": 1200 * SCALE,
-    "byte_fallback": 800 * SCALE,
-    "byte_level_in_a_sequence": 400 * SCALE,
-    "byte_fallback_strip": 400 * SCALE,
-    "metaspace": 400 * SCALE,
-    "word_piece": 400 * SCALE,
-    "word_end": 400 * SCALE,
+    "byte_level": 600 * SCALE,
+    "byte_fallback": 400 * SCALE,
+    "byte_level_in_a_sequence": 200 * SCALE,
+    "byte_fallback_strip": 200 * SCALE,
+    "metaspace": 200 * SCALE,
+    "word_piece": 200 * SCALE,
+    "word_end": 200 * SCALE,
 }
 """By kind of tokenizer."""
-BATCH = 400
+BATCH = 200
 
 
 @cache

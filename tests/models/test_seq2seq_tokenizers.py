@@ -23,7 +23,7 @@ from tests.tiny_tokenizers import tokenizer_files as tokenizer_files_of
 
 TAGS = [">>fra<<", ">>por_BR<<"]
 M2M100_TAGS = [f"__{code}__" for code in FAIRSEQ_LANGUAGE_CODES["m2m100"]]
-NUM_TEXTS = 200 if SCALE == 1 else 1000 * SCALE
+NUM_TEXTS = 100 if SCALE == 1 else 1000 * SCALE
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "no normalisation": {"normalization_rule_name": "identity", "remove_extra_whitespaces": False},

@@ -15,7 +15,7 @@ from tests.native import variants
 
 ROOT = Path(__file__).parents[2]
 EMULATOR = Path(__file__).with_name("amx_emulator.c")
-NUM_TRIALS = 60 * SCALE
+NUM_TRIALS = 25 * SCALE
 
 
 @pytest.fixture(scope="module")

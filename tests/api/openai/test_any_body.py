@@ -80,7 +80,7 @@ def bodies(draw: st.DrawFn, path: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", BODIES)
-@settings(max_examples=150 * SCALE, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80 * SCALE, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_body_is_answered_or_refused(front: Front, path: str, data: st.DataObject) -> None:
     response = front.client.post(path, json=data.draw(bodies(path)))
