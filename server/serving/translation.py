@@ -15,15 +15,16 @@ def choose(
 ) -> tuple[ServedGenerator, Direction]:
     """The first model that translates these languages. ``texts`` may name their target themselves.
 
-    If there is none, raises what the first model with languages says, or else the first.
+    If there is none, raises what the first model with the source says, or else the first with languages, or the first.
     """
-    refusals: list[tuple[bool, InvalidRequest]] = []
+    refusals: list[tuple[int, InvalidRequest]] = []
     for served in models:
         try:
             ready = served.ready
             return served, direction(ready.languages, source, target, texts, prefix=ready.translation_prefix)
         except InvalidRequest as error:
-            refusals.append((served.ready.languages is None, error))
+            rank = 2 if served.ready.languages is None else int(error.param == "src_lang")
+            refusals.append((rank, error))
     raise min(refusals, key=lambda refusal: refusal[0])[1]
 
 

@@ -9,8 +9,12 @@ from starlette.testclient import TestClient
 
 from server.api.dialects.libretranslate.dialect import FORM
 from server.api.http.form_body import FORM_TYPE, MAX_FORM_FIELDS
+from server.languages import Language, Languages
 from server.serving.options.table import MAX_OUTPUTS
 from tests.api.translators import FROM_MANY, IN_WORDS, MANY, ONE_WAY, client_of, translator
+
+PORTUGUESE = Language(code="pt", name="Portuguese", is_target=False)
+ENGLISH_TARGET = Language(code="en", name="English", is_source=False)
 
 
 def post(client: TestClient, status: int = 200, **body: Any) -> Any:
@@ -236,6 +240,13 @@ def test_a_model_with_languages_says_which_there_are():
     assert post(client, 400, q="a", source="en", target="xx")["error"].startswith('target is "xx": it must be one of')
     client = client_of(translator("plain", None), translator("other", None))
     assert "no languages" in post(client, 400, q="a", source="en", target="xx")["error"]
+
+
+def test_a_wrong_target_is_refused_by_a_model_that_reads_the_source():
+    back = Languages(languages=[PORTUGUESE, ENGLISH_TARGET], default_source="pt", default_target="en")
+    client = client_of(translator("one", ONE_WAY), translator("back", back))
+    error = post(client, 400, q="a", source="pt", target="xx")["error"]
+    assert error == 'target is "xx": it must be one of en.'
 
 
 def test_blank_texts_are_returned_unchanged_and_not_sent():

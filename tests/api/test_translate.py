@@ -341,6 +341,13 @@ def test_the_sentences_of_a_stream_come_in_their_order():
     assert all(event["details"] is None for event in events[:-1])
 
 
+def test_a_sentence_that_is_too_long_is_told_from_a_text():
+    client = client_of(translator("plain", None))
+    error = post(client, status=422, inputs="One. " + "word " * 200 + ".", split="sentences")
+    assert error["code"] == "context_length_exceeded" and "one sentence" in error["message"]
+    assert "split" not in error["message"]
+
+
 def test_parts_of_a_split_text_without_words_are_kept():
     text = "One.\n***\nTwo. ... Three! \u266a"
     worker = translator("plain", None)

@@ -31,6 +31,7 @@ from server.text.sentence_split import Sentence, has_words, join_sentences, word
 
 Split = Literal["sentences"]
 ADVICE = sentence("Shorten it, set {split} to sentences, or set {truncate} to cut its end.")
+ADVICE_OF_SENTENCE = sentence("It is one sentence of the text. Shorten it, or set {truncate} to cut its end.")
 
 
 class RewriteParameters(GenerateParameters):
@@ -120,7 +121,7 @@ class Rewriter:
             texts=[part.text for parts in self.parts for part in parts],
             max_prompts=self._max_sentences if wanted.split else None,
             direction=wanted.direction,
-            advice=ADVICE,
+            advice=ADVICE_OF_SENTENCE if wanted.split else ADVICE,
             task_defaults=wanted.task_defaults,
             body=wanted.body,
         )
