@@ -86,13 +86,18 @@ class Reader:
 
 
 def echo(value: Any) -> str:
-    """A client's value as it may appear in a message: as JSON in ASCII, and cut.
+    """A client's value as it may appear in a message: as JSON, of which all that is visible is as it came, and cut.
 
     >>> echo([None, True, "a" * 100])[:12], echo("a" * 100)[-3:]
     ('[null, true,', '...')
     """
     try:
-        text = json.dumps(value)
+        text = _visible(json.dumps(value, ensure_ascii=False)[: MAX_ECHO_CHARACTERS + 1])
     except (TypeError, ValueError, RecursionError):
         text = repr(value).encode("ascii", "backslashreplace").decode("ascii")
     return text if len(text) <= MAX_ECHO_CHARACTERS else text[: MAX_ECHO_CHARACTERS - 3] + "..."
+
+
+def _visible(text: str) -> str:
+    """Characters that are not printed, or that turn the text around, as JSON's escapes."""
+    return "".join(character if character.isprintable() else json.dumps(character)[1:-1] for character in text)

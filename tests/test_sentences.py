@@ -38,7 +38,10 @@ def test_braces_of_a_client_are_text() -> None:
         (None, "null"),
         (True, "true"),
         ([False, {"a": None}], '[false, {"a": null}]'),
-        ("ä", '"\\u00e4"'),
+        ("ä", '"ä"'),
+        ("你好", '"你好"'),
+        ("a\u202eb\ud800\n", '"a\\u202eb\\ud800\\n"'),
+        ("你" * 100, '"' + "你" * 60 + "..."),
         (b"a", "b'a'"),
     ],
 )
