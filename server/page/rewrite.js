@@ -7,8 +7,6 @@ import { Writing } from "./writing.js";
 
 class Rewrite extends Writing {
   static task = "seq2seq";
-  static hints = { context_length_exceeded: "Choose “Sentence by sentence”, or shorten the text." };
-
   constructor(models, sample) {
     super(models);
     const kept = `split.${this.id}`;
@@ -17,6 +15,11 @@ class Rewrite extends Writing {
     this.inputArea.append(this.text.element);
     this.tools.append(tick("Sentence by sentence", this.isSplit, (isOn) => save(kept, (this.isSplit = isOn))));
     this.element.classList.add("boxes");
+  }
+
+  get hints() {
+    const advice = this.isSplit ? "Shorten the longest sentence." : "Choose “Sentence by sentence”, or shorten the text.";
+    return { context_length_exceeded: advice };
   }
 
   isReady() {
@@ -70,8 +73,9 @@ export class Translate extends Rewrite {
   /** Each side gets a model that has the languages, where its own has not. */
   #useModels() {
     const fits = (model) => translates(model, this.languages.pair);
+    const found = this.sides.models.find((model) => model.languages && fits(model));
     for (const side of this.sides.active) {
-      if (!fits(this.sides.facts(side))) this.sides.use(side, this.sides.models.find(fits).name);
+      if (!fits(this.sides.facts(side))) this.sides.use(side, found.name);
     }
   }
 

@@ -9,7 +9,7 @@ import { onCtrlEnter } from "./typing.js";
 
 /**
  * A tab. A subclass states its `task` (and an `id` where several have it), `label`, `lead` (a sentence below the label), `icon` (the line that draws it) and
- * `settings` (groups of fields) and perhaps `hints` (by code of an error), and fills `inputArea`. It says what is sent and shown: `request(side)` gives {path, body},
+ * `settings` (groups of fields), and fills `inputArea`. It says what is sent and shown: `request(side)` gives {path, body},
  * `run(side, output, signal)` fills the element `output`.
  */
 export class Workbench {
@@ -127,7 +127,7 @@ export class Workbench {
       output.note.textContent = "stopped";
       return;
     }
-    output.body.append(errorCard(error, () => this.start(), this.constructor.hints));
+    output.body.append(errorCard(error, () => this.start(), this.hints));
     output.note.textContent = "";
     this.sides.point(side, error);
   }

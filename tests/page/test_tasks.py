@@ -206,6 +206,11 @@ def test_a_text_that_is_too_long_is_refused_with_numbers_and_a_way_out(page_serv
     shown = page.text(f"{RESULT} .notice.bad")
     assert "Too long for this model" in shown and "Sentence by sentence" in shown
     assert "tokens" in shown and "chat" not in shown
+    page.fill(field("translate"), "The mill is old and " * 2000)
+    page.click("#view-translate .tick input")
+    run(page)
+    assert "Shorten the longest sentence" in page.text(f"{RESULT} .notice.bad")
+    page.complaints.clear()  # The browser itself notes each answer with an error status.
 
 
 def test_a_refusal_that_is_a_sentence_alone_is_shown(page_server, opened):
