@@ -83,8 +83,13 @@ def run(options: Namespace) -> int:
         task = TASKS.get(model["task"])
         if task is None or not task.asks:
             raise ConfigurationError(f"{model['name']} is for {model['task']}: predict asks for {', '.join(ASKS)}.")
-        batch = Batch(client, options.name and model["name"], task, ask or task.asks[0], parameters)
+        batch = Batch(client, options.name and model["name"], task, ask or _usual_ask(task, model), parameters)
         return _write(batch.answers(rows, options.concurrency), output, Progress("inputs", total))
+
+
+def _usual_ask(task: Task, model: dict[str, Any]) -> str:
+    """The first one that the server does not say the model cannot do."""
+    return next((word for word in task.asks if model.get(f"can_{word}", True)), task.asks[0])
 
 
 def _inputs(options: Namespace, texts: list[str], stack: contextlib.ExitStack) -> tuple[Iterator[Input], int | None]:

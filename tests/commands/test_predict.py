@@ -87,6 +87,13 @@ def test_a_field_of_json_lines_is_summarized_by_the_model_of_that_name():
     assert (server.paths, server.bodies) == (["/summarize"], [{"model": "pt-en", "inputs": "a"}])
 
 
+def test_a_model_that_only_summarizes_is_asked_for_summaries():
+    models = [{"name": "short", "task": "seq2seq", "can_translate": False, "can_summarize": True}]
+    with fake_server(models=models) as server:
+        run("predict", "--url", server.url, "a")
+    assert server.paths == ["/summarize"]
+
+
 def test_a_table_without_options_has_the_usual_columns(tmp_path: Path):
     path = tmp_path / "rows.tsv"
     path.write_text("question\tcontext\nWho?\tAnn\n")
