@@ -42,10 +42,11 @@ def test_a_client_library_gets_what_it_expects(name: str, server: ServerProcess,
     run([python_with(ENVIRONMENTS.get(name, name), PYTHON_KITS[name]), KITS / f"{name}_kit.py"], server, tmp_path)
 
 
-def test_the_ai_sdk_on_node_gets_what_it_expects(server: ServerProcess, tmp_path: Path):
-    folder = node_with("vercel", KITS / "vercel")
+@pytest.mark.parametrize("name", ["vercel", "huggingface_js"])
+def test_a_client_library_on_node_gets_what_it_expects(name: str, server: ServerProcess, tmp_path: Path):
+    folder = node_with(name, KITS / name)
     program = folder / "kit.mjs"
-    program.write_text((KITS / "vercel" / "kit.mjs").read_text())
+    program.write_text((KITS / name / "kit.mjs").read_text())
     run(["node", program], server, tmp_path)
 
 
