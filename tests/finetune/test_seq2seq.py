@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from server.config import ModelConfig
 from server.errors import ConfigurationError
-from server.finetune.base import load_base
+from server.finetune import train
+from server.finetune.base import Base, load_base
 from server.finetune.chrf import chrf
 from server.finetune.options import Options
 from server.finetune.rewrites import RewriteExample, read_rewrites
@@ -59,12 +60,13 @@ def test_refuses_to_merge_without_an_adapter() -> None:
 
 
 def run(folder: Path, base: Path, **options: Any) -> dict[str, Any]:
-    """One step on lines of two lengths."""
+    """On lines of two lengths, one step if no option says otherwise."""
     rows = [{"source": f"the river {n}" + " and the mill" * (n % 2), "target": f"{n} mill"} for n in range(40)]
     data = folder / "data.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
     out = str(folder / "out")
-    return finetune(Options(task="seq2seq", model=str(base), data=str(data), out=out, max_steps=1, **options))
+    paths = {"model": str(base), "data": str(data), "out": out}
+    return finetune(Options(task="seq2seq", **paths, **{"max_steps": 1, **options}))
 
 
 def test_reports_how_many_texts_are_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,6 +147,36 @@ def test_the_card_shows_the_route_that_was_trained(tmp_path: Path, options: Any,
     assert f'pipeline_tag: "{tag}"' in card
     loaded = load(ModelConfig(name="m", path=str(tmp_path / "out"), dtype="float32"))
     assert loaded.rewriting_tasks == [tag]
+
+
+def test_an_interrupted_run_continues_and_ends_with_the_same_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: Any) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    base = write_tiny_encoder_decoder(tmp_path / "base", "t5")
+    epochs = {"max_steps": 0, "epochs": 2.0}
+    (tmp_path / "undisturbed").mkdir()
+    expected = run(tmp_path / "undisturbed", base, **epochs)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Seq2Seq, "final_scores", interrupt)
+        run(tmp_path, base, **epochs)
+    found = run(tmp_path, base, **epochs)
+    assert "continuing from step" in capsys.readouterr().out
+    assert (found["test"], found["steps"]) == (expected["test"], expected["steps"])
+
+
+def test_a_run_that_diverges_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> Base:
+        base = load_base(*arguments)
+        base.model.shared.weight.data.fill_(float("nan"))
+        return base
+
+    monkeypatch.setattr(train, "load_base", broken)
+    with pytest.raises(ConfigurationError, match=r"Training diverged: .* Lower --learning-rate"):
+        run(tmp_path, write_tiny_encoder_decoder(tmp_path / "base", "t5"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_marians_table_of_positions_is_written(tmp_path: Path) -> None:
