@@ -176,9 +176,9 @@ class FakeEngine:
             self.fail_if("finished")
         self.finished_in_last_step = False
         replies, self.replies = self.replies, []
+        batch = [request for request in self.requests.values() if self.has_adapter(request)][: self.max_running]
         if self.unread:
             replies.append(self.read_adapter())
-        batch = [request for request in self.requests.values() if self.has_adapter(request)][: self.max_running]
         started = [request.command.request_id for request in batch if not request.started]
         for request in batch:
             replies += self.advance(request)

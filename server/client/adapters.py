@@ -42,6 +42,9 @@ class Adapters:
         self._answers: dict[str, asyncio.Future[SharedAdapter]] = {}
         self._versions: weakref.WeakValueDictionary[str, AdapterVersion] = weakref.WeakValueDictionary()
         self._deaths: Counter[str] = Counter()
+        """Of workers that read it, since it was last read."""
+        self._culprits: Counter[str] = Counter()
+        """Requests with it that ended workers, since one was answered."""
         self._quarantined: set[str] = set()
         self._new: tuple[LoadAdapter, ...] = ()
         self._copies: Counter[str] = Counter()
@@ -89,7 +92,8 @@ class Adapters:
     def add(self, source: LoadAdapter) -> asyncio.Future[SharedAdapter]:
         """The worker is to be told; what it answers."""
         self._quarantined.discard(source.digest)
-        del self._deaths[source.digest]
+        self._deaths.pop(source.digest, None)
+        self._culprits.pop(source.digest, None)
         self._known[source.digest] = source
         self._copies[source.digest] += 1
         if source.digest not in self._answers:
@@ -113,7 +117,8 @@ class Adapters:
         self._states.pop(digest, None)
         self._num_bytes.pop(digest, None)
         self._quarantined.discard(digest)
-        del self._deaths[digest]
+        self._deaths.pop(digest, None)
+        self._culprits.pop(digest, None)
         self._release(digest)
 
     def _release(self, digest: str) -> None:
@@ -143,7 +148,7 @@ class Adapters:
             return
         self._states[digest] = reply.state
         if reply.state == "resident":
-            del self._deaths[digest]
+            self._deaths.pop(digest, None)
         if facts is None:
             return
         if facts.problem is None:
@@ -158,11 +163,12 @@ class Adapters:
     def on_death(self, culprit: str) -> set[str]:
         """The worker died; ``culprit`` is the adapter of a request that did it, or empty. Those quarantined by that."""
         suspects = {digest for digest, state in self._states.items() if state == "loading"}
+        self._deaths.update(suspects)
         if culprit:
             suspects.add(culprit)
-        self._deaths.update(suspects)
+            self._culprits[culprit] += 1
         self._states = dict.fromkeys(self._states, "on disk")
-        found = {digest for digest in suspects if self._deaths[digest] >= DEADLY_DEATHS}
+        found = {digest for digest in suspects if max(self._deaths[digest], self._culprits[digest]) >= DEADLY_DEATHS}
         for digest in found:
             self._quarantined.add(digest)
             self._known.pop(digest, None)
@@ -171,6 +177,10 @@ class Adapters:
             if digest not in self._versions:
                 self._release(digest)
         return found
+
+    def on_finished(self, digest: str) -> None:
+        """A request with the adapter was answered in full."""
+        self._culprits.pop(digest, None)
 
     def stop(self, error: SluiceError) -> None:
         """No worker will answer any more."""

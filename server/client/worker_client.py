@@ -354,6 +354,8 @@ class WorkerClient:
     def _finish(self, entry: Entry) -> None:
         self._journal.remove(entry)
         self.num_finished += 1
+        if adapter := _adapter_of(entry):
+            self.adapters.on_finished(adapter)
 
 
 def _adapter_of(entry: Entry | None) -> str:

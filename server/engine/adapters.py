@@ -138,6 +138,8 @@ class AdapterTable:
     def _want(self, digest: str) -> None:
         if digest not in self._wanted:
             self._wanted.append(digest)
+            # That of an earlier time, which nobody waited for.
+            self.problems.pop(digest, None)
 
     def _start_reading(self) -> None:
         source = self._known.get(self._wanted[0])

@@ -309,12 +309,13 @@ class DecoderEngine:
         self._replies += failed
 
     def _follow_adapters(self) -> None:
-        """Read, hold and give up adapters; begin the requests whose adapters are held by now."""
-        self._adapters.advance(self._adapters_in_use, self._absent.digests, self._try, is_idle=not self._has_requests)
+        """Begin the requests whose adapters are held by now; read, hold and give up adapters."""
+        # Those of the last step: the front has been sent that they were read, and blames a crash on no reading.
         ready, failed = self._absent.take_ready()
         for command, grammar, deltas in ready:
             self._queue(command, grammar, deltas)
         self._replies += failed
+        self._adapters.advance(self._adapters_in_use, self._absent.digests, self._try, is_idle=not self._has_requests)
 
     def _adapters_in_use(self) -> list[Deltas]:
         return [context.adapter for context in self.scheduler.contexts if context.adapter is not None]

@@ -15,8 +15,9 @@ from server.adapter_errors import AdapterQuarantined
 from server.client.adapters import AdapterVersion
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig
+from server.errors import RequestQuarantined
 from server.protocol import Generate, LoadAdapter
-from tests.fake_worker import CRASHES, expected_tokens
+from tests.fake_worker import CRASHES, POISON, expected_tokens
 from tests.supervised import collect, generate, kill_worker, run, supervised, until, worker_pids
 
 
@@ -89,6 +90,24 @@ def test_an_adapter_that_ends_the_worker_twice_while_it_is_read_is_quarantined(t
             command = asked(1, "sound")
             assert await collect(client, command) == expected_tokens(command)
             assert kept.digest == "sound" and client.adapters.num_known == 1
+
+    run(main())
+
+
+def test_an_adapter_whose_requests_end_the_worker_is_quarantined_unless_one_is_answered(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with supervised(tmp_path) as (_, client):
+            held = await loaded(client, tmp_path, "odd")
+            poison = msgspec.structs.replace(asked(1, "odd"), prompt_ids=[POISON, 2])
+            with pytest.raises(RequestQuarantined):
+                await collect(client, poison)
+            assert await collect(client, asked(2, "odd")) == expected_tokens(asked(2, "odd"))
+            for _ in range(2):
+                with pytest.raises(RequestQuarantined):
+                    await collect(client, poison)
+            with pytest.raises(AdapterQuarantined):
+                await collect(client, asked(3, held.digest))
+            assert await collect(client, generate(4)) == expected_tokens(generate(4))
 
     run(main())
 

@@ -166,6 +166,22 @@ def test_a_request_ends_where_its_adapter_cannot_be_read_again(base: Path, tmp_p
     assert "has no adapter_model.safetensors" in failed.message
 
 
+def test_an_adapter_that_could_not_be_read_is_tried_again(base: Path, tmp_path: Path) -> None:
+    engine = engine_of(base)
+    folder = write_marker_adapter(tmp_path / "back", base, FIRST_MARKER)
+    source = LoadAdapter("back", ModelConfig(name="back", path=str(folder)), is_known=True)
+    engine.change_adapters(source)
+    (folder / "adapter_model.safetensors").rename(tmp_path / "away")
+    engine.add(asks("gone", "back"))
+    while not engine._adapters.problems:
+        engine.step()
+    engine.abort("gone")
+    while engine.has_work:
+        engine.step()
+    (tmp_path / "away").rename(folder / "adapter_model.safetensors")
+    assert run(engine, [asks("r", "back")])["r"].token_ids == [FIRST_MARKER] * 6
+
+
 def test_an_adapter_larger_than_the_limit_is_refused(base: Path, marker: Callable[[int], LoadAdapter]) -> None:
     engine = engine_of(base, max_adapter_gib=100 / GIB)
     facts = facts_of(engine, marker(FIRST_MARKER))
