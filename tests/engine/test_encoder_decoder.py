@@ -59,7 +59,7 @@ def command(request_id: str, source_ids: list[int], outputs: list[Output] | None
 def every_kind() -> list[Generate]:
     """Each kind of request on each source."""
     return [
-        command(f"{i}-{j}", source, max_new_tokens=7, **params)
+        command(f"{i}-{j}", source, max_new_tokens=9, **params)
         for i, source in enumerate(SOURCES)
         for j, params in enumerate(KINDS_OF_REQUEST)
     ]
