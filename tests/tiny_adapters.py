@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import (
+    IA3Config,
+    LoraConfig,
+    MultitaskPromptTuningConfig,
+    PeftConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -49,7 +59,21 @@ LORA: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 KINDS = (*(kind for kind in LORA if kind != "saved head"), "ia3")
-"""Those that can be shared."""
+"""Those that change products, and can be shared."""
+
+VIRTUAL: dict[str, tuple[Any, dict[str, Any]]] = {
+    "prompt": (PromptTuningConfig, {"num_virtual_tokens": 5}),
+    "long prompt": (PromptTuningConfig, {"num_virtual_tokens": 40}),
+    "p-tuning": (PromptEncoderConfig, {"num_virtual_tokens": 4, "encoder_hidden_size": 24}),
+    "p-tuning lstm": (PromptEncoderConfig, {"num_virtual_tokens": 3, "encoder_hidden_size": 24,
+                      "encoder_reparameterization_type": "LSTM"}),
+    "multitask": (MultitaskPromptTuningConfig, {"num_virtual_tokens": 4, "num_tasks": 1, "num_ranks": 2}),
+    "prefix": (PrefixTuningConfig, {"num_virtual_tokens": 6}),
+    "long prefix": (PrefixTuningConfig, {"num_virtual_tokens": 37}),
+    "projected prefix": (PrefixTuningConfig, {"num_virtual_tokens": 3, "prefix_projection": True,
+                         "encoder_hidden_size": 24}),
+}  # fmt: skip
+"""Those that put virtual tokens before the prompt."""
 
 
 @contextmanager
@@ -60,7 +84,11 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def config_of(kind: str, family: str) -> LoraConfig | IA3Config:
+def config_of(kind: str, family: str) -> PeftConfig:
+    if kind in VIRTUAL:
+        config, settings = VIRTUAL[kind]
+        made: PeftConfig = config(task_type="CAUSAL_LM", **settings)
+        return made
     if kind == "ia3":
         layers, feedforward = IA3_LAYERS[family]
         return IA3Config(task_type="CAUSAL_LM", target_modules=layers, feedforward_modules=feedforward)
@@ -68,6 +96,11 @@ def config_of(kind: str, family: str) -> LoraConfig | IA3Config:
     if kind == "head":
         settings["target_modules"] = [*LINEARS[family], "embed_out" if family == "gpt_neox" else "lm_head"]
     return LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=family == "gpt2", **settings)
+
+
+def task_of(kind: str, num_rows: int = 1) -> dict[str, torch.Tensor]:
+    """What PEFT's model is called with beside the tokens."""
+    return {"task_ids": torch.zeros(num_rows, dtype=torch.int64)} if kind == "multitask" else {}
 
 
 @quiet()
@@ -81,7 +114,7 @@ def write_tiny_adapter(folder: Path, base: Path, kind: str, family: str, seed: i
     for _ in range(NUM_STEPS):
         ids = torch.randint(3, NUM_TOKENS, (2, 24))
         optimizer.zero_grad()
-        model(input_ids=ids, labels=ids).loss.backward()
+        model(input_ids=ids, labels=ids, **task_of(kind, 2)).loss.backward()
         optimizer.step()
     model.peft_config["default"].base_model_name_or_path = str(base)
     model.save_pretrained(folder, save_embedding_layers=False)
@@ -112,12 +145,13 @@ def peft_model(base: Path, adapter: Path, dtype: torch.dtype = torch.float32) ->
     return model.eval()
 
 
+@quiet()
 @torch.inference_mode()
-def peft_tokens(model: Any, prompt: list[int], num_tokens: int) -> list[int]:
+def peft_tokens(model: Any, prompt: list[int], num_tokens: int, **options: Any) -> list[int]:
     """The greedy ones behind ``prompt``."""
     ids = torch.tensor([prompt])
     out = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=num_tokens, do_sample=False,
-        eos_token_id=None, pad_token_id=0,
+        eos_token_id=None, pad_token_id=0, **options,
     )  # fmt: skip
     return [int(token) for token in out[0, len(prompt) :]]

@@ -29,6 +29,7 @@ from server.models.folder import ModelFolder, look
 from server.models.lengths import longest_input, longest_source
 from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer
+from server.models.virtual_tokens import read_virtual_tokens
 from server.models.weights import read_weights
 from server.modules.adapted import NotShared
 from server.modules.attention_calls import ATTENTION, set_attention
@@ -111,6 +112,8 @@ def plan_model(model: ModelConfig, num_on_gpu: int = 1, host: str | None = None)
     weight_bytes = _weight_bytes(module, dtype, quantised.num_bytes if quantised else products.itemsize)
     not_shared = None if host is None else _why_not_shared(module, folder)
     is_shared = host is not None and not_shared is None
+    if folder.adapter is not None and folder.adapter.has_virtual_tokens and not is_shared:
+        check(module, folder.adapter)
     if is_shared:
         weights = read_weights(folder.path)
         load_bytes = weight_bytes = weights.num_parameters * dtype.itemsize
@@ -153,7 +156,10 @@ def _why_not_shared(module: PreTrainedModel, folder: ModelFolder) -> str | None:
     if folder.adapter is None or folder.task != GENERATE.name:
         return f"its task is {folder.task}"
     try:
-        read_changes(Targets(module), folder.adapter)
+        if folder.adapter.has_virtual_tokens:
+            read_virtual_tokens(folder.adapter)
+        else:
+            read_changes(Targets(module), folder.adapter)
     except NotShared as error:
         return str(error)
     return None
@@ -162,7 +168,7 @@ def _why_not_shared(module: PreTrainedModel, folder: ModelFolder) -> str | None:
 def _empty_module(folder: ModelFolder, dtype: torch.dtype) -> PreTrainedModel:
     """The architecture without the value of a single weight."""
     module = read_module(folder.weights, folder.task, folder.adapter, dtype, with_weights=False).eval()
-    if folder.adapter is not None:
+    if folder.adapter is not None and not folder.adapter.has_virtual_tokens:
         check(module, folder.adapter)
     return module
 

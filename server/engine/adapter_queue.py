@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from server.engine.adapters import AdapterTable
 from server.engine.grammar import Grammar
+from server.engine.preamble import FittedAdapter
 from server.errors import SluiceError
-from server.native.adapted import Deltas
 from server.protocol import Failed, Generate
 
 
@@ -16,7 +16,7 @@ class Ready(NamedTuple):
 
     command: Generate
     grammar: Grammar | None
-    deltas: Deltas
+    adapter: FittedAdapter
 
 
 class AdapterQueue:
@@ -41,7 +41,7 @@ class AdapterQueue:
         """Of the adapters that requests wait for."""
         return {command.adapter for command, _ in self._waiting.values()}
 
-    def take_or_add(self, command: Generate, grammar: Grammar | None) -> Deltas | None:
+    def take_or_add(self, command: Generate, grammar: Grammar | None) -> FittedAdapter | None:
         """The request's adapter; None if the request has to wait here."""
         deltas = self._table.get(command.adapter)
         if deltas is None or self._table.waits_for_room:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from server.engine.preamble import FittedAdapter
 from server.modules.adapted import NotShared
-from server.native.adapted import Deltas
 from server.protocol import AdapterState, LoadAdapter, Residence, SharedAdapter
 
 SWITCH_INTERVAL_S = 0.0002
@@ -25,9 +25,9 @@ LONGEST_WAIT_S = 0.01
 
 @dataclass(frozen=True)
 class ReadAdapter:
-    """An adapter packed for the runner's products, and what the front must know of it."""
+    """An adapter as the runner computes it, and what the front must know of it."""
 
-    deltas: Deltas
+    fitted: FittedAdapter
     facts: SharedAdapter
 
 
@@ -43,7 +43,7 @@ class AdapterTable:
         self._read = read
         self._max_bytes = max_bytes
         self._known: dict[str, LoadAdapter] = {}
-        self._held: OrderedDict[str, Deltas] = OrderedDict()
+        self._held: OrderedDict[str, FittedAdapter] = OrderedDict()
         """The one used last at the end."""
         self._unanswered: set[str] = set()
         """Commands whose facts have not been sent."""
@@ -84,7 +84,7 @@ class AdapterTable:
             self._unanswered.add(source.digest)
             self._want(source.digest)
 
-    def put(self, source: LoadAdapter, deltas: Deltas) -> None:
+    def put(self, source: LoadAdapter, deltas: FittedAdapter) -> None:
         """Know and hold one that was read and tried already, while no request has any."""
         self._known[source.digest] = source
         if self._make_room(deltas.num_bytes, ()):
@@ -98,7 +98,7 @@ class AdapterTable:
         if digest in self._wanted[1:]:
             self._wanted.remove(digest)
 
-    def get(self, digest: str) -> Deltas | None:
+    def get(self, digest: str) -> FittedAdapter | None:
         """A known adapter, counted as used; None while it is absent, and then it is read."""
         deltas = self._held.get(digest)
         if deltas is None:
@@ -116,7 +116,8 @@ class AdapterTable:
         return states
 
     def advance(
-        self, in_use: Callable[[], Collection[Deltas]], awaited: Collection[str], attempt: Callable[[Deltas], bool],
+        self, in_use: Callable[[], Collection[FittedAdapter]], awaited: Collection[str],
+        attempt: Callable[[FittedAdapter], bool],
         *, is_idle: bool,
     ) -> None:  # fmt: skip
         """Go on with what is wanted.
@@ -168,20 +169,20 @@ class AdapterTable:
         except NotShared as problem:
             self._refuse(str(problem))
             return
-        if new.deltas.num_bytes > self._max_bytes:
-            self._refuse(too_large(new.deltas, self._max_bytes))
+        if new.fitted.num_bytes > self._max_bytes:
+            self._refuse(too_large(new.fitted, self._max_bytes))
         elif self._wanted[0] not in self._known:
             self._wanted.pop(0)
         else:
             self._new = new
 
     def _settle(
-        self, new: ReadAdapter, in_use: Callable[[], Collection[Deltas]], awaited: Collection[str],
-        attempt: Callable[[Deltas], bool],
+        self, new: ReadAdapter, in_use: Callable[[], Collection[FittedAdapter]], awaited: Collection[str],
+        attempt: Callable[[FittedAdapter], bool],
     ) -> None:  # fmt: skip
         digest = self._wanted[0]
         try:
-            if digest in self._unanswered and not attempt(new.deltas):
+            if digest in self._unanswered and not attempt(new.fitted):
                 return
         except NotShared as problem:
             self._refuse(str(problem))
@@ -191,8 +192,8 @@ class AdapterTable:
         is_first_try, self._waits_for_room = not self._waits_for_room, False
         if digest not in self._known:
             pass
-        elif self._make_room(new.deltas.num_bytes, in_use()):
-            self._held[digest] = new.deltas
+        elif self._make_room(new.fitted.num_bytes, in_use()):
+            self._held[digest] = new.fitted
             self._tell(digest, "resident", facts)
         elif digest in awaited:
             self._waits_for_room = True
@@ -204,7 +205,7 @@ class AdapterTable:
         self._new = None
         self._wanted.pop(0)
 
-    def _make_room(self, num_bytes: int, in_use: Collection[Deltas]) -> bool:
+    def _make_room(self, num_bytes: int, in_use: Collection[FittedAdapter]) -> bool:
         """Give up those used longest ago; False, and nothing changed, where those in use leave too little."""
         used = {id(deltas) for deltas in in_use}
         missing = self.num_bytes + num_bytes - self._max_bytes
@@ -247,5 +248,5 @@ def _give_way() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 
-def too_large(deltas: Deltas, max_bytes: int) -> str:
+def too_large(deltas: FittedAdapter, max_bytes: int) -> str:
     return f"it takes {deltas.num_bytes} bytes and max_adapter_gib allows {max_bytes}"

@@ -66,6 +66,8 @@ class BatchInputs:
     """int64: each new token's row in the cache, ``block * block_size + offset``."""
     wanted_R: Tensor
     """int64 indices into T: the tokens whose logits are computed, each row's last ``num_logits``; may be empty."""
+    given: Sequence[tuple[slice, Tensor]] = ()
+    """Embeddings of virtual tokens, and their places in T, where ``token_ids_T`` is 0 and means nothing."""
 
 
 def slot_mapping(block_table: Sequence[int] | IntArray, start: int, stop: int, block_size: int) -> IntArray:
@@ -109,6 +111,9 @@ def build(rows: Sequence[Row], block_size: int, device: torch.device) -> BatchIn
     rotary_ids[:] = positions
     if {row.deciding_length for row in rows} != {0}:
         rotary_ids += np.repeat([max(0, row.deciding_length - 1) for row in rows], lengths)
+    given = _given(rows, lengths)
+    if given:
+        token_ids[token_ids < 0] = 0
     token_ids_T, position_ids_T, rotary_ids_T, slots_T = on_device(packed, device).unbind()
     return BatchInputs(
         rows=rows,
@@ -117,7 +122,24 @@ def build(rows: Sequence[Row], block_size: int, device: torch.device) -> BatchIn
         rotary_ids_T=rotary_ids_T,
         slots_T=slots_T,
         wanted_R=on_device(_wanted(rows, np.array(lengths, dtype=np.int64).cumsum()), device),
+        given=given,
     )
+
+
+def _given(rows: Sequence[Row], lengths: Sequence[int]) -> list[tuple[slice, Tensor]]:
+    """What `BatchInputs.given` says."""
+    found: list[tuple[slice, Tensor]] = []
+    if all(row.context.preamble is None for row in rows):
+        return found
+    start = 0
+    for row, length in zip(rows, lengths, strict=True):
+        preamble = row.context.preamble
+        if preamble is not None and preamble.embeddings_ND is not None:
+            rows_ND = preamble.embeddings_ND[row.num_computed : row.num_computed + length]
+            if len(rows_ND):
+                found.append((slice(start, start + len(rows_ND)), rows_ND))
+        start += length
+    return found
 
 
 def _wanted(rows: Sequence[Row], stops: IntArray) -> IntArray:

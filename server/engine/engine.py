@@ -14,7 +14,7 @@ import torch
 from server.engine import checks, replies
 from server.engine.accepting import Acceptor
 from server.engine.adapter_queue import AdapterQueue
-from server.engine.adapter_trial import NUM_BLOCKS, try_step
+from server.engine.adapter_trial import num_blocks, try_step
 from server.engine.adapters import AdapterTable
 from server.engine.batch import Batch, Share
 from server.engine.batch_inputs import Row
@@ -27,13 +27,13 @@ from server.engine.grammar import Grammar, GrammarCompiler
 from server.engine.grammar_queue import GrammarQueue
 from server.engine.model_runner import ModelRunner
 from server.engine.pacing import Pacing
+from server.engine.preamble import FittedAdapter
 from server.engine.processors.grammar import GrammarMask
 from server.engine.prompt_lookup import Drafter
 from server.engine.relief import Relief
 from server.engine.scheduler import Scheduler
 from server.engine.sequence_group import SequenceGroup
 from server.errors import DeadlineExceeded, InsufficientMemory, SluiceError
-from server.native.adapted import Deltas
 from server.out_of_memory import is_memory_error
 from server.protocol import Encode, Failed, Generate, LoadAdapter, Reply, Stats, Tokens, UnloadAdapter
 from server.token_budget import TokenBudget
@@ -312,20 +312,20 @@ class DecoderEngine:
         """Begin the requests whose adapters are held by now; read, hold and give up adapters."""
         # Those of the last step: the front has been sent that they were read, and blames a crash on no reading.
         ready, failed = self._absent.take_ready()
-        for command, grammar, deltas in ready:
-            self._queue(command, grammar, deltas)
+        for command, grammar, adapter in ready:
+            self._queue(command, grammar, adapter)
         self._replies += failed
         self._adapters.advance(self._adapters_in_use, self._absent.digests, self._try, is_idle=not self._has_requests)
 
-    def _adapters_in_use(self) -> list[Deltas]:
-        return [context.adapter for context in self.scheduler.contexts if context.adapter is not None]
+    def _adapters_in_use(self) -> list[FittedAdapter]:
+        return [context.fitted for context in self.scheduler.contexts if context.fitted is not None]
 
-    def _try(self, deltas: Deltas) -> bool:
+    def _try(self, adapter: FittedAdapter) -> bool:
         """A step with a new adapter; False while there are no blocks for it."""
-        blocks = self.blocks.lend(NUM_BLOCKS)
+        blocks = self.blocks.lend(num_blocks(adapter, self.blocks.block_size))
         try:
             if blocks:
-                try_step(self._runner, deltas, blocks)
+                try_step(self._runner, adapter, blocks)
         finally:
             self.blocks.take_back(blocks)
         return bool(blocks)
@@ -350,7 +350,7 @@ class DecoderEngine:
         if self._uncompiled:
             self._uncompiled.abort(request_id)
 
-    def _queue(self, command: Generate, grammar: Grammar | None = None, adapter: Deltas | None = None) -> None:
+    def _queue(self, command: Generate, grammar: Grammar | None = None, adapter: FittedAdapter | None = None) -> None:
         """``adapter`` is the one that the request names, where it had to wait for it."""
         if command.adapter and adapter is None:
             adapter = self._absent.take_or_add(command, grammar)

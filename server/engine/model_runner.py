@@ -55,6 +55,9 @@ class ModelRunner(ABC):
     parts: Mapping[str, Part] = {}
     """The linear layers that adapters can change, by their names in the module; empty where none can be."""
 
+    kv_shapes: Sequence[tuple[int, int, int]] | None = None
+    """Of each layer: heads of keys and values, width of a key, of a value. None where layers check what they get."""
+
     source_vocab_size = 0
     """Of encoder-decoder models: a legal token id of a source is below it. 0 for models without an encoder."""
 

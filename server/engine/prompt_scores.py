@@ -22,8 +22,11 @@ def take(group: SequenceGroup, logits_TV: Tensor) -> None:
     top_n = group.params.top_n_tokens
     # A group that was preempted in its prompt begins again.
     scores = group.prompt_logprobs if start and group.prompt_logprobs else PromptLogprobs([], [] if top_n else None)
-    next_ids = sequence.token_ids[start + 1 : stop].tolist()
-    logprobs, top_logprobs = logprobs_of(logits_TV[: len(next_ids)], next_ids, top_n)
+    # The first token is not scored, nor is what an adapter puts before it.
+    num_unscored = max(0, sequence.num_virtual - start)
+    next_ids = sequence.token_ids[start + num_unscored + 1 : stop].tolist()
+    logits_TV = logits_TV[num_unscored : num_unscored + len(next_ids)]
+    logprobs, top_logprobs = logprobs_of(logits_TV, next_ids, top_n)
     scores.logprobs.extend(logprobs)
     if scores.top_logprobs is not None:
         scores.top_logprobs.extend(top_logprobs)

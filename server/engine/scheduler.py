@@ -328,7 +328,8 @@ class Scheduler:
             self._waiting.begin(group)
             self._running[group.request_id] = group
             if group.num_cached_tokens is None:
-                group.num_cached_tokens = min(group.sequences[0].num_computed_tokens, group.num_prompt_tokens)
+                num_cached = min(group.sequences[0].num_computed_tokens, group.num_prompt_tokens)
+                group.num_cached_tokens = max(0, num_cached - group.num_virtual)
                 if group.source is not None and group.source.is_computed:
                     group.num_cached_tokens += len(group.source.ids)
                 batch.started.append(group)

@@ -51,6 +51,7 @@ class Sequence:
         "num_rewinds",
         "num_sent",
         "num_tokens",
+        "num_virtual",
         "params",
         "processors",
         "request_id",
@@ -93,14 +94,18 @@ class Sequence:
         """Of banned phrases."""
         self.grammar = grammar
         """Of ``params.grammar``."""
-        self.num_prompt_tokens = len(command.prompt_ids)
+        self.num_virtual = context.num_virtual
+        """Tokens before the client's, which its adapter brings. Counted as tokens of the prompt."""
+        self.num_prompt_tokens = self.num_virtual + len(command.prompt_ids)
         self.num_tokens = self.num_prompt_tokens + len(output.token_ids)
         """Known tokens: prompt and output."""
         self.stopping = Stopping(command.params, self.num_prompt_tokens, max_model_len)
         capacity = max(self.stopping.max_tokens, self.num_tokens)
         self.token_ids: IntArray = np.zeros(min(capacity, self.num_tokens + SPARE_TOKENS), dtype=np.int64)
         """With room to grow: a long output that waits, or never comes, takes no memory."""
-        self.token_ids[: self.num_prompt_tokens] = command.prompt_ids
+        if context.preamble is not None:
+            self.token_ids[: self.num_virtual] = context.preamble.ids
+        self.token_ids[self.num_virtual : self.num_prompt_tokens] = command.prompt_ids
         self.token_ids[self.num_prompt_tokens : self.num_tokens] = output.token_ids
         self.shadow: Sequence | None = None
         """For guidance: the same output after the negative prompt."""
@@ -244,10 +249,10 @@ class Sequence:
         self.processors = processors_order.for_sequence(
             Start(
                 params=self.params,
-                prompt_ids=self.token_ids[: self.num_prompt_tokens],
+                prompt_ids=self.token_ids[self.num_virtual : self.num_prompt_tokens],
                 output_ids=self.token_ids[self.num_prompt_tokens : self.num_tokens],
                 ending_ids=self.stopping.ending_ids,
-                max_tokens=self.stopping.max_tokens,
+                max_tokens=self.stopping.max_tokens - self.num_virtual,
                 vocabulary=self.vocabulary,
                 context=self.command,
                 banned_at=self.banned_at,

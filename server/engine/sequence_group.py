@@ -12,8 +12,8 @@ from server.engine.beams import BeamSearch
 from server.engine.context import Context
 from server.engine.grammar import Grammar
 from server.engine.phrases import PhraseMatcher
+from server.engine.preamble import FittedAdapter
 from server.engine.sequence import Sequence
-from server.native.adapted import Deltas
 from server.protocol import Generate, Output, PromptLogprobs, SamplingParams
 from server.vocabulary import Vocabulary
 
@@ -35,7 +35,7 @@ class SequenceGroup:
         order: int = 0,
         vocabulary: Vocabulary | None = None,
         grammar: Grammar | None = None,
-        adapter: Deltas | None = None,
+        adapter: FittedAdapter | None = None,
     ) -> None:
         params = command.params
         self.request_id = command.request_id
@@ -43,8 +43,6 @@ class SequenceGroup:
         self.params = params
         self.order = order
         """Place in the order of arrival."""
-        self.prompt_ids = command.prompt_ids
-        self.num_prompt_tokens = len(command.prompt_ids)
         self.has_shadows = params.guidance_scale != 1.0
         self.is_joint = self.has_shadows or params.num_beams > 1
         """Whether all rows compute their last token in the same step, for one choice is made of them all."""
@@ -66,6 +64,8 @@ class SequenceGroup:
         )
         self.sequences = [make(sample_index=index) for index in (indices if self.has_forked else [0])]
         """Outputs that are not finished, in order."""
+        root = self.sequences[0]
+        self.num_prompt_tokens, self.num_virtual = root.num_prompt_tokens, root.num_virtual
         self.search = None if params.num_beams == 1 else _search(params, self.sequences[0], vocabulary)
         """Of beams only."""
         self.num_agreed = 0
@@ -91,7 +91,7 @@ class SequenceGroup:
     @property
     def num_input_tokens(self) -> int:
         """Tokens that the client gave: of the prompt, and of the source."""
-        return self.num_prompt_tokens + (0 if self.source is None else len(self.source.ids))
+        return self.num_prompt_tokens - self.num_virtual + (0 if self.source is None else len(self.source.ids))
 
     @property
     def is_simple(self) -> bool:
@@ -253,7 +253,7 @@ def _sequence(command: Generate, *, max_model_len: int, block_size: int, context
         context=context,
         **options,
     )
-    params = SamplingParams(max_new_tokens=sequence.stopping.max_tokens - len(command.prompt_ids))
+    params = SamplingParams(max_new_tokens=sequence.stopping.max_tokens - sequence.num_prompt_tokens)
     sequence.shadow = Sequence(
         Generate(command.request_id, negative_ids, params, command.outputs, tenant=command.tenant),
         max_model_len=max_model_len,

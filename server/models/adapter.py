@@ -20,7 +20,10 @@ from server.tasks import TASKS, Task
 
 WEIGHTS = "adapter_model.safetensors"
 
-PEFT_TYPES = ("LORA", "IA3")
+MERGED_TYPES = ("LORA", "IA3")
+"""PEFT's types of adapters whose changes can be added to the base's weights."""
+VIRTUAL_TYPES = ("PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING")
+"""Those that put virtual tokens before the prompt."""
 
 BY_PEFT_TYPE = {task.peft_type: task for task in TASKS.values() if task.peft_type is not None}
 
@@ -33,6 +36,8 @@ class Adapter:
 
     folder: Path
     base: Path
+    has_virtual_tokens: bool
+    """Whether it puts tokens before the prompt, and changes no weights."""
     task: str | None
     """None where PEFT's task_type does not say; the base's architecture then does."""
     labels: dict[str, Any]
@@ -53,8 +58,11 @@ def read_adapter(folder: Path, base: str | None) -> Adapter:
     """``base`` is the operator's word on where the base model lies; else the adapter's own config names it."""
     config = read_json(folder, "adapter_config.json")
     check_fields(folder, config)
-    if config.get("peft_type") not in PEFT_TYPES:
-        raise refuse(f"{folder} holds a {config.get('peft_type')} adapter. Only LoRA and IA3 adapters can be served.")
+    if config.get("peft_type") not in (*MERGED_TYPES, *VIRTUAL_TYPES):
+        raise refuse(
+            f"{folder} holds a {config.get('peft_type')} adapter. The server supports the types "
+            f"{', '.join(MERGED_TYPES + VIRTUAL_TYPES)}."
+        )
     if not (folder / WEIGHTS).is_file():
         can_convert = (folder / "adapter_model.bin").is_file()
         advice = f"sluice convert {folder} OUT writes it again." if can_convert else "Save the adapter again."
@@ -64,6 +72,7 @@ def read_adapter(folder: Path, base: str | None) -> Adapter:
     return Adapter(
         folder=folder,
         base=_base_folder(folder, base or config.get("base_model_name_or_path") or ""),
+        has_virtual_tokens=config["peft_type"] in VIRTUAL_TYPES,
         task=None if task is None else task.name,
         labels={} if task is None else _labels(folder, task),
         modules_to_save=tuple(sorted({*(config.get("modules_to_save") or ()), *heads})),
@@ -104,7 +113,12 @@ def merge(module: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
 
 
 def check(module: PreTrainedModel, adapter: Adapter) -> None:
-    """Refuse an adapter that does not fit ``module``, whose weights may be without values."""
+    """Refuse an adapter that cannot be merged into ``module``, whose weights may be without values."""
+    if adapter.has_virtual_tokens:
+        raise refuse(
+            f"The adapter in {adapter.folder} has virtual tokens, which no weights can hold. "
+            f"Serve its base {adapter.base} too, with the same settings: both then share a worker."
+        )
     check_adapter(module, read_json(adapter.folder, "adapter_config.json"), adapter.folder / WEIGHTS, adapter.base)
 
 

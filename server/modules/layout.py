@@ -10,7 +10,7 @@ Dimension key
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -66,6 +66,8 @@ class Embedding:
     table_VD: Tensor | Linear
     """The head, where the two share a weight and its packed form can be read."""
     scale: float = 1.0
+    scales_given: bool = False
+    """Whether ``scale`` is for what is given in place of the table's rows, too."""
     position_table_PD: Tensor | None = None
     position_offset: int = 0
     norm: Norm | None = None
@@ -76,13 +78,18 @@ class Embedding:
         """V"""
         return self.table_VD.out_features if isinstance(self.table_VD, Linear) else self.table_VD.shape[0]
 
-    def __call__(self, token_ids_T: Tensor, positions_T: Tensor) -> Tensor:
+    def __call__(self, token_ids_T: Tensor, positions_T: Tensor, given: Sequence[tuple[slice, Tensor]] = ()) -> Tensor:
+        """``given`` are rows ``[N, D]`` in place of the table's, each with its places in T."""
         table_VD = self.table_VD
         if isinstance(table_VD, Linear):
             h_TD = table_VD.rows(token_ids_T)
         else:
             h_TD = functional.embedding(token_ids_T, table_VD)
-        if self.scale != 1.0:
+        if self.scale != 1.0 and not self.scales_given:
+            h_TD = h_TD * self.scale
+        for places, rows_ND in given:
+            h_TD[places] = rows_ND
+        if self.scale != 1.0 and self.scales_given:
             h_TD = h_TD * self.scale
         if self.position_table_PD is not None:
             h_TD = h_TD + self.position_table_PD[positions_T + self.position_offset]

@@ -82,6 +82,7 @@ def _embedding(children: Children, config: object) -> Embedding:
     return Embedding(
         table_VD=table.weight.detach(),
         scale=first_attribute(config, ("embedding_multiplier",), 1.0) if scale is None else float(scale),
+        scales_given=scale is None,
         position_table_PD=None if positions is None else positions.weight.detach(),
         position_offset=int(getattr(positions, "offset", 0)),
     )

@@ -77,6 +77,8 @@ class SharedAdapter(msgspec.Struct, frozen=True, kw_only=True):
     num_parameters: int = 0
     num_bytes: int = 0
     """Of its weights as they are held."""
+    num_virtual_tokens: int = 0
+    """Tokens that it puts before every prompt: the others have so much less room."""
     tokenizer: TokenizerFiles | None = None
     """None where it is the model's."""
     generation_config: dict[str, GenerationValue] = {}

@@ -34,6 +34,7 @@ def shared_ready(ready: Ready, facts: SharedAdapter) -> Ready:
         generation_config=facts.generation_config,
         attribution=facts.attribution,
         num_parameters=ready.num_parameters + facts.num_parameters,
+        max_model_len=ready.max_model_len - facts.num_virtual_tokens,
         adapters=[facts],
     )
 

@@ -10,13 +10,17 @@ from server.config import ModelConfig
 from server.engine.adapter_trial import try_all_steps
 from server.engine.adapters import AdapterTable, ReadAdapter, too_large
 from server.engine.model_runner import ModelRunner
+from server.engine.preamble import FittedAdapter, Preamble
+from server.engine.preamble_fitting import fitted_preamble
 from server.errors import ConfigurationError
 from server.models import describe
+from server.models.adapter import Adapter
 from server.models.adapter_files import Targets, read_changes
 from server.models.folder import ModelFolder, look
 from server.models.loader import LoadedModel, generation_defaults
 from server.models.module import LOAD_FAILURES, read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
+from server.models.virtual_tokens import read_virtual_tokens
 from server.modules.adapted import NotShared, packed_changes
 from server.out_of_memory import is_memory_error
 from server.protocol import LoadAdapter, SharedAdapter
@@ -42,14 +46,14 @@ def share(
             continue
         try:
             adapter = reader.read(source)
-            if adapter.deltas.num_bytes > max_bytes:
-                raise NotShared(too_large(adapter.deltas, max_bytes))
-            try_all_steps(runner, adapter.deltas)
+            if adapter.fitted.num_bytes > max_bytes:
+                raise NotShared(too_large(adapter.fitted, max_bytes))
+            try_all_steps(runner, adapter.fitted)
         except NotShared as problem:
             log.info("model %s gets a worker of its own: %s", source.model.name, problem)
             facts.append(SharedAdapter(name=source.model.name, problem=str(problem)))
         else:
-            table.put(source, adapter.deltas)
+            table.put(source, adapter.fitted)
             facts.append(adapter.facts)
     return table, facts
 
@@ -83,8 +87,7 @@ class Reader:
         folder.check_files()
         if folder.adapter is None or folder.task != loaded.task:
             raise NotShared(f"its task is {folder.task}, and that of its base {loaded.task}")
-        changes = read_changes(self._targets_in(folder), folder.adapter)
-        deltas = packed_changes(self._runner.parts, changes)
+        fitted, num_parameters = self._fitted(folder, folder.adapter)
         tokenizer = self._read_tokenizer(folder)
         files = tokenizer_files(tokenizer)
         if files.tokenizer_json != loaded.tokenizer.tokenizer_json:
@@ -92,13 +95,32 @@ class Reader:
         facts = SharedAdapter(
             name=source.model.name,
             digest=source.digest,
-            num_parameters=sum(change.num_parameters for change in changes.values()),
-            num_bytes=deltas.num_bytes,
+            num_parameters=num_parameters,
+            num_bytes=fitted.num_bytes,
+            num_virtual_tokens=fitted.num_tokens if isinstance(fitted, Preamble) else 0,
             tokenizer=None if files == loaded.tokenizer else files,
             generation_config=generation_defaults(folder.path, loaded.module, tokenizer, loaded.task),
             attribution=describe.attribution_of(*dict.fromkeys((folder.path, folder.weights))),
         )
-        return ReadAdapter(deltas, facts)
+        return ReadAdapter(fitted, facts)
+
+    def _fitted(self, folder: ModelFolder, adapter: Adapter) -> tuple[FittedAdapter, int]:
+        """What the runner computes, and the number of its parameters."""
+        if not adapter.has_virtual_tokens:
+            changes = read_changes(self._targets_in(folder), adapter)
+            num_parameters = sum(change.num_parameters for change in changes.values())
+            return packed_changes(self._runner.parts, changes), num_parameters
+        virtual = read_virtual_tokens(adapter)
+        if virtual.num_tokens >= self._loaded.max_model_len:
+            raise NotShared(
+                f"it has {virtual.num_tokens} virtual tokens, and the model takes {self._loaded.max_model_len} in all"
+            )
+        width = self._targets_in(folder).skeleton.get_input_embeddings().weight.shape[1]
+        if virtual.embeddings_ND is not None and virtual.embeddings_ND.shape[1] != width:
+            raise NotShared(
+                f"its embeddings have {virtual.embeddings_ND.shape[1]} values, and those of the base {width}"
+            )
+        return fitted_preamble(self._runner, virtual.embeddings_ND, virtual.keys_values_L2HNK), virtual.num_parameters
 
     def _targets_in(self, folder: ModelFolder) -> Targets:
         if self._targets is None:

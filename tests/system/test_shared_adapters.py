@@ -22,7 +22,7 @@ from tests.tiny_adapters import peft_model, peft_tokens, write_tiny_adapter
 from tests.tiny_models import tiny_tokenizer, write_tiny_decoder
 
 PROMPT = "The river runs past the mill and the miller counts"
-SHARED = {"tuned": "lora", "sized": "dora", "scaled": "ia3"}
+SHARED = {"tuned": "lora", "sized": "dora", "scaled": "ia3", "prompted": "prompt", "prefixed": "prefix"}
 NUM_TOKENS = 24
 
 

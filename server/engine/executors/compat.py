@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from server.engine.batch_inputs import Row
 from server.engine.executors.lengthwise import Lengthwise, Span, spans_step
+from server.engine.executors.virtual import behind_given, given_embeddings, model_input, num_given, padded
 from server.engine.model_runner import ModelRunner
 from server.module_state import ModuleState
 from server.modules.adapted import numbered, whole_parts
@@ -141,6 +142,8 @@ class CompatRunner(ModelRunner):
         if row.num_computed == 0:
             self._caches[row.key] = self._new_cache(row)
         assert row.num_computed == (self._lengths.get(row.key, 0) if row.num_computed else 0)
+        if num_given(row):
+            return self._advance_behind_given(row)
         num_logits = max(1, row.num_logits)
         ids = [int(token) for token in row.token_ids]
         self._lengths[row.key] = row.num_computed + len(ids)
@@ -151,6 +154,17 @@ class CompatRunner(ModelRunner):
             for i in range(0, len(ids), size)
         ]
         return torch.cat(parts)[-num_logits:]
+
+    def _advance_behind_given(self, row: Row) -> Tensor:
+        """Keys and values of virtual tokens go into the cache as they are; the tokens have no logits: zeros."""
+        assert row.context.preamble is not None
+        left, cache = behind_given(row), self._of_row(self._caches[row.key])
+        for layer, tensors in enumerate(row.context.preamble.layers):
+            keys, values = (tensor[None, :, row.num_computed : left.num_computed] for tensor in tensors)
+            cache.update(keys, values, layer)
+        self._lengths[row.key] = left.num_computed
+        logits = self._advance(left) if len(left.token_ids) else torch.zeros(0, self.vocab_size, device=self.device)
+        return padded(logits, max(1, row.num_logits))
 
     def _takes_single_tokens(self, row: Row) -> bool:
         return row.num_computed > 0 and self._resumes_token_by_token
@@ -182,14 +196,16 @@ class CompatRunner(ModelRunner):
             # Where positions come from attention biases, they are counted in the mask.
             inputs["attention_mask"] = torch.ones(1, stop, dtype=torch.int64, device=self.device)
         known = {name: value for name, value in inputs.items() if name in self._parameters}
-        ids_1T = torch.tensor([ids], device=self.device)
+        given = given_embeddings(row, part)
+        ids_T = torch.tensor(ids, device=self.device)
         if self._state is not None:
             self._state.restore()
         with (
             spans_step(self._lengthwise, lambda: [Span(first, len(ids), row.deciding_length)]),
             adapting(_adapted(row, len(ids), num_logits)),
         ):
-            logits: Tensor = self._module(input_ids=ids_1T, use_cache=True, **known).logits
+            tokens = model_input(self._module, ids_T.clamp(min=0) if given else ids_T, given)
+            logits: Tensor = self._module(**tokens, use_cache=True, **known).logits
         return logits[0, -num_logits:].float()
 
 

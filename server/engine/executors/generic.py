@@ -18,6 +18,7 @@ from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import BatchInputs
 from server.engine.executors.lengthwise import Lengthwise, Span, spans_step
 from server.engine.executors.paged import PagedRunner
+from server.engine.executors.virtual import model_input
 from server.modules.adapted import numbered, whole_parts
 from server.modules.attention import LayerSpec
 from server.modules.attention_calls import answering, configs
@@ -117,7 +118,10 @@ class GenericRunner(PagedRunner):
         keep = {"logits_to_keep": wanted_R} if self._selects_rows else {}
         with answering(self._attend), spans_step(self._lengthwise, lambda: _spans(inputs)):
             output = self._module(
-                input_ids=inputs.token_ids_T[None], position_ids=inputs.position_ids_T[None], use_cache=False, **keep
+                **model_input(self._module, inputs.token_ids_T, inputs.given),
+                position_ids=inputs.position_ids_T[None],
+                use_cache=False,
+                **keep,
             )
         assert self._layer == len(self._sinks), "the model's attention calls are not those of the probe"
         logits: Tensor = output.logits[0]

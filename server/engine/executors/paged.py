@@ -5,12 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from server.engine import batch_inputs
 from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import BatchInputs, Row
+from server.engine.executors.virtual import behind_given, num_given, padded
 from server.engine.model_runner import ModelRunner
 from server.native.adapted import AdaptedRows, Deltas, Runs, adapting
 
@@ -41,8 +43,11 @@ class PagedRunner(ModelRunner):
         self.block_size = block_size
         self.num_blocks = num_blocks
         self.kv_cache_bytes = backend.kv_cache_bytes
+        self.kv_shapes = [(spec.num_kv_heads, spec.key_dim, spec.value_dim) for spec in backend.specs]
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
+        if any(map(num_given, rows)):
+            return self._forward_behind_given(rows)
         inputs = batch_inputs.build(rows, self.block_size, self.device)
         self.backend.begin(inputs)
         with adapting(adapted_rows(inputs)):
@@ -51,6 +56,41 @@ class PagedRunner(ModelRunner):
         failed = self.backend.failed_rows() if asks_none else []
         self.failed_rows = [i for i in failed if rows[i].num_logits == 0]
         return logits
+
+    def _forward_behind_given(self, rows: Sequence[Row]) -> Tensor:
+        """A step in which keys and values of virtual tokens are written first. They have no logits: zeros."""
+        for row in rows:
+            if number := num_given(row):
+                self._write(row, number)
+        left = [(i, row) for i, row in enumerate(map(behind_given, rows)) if len(row.token_ids)]
+        computed = (
+            self.forward([row for _, row in left]) if left else torch.zeros(0, self.vocab_size, device=self.device)
+        )
+        self.failed_rows = [left[i][0] for i in self.failed_rows] if left else []
+        parts = dict(zip([i for i, _ in left], torch.split(computed, [row.num_logits for _, row in left]), strict=True))
+        none = computed.new_zeros(0, self.vocab_size)
+        return torch.cat([padded(parts.get(i, none), row.num_logits) for i, row in enumerate(rows)])
+
+    def _write(self, row: Row, number: int) -> None:
+        """The first ``number`` of the row's tokens: attention writes what it is given, and its results are left."""
+        preamble = row.context.preamble
+        assert preamble is not None
+        part = slice(row.num_computed, row.num_computed + number)
+        writing = Row(
+            key=row.key,
+            token_ids=np.zeros(number, dtype=np.int64),
+            num_computed=row.num_computed,
+            block_table=row.block_table,
+            num_logits=0,
+        )
+        self.backend.begin(batch_inputs.build([writing], self.block_size, self.device))
+        for layer, (keys_HND, values_HND) in enumerate(preamble.layers):
+            spec = self.backend.specs[layer]
+            query = keys_HND.new_zeros(1, spec.num_heads, number, spec.key_dim)
+            sinks = keys_HND.new_zeros(spec.num_heads) if spec.has_sinks else None
+            self.backend.attend(
+                layer, query, keys_HND[None, :, part].contiguous(), values_HND[None, :, part].contiguous(), sinks
+            )
 
     @abstractmethod
     def compute(self, inputs: BatchInputs) -> Tensor:

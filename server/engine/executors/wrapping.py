@@ -27,6 +27,7 @@ class WrappingRunner(ModelRunner):
         self.quantization_kl = runner.quantization_kl
         self.kv_cache_kl = runner.kv_cache_kl
         self.parts = runner.parts
+        self.kv_shapes = runner.kv_shapes
 
     def release(self, key: int) -> None:
         self._runner.release(key)

@@ -59,7 +59,7 @@ class FusedRunner(PagedRunner):
     def compute(self, inputs: BatchInputs) -> Tensor:
         last = len(self._layers) - 1
         positions_T = inputs.rotary_ids_T
-        h_TD = self._decoder.embedding(inputs.token_ids_T, inputs.position_ids_T)
+        h_TD = self._decoder.embedding(inputs.token_ids_T, inputs.position_ids_T, inputs.given)
         # What a layer reads where the one before it has normed its own sum.
         read_TD = h_TD
         # After the last attention nobody reads the rows without logits.
