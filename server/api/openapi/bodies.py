@@ -6,7 +6,6 @@ import ast
 import inspect
 import sys
 from collections.abc import Iterator
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -30,12 +29,12 @@ STRICT_JSON = (
 
 def complete(schemas: dict[str, Any]) -> None:
     """Complete the schemas of all bodies among ``schemas``."""
-    options = OptionDocs()
+    options, docstrings = OptionDocs(), Docstrings()
     for model in _below(StrictModel):
         if (schema := schemas.get(model.__name__)) is None:
             continue
         properties = schema.setdefault("properties", {})
-        _describe_fields(model, properties)
+        _describe_fields(model, properties, docstrings)
         if issubclass(model, GenerateParameters):
             for name, field in properties.items():
                 options.describe(name, field)
@@ -70,30 +69,40 @@ def _below(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
         yield from _below(below)
 
 
-def _describe_fields(model: type[BaseModel], properties: dict[str, Any]) -> None:
+def _describe_fields(model: type[BaseModel], properties: dict[str, Any], docstrings: Docstrings) -> None:
     """Field docstrings of the class and its bases become descriptions."""
     for owner in reversed(model.__mro__):
         if issubclass(owner, BaseModel) and owner.__module__.startswith("server."):
-            for name, text in _docstrings(owner).items():
+            for name, text in docstrings.of(owner).items():
                 field = model.model_fields.get(name)
                 key = (field and field.alias) or name
                 if key in properties:
                     properties[key]["description"] = text
 
 
-@cache
-def _docstrings(owner: type) -> dict[str, str]:
-    body = _classes(owner.__module__)[owner.__qualname__].body
+class Docstrings:
+    """The text under each field of a class. Parses each module once: `inspect` parses it again for every class."""
+
+    def __init__(self) -> None:
+        self._by_class: dict[type, dict[str, str]] = {}
+        self._classes: dict[str, dict[str, ast.ClassDef]] = {}
+
+    def of(self, owner: type) -> dict[str, str]:
+        if owner not in self._by_class:
+            self._by_class[owner] = _texts(self._classes_of(owner.__module__)[owner.__qualname__])
+        return self._by_class[owner]
+
+    def _classes_of(self, module: str) -> dict[str, ast.ClassDef]:
+        if module not in self._classes:
+            tree = ast.parse(inspect.getsource(sys.modules[module]))
+            self._classes[module] = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+        return self._classes[module]
+
+
+def _texts(definition: ast.ClassDef) -> dict[str, str]:
     found = {}
-    for field, text in pairwise(body):
+    for field, text in pairwise(definition.body):
         is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and is_text:
             found[field.target.id] = inspect.cleandoc(str(text.value.value))  # type: ignore[attr-defined]
     return found
-
-
-@cache
-def _classes(module: str) -> dict[str, ast.ClassDef]:
-    """The classes of a module by name, each module parsed once: `inspect` parses it again for every class."""
-    tree = ast.parse(inspect.getsource(sys.modules[module]))
-    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
