@@ -14,7 +14,11 @@ assert.equal(typeof one.translation_text, "string");
 const both = await of("/translate").translation({ inputs: ["a mill", "a river"], parameters: { ...languages, ...few } });
 assert.deepEqual(both[0], one);
 assert.equal(both.length, 2);
-await assert.rejects(of("/translate").translation({ inputs: "a mill", parameters: { src_lang: "en", tgt_lang: "xx" } }), /tgt_lang/);
+await assert.rejects(of("/translate").translation({ inputs: "a mill", parameters: { src_lang: "en", tgt_lang: "xx" } }), (error) => {
+  assert.equal(error.httpResponse.status, 422);
+  assert.equal(error.httpResponse.body.error.param, "parameters.tgt_lang");
+  return true;
+});
 
 const summary = await of("/summarize").summarization({ inputs: "a mill", parameters: { ...few, truncation: "longest_first" } });
 assert.equal(typeof summary.summary_text, "string");
