@@ -28,6 +28,10 @@ class AdapterVersion:
         self.facts = facts
 
 
+class NotServed(Exception):
+    """Why the worker cannot serve an adapter, as the end of a sentence."""
+
+
 class Adapters:
     """What the next worker is told, and what this one has said."""
 
@@ -39,7 +43,7 @@ class Adapters:
         self._known: dict[str, LoadAdapter] = {}
         self._states: dict[str, Residence] = {}
         self._num_bytes: dict[str, int] = {}
-        self._answers: dict[str, asyncio.Future[SharedAdapter]] = {}
+        self._answers: dict[str, asyncio.Future[AdapterVersion]] = {}
         self._versions: weakref.WeakValueDictionary[str, AdapterVersion] = weakref.WeakValueDictionary()
         self._deaths: Counter[str] = Counter()
         """Of workers that read it, since it was last read."""
@@ -89,8 +93,8 @@ class Adapters:
         """A version that the worker serves."""
         return None if digest in self._quarantined else self._versions.get(digest)
 
-    def add(self, source: LoadAdapter) -> asyncio.Future[SharedAdapter]:
-        """The worker is to be told; what it answers."""
+    def add(self, source: LoadAdapter) -> asyncio.Future[AdapterVersion]:
+        """The worker is to be told; the version, or NotServed."""
         self._quarantined.discard(source.digest)
         self._deaths.pop(source.digest, None)
         self._culprits.pop(source.digest, None)
@@ -151,14 +155,19 @@ class Adapters:
             self._deaths.pop(digest, None)
         if facts is None:
             return
-        if facts.problem is None:
-            self._known[digest] = msgspec.structs.replace(source, is_known=True)
-            self._num_bytes[digest] = facts.num_bytes
-        else:
+        answer = self._answers.pop(digest, None)
+        if facts.problem is not None:
             del self._known[digest], self._states[digest]
             self._release(digest)
-        if (answer := self._answers.pop(digest, None)) is not None and not answer.done():
-            answer.set_result(facts)
+            if answer is not None and not answer.done():
+                answer.set_exception(NotServed(facts.problem))
+            return
+        self._known[digest] = msgspec.structs.replace(source, is_known=True)
+        self._num_bytes[digest] = facts.num_bytes
+        # Held from here on: an older object of the same version may be collected in this moment.
+        version = self.hold(facts)
+        if answer is not None and not answer.done():
+            answer.set_result(version)
 
     def on_death(self, culprit: str) -> set[str]:
         """The worker died; ``culprit`` is the adapter of a request that did it, or empty. Those quarantined by that."""

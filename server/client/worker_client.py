@@ -16,7 +16,7 @@ import msgspec
 from server import metrics
 from server.adapter_errors import AdapterQuarantined
 from server.availability_errors import EngineRestarting
-from server.client.adapters import Adapters
+from server.client.adapters import Adapters, AdapterVersion
 from server.client.connection import Connection
 from server.client.journal import Death, Entry, Journal
 from server.config import ModelConfig
@@ -34,7 +34,6 @@ from server.protocol import (
     Refused,
     Reply,
     Scores,
-    SharedAdapter,
     Stats,
     Tokens,
     UnloadAdapter,
@@ -101,10 +100,10 @@ class WorkerClient:
             model = dataclasses.replace(model, dtype=self.ready.dtype)  # type: ignore[arg-type]
         return Load(model, num_on_gpu=self._num_on_gpu, adapters=self.adapters.to_load)
 
-    async def load_adapter(self, source: LoadAdapter) -> SharedAdapter:
-        """What the worker says of an adapter; it may be read by now, or lie in its folder.
+    async def load_adapter(self, source: LoadAdapter) -> AdapterVersion:
+        """The adapter, which the worker has tried. It is known as long as the result is held.
 
-        Raises AdapterQuarantined if reading it ended the worker twice.
+        Raises NotServed, and AdapterQuarantined if reading it ended the worker twice.
         """
         if self.state == "stopped":
             raise ServerShutdown("The server has stopped.")

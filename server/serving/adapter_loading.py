@@ -12,7 +12,7 @@ import msgspec
 from server import metrics
 from server.adapter_errors import AdapterExists, AdapterForbidden, AdapterNotFound, AdapterRefused
 from server.client.adapter_copies import CONFIG, NotCopied
-from server.client.adapters import AdapterVersion
+from server.client.adapters import AdapterVersion, NotServed
 from server.client.supervisor import Supervisor
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig
@@ -140,10 +140,10 @@ class AdapterLoader:
             raise AdapterRefused(str(error), param="path") from error
         version = client.adapters.find(source.digest)
         if version is None:
-            facts = await client.load_adapter(source)
-            if facts.problem is not None:
-                raise AdapterRefused(_refusal(facts.problem, source.model, client.model), param="path")
-            version = client.adapters.hold(facts)
+            try:
+                version = await client.load_adapter(source)
+            except NotServed as error:
+                raise AdapterRefused(_refusal(str(error), source.model, client.model), param="path") from error
         else:
             self._supervisor.copies.release(source.digest)
         if client.ready is None:

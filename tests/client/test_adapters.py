@@ -12,11 +12,11 @@ import msgspec
 import pytest
 
 from server.adapter_errors import AdapterQuarantined
-from server.client.adapters import AdapterVersion
+from server.client.adapters import Adapters, AdapterVersion
 from server.client.worker_client import WorkerClient
 from server.config import ModelConfig
 from server.errors import RequestQuarantined
-from server.protocol import Generate, LoadAdapter
+from server.protocol import AdapterState, Generate, LoadAdapter, SharedAdapter
 from tests.fake_worker import CRASHES, POISON, expected_tokens
 from tests.supervised import collect, generate, kill_worker, run, supervised, until, worker_pids
 
@@ -28,9 +28,7 @@ def source(folder: Path, digest: str) -> LoadAdapter:
 
 
 async def loaded(client: WorkerClient, folder: Path, digest: str) -> AdapterVersion:
-    facts = await client.load_adapter(source(folder, digest))
-    assert facts.problem is None
-    return client.adapters.hold(facts)
+    return await client.load_adapter(source(folder, digest))
 
 
 def asked(i: int, digest: str, num_tokens: int = 40) -> Generate:
@@ -73,6 +71,27 @@ def test_an_adapter_that_nobody_serves_is_unloaded_after_its_last_request(tmp_pa
             await until(lambda: client.adapters.num_known == 0)
             # Both commands held a copy of the folder.
             assert dropped == ["old", "old"]
+
+    run(main())
+
+
+def test_a_version_that_is_loaded_again_while_it_is_dropped_is_kept(tmp_path: Path) -> None:
+    async def main() -> None:
+        dropped: list[str] = []
+        adapters = Adapters(dropped.append)
+        facts = SharedAdapter(name="moving", digest="d")
+        resident = AdapterState("d", "resident", facts)
+        first = adapters.add(source(tmp_path, "d"))
+        adapters.on_state(resident)
+        again = adapters.add(source(tmp_path, "d"))
+        # The last holder goes; what comes of it runs after the answer and before who waits for it.
+        del first
+        gc.collect()
+        adapters.on_state(resident)
+        await asyncio.sleep(0)
+        version = await again
+        assert adapters.find("d") is version
+        assert adapters.num_known == 1 and not dropped
 
     run(main())
 
