@@ -129,11 +129,11 @@ def build(rows: Sequence[Row], block_size: int, device: torch.device) -> BatchIn
 def _given(rows: Sequence[Row], lengths: Sequence[int]) -> list[tuple[slice, Tensor]]:
     """What `BatchInputs.given` says."""
     found: list[tuple[slice, Tensor]] = []
-    if all(row.context.preamble is None for row in rows):
+    preambles = [row.context.preamble for row in rows]
+    if not any(preambles):
         return found
     start = 0
-    for row, length in zip(rows, lengths, strict=True):
-        preamble = row.context.preamble
+    for row, preamble, length in zip(rows, preambles, lengths, strict=True):
         if preamble is not None and preamble.embeddings_ND is not None:
             rows_ND = preamble.embeddings_ND[row.num_computed : row.num_computed + length]
             if len(rows_ND):

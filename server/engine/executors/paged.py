@@ -46,7 +46,8 @@ class PagedRunner(ModelRunner):
         self.kv_shapes = [(spec.num_kv_heads, spec.key_dim, spec.value_dim) for spec in backend.specs]
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
-        if any(map(num_given, rows)):
+        preambles = [row.context.preamble for row in rows]
+        if any(preambles) and any(map(num_given, rows)):
             return self._forward_behind_given(rows)
         inputs = batch_inputs.build(rows, self.block_size, self.device)
         self.backend.begin(inputs)
