@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
+
+from tests.server_process import ServerProcess
 
 TIMEOUT_S = 120.0
 
@@ -89,3 +93,27 @@ def eventually(condition: Callable[[], bool], within_s: float = 20.0) -> bool:
             return False
         time.sleep(0.02)
     return True
+
+
+class Killer:
+    """Called with each event of `generate_all`: kills the worker of a model each time that so many have come."""
+
+    def __init__(self, server: ServerProcess, model: str, *marks: int) -> None:
+        self.killed: set[int] = set()
+        self._server, self._model = server, model
+        self._marks = list(marks)
+        self._num_events = 0
+
+    def __call__(self) -> None:
+        self._num_events += 1
+        if not self._marks or self._num_events < self._marks[0]:
+            return
+        try:
+            pid = self._server.worker_pid(self._model)
+        except LookupError:
+            return
+        # Events of the last worker may still come while the next one starts.
+        if pid not in self.killed:
+            self.killed.add(pid)
+            self._marks.pop(0)
+            os.kill(pid, signal.SIGKILL)

@@ -19,10 +19,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.commands.processes import called
 from tests.conftest import TINY_SETTINGS
 from tests.fuzz.scale import SCALE
 from tests.server_process import ServerProcess, running_server
-from tests.system.clients import TIMEOUT_S, body, eventually, generate_all
+from tests.system.clients import TIMEOUT_S, Killer, body, eventually, generate_all
 from tests.tiny_adapters import write_marker_adapter
 from tests.tiny_models import tiny_tokenizer, write_tiny_decoder
 
@@ -100,6 +101,14 @@ def test_an_adapter_that_names_no_base_belongs_to_the_only_one(server: ServerPro
     assert load("nameless", "nameless").json()["model"] == "base"
     assert error(load("other", "nameless", model="first"))["code"] == "model_not_found"
     assert tokens(server, "nameless") == [FIRST] * 4
+
+
+def test_the_list_of_models_shows_bytes_and_state_of_an_adapter(server: ServerProcess, load: Any) -> None:
+    loaded = load("first", f"writes{FIRST}").json()
+    done = called("models", "--url", server.url, "--json")
+    (row,) = [each for each in json.loads(done.stdout) if each["name"] == "first"]
+    assert (row["weight_bytes"], row["digest"]) == (loaded["bytes"], loaded["digest"])
+    assert row["notes"] == "adapter of base, resident"
 
 
 def test_another_version_is_refused_and_the_current_one_named(server: ServerProcess, load: Any) -> None:
@@ -191,15 +200,9 @@ def test_killed_workers_change_no_token_of_adapters_that_were_loaded(server: Ser
         for _ in "abc"
     ]
     undisturbed = asyncio.run(generate_all(server.url, requests))
-    num_events = 0
-
-    def kill_thrice() -> None:
-        nonlocal num_events
-        num_events += 1
-        if num_events % 200 == 0 and num_events <= 600:
-            os.kill(server.worker_pid("base"), signal.SIGKILL)
-
-    disturbed = asyncio.run(generate_all(server.url, requests, kill_thrice))
+    killer = Killer(server, "base", 200, 400, 600)
+    disturbed = asyncio.run(generate_all(server.url, requests, killer))
+    assert len(killer.killed) == 3
     assert [outcome.token_ids for outcome in disturbed] == [outcome.token_ids for outcome in undisturbed]
     assert all(outcome.is_whole for outcome in disturbed)
     assert [set(outcome.token_ids) for outcome in disturbed[3:]] == [{FIRST}] * 3 + [{SECOND}] * 3

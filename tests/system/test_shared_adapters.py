@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from tests.commands.processes import called
 from tests.conftest import TINY_SETTINGS
 from tests.fuzz.scale import SCALE
 from tests.server_process import ServerProcess, running_server
-from tests.system.clients import TIMEOUT_S, body, eventually, generate_all
+from tests.system.clients import TIMEOUT_S, Killer, body, eventually, generate_all
 from tests.tiny_adapters import peft_model, peft_tokens, write_tiny_adapter
 from tests.tiny_models import tiny_tokenizer, write_tiny_decoder
 
@@ -79,19 +77,10 @@ def test_three_killed_workers_change_no_token_of_any_adapter(server: ServerProce
     names = ["base", *SHARED] * (4 * SCALE)
     long = requests(names, max_new_tokens=300)
     undisturbed = asyncio.run(generate_all(server.url, long))
-    killed: set[int] = set()
-    num_events = 0
-
-    def kill_thrice() -> None:
-        nonlocal num_events
-        num_events += 1
-        if num_events in (40 * len(names), 110 * len(names), 180 * len(names)):
-            killed.add(server.worker_pid("base"))
-            os.kill(server.worker_pid("base"), signal.SIGKILL)
-
-    disturbed = asyncio.run(generate_all(server.url, long, kill_thrice))
+    killer = Killer(server, "base", *(part * len(names) for part in (40, 110, 180)))
+    disturbed = asyncio.run(generate_all(server.url, long, killer))
     assert eventually(lambda: server.get("/readyz")[0] == 200)
-    assert len(killed) == 3 and server.worker_pid("base") not in killed
+    assert len(killer.killed) == 3 and server.worker_pid("base") not in killer.killed
     assert [outcome.token_ids for outcome in disturbed] == [outcome.token_ids for outcome in undisturbed]
     assert all(outcome.is_whole for outcome in disturbed)
 
