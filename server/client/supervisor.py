@@ -152,7 +152,7 @@ class Supervisor:
             try:
                 source = self.copied(model, Path(model.path))
             except NotCopied as problem:
-                log.info("an adapter gets a worker", extra={"fields": {"model": model.name, "reason": str(problem)}})
+                log.warning("adapter not shared", extra={"fields": {"model": model.name, "reason": str(problem)}})
             else:
                 sources.setdefault(host, []).append(source)
         for host, found in sources.items():
