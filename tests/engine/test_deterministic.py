@@ -119,7 +119,7 @@ def test_logprobs_are_bitwise_equal_alone_together_preempted_resumed_and_after_a
     is_tiny = name != "default"
     # Of the default model one request of each kind, and too few tokens to be preempted.
     lengths = [3, 40, 1, 129, 200, 33, 300, 64, 150, 5, 31, 257][: 12 if is_tiny else 6]
-    requests = commands(lengths, 380, 16 if is_tiny else 2)
+    requests = commands(lengths, 380, 40 if is_tiny else 2)
     runner = runner_of(load(name, dtype))
     first = engine_of(runner, prefix_cache=False)
     alone: dict[str, Told] = {}
@@ -130,7 +130,7 @@ def test_logprobs_are_bitwise_equal_alone_together_preempted_resumed_and_after_a
     run(engine, requests[::2])
     assert run(engine, requests[::-1]) == alone, "prefix hits"
     if is_tiny:
-        cramped = engine_of(runner, num_blocks=12)
+        cramped = engine_of(runner, num_blocks=16)
         assert run(cramped, requests, is_cramped=True) == alone, "preempted"
 
 
