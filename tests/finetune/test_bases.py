@@ -26,7 +26,11 @@ torch.set_num_threads(1)
 def trained(tmp_path: Path, task: Any, model_type: str, method: Any) -> dict[str, Any]:
     """The scores of one step of training; the result is in ``out``."""
     write_base(tmp_path / "base", model_type, for_words=True)
-    data = write_reviews(tmp_path / "data.csv") if task == "classify" else write_sentences(tmp_path / "data.conll")
+    data = (
+        write_reviews(tmp_path / "data.csv", num_rows=80)
+        if task == "classify"
+        else write_sentences(tmp_path / "data.conll")
+    )
     options = {"model": str(tmp_path / "base"), "data": str(data), "out": str(tmp_path / "out"), "max_steps": 2}
     return finetune(Options(task=task, method=method, learning_rate=1e-2, **options))
 
