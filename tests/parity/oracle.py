@@ -1,4 +1,4 @@
-"""What transformers makes of a request: an independent reading of every option, without cache, batch or engine.
+"""What transformers makes of a request: an independent reading of every option, without batch or engine.
 
 Greedy search and beam search are `generate` itself. For sampled tokens the processors are those that transformers
 builds for the same `GenerationConfig`, in its order, and the token is drawn with the same uniform number as ours.
@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from unittest import mock
 from weakref import WeakKeyDictionary
 
 import msgspec
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
 from transformers.generation import TemperatureLogitsWarper
 
 from server.engine.randomness import uniforms
@@ -118,6 +128,11 @@ class Noise(LogitsProcessor):
         return scores + NOISE * torch.randn(scores.shape, generator=self.generator)
 
 
+def stable_sorts() -> AbstractContextManager[Any]:
+    """Within it, top_p keeps the highest ids of equal logits. Without it, torch's kernel for the processor decides."""
+    return mock.patch.object(torch, "sort", partial(torch.sort, stable=True))
+
+
 def own_processors(command: Generate) -> LogitsProcessorList:
     """Rules that transformers does not have."""
     params = command.params
@@ -164,26 +179,41 @@ def inputs_of(command: Generate, token_ids: list[int]) -> dict[str, Tensor]:
     return {"input_ids": torch.tensor([command.source_ids]), "decoder_input_ids": torch.tensor([token_ids])}
 
 
-def source_of(command: Generate, module: PreTrainedModel) -> dict[str, Any]:
-    """The encoder's output, which is the same for every token of a sequence."""
-    if not command.source_ids:
-        return {}
-    return {"encoder_outputs": module.get_encoder()(input_ids=torch.tensor([command.source_ids]))}
+class Reader:
+    """Gives the logits ``[1, V]`` of the token after all that are read so far.
+
+    An encoder-decoder is read with its cache, as by `generate`: without one, some take an output's token for padding,
+    and ProphetNet's logits change with the number of tokens in a call.
+    """
+
+    def __init__(self, module: PreTrainedModel, command: Generate) -> None:
+        self._module, self._command = module, command
+        self._num_read = 0
+        self._options: dict[str, Any] = {"use_cache": False}
+        if command.source_ids:
+            states = module.get_encoder()(input_ids=torch.tensor([command.source_ids]))
+            cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+            self._options = {"encoder_outputs": states, "past_key_values": cache, "use_cache": True}
+
+    def logits(self, token_ids: list[int]) -> Tensor:
+        """``token_ids`` are all, with those that were read before."""
+        inputs = inputs_of(self._command, token_ids[self._num_read :] if self._command.source_ids else token_ids)
+        self._num_read = len(token_ids)
+        logits: Tensor = self._module(**inputs, **self._options).logits
+        return logits[:, -1].float()
 
 
 @torch.inference_mode()
 def sample(module: PreTrainedModel, command: Generate, sample_index: int = 0, noise: int | None = None) -> Sample:
-    """Tokens of one sample, each from a forward pass over all before it."""
+    """Tokens of one sample, of a decoder each from a forward pass over all before it."""
     params = command.params
     processors = processors_of(command, module)
     if noise is not None:
         processors.insert(0, Noise(noise))
-    ids = list(command.prompt_ids)
+    ids, reader = list(command.prompt_ids), Reader(module, command)
     ending = {*params.end_token_ids, *params.stop_token_ids}
-    source = source_of(command, module)
     for position in range(params.max_new_tokens):
-        logits = module(**inputs_of(command, ids), **source, use_cache=False).logits[:, -1].float()
-        scores = processors(torch.tensor([ids]), logits)[0]
+        scores = processors(torch.tensor([ids]), reader.logits(ids))[0]
         if params.do_sample:
             cumulated = scores.double().softmax(-1).cumsum(-1)
             uniform = uniforms([params.seed], [sample_index], [position])[0]
@@ -241,9 +271,10 @@ _KNOWN: WeakKeyDictionary[PreTrainedModel, dict[bytes, list[Sample]]] = WeakKeyD
 
 
 def _answer(module: PreTrainedModel, command: Generate, noise: int | None = None) -> list[Sample]:
-    if command.params.num_beams > 1:
-        return search(module, command, noise)
-    return [sample(module, command, i, noise) for i in range(command.params.num_return_sequences)]
+    with stable_sorts():
+        if command.params.num_beams > 1:
+            return search(module, command, noise)
+        return [sample(module, command, i, noise) for i in range(command.params.num_return_sequences)]
 
 
 def is_tie(module: PreTrainedModel, command: Generate, got: list[Sample], same: Callable[..., bool]) -> bool:
