@@ -44,6 +44,19 @@ _BART = {
 }
 _T5 = {"d_model": 48, "d_kv": 12, "d_ff": 80, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 4}
 _T5_1_1 = {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+_PROPHETNET = {
+    "hidden_size": 48,
+    "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+    "num_encoder_attention_heads": 4,
+    "num_decoder_attention_heads": 4,
+    "encoder_ffn_dim": 80,
+    "decoder_ffn_dim": 80,
+    "num_buckets": 8,
+    "relative_max_distance": 16,
+    "max_position_embeddings": MAX_LEN,
+    "pad_token_id": 0,
+}
 _BERT = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 48,
@@ -92,6 +105,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "bigbird_pegasus": ("bigbird_pegasus", {**_BART, "attention_type": "original_full"}),
     "encoder-decoder": ("encoder-decoder", {}),
     "t5gemma": ("t5gemma", {}),
+    "prophetnet": ("prophetnet", _PROPHETNET),
 }  # fmt: skip
 """Name -> model type and the config fields that make it tiny."""
 
@@ -165,6 +179,9 @@ def scramble_pair(module: PreTrainedModel, seed: int) -> None:
                 parameter.add_(0.1 * noise)
             elif "relative_attention_bias" in name:
                 parameter.copy_(noise)
+            elif name.endswith(".q.weight"):
+                # T5's scores are not scaled, so its trained queries are small.
+                parameter.copy_(2.0 / math.sqrt(48 * module.config.d_kv) * noise)
             elif "embed" in name or "shared" in name:
                 parameter.copy_(0.15 * noise)
             else:

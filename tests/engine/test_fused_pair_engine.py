@@ -14,7 +14,7 @@ from server.engine.engine import DecoderEngine
 from server.engine.executors.build import build_runner
 from server.engine.model_runner import ModelRunner
 from server.errors import ConfigurationError
-from server.protocol import Generate
+from server.protocol import Generate, Output
 from tests.engine.driving import Outcome, run, run_preempted
 from tests.native import variants
 from tests.parity import cases
@@ -40,10 +40,6 @@ def tiny(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         config.encoder_attention_heads = config.decoder_attention_heads = 3
     module = AutoModelForSeq2SeqLM.from_config(config, dtype=torch.float32)
     scramble_pair(module, 0)
-    for name, parameter in module.named_parameters():
-        if family == "t5" and name.endswith(".q.weight"):
-            # As it is trained: its scores are not scaled.
-            parameter.data *= config.d_kv**-0.5
     module.generation_config.decoder_start_token_id = start_id(family)
     return module.eval().to(dtype)
 
@@ -70,9 +66,14 @@ def engine_of(runner: ModelRunner, max_batch_tokens: int = 96) -> DecoderEngine:
 
 
 def read(commands: list[Generate], family: str) -> list[Generate]:
-    """The same requests to a model that reads the prompts as its sources."""
+    """The same requests to a model that reads the prompts as its sources, and reports the log-probabilities."""
     return [
-        msgspec.structs.replace(command, prompt_ids=[start_id(family)], source_ids=command.prompt_ids)
+        msgspec.structs.replace(
+            command,
+            prompt_ids=[start_id(family)],
+            source_ids=command.prompt_ids,
+            params=msgspec.structs.replace(command.params, logprobs=True),
+        )
         for command in commands
         if command.params.guidance_scale == 1.0
     ]
@@ -107,19 +108,40 @@ def test_a_request_has_the_same_bits_alone_in_a_batch_and_with_its_source_found(
     assert bits(run(together, requests(family))) == bits(alone)
 
 
+def every_way(family: str, number: int, **params: Any) -> list[Generate]:
+    """Greedy requests, samples and beams in turn."""
+    ways: list[dict[str, Any]] = [{}, {"do_sample": True}, {"num_beams": 3}]
+    return read([cases.command(f"{i}", SOURCES[i % 4], seed=i, **ways[i % 3], **params) for i in range(number)], family)
+
+
 @pytest.mark.parametrize("family", KINDS)
 def test_a_request_that_was_preempted_has_the_same_bits(family: str) -> None:
     # Of 26 blocks.
     runner, tight = runner_of(tiny(family)), runner_of(tiny(family), kv_cache_gib=0.0008 if family == "t5" else 0.0006)
     assert tight.num_blocks == 26
-    commands = [
-        msgspec.structs.replace(
-            command, params=msgspec.structs.replace(command.params, max_new_tokens=60, min_new_tokens=60)
-        )
-        for command in read([cases.command(f"{i}", SOURCES[i % 4], do_sample=True, seed=i) for i in range(12)], family)
-    ]
+    commands = every_way(family, 12, max_new_tokens=60, min_new_tokens=60)
     undisturbed = run(engine_of(runner), commands)
     assert bits(run_preempted(engine_of(tight), commands)) == bits(undisturbed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("family", KINDS)
+def test_a_resumed_request_goes_on_with_the_same_bits_whether_its_source_is_found_or_not(
+    family: str, dtype: torch.dtype
+) -> None:
+    runner = runner_of(tiny(family, dtype))
+    commands = [each for each in every_way(family, 8, min_new_tokens=12) if each.params.num_beams == 1]
+    whole = run(engine_of(runner), commands)
+    for num_delivered in (1, 7):
+        resumed = [
+            msgspec.structs.replace(each, outputs=[Output(whole[each.request_id].token_ids[:num_delivered])])
+            for each in commands
+        ]
+        engine = engine_of(runner)
+        for _ in ("missed", "found"):
+            for name, rest in run(engine, resumed).items():
+                assert rest.token_ids == whole[name].token_ids[num_delivered:]
+                assert rest.logprobs == whole[name].logprobs[num_delivered:]
 
 
 def test_a_cache_in_int8_without_kernels_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
