@@ -91,3 +91,17 @@ def write_plbart(folder: Path, model: bytes, **settings: Any) -> Path:
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PLBartTokenizer", **settings})
     write_json(folder / "config.json", {"model_type": "plbart"})
     return folder
+
+
+def write_prophetnet(folder: Path, **settings: Any) -> Path:
+    """A vocabulary of letters, a few syllables and words."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = sorted({word.lower() for line in LINES for word in line.replace(".", " ").split()})
+    letters = sorted({letter for word in words for letter in word} | set(".,?!'\""))
+    parts = sorted({word[:length] for word in words for length in (2, 3)})
+    tokens = ["[PAD]", "[X_SEP]", "[SEP]", "[UNK]", "[MASK]", *letters, *parts, *words]
+    tokens += [f"##{token}" for token in (*letters, *parts)]
+    (folder / "prophetnet.tokenizer").write_text("\n".join(dict.fromkeys(tokens)) + "\n", encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "ProphetNetTokenizer", **settings})
+    write_json(folder / "config.json", {"model_type": "prophetnet"})
+    return folder

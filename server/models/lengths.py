@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from torch import nn
@@ -64,8 +65,9 @@ def _part_positions(module: PreTrainedModel, part: Literal["encoder", "decoder"]
         return None
     own = getattr(config, part, None)
     names = (f"max_{part}_position_embeddings", "max_position_embeddings")
-    values = (positive(getattr(own or config, name, None)) for name in names)
-    return next((int(value) for value in values if value), None)
+    values = [int(value) for name in names if (value := positive(getattr(own or config, name, None)))]
+    half = module.get_encoder() if part == "encoder" else module.get_decoder()
+    return min([*values[:1], *_table_rows(half)], default=None)
 
 
 def _tokenizer_limit(tokenizer: Any) -> int | None:
@@ -82,13 +84,17 @@ def _num_positions(module: PreTrainedModel) -> int | None:
     if rope.get("rope_type") == "dynamic":
         # Here the config's number is where the scaling begins.
         limits = [int(limit * rope.get("factor", 1.0)) for limit in limits]
-    for name, part in module.named_modules():
-        if not (name.endswith("embeddings.position_embeddings") and isinstance(part, nn.Embedding)):
-            continue
-        # RoBERTa's kind counts positions from padding_idx + 1 and sizes the table accordingly.
-        rows = part.num_embeddings if part.padding_idx is None else part.num_embeddings - part.padding_idx - 1
+    for rows in _table_rows(module):
         if getattr(config, "attention_type", None) == "block_sparse":
             # BigBird fills a text's last block up with padding, which needs positions, too.
             rows -= rows % config.block_size
         limits = [min([*limits[:1], rows])]
     return limits[0] if limits else None
+
+
+def _table_rows(module: nn.Module) -> Iterator[int]:
+    """Positions that each table of positions has for tokens."""
+    for name, part in module.named_modules():
+        if name.rpartition(".")[2] == "position_embeddings" and isinstance(part, nn.Embedding):
+            # RoBERTa's kind counts positions from padding_idx + 1 and sizes the table accordingly.
+            yield part.num_embeddings if part.padding_idx is None else part.num_embeddings - part.padding_idx - 1

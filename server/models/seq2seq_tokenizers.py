@@ -1,7 +1,7 @@
 """Tokenizers that transformers has in Python alone, made into tokenizers of the tokenizers library.
 
 Marian, M2M100 and PLBart look up SentencePiece's pieces in vocabularies of their own; `pieces.read_backend` cuts texts
-into them. ByT5's tokens are bytes.
+into them. ByT5's tokens are bytes, and ProphetNet's are BERT's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import tokenizers
 from sentencepiece import SentencePieceProcessor
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from server.pieces import SPACE
@@ -23,6 +23,9 @@ MARK = "\ufdd0"
 """Stands behind a special token while a text is put together. Unicode keeps it out of texts."""
 TEXT = -1
 """Stands for a text's tokens among special ones."""
+FINAL_SIGMA = "(?<=[\\p{Lu}\\p{Ll}\\p{Lt}])\N{GREEK CAPITAL LETTER SIGMA}(?![\\p{Lu}\\p{Ll}\\p{Lt}])"
+FINAL = "\N{GREEK SMALL LETTER FINAL SIGMA}"
+"""What it becomes in small letters."""
 CLEAN_UP = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
     (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
@@ -95,11 +98,40 @@ def _byt5(slow: Any) -> ConvertedTokenizer:
     return _finished(slow, backend)
 
 
-CONVERTERS: dict[str, Callable[[Any], ConvertedTokenizer]] = {
+def _prophetnet(slow: Any) -> ConvertedTokenizer | None:
+    if not slow.do_basic_tokenize or slow.basic_tokenizer.never_split:
+        return None
+    words, pieces = slow.basic_tokenizer, slow.wordpiece_tokenizer
+    backend = tokenizers.Tokenizer(
+        models.WordPiece(
+            slow.vocab, unk_token=str(slow.unk_token), max_input_chars_per_word=pieces.max_input_chars_per_word
+        )
+    )
+    lowers, strips = words.do_lower_case, words.strip_accents
+    bare = lowers if strips is None else strips
+    backend.normalizer = normalizers.Sequence(
+        [
+            normalizers.Replace(Regex(r"[\p{Cn}\p{Co}]"), ""),
+            *([normalizers.Replace(Regex(FINAL_SIGMA), FINAL)] if lowers else []),
+            normalizers.BertNormalizer(
+                handle_chinese_chars=words.tokenize_chinese_chars, strip_accents=False, lowercase=lowers
+            ),
+            *([normalizers.NFD(), normalizers.Replace(Regex(r"\p{Mn}"), "")] if bare else [normalizers.NFC()]),
+        ]
+    )
+    # The library's own steps know the characters of an older Unicode.
+    punctuation = pre_tokenizers.Split(Regex(r"\p{P}"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), punctuation])
+    backend.decoder = decoders.Sequence([decoders.WordPiece("##", cleanup=False), decoders.Fuse(), *_clean_up(slow)])
+    return _finished(slow, backend)
+
+
+CONVERTERS: dict[str, Callable[[Any], ConvertedTokenizer | None]] = {
     "MarianTokenizer": _marian,
     "M2M100Tokenizer": _m2m100,
     "PLBartTokenizer": _plbart,
     "ByT5Tokenizer": _byt5,
+    "ProphetNetTokenizer": _prophetnet,
 }
 """Name of transformers' class -> what reads its files."""
 

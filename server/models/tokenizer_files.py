@@ -19,7 +19,7 @@ from server.protocol import TokenizerFiles
 
 FILES = (
     *("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model"),
-    *("source.spm", "sentencepiece.bpe.model"),
+    *("source.spm", "sentencepiece.bpe.model", "prophetnet.tokenizer"),
 )
 
 

@@ -9,15 +9,36 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GenerationConfig
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    EncoderDecoderConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    RobertaConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
 from server.commands.planned import PlannedModel, plan_model
 from server.config import ModelConfig
 from server.errors import ConfigurationError
 from server.models.describe import task_of
+from server.models.lengths import longest_input, longest_source
 from server.models.loader import LoadedModel, load
 from server.worker.__main__ import build
-from tests.tiny_encoder_decoders import MAX_LEN, tiny_encoder_decoder, write_tiny_encoder_decoder
+from tests.tiny_encoder_decoders import (
+    FAMILIES,
+    MAX_LEN,
+    tiny_encoder_decoder,
+    tiny_source_tokenizer,
+    write_tiny_encoder_decoder,
+)
+
+OF_OTHER_INPUTS = (
+    *("audioflamingo3", "glmasr", "granite_speech", "granite_speech_plus", "moss_transcribe_diarize", "musicflamingo"),
+    *("nemo_speechlm", "qwen2_audio", "qwen3_asr", "t5gemma2", "vibevoice_asr", "voxtral", "voxtral_realtime"),
+    *("seamless_m4t", "seamless_m4t_v2"),
+)
+"""Types of models for audio and images. SeamlessM4T writes text, but needs a language that its class puts in."""
 
 
 def loaded(folder: Path, family: str = "bart", **settings: Any) -> LoadedModel:
@@ -44,9 +65,37 @@ def test_a_model_that_reads_images_or_audio_is_refused(architecture: str, tmp_pa
         task_of(tmp_path, [architecture])
 
 
-@pytest.mark.parametrize("architecture", ["M2M100ForConditionalGeneration", "MT5ForConditionalGeneration"])
-def test_a_text_model_is_an_encoder_decoder(architecture: str, tmp_path: Path) -> None:
-    assert task_of(tmp_path, [architecture]) == "seq2seq"
+@pytest.mark.parametrize(("model_type", "architecture"), MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.items())
+def test_every_family_of_transformers_is_served_or_refused_by_name(
+    model_type: str, architecture: str, tmp_path: Path
+) -> None:
+    # Those with a tiny model are compared with transformers.
+    if model_type in {family_type for family_type, _ in FAMILIES.values()}:
+        assert task_of(tmp_path, [architecture]) == "seq2seq"
+    else:
+        assert model_type in OF_OTHER_INPUTS
+        with pytest.raises(ConfigurationError, match=f"{architecture}, which no route serves"):
+            task_of(tmp_path, [architecture])
+
+
+@pytest.mark.parametrize(("family", "num_positions"), [("prophetnet", MAX_LEN - 1), ("roberta", MAX_LEN - 2)])
+@torch.inference_mode()
+def test_positions_that_begin_behind_the_paddings_are_fewer(family: str, num_positions: int) -> None:
+    module = tiny_encoder_decoder(family) if family == "prophetnet" else roberta_pair()
+    tokenizer, config = tiny_source_tokenizer(), ModelConfig(name="m", path="m")
+    limit = longest_source(config, module, tokenizer)
+    assert limit == longest_input(config, module, tokenizer, "seq2seq", None) == num_positions
+    source, target = torch.full((1, limit), 5), torch.full((1, limit - 1), 5)
+    module(input_ids=source, decoder_input_ids=target)
+    with pytest.raises((IndexError, RuntimeError)):
+        module(input_ids=source, decoder_input_ids=torch.full((1, limit + 1), 5))
+
+
+def roberta_pair() -> PreTrainedModel:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    encoder = RobertaConfig(**sizes, vocab_size=50, max_position_embeddings=MAX_LEN, pad_token_id=1)
+    decoder = RobertaConfig(**encoder.to_diff_dict() | {"is_decoder": True, "add_cross_attention": True})
+    return AutoModelForSeq2SeqLM.from_config(EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)).eval()
 
 
 def test_lengths_and_forced_tokens_of_the_generation_config_are_defaults(tmp_path: Path) -> None:
