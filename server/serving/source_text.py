@@ -43,7 +43,7 @@ class SourceReader:
         else:
             if truncate is None:
                 self._check(self.tokenizer.at_least(source, limit), is_least=True)
-            encoding, ids, num_last = source_tokens(self.tokenizer, self.direction, source)
+            encoding, ids, num_last = source_tokens(self.tokenizer, self.direction, source, truncate)
             if truncate is None:
                 self._check(len(ids))
             self._check_text(source, encoding)

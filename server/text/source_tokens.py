@@ -8,10 +8,17 @@ from server.text.languages import Direction
 from server.text.tokenizer import Tokenizer
 
 
-def source_tokens(tokenizer: Tokenizer, direction: Direction, text: str) -> tuple[tokenizers.Encoding, list[int], int]:
-    """The encoded text with its prefix, all tokens, and how many special tokens are at the end."""
+def source_tokens(
+    tokenizer: Tokenizer, direction: Direction, text: str, limit: int | None = None
+) -> tuple[tokenizers.Encoding, list[int], int]:
+    """The encoded text with its prefix, all tokens, and how many special tokens are at the end.
+
+    Of a text with more than ``limit`` tokens, only as many as show that it has more are certain to be there.
+    """
     files = tokenizer.files
     whole = direction.prefix + text
+    if limit is not None:
+        whole = tokenizer.beginning(whole, limit + 1)
     if direction.prefix_ids is None and direction.suffix_ids is None:
         encoding = tokenizer.encode(whole)
         mask = encoding.special_tokens_mask

@@ -14,11 +14,13 @@ from transformers.models.m2m_100.tokenization_m2m_100 import FAIRSEQ_LANGUAGE_CO
 
 from server.errors import ConfigurationError
 from server.models.tokenizer_files import load_tokenizer, tokenizer_files
+from server.serving.source_text import AS_TOKENIZED
 from server.text.detokenizer import Detokenizer
+from server.text.source_tokens import cut, source_tokens
 from server.text.tokenizer import Tokenizer
 from tests.fuzz.scale import SCALE
 from tests.many_scripts import random_texts
-from tests.tiny_sentencepiece import train, write_json, write_m2m100, write_marian, write_plbart
+from tests.tiny_sentencepiece import train, write_json, write_m2m100, write_marian, write_plbart, write_prophetnet
 from tests.tiny_tokenizers import tokenizer_files as tokenizer_files_of
 
 TAGS = [">>fra<<", ">>por_BR<<"]
@@ -50,6 +52,13 @@ def write_byt5(folder: Path) -> Path:
     return folder
 
 
+def prophetnet(**settings: Any) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        return write_prophetnet(folder, clean_up_tokenization_spaces=False, **settings)
+
+    return write
+
+
 FOLDERS: dict[str, Callable[[Path], Path]] = {
     **{f"marian, {kind}": marian(kind) for kind in VARIANTS},
     **{
@@ -60,6 +69,9 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
     },
     "plbart": lambda folder: write_plbart(folder, train("bpe"), src_lang="python", clean_up_tokenization_spaces=False),
     "byt5": write_byt5,
+    "prophetnet": prophetnet(),
+    "prophetnet, cased": prophetnet(do_lower_case=False, tokenize_chinese_chars=False),
+    "prophetnet, accents": prophetnet(strip_accents=False),
 }
 
 
@@ -116,8 +128,12 @@ def test_reads_sources_and_targets_of_marian_apart(settings: dict[str, Any], tmp
     assert found == [], f"{len(found)} differences, such as {found[0]}"
 
 
-def test_cleans_up_spaces_where_the_folder_says_so(tmp_path: Path) -> None:
-    slow, ours = loaded(write_plbart(tmp_path, train("bpe"), clean_up_tokenization_spaces=True))
+@pytest.mark.parametrize("kind", ["plbart", "prophetnet"])
+def test_cleans_up_spaces_where_the_folder_says_so(kind: str, tmp_path: Path) -> None:
+    options = {"clean_up_tokenization_spaces": True}
+    plbart = kind == "plbart"
+    folder = write_plbart(tmp_path, train("bpe"), **options) if plbart else write_prophetnet(tmp_path, **options)
+    slow, ours = loaded(folder)
     for text in random_texts(NUM_TEXTS, seed=3):
         ids = slow(text).input_ids
         assert ours.decode(ids).strip() == slow.decode(ids, skip_special_tokens=True)
@@ -143,6 +159,32 @@ def test_other_threads_run_while_a_long_text_is_cut(tmp_path: Path) -> None:
         turns += 1
     thread.join()
     assert turns > 5
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FOLDERS if kind.startswith(("marian", "m2m100", "plbart"))])
+def test_the_beginning_of_a_long_text_has_the_tokens_to_which_the_slow_tokenizer_cuts_it(
+    kind: str, tmp_path: Path
+) -> None:
+    slow, ours = loaded(FOLDERS[kind](tmp_path))
+    texts = random_texts(500, seed=7)
+    plain = [text for text in texts if not any(token in text for token in ("</s>", "<unk>", "__fr__", "<pad>", "<s>"))]
+    for text, is_plain in ((" ".join(texts), False), (">>fra<<" + "".join(plain), True)):
+        wanted = slow(text, add_special_tokens=False, truncation=True, max_length=800).input_ids
+        for count in (1, 7, 800):
+            part = ours.beginning(text, count)
+            assert ours.encode(part, add_special_tokens=False).ids[:count] == wanted[:count]
+            _, ids, num_last = source_tokens(ours, AS_TOKENIZED, text, count + 2)
+            cut_by_slow = slow.build_inputs_with_special_tokens(wanted[:count])[: count + 2]
+            assert cut(ids, num_last, len(cut_by_slow)) == cut_by_slow
+            # A model that writes spaces behind words adds one to a part.
+            assert len(part) < len(text) or not is_plain or "behind" in kind
+
+
+def test_a_short_text_and_one_of_another_tokenizer_are_their_own_beginning(tmp_path: Path) -> None:
+    _, ours = loaded(marian("plain")(tmp_path / "marian"))
+    assert ours.beginning("word " * 100, 5) == "word " * 100
+    _, ours = loaded(write_byt5(tmp_path))
+    assert ours.beginning("word " * 10_000, 5) == "word " * 10_000
 
 
 @pytest.mark.parametrize("kind", ["marian, plain", "m2m100, plain", "byt5"])
@@ -186,12 +228,28 @@ def test_refuses_a_damaged_file_in_one_sentence(name: str, content: bytes, tmp_p
 
 
 def test_names_a_tokenizer_that_has_no_fast_form(tmp_path: Path) -> None:
-    (tmp_path / "prophetnet.tokenizer").write_text("[PAD]\n[SEP]\n[UNK]\n[MASK]\n[X_SEP]\na")
-    write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "ProphetNetTokenizer"})
-    write_json(tmp_path / "config.json", {"model_type": "prophetnet"})
+    write_prophetnet(tmp_path, do_basic_tokenize=False)
     with pytest.raises(ConfigurationError, match="is a ProphetNetTokenizer, which has no fast form"):
         load_tokenizer(tmp_path)
     # What the message advises.
     (tmp_path / "tokenizer.json").write_text(tokenizer_files_of("word_piece").tokenizer_json)
     write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
     assert load_tokenizer(tmp_path).backend_tokenizer is not None
+
+
+def test_names_a_tokenizer_of_blenderbot_small_and_what_one_of_fsmt_lacks(tmp_path: Path) -> None:
+    small, fsmt = tmp_path / "small", tmp_path / "fsmt"
+    for folder in (small, fsmt):
+        folder.mkdir()
+        (folder / "merges.txt").write_text("#version: 0.2\na b</w>\n")
+    write_json(small / "vocab.json", {"__null__": 0, "__start__": 1, "__end__": 2, "__unk__": 3, "ab": 4})
+    write_json(small / "tokenizer_config.json", {"tokenizer_class": "BlenderbotSmallTokenizer"})
+    write_json(small / "config.json", {"model_type": "blenderbot-small"})
+    with pytest.raises(ConfigurationError, match=r"is a BlenderbotSmallTokenizer.* Add a tokenizer.json to the folder"):
+        load_tokenizer(small)
+    for name in ("vocab-src.json", "vocab-tgt.json"):
+        write_json(fsmt / name, {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "ab</w>": 4})
+    write_json(fsmt / "tokenizer_config.json", {"tokenizer_class": "FSMTTokenizer", "langs": ["en", "de"]})
+    write_json(fsmt / "config.json", {"model_type": "fsmt"})
+    with pytest.raises(ConfigurationError, match=r"cannot be loaded .*sacremoses.* Save it again as tokenizer.json"):
+        load_tokenizer(fsmt)
