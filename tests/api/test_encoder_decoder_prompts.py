@@ -125,3 +125,13 @@ def test_echo_is_refused(client: TestClient, worker: ScriptedWorker) -> None:
     assert (error["param"], error["code"]) == ("echo", "unsupported_value")
     assert not worker.commands
     assert sent(client, "/v1/completions", prompt=TEXT, echo=False)["choices"]
+
+
+@pytest.mark.parametrize("name", ["decoder_input_ids", "decoder_inputs", "target_prefix"])
+@pytest.mark.parametrize("path", ["/generate", "/translate", "/summarize"])
+def test_an_output_that_the_client_begins_is_refused_by_name(
+    path: str, name: str, client: TestClient, worker: ScriptedWorker
+) -> None:
+    error = sent(client, path, 422, inputs=TEXT, parameters={name: [5, 6]})["error"]
+    assert error["param"] == f"parameters.{name}"
+    assert not worker.commands
