@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from server.errors import InvalidRequest
+from server.errors import InvalidParameter, InvalidRequest
 from server.languages import Language, Languages
 from server.serving.generator import ServedGenerator
-from server.text.languages import Direction, direction
+from server.text.languages import Direction, direction, find, known_codes
 
 
 def choose(
@@ -15,7 +15,8 @@ def choose(
 ) -> tuple[ServedGenerator, Direction]:
     """The first model that translates these languages. ``texts`` may name their target themselves.
 
-    If there is none, raises what the first model with the source says, or else the first with languages, or the first.
+    If there is none, raises for a language that no model has, or what the first model with the source says, or else the
+    first with languages, or the first.
     """
     refusals: list[tuple[int, InvalidRequest]] = []
     for served in models:
@@ -25,7 +26,24 @@ def choose(
         except InvalidRequest as error:
             rank = 2 if served.ready.languages is None else int(error.param == "src_lang")
             refusals.append((rank, error))
+    _check_known(models, source, target)
     raise min(refusals, key=lambda refusal: refusal[0])[1]
+
+
+def _check_known(models: Sequence[ServedGenerator], source: str | None, target: str | None) -> None:
+    """Raise for a language that none of several models has, and list those of all."""
+    each = [served.ready.languages.languages for served in models if served.ready.languages]
+    sources = [language for languages in each for language in languages if language.is_source]
+    if len(each) > 1 and sources and source is not None and find(sources, source) is None:
+        raise InvalidParameter("src_lang", source, f"must be one of {known_codes(sources, source)}")
+    readers = [
+        languages
+        for languages in each
+        if source is None or find((language for language in languages if language.is_source), source)
+    ]
+    targets = [language for languages in readers for language in languages if language.is_target]
+    if len(readers) > 1 and target is not None and find(targets, target) is None:
+        raise InvalidParameter("tgt_lang", target, f"must be one of {known_codes(targets, target)}")
 
 
 ANY = Language(code="auto", name="Any language", is_target=False)

@@ -143,17 +143,17 @@ def _chosen(name: str, known: list[Language], code: str | None) -> Language | No
     if not known:
         return None
     if code is None:
-        words = sentence("{name} is required: one of {codes}.", name=Field(name), codes=_codes(known))
+        words = sentence("{name} is required: one of {codes}.", name=Field(name), codes=known_codes(known))
         raise InvalidRequest(words, param=name)
     language = find(known, code)
     if language is None:
-        raise InvalidParameter(name, code, f"must be one of {_codes(known, code)}")
+        raise InvalidParameter(name, code, f"must be one of {known_codes(known, code)}")
     return language
 
 
-def _codes(known: list[Language], near: str = "") -> str:
+def known_codes(known: Iterable[Language], near: str = "") -> str:
     """All of them, the most similar first."""
-    codes = [language.code for language in known]
+    codes = list(dict.fromkeys(language.code for language in known))
     first = difflib.get_close_matches(near[:64], codes, n=5)
     return ", ".join([*first, *(code for code in codes if code not in first)])
 

@@ -247,6 +247,8 @@ def test_a_wrong_target_is_refused_by_a_model_that_reads_the_source():
     client = client_of(translator("one", ONE_WAY), translator("back", back))
     error = post(client, 400, q="a", source="pt", target="xx")["error"]
     assert error == 'target is "xx": it must be one of en.'
+    error = post(client, 400, q="a", source="fr", target="en")["error"]
+    assert error == 'source is "fr": it must be one of en, pt.'
 
 
 def test_blank_texts_are_returned_unchanged_and_not_sent():
