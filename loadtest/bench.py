@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import adapters
 import beams
 import comparison
 import engine_overhead
@@ -138,6 +139,7 @@ PARTS: dict[str, Callable[[Plan], Numbers]] = {
     "long": long,
     "prefix": prefix,
     "rates": rates,
+    "adapters": adapters.in_a_process,
     "steady": steady.measure,
     "steady-sources": steady.of_translator,
     "encoder": encoder,

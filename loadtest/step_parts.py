@@ -18,6 +18,7 @@ import random
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -65,9 +66,9 @@ class Decoding:
         self._prompts: list[list[int]] = []
         self._ids = itertools.count()
 
-    def step_times(self, num_rows: int, timer: PartTimer | None = None) -> list[float]:
-        """Seconds of each step, with nothing but decoding in it."""
-        ids = self._start(num_rows)
+    def step_times(self, num_rows: int, timer: PartTimer | None = None, adapters: Sequence[str] = ("",)) -> list[float]:
+        """Seconds of each step, with nothing but decoding in it. The rows take the ``adapters`` in turn, by digest."""
+        ids = self._start(num_rows, adapters)
         times = []
         for _ in range(self._num_steps):
             start = perf_counter()
@@ -82,7 +83,7 @@ class Decoding:
         self._engine.step()
         return times
 
-    def _start(self, num_rows: int) -> list[str]:
+    def _start(self, num_rows: int, adapters: Sequence[str]) -> list[str]:
         from server.protocol import Generate, SamplingParams
 
         length = max(1, self._context - self._num_steps // 2)
@@ -91,8 +92,8 @@ class Decoding:
         # More than the first rows can use up while the prompts of the last ones come in at the engine's pace.
         params = SamplingParams(max_new_tokens=self._num_steps + MARGIN_TOKENS * num_rows, ignore_eos=True, seed=0)
         ids = [f"bench-{next(self._ids)}" for _ in range(num_rows)]
-        for request_id, prompt in zip(ids, self._prompts, strict=False):
-            self._engine.add(Generate(request_id, prompt, params))
+        for request_id, prompt, adapter in zip(ids, self._prompts, itertools.cycle(adapters), strict=False):
+            self._engine.add(Generate(request_id, prompt, params, adapter=adapter))
         while self._engine.has_work:
             stats = self._engine.step()[-1]
             if stats.batch_size == num_rows and stats.batch_tokens == num_rows and not stats.started:

@@ -172,6 +172,11 @@ TARGETS = (
     Target("8. engine outside of the forward, 32 rows", 1.0, _speed("streams", "32 streams", "plain", "engine_ms"),
            is_most=True, unit="ms"),
     Target("9. step with 10,000 waiting, beside 10", 1.2, _flat, is_most=True),
+    *(
+        Target(f"12. step with adapters beside the base, {name}", limit, _at("adapters", name, "x_base"), is_most=True)
+        for name, limit in (("1 stream", 1.08), ("8 streams, 8 adapters", 1.12), ("32 streams, 1 adapter", 1.06),
+                            ("32 streams, 32 adapters", 1.30))
+    ),
     Target("10. tokens/s when streams double, at worst", 0.9, _worst_doubling("concurrency")),
     Target("10. tokens/s when context doubles, at worst, 1 stream", 0.6, _worst_doubling("context", 1)),
     Target("10. the same, 8 streams", 0.5, _worst_doubling("context", 8)),

@@ -127,11 +127,20 @@ class Delta(ctypes.Structure):
 
     _fields_ = [
         ("a", ADDRESS),
+        ("num_groups", INTEGER),
         ("b", ADDRESS),
+        ("parts", ADDRESS),
         ("in_scale", ADDRESS),
         ("scale", ADDRESS),
-        ("constant", ADDRESS),
+        ("added", ADDRESS),
+        ("whole", ADDRESS),
     ]
+
+
+class RankPart(ctypes.Structure):
+    """Words of A x that a panel of B multiplies, and where the panel begins."""
+
+    _fields_ = [("start", INTEGER), ("first", INTEGER), ("count", INTEGER)]
 
 
 class Run(ctypes.Structure):
@@ -175,6 +184,7 @@ STRUCTS: dict[str, type[ctypes.Structure]] = {
     "attention::Call": Call,
     "linear_kernels::Fixed": Fixed,
     "linear_kernels::Delta": Delta,
+    "linear_kernels::RankPart": RankPart,
     "linear_kernels::Run": Run,
     "encoder::Texts": Texts,
     "chain::Link": Link,

@@ -17,17 +17,21 @@ from torch import Tensor
 from server.native import abi
 
 if TYPE_CHECKING:
-    from server.native.deltas import Delta
+    from server.native.deltas import Delta, TableDelta
 
 
 class Deltas:
     """One adapter: what it changes, by number of the product."""
 
-    def __init__(self, deltas: Mapping[int, Delta], num_products: int) -> None:
+    def __init__(self, deltas: Mapping[int, Delta], num_products: int, table: TableDelta | None = None) -> None:
+        """``table`` is what it changes of the input embedding."""
         self._deltas = deltas
+        self.embedding = table
         places = [_place_of(deltas.get(number)) for number in range(num_products)]
         self.table = (ctypes.c_void_p * num_products)(*places)
         self.num_bytes = sum(delta.num_bytes for delta in deltas.values())
+        if table is not None:
+            self.num_bytes += table.num_bytes
 
     def get(self, number: int) -> Delta | None:
         return self._deltas.get(number)
@@ -91,6 +95,18 @@ def adapting(by_count: Mapping[int, Runs] | None) -> Iterator[None]:
         yield
     finally:
         _STEP.reset(token)
+
+
+def embedded(ids_M: Tensor, h_MD: Tensor) -> Tensor:
+    """Rows of an embedding's table, in which adapters change theirs."""
+    runs = runs_of(len(ids_M))
+    changed = h_MD
+    for run in () if runs is None else runs.rows:
+        if (table := run.deltas.embedding) is not None:
+            changed = changed.clone() if changed is h_MD else changed
+            part = slice(run.start, run.start + run.count)
+            changed[part] = table.apply(ids_M[part], h_MD[part])
+    return changed
 
 
 def runs_of(num_rows: int) -> Runs | None:

@@ -60,6 +60,10 @@ class Linear(nn.Module):
             self._plain = onednn.Product(weight_NK)
             self.weight_bytes = self._plain.num_bytes
 
+    def like(self, weight_NK: Tensor, bias_N: Tensor | None) -> Linear:
+        """Another product with the same activation and gate."""
+        return Linear(weight_NK, bias_N, activation=self._activation, is_gated=self._is_gated)
+
     @property
     def is_row_invariant(self) -> bool:
         return self.native is not None

@@ -15,6 +15,8 @@ import targets
 from part_timer import ATTENTION, FORWARD, HEAD, LINEARS, PARTS, SAMPLING, PartTimer
 from rounds import interleave, medians, ratio
 
+from tests.tiny_adapters import write_tiny_adapter
+
 SCRIPTS = Path(__file__).parents[2] / "loadtest"
 
 
@@ -86,6 +88,23 @@ def test_the_parts_of_a_step_add_up_to_it_and_the_product_is_as_before(tiny_llam
     assert set(timer.seconds) <= set(PARTS)
     assert all(timer.seconds[part] > 0 for part in (LINEARS, HEAD, ATTENTION, FORWARD, SAMPLING))
     assert sum(timer.seconds.values()) == pytest.approx(sum(times), rel=0.2)
+
+
+def test_steps_with_adapters_are_measured_beside_the_base(tiny_llama, tmp_path):
+    from adapters import measure
+    from step_parts import Decoding, model_config
+
+    from server.protocol import LoadAdapter
+    from server.worker.__main__ import build
+
+    flags = ["--threads", "1", "--dtype", "float32", "--kv-cache-gib", "0.01"]
+    adapter = write_tiny_adapter(tmp_path / "adapter", Path(tiny_llama), "lora", "llama")
+    engine, ready = build(
+        model_config(str(tiny_llama), flags), adapters=[LoadAdapter("a", model_config(str(adapter), flags))]
+    )
+    decoding = Decoding(engine, ready.vocab_size, context=32, num_steps=3)
+    found = measure(decoding, [ready.adapters[0].digest], {"2 streams": (2, 1)}, 1)["2 streams"]
+    assert found["x_base"] == pytest.approx(found["adapted_ms"] / found["base_ms"])
 
 
 @pytest.mark.timeout(300)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from server.native.adapted import AdaptedRows, Deltas, Runs, adapting
-from server.native.deltas import Change, Delta
+from server.native.deltas import Change, Delta, rank_panels
 from server.native.linear import Linear
 from server.native.reference import ACTIVATIONS
 from tests.native import variants
@@ -100,6 +100,39 @@ def test_each_row_gets_what_its_adapter_changes_and_nothing_of_others(
             alone = linear(x_MK[row : row + 1], residual[row : row + 1], out_float=True)
         assert torch.equal(alone[0], ours[row])
         assert own is not None or torch.equal(without[row], ours[row])
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 9, 40])
+@pytest.mark.parametrize(
+    ("dtype", "quantize"), [(torch.float32, "none"), (torch.bfloat16, "none"), (torch.bfloat16, "int8")]
+)
+def test_what_is_added_is_bit_by_bit_what_its_two_products_give(
+    request: pytest.FixtureRequest, dtype: torch.dtype, quantize: Any, num_rows: int
+) -> None:
+    variant = request.node.callspec.params["_kernels"]
+    if variant in ("torch", "_amx", "_tiles"):
+        pytest.skip("whole products are summed in another order there")
+    # Two layers in one product: the rows of each meet their own half of A x, and zeros.
+    b_NR = torch.zeros(OUTPUTS, 32)
+    b_NR[:70, :16], b_NR[70:, 16:] = random(70, 16, seed=2), random(30, 16, seed=3)
+    change = Change(a_RK=random(32, WIDTH, seed=1) / 8, b_NR=b_NR)
+    linear = Linear((random(OUTPUTS, WIDTH, seed=6) / 8).to(dtype), quantize=quantize)
+    linear.number = 0
+    x_MK = random(num_rows, WIDTH, seed=8).to(dtype)
+    runs = Runs([AdaptedRows(0, num_rows, Deltas({0: Delta(linear, change)}, 1))])
+    with adapting({num_rows: runs}):
+        ours = linear(x_MK, out_float=True)
+    a, b = Linear(change.a_RK.to(dtype)), Linear(change.b_NR.to(dtype))
+    assert torch.equal(ours, linear(x_MK, out_float=True) + b(a(x_MK), out_float=True))
+
+
+def test_holds_no_words_of_b_that_are_zero() -> None:
+    b_PR = torch.zeros(144, 32, dtype=torch.bfloat16)
+    b_PR[:48, :16], b_PR[50, 18], b_PR[90, 25] = 1, 2, 3
+    words, parts = rank_panels(b_PR)
+    assert parts[:2].tolist() == [[0, 0, 8], [8 * 48, 9, 4]]
+    assert parts[2, 2] == 0
+    assert words.shape == (12, 48)
 
 
 def test_rejects_a_number_of_rows_that_the_step_does_not_have() -> None:

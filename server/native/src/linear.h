@@ -9,6 +9,7 @@
 #pragma once
 
 #include "int4.h"
+#include "linear_deltas.h"
 #include "linear_epilogue.h"
 #include "linear_tiles.h"
 #include "shares.h"
@@ -45,14 +46,36 @@ struct Cut {
   }
 };
 
+// What adapters change of a thread's rows. Both live as long as the thread.
+struct OwnDeltas {
+  std::vector<RowDelta> rows;
+  std::vector<float> room;
+};
+
+inline OwnDeltas &own_deltas() {
+  static thread_local OwnDeltas deltas;
+  return deltas;
+}
+
+// Inside of a parallel region, each thread with a job of its own.
+template <class In>
+void add_adapters(const Adapters<In> *adapters, Job &job, int64_t from, int64_t to, int64_t index, int64_t panels) {
+  if (!adapters) return;
+  OwnDeltas &own = own_deltas();
+  job.first_place = index * panels * PANEL;
+  adapters->add_up(from, to, index, panels, own.room, [&](int64_t row, RowDelta delta) { own.rows[row] = delta; });
+}
+
 // Inside of a parallel region.
-template <class Kind, class In> void share(const Job &job, const Cut &cut, Shares &shares) {
+template <class Kind, class In> void share(Job job, const Adapters<In> *adapters, const Cut &cut, Shares &shares) {
   const int64_t panels = job.is_gated ? 2 : 1;
   Rows<Kind, In> multiply_rows;
   shares.each([&](int64_t piece) {
     const int64_t from = piece % cut.blocks * cut.block, index = piece / cut.blocks;
+    const int64_t to = std::min(from + cut.block, job.num_rows);
     const uint32_t *weight = job.weight + index * panels * job.words * PANEL;
-    multiply_rows(job, weight, from, std::min(from + cut.block, job.num_rows), index, true);
+    add_adapters(adapters, job, from, to, index, panels);
+    multiply_rows(job, weight, from, to, index, true);
   });
 }
 
@@ -61,16 +84,18 @@ using Unpack = void (*)(const void *weight, const void *scale, int64_t index, in
 
 // The same for weights that no product reads as they are: a thread unpacks the panels it is about to use.
 template <class Kind, class In>
-void share_unpacked(Unpack unpack, const Job &job, int64_t width, const Cut &cut, Shares &shares) {
+void share_unpacked(Unpack unpack, Job job, int64_t width, const Adapters<In> *adapters, const Cut &cut, Shares &shares) {
   static thread_local std::vector<uint32_t> unpacked;
   const int64_t panels = job.is_gated ? 2 : 1, size = job.words * PANEL;
   unpacked.resize(panels * size);
   Rows<Kind, In> multiply_rows;
   shares.each([&](int64_t piece) {
     const int64_t from = piece % cut.blocks * cut.block, index = piece / cut.blocks;
+    const int64_t to = std::min(from + cut.block, job.num_rows);
     for (int64_t i = 0; i < panels; ++i)
       unpack(job.weight, job.scale, index * panels + i, width, unpacked.data() + i * size);
-    multiply_rows(job, unpacked.data(), from, std::min(from + cut.block, job.num_rows), index, false);
+    add_adapters(adapters, job, from, to, index, panels);
+    multiply_rows(job, unpacked.data(), from, to, index, false);
   });
 }
 
@@ -119,9 +144,6 @@ inline Quantized &own_rows() {
 
 enum class WeightKind : int64_t { float32, bfloat16, int8, int4 };
 
-// Products of floats are summed as floats, of bfloat16 by pairs.
-template <class In> using Plain = std::conditional_t<sizeof(In) == 4, Float32, BFloat16>;
-
 // Rows of x that a thread multiplies at a time.
 template <class In> int64_t at_a_time([[maybe_unused]] WeightKind kind) {
 #ifdef HAS_TILES
@@ -130,7 +152,8 @@ template <class In> int64_t at_a_time([[maybe_unused]] WeightKind kind) {
   return AT_A_TIME;
 }
 
-template <class In> void run(WeightKind kind, Job job, int64_t width) {
+// `adapters` are planned for the job, absent without.
+template <class In> void run(WeightKind kind, Job job, int64_t width, Adapters<In> *adapters = nullptr) {
   static thread_local Shares own_shares;
   // The caller's, also inside of the parallel region.
   Quantized &rows = own_rows();
@@ -143,6 +166,12 @@ template <class In> void run(WeightKind kind, Job job, int64_t width) {
   const In *x = reinterpret_cast<const In *>(job.x);
 #pragma omp parallel num_threads(num_threads) firstprivate(job)
   {
+    if (adapters) {
+      own_deltas().rows.assign(job.num_rows, RowDelta{});
+      job.deltas = own_deltas().rows.data();
+#pragma omp for schedule(static)
+      for (int64_t piece = 0; piece < adapters->num_pieces(); ++piece) adapters->multiply_a(piece);
+    }
     switch (kind) {
     case WeightKind::int8:
       if (quantizes_together) {
@@ -155,10 +184,10 @@ template <class In> void run(WeightKind kind, Job job, int64_t width) {
         for (int64_t row = 0; row < job.num_rows; ++row) own.fill(x, row, width);
         own.become_input(job);
       }
-      share<Int8, In>(job, cut, shares);
+      share<Int8, In>(job, adapters, cut, shares);
       break;
-    case WeightKind::int4: share_unpacked<Plain<In>, In>(int4::unpack<In>, job, width, cut, shares); break;
-    default: share<Plain<In>, In>(job, cut, shares);
+    case WeightKind::int4: share_unpacked<Plain<In>, In>(int4::unpack<In>, job, width, adapters, cut, shares); break;
+    default: share<Plain<In>, In>(job, adapters, cut, shares);
     }
   }
 }

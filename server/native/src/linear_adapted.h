@@ -1,12 +1,9 @@
-// Products of which some rows have an adapter: out = residual + gate(activation(scale * x W^T + B (A x) + bias)).
-//
-// B A is of a low rank. A row's result depends on that row and its adapter alone, as in all products.
+// Products of which some rows may have an adapter.
 #pragma once
 
 #include "linear.h"
 #include "python.h"
 
-#include <algorithm>
 #include <vector>
 
 namespace linear_kernels {
@@ -34,88 +31,81 @@ struct Fixed {
   }
 };
 
-// One adapter at one product. Addresses are null where the part is absent; a and b are there together. The outputs of b,
-// and the places of scale and constant, are the rows of the product's packed weight.
-struct Delta {
-  const Fixed *a, *b;
-  const float *in_scale; // of x
-  const float *scale;    // of the product
-  const float *constant; // added where there is no b, whose bias it is otherwise
-};
-
-// Neighbouring rows of one adapter, with what it changes by number of the product, null for nothing.
-struct Run {
-  int64_t start, count;
-  const Delta *const *deltas;
-};
-
-// Products of one thread with adapters. `In` is the type of x.
-template <class In> class Adapted {
+// x with the adapters' scales, where any adapter scales it.
+template <class In> class ScaledInputs {
 public:
-  void run(const Fixed &fixed, Job job, const Run *runs, int64_t num_runs, int64_t number) {
-    int64_t num_added = 0, num_low = 0;
-    bool has_any = false, scales_x = false;
-    for (const Run *run = runs; run < runs + num_runs; ++run)
-      if (const Delta *delta = run->deltas[number]) {
-        has_any = true;
-        scales_x |= delta->in_scale != nullptr;
-        if (!delta->b) continue;
-        num_added += run->count * delta->b->num_outputs;
-        num_low = std::max(num_low, run->count * delta->a->num_outputs);
-      }
-    if (!has_any) return linear_kernels::run<In>(fixed.kind, job, fixed.width);
-    const In *x = reinterpret_cast<const In *>(job.x);
-    rows.assign(job.num_rows, RowDelta{});
-    added.resize(std::max<int64_t>(added.size(), num_added));
-    low.resize(std::max<int64_t>(low.size(), num_low));
-    if (scales_x) scaled.assign(x, x + job.num_rows * fixed.width);
-    float *to = added.data();
-    for (const Run *run = runs; run < runs + num_runs; ++run)
-      if (const Delta *delta = run->deltas[number]) to = apply(*run, *delta, x, fixed.width, to);
-    if (scales_x) job.x = reinterpret_cast<const uint32_t *>(scaled.data());
-    job.deltas = rows.data();
-    linear_kernels::run<In>(fixed.kind, job, fixed.width);
+  const In *operator()(const In *x, int64_t num_rows, int64_t width, const Run *runs, int64_t num_runs, int64_t number) {
+    bool is_copied = false;
+    for (const Run *run = runs; run < runs + num_runs; ++run) {
+      const Delta *delta = run->deltas[number];
+      if (!delta || !delta->in_scale) continue;
+      if (!is_copied) rows.assign(x, x + num_rows * width);
+      is_copied = true;
+      for (int64_t row = run->start; row < run->start + run->count; ++row)
+        scale(delta->in_scale, rows.data() + row * width, width);
+    }
+    return is_copied ? rows.data() : x;
   }
 
 private:
-  // Writes what is added to the run's rows to `to`. Returns the place behind it.
-  float *apply(const Run &run, const Delta &delta, const In *x, int64_t width, float *to) {
-    if (delta.in_scale)
-      for (int64_t row = run.start; row < run.start + run.count; ++row) scale_x(delta.in_scale, width, row);
-    if (delta.b) {
-      multiply(*delta.a, x + run.start * width, run.count, low.data(), sizeof(In) == sizeof(float));
-      multiply(*delta.b, low.data(), run.count, to, true);
-    }
-    for (int64_t i = 0; i < run.count; ++i)
-      rows[run.start + i] = {delta.scale, delta.b ? to + i * delta.b->num_outputs : delta.constant};
-    return delta.b ? to + run.count * delta.b->num_outputs : to;
-  }
-
-  static void multiply(const Fixed &fixed, const In *x, int64_t num_rows, void *out, bool out_is_float) {
-    Job job = fixed.job();
-    job.x = reinterpret_cast<const uint32_t *>(x);
-    job.num_rows = num_rows;
-    job.out = out;
-    job.out_is_float = out_is_float;
-    linear_kernels::run<In>(fixed.kind, job, fixed.width);
-  }
-
-  void scale_x(const float *scale, int64_t width, int64_t row) {
-    In *values = scaled.data() + row * width;
+  static void scale(const float *factors, In *values, int64_t width) {
     for (int64_t i = 0; i < width; i += LANES) {
       const Mask mask = first(width - i);
-      store(values + i, mask, lanes::multiply(load(values + i, mask), load(scale + i, mask)));
+      store(values + i, mask, multiply(load(values + i, mask), load(factors + i, mask)));
     }
   }
 
-  std::vector<RowDelta> rows;
-  std::vector<float> added;
-  std::vector<In> low, scaled;
+  std::vector<In> rows;
 };
 
-template <class In> void run_adapted(const Fixed &fixed, const Job &job, const Run *runs, int64_t num_runs, int64_t number) {
-  static thread_local Adapted<In> adapted;
-  adapted.run(fixed, job, runs, num_runs, number);
+// Rows whose adapter brings the product whole. The residual may be where the output goes, and the product is computed
+// for all rows before: so theirs is kept.
+template <class In> class WholeRows {
+public:
+  void keep(const Job &job, const Run *runs, int64_t num_runs, int64_t number) {
+    residual.clear();
+    if (!job.residual) return;
+    each(runs, num_runs, number, [&](const Run &run, const Fixed &) {
+      const In *from = static_cast<const In *>(job.residual) + run.start * job.num_outputs;
+      residual.insert(residual.end(), from, from + run.count * job.num_outputs);
+    });
+  }
+
+  void run(const Job &job, int64_t width, const Run *runs, int64_t num_runs, int64_t number) const {
+    const In *kept = job.residual ? residual.data() : nullptr;
+    const int64_t size = job.out_is_float ? sizeof(float) : sizeof(In);
+    each(runs, num_runs, number, [&](const Run &run, const Fixed &fixed) {
+      Job own = fixed.job();
+      own.x = reinterpret_cast<const uint32_t *>(reinterpret_cast<const In *>(job.x) + run.start * width);
+      own.num_rows = run.count;
+      own.residual = kept;
+      own.out = static_cast<char *>(job.out) + run.start * job.num_outputs * size;
+      own.out_is_float = job.out_is_float;
+      linear_kernels::run<In>(fixed.kind, own, width);
+      if (kept) kept += run.count * job.num_outputs;
+    });
+  }
+
+private:
+  template <class Use> static void each(const Run *runs, int64_t num_runs, int64_t number, Use use) {
+    for (const Run *run = runs; run < runs + num_runs; ++run)
+      if (const Delta *delta = run->deltas[number]; delta && delta->whole) use(*run, *delta->whole);
+  }
+
+  std::vector<In> residual;
+};
+
+template <class In> void run_adapted(const Fixed &fixed, Job job, const Run *runs, int64_t num_runs, int64_t number) {
+  static thread_local Adapters<In> adapters;
+  static thread_local ScaledInputs<In> scaled;
+  static thread_local WholeRows<In> whole;
+  const In *x = reinterpret_cast<const In *>(job.x);
+  if (!num_runs || !adapters.plan(runs, num_runs, number, x, fixed.width))
+    return linear_kernels::run<In>(fixed.kind, job, fixed.width);
+  job.x = reinterpret_cast<const uint32_t *>(scaled(x, job.num_rows, fixed.width, runs, num_runs, number));
+  whole.keep(job, runs, num_runs, number);
+  linear_kernels::run<In>(fixed.kind, job, fixed.width, &adapters);
+  whole.run(job, fixed.width, runs, num_runs, number);
 }
 
 // linear(x, x_is_float, rows, kind, width, words, weight, scale, offset, bias, outputs, activation, is_gated, residual,

@@ -9,8 +9,8 @@ using namespace lanes;
 
 constexpr int64_t VECTORS = 3, PANEL = LANES * VECTORS;
 
-// What an adapter changes of one row: scale * product + added, before the bias. Places count rows of the packed weight.
-// Either may be null.
+// What an adapter changes of one row: scale * product + added, before the bias. Places of scale count rows of the packed
+// weight, those of added begin with the panels that are computed. Either may be null.
 struct RowDelta {
   const float *scale, *added;
 };
@@ -31,6 +31,7 @@ struct Job {
   void *out;               // [M, num_outputs]
   bool out_is_float;       // else in the type of x
   const RowDelta *deltas;  // [M]
+  int64_t first_place;     // of deltas[row].added
 };
 
 // Sums of floats are the product. Sums of int8 count in units of both scales, and have the zero of x in them.
@@ -47,7 +48,7 @@ template <class Sum> inline Lanes biased(const Job &job, int64_t row, int64_t co
   if (job.deltas) {
     const RowDelta &delta = job.deltas[row];
     if (delta.scale) y = multiply(y, load(delta.scale + column));
-    if (delta.added) y = add(y, load(delta.added + column));
+    if (delta.added) y = add(y, load(delta.added + column - job.first_place));
   }
   return job.bias ? add(y, load(job.bias + column)) : y;
 }

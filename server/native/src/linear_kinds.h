@@ -3,6 +3,8 @@
 
 #include "lanes.h"
 
+#include <type_traits>
+
 namespace linear_kernels {
 
 using namespace lanes;
@@ -20,6 +22,9 @@ struct BFloat16 {
   static Sum zero() { return all(0.0f); }
   static Sum dot(Sum sum, Words x, Words w) { return add_pairs(sum, x, w); }
 };
+
+// Products of floats are summed as floats, of bfloat16 by pairs.
+template <class In> using Plain = std::conditional_t<sizeof(In) == 4, Float32, BFloat16>;
 
 // x may have an offset, which `Job::offset` takes back. Where INT8_WORDS is 2, x has 16 bits a value, and each word of the
 // weight is `Fours`.
