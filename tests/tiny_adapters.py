@@ -46,6 +46,9 @@ IA3_LAYERS = {
 }
 """Layers that are scaled, and those whose inputs are."""
 
+EMBEDDINGS = {"gpt2": "wte", "gpt_neox": "embed_in"}
+"""Their names, where they are unusual."""
+
 LORA: dict[str, dict[str, Any]] = {
     "lora": {"r": 4, "lora_alpha": 8},
     "head": {"r": 4, "lora_alpha": 8},
@@ -55,10 +58,14 @@ LORA: dict[str, dict[str, Any]] = {
     "dora": {"r": 4, "lora_alpha": 8, "use_dora": True},
     "lora bias": {"r": 4, "lora_alpha": 8, "lora_bias": True},
     "saved head": {"r": 4, "lora_alpha": 8, "modules_to_save": ["lm_head"]},
+    "saved projections": {"r": 4, "lora_alpha": 8, "modules_to_save": ["v_proj", "c_fc", "dense_4h_to_h"]},
+    "embedding": {"r": 3, "lora_alpha": 8},
+    "saved embedding": {"r": 4, "lora_alpha": 8, "modules_to_save": ["embed_tokens", "wte", "embed_in"]},
+    "saved norms": {"r": 4, "lora_alpha": 8, "modules_to_save": ["norm", "ln_f"]},
     "trained biases": {"r": 4, "lora_alpha": 8, "bias": "all"},
 }  # fmt: skip
 
-KINDS = (*(kind for kind in LORA if kind != "saved head"), "ia3")
+KINDS = (*(kind for kind in LORA if kind != "saved norms"), "ia3")
 """Those that change products, and can be shared."""
 
 VIRTUAL: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -93,8 +100,13 @@ def config_of(kind: str, family: str) -> PeftConfig:
         layers, feedforward = IA3_LAYERS[family]
         return IA3Config(task_type="CAUSAL_LM", target_modules=layers, feedforward_modules=feedforward)
     settings = {"target_modules": LINEARS[family], **LORA[kind]}
+    head = "embed_out" if family == "gpt_neox" else "lm_head"
     if kind == "head":
-        settings["target_modules"] = [*LINEARS[family], "embed_out" if family == "gpt_neox" else "lm_head"]
+        settings["target_modules"] = [*LINEARS[family], head]
+    elif kind == "embedding":
+        settings["target_modules"] = [*LINEARS[family], EMBEDDINGS.get(family, "embed_tokens")]
+    elif kind == "saved head":
+        settings["modules_to_save"] = [head]
     return LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=family == "gpt2", **settings)
 
 
@@ -117,7 +129,7 @@ def write_tiny_adapter(folder: Path, base: Path, kind: str, family: str, seed: i
         model(input_ids=ids, labels=ids, **task_of(kind, 2)).loss.backward()
         optimizer.step()
     model.peft_config["default"].base_model_name_or_path = str(base)
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(folder, save_embedding_layers=kind == "embedding")
     return folder
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from server.engine.batch_inputs import Row
 from server.engine.encoding import WHOLE, EncoderPasses, SourcePart
 from server.engine.lengths import LengthRule
-from server.modules.adapted import Part
+from server.modules.adapted import Part, Table
 
 
 class ModelRunner(ABC):
@@ -52,7 +52,7 @@ class ModelRunner(ABC):
     kv_cache_kl: float | None = None
     """What a quantised cache loses, in nats; None where it is not quantised."""
 
-    parts: Mapping[str, Part] = {}
+    parts: Mapping[str, Part | Table] = {}
     """The linear layers that adapters can change, by their names in the module; empty where none can be."""
 
     kv_shapes: Sequence[tuple[int, int, int]] | None = None

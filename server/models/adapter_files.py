@@ -12,7 +12,7 @@ import copy
 import json
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ UNSEEN = ("base_model_name_or_path", "revision", "inference_mode")
 """Fields that say nothing of the layers."""
 MAX_CONFIGS = 8
 
-COMMON = {"peft_type", "target_modules", "exclude_modules"}
+COMMON = {"peft_type", "target_modules", "exclude_modules", "modules_to_save"}
 
 HARMLESS_STARTS = (*PLAIN_STARTS, "eva", "orthogonal")
 """Values of init_lora_weights that leave the base's weights as they are."""
@@ -88,6 +88,8 @@ def read_changes(targets: Targets, adapter: Adapter) -> dict[str, LayerChange]:
     reader = _Tensors({name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()})
     read = _lora if config["peft_type"] == "LORA" else _ia3
     changes = {name: read(name, layer, reader) for name, layer in layers.items()}
+    changes |= _saved(targets.skeleton, config.get("modules_to_save") or (), reader)
+    changes |= _with_tables(targets.skeleton, changes, reader)
     changes |= _with_biases(targets.skeleton, changes, reader)
     reader.finish()
     return changes
@@ -109,6 +111,7 @@ def _targets(skeleton: PreTrainedModel, folder: Path) -> dict[str, Any]:
     """PEFT's layers by name, as its own rules find them. The skeleton is left as it is."""
     from peft import PeftConfig, inject_adapter_in_model
     from peft.tuners.ia3 import Linear as Ia3Linear
+    from peft.tuners.lora import Embedding as LoraEmbedding
     from peft.tuners.lora import Linear as LoraLinear
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -126,7 +129,10 @@ def _targets(skeleton: PreTrainedModel, folder: Path) -> dict[str, Any]:
         line = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise NotShared(f"PEFT refuses it ({line})") from error
     layers = {name: part for name, part in module.named_modules() if isinstance(part, BaseTunerLayer)}
+    embedding = next(name for name, part in skeleton.named_modules() if part is skeleton.get_input_embeddings())
     for name, layer in layers.items():
+        if type(layer) is LoraEmbedding and name == embedding and not layer.use_dora[NAME]:
+            continue
         if type(layer) not in (LoraLinear, Ia3Linear) or type(layer.get_base_layer()) not in (nn.Linear, Conv1D):
             raise NotShared(f"it changes {name}, which is no linear layer")
     return layers
@@ -162,8 +168,12 @@ class _Tensors:
 
 def _lora(name: str, layer: Any, tensors: _Tensors) -> LayerChange:
     scaling = float(layer.scaling[NAME])
-    a_RK, b_NR = tensors.take(f"{name}.lora_A.weight"), tensors.take(f"{name}.lora_B.weight")
+    is_embedding = isinstance(layer.get_base_layer(), nn.Embedding)
+    names = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A.weight", "lora_B.weight")
+    a_RK, b_NR = (tensors.take(f"{name}.{tensor}") for tensor in names)
     rank, (num_outputs, num_inputs) = layer.r[NAME], (layer.out_features, layer.in_features)
+    if is_embedding:
+        num_inputs, num_outputs = layer.get_base_layer().weight.shape
     if a_RK.shape != (rank, num_inputs) or b_NR.shape != (num_outputs, rank):
         raise NotShared(
             f"its matrices for {name} have the shapes {list(a_RK.shape)} and {list(b_NR.shape)}, where rank {rank} on "
@@ -187,6 +197,41 @@ def _lora(name: str, layer: Any, tensors: _Tensors) -> LayerChange:
 def _ia3(name: str, layer: Any, tensors: _Tensors) -> LayerChange:
     scale = tensors.take(f"{name}.ia3_l").flatten()
     return LayerChange(in_K=scale) if layer.is_feedforward else LayerChange(out_N=scale)
+
+
+def _saved(skeleton: PreTrainedModel, endings: Sequence[str], tensors: _Tensors) -> dict[str, LayerChange]:
+    """Layers that the adapter brings whole, found as PEFT finds them: by the ends of their names."""
+    found = {}
+    for name, part in skeleton.named_modules():
+        if not name.endswith(tuple(endings)):
+            continue
+        if part is skeleton.get_input_embeddings():
+            found[name] = LayerChange(weight_NK=tensors.take(f"{name}.weight").t())
+            continue
+        if type(part) not in (nn.Linear, Conv1D):
+            raise NotShared(f"it brings {name} whole, which is no linear layer")
+        weight = tensors.take(f"{name}.weight")
+        found[name] = LayerChange(
+            weight_NK=weight.t() if type(part) is Conv1D else weight,
+            bias_N=None if part.bias is None else tensors.take(f"{name}.bias"),
+        )
+    return found
+
+
+def _with_tables(
+    skeleton: PreTrainedModel, changes: Mapping[str, LayerChange], tensors: _Tensors
+) -> dict[str, LayerChange]:
+    """The changes of the embedding and the head where PEFT saved their weights beside an adapter of either."""
+    found: dict[str, LayerChange] = {}
+    embedding, head = skeleton.get_input_embeddings(), skeleton.get_output_embeddings()
+    for name, part in skeleton.named_modules():
+        if part is not embedding and part is not head:
+            continue
+        weight = tensors.find(f"{name}.base_layer.weight", f"{name}.weight")
+        if weight is not None:
+            weight_NK = weight.t() if part is embedding else weight
+            found[name] = replace(changes.get(name, LayerChange()), weight_NK=weight_NK)
+    return found
 
 
 def _with_biases(

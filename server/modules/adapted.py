@@ -5,15 +5,16 @@ Dimension key: K inputs of a layer, N its outputs, R rank of an adapter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from server.modules.layout import Decoder, Product, num_outputs
-from server.native.adapted import Deltas
-from server.native.deltas import Change, Delta
+from server.modules.layout import Decoder, Embedding, Product, num_outputs
+from server.native.adapted import Deltas, embedded
+from server.native.deltas import Change, Delta, TableDelta
 from server.native.linear import Linear
 
 
@@ -25,6 +26,7 @@ class NotShared(Exception):
 class LayerChange:
     """What an adapter changes of one linear layer, in float32: ``out * (W (in * x) + B A x) + bias``.
 
+    The input embedding is such a layer, K its tokens. It has a weight, A and B alone.
     IA3's ``out_N`` multiplies the bias too. With ``magnitude_N``, DoRA's, ``out`` is what gives each row of ``W + B A``
     that length, and multiplies ``B A x`` too.
     """
@@ -34,6 +36,8 @@ class LayerChange:
     in_K: Tensor | None = None
     out_N: Tensor | None = None
     magnitude_N: Tensor | None = None
+    weight_NK: Tensor | None = None
+    """In place of the layer's own, and to this is applied what else changes."""
     bias_N: Tensor | None = None
     """In place of the layer's own."""
     added_N: Tensor | None = None
@@ -60,19 +64,65 @@ class Part:
         return rows[self.start : self.stop]
 
 
-def whole_parts(module: nn.Module) -> dict[str, Part]:
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """The input embedding, which adds up what adapters change of it after `prepare`."""
+
+    rows: Callable[[], Tensor]
+    """``[V, D]``, in the runner's type of numbers."""
+    prepare: Callable[[], None]
+
+
+Parts = dict[str, Part | Table]
+"""What adapters can change of a runner, by name in the module."""
+
+
+def whole_parts(module: PreTrainedModel) -> Parts:
     """Of a module whose linears were replaced by packed ones: each is a product of its own."""
-    return {
+    products = {
         name: Part(product=part, start=0, stop=part.out_features)
         for name, part in module.named_modules()
         if isinstance(part, Linear)
     }
+    return products | _module_table(module)
 
 
-def decoder_parts(module: nn.Module, layout: Decoder[Product], decoder: Decoder[Linear]) -> dict[str, Part]:
+def _module_table(module: PreTrainedModel) -> Parts:
+    """Empty where the embedding does more than to look rows up."""
+    embedding = module.get_input_embeddings()
+    if type(embedding) is not nn.Embedding:
+        return {}
+
+    def change(_module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        return embedded(args[0].flatten(), out.flatten(0, -2)).view_as(out)
+
+    is_hooked = False
+
+    def prepare() -> None:
+        nonlocal is_hooked
+        if not is_hooked:
+            embedding.register_forward_hook(change)
+        is_hooked = True
+
+    return {_name_of(module, embedding): Table(rows=embedding.weight.detach, prepare=prepare)}
+
+
+def _name_of(module: nn.Module, part: nn.Module) -> str:
+    names: dict[int, str] = {id(each): name for name, each in module.named_modules()}
+    return names[id(part)]
+
+
+def _embedding_table(embedding: Embedding) -> Table:
+    table = embedding.table_VD
+    rows = table.dense_weight if isinstance(table, Linear) else lambda: table
+    return Table(rows=rows, prepare=lambda: None)
+
+
+def decoder_parts(module: PreTrainedModel, layout: Decoder[Product], decoder: Decoder[Linear]) -> Parts:
     """``layout`` is that of ``module``, ``decoder`` what was made of it."""
     names = {id(part): name for name, part in module.named_modules()}
-    return {
+    table = {_name_of(module, module.get_input_embeddings()): _embedding_table(decoder.embedding)}
+    return table | {
         names[id(linear)]: part
         for product, packed in zip(layout.products(), decoder.products(), strict=True)
         for linear, part in _parts(product, packed)
@@ -93,17 +143,21 @@ def number(products: Iterable[Linear]) -> None:
         linear.number = i
 
 
-def numbered(parts: dict[str, Part]) -> dict[str, Part]:
+def numbered(parts: Parts) -> Parts:
     """The same parts; each of their products has a number."""
-    number(part.product for part in parts.values())
+    number(part.product for part in parts.values() if isinstance(part, Part))
     return parts
 
 
-def packed_changes(parts: Mapping[str, Part], changes: Mapping[str, LayerChange]) -> Deltas:
+def packed_changes(parts: Mapping[str, Part | Table], changes: Mapping[str, LayerChange]) -> Deltas:
     """An adapter's changes by name of the layer, packed for the products. Raises `NotShared` where one does not fit."""
     by_product: dict[int, list[tuple[Part, LayerChange]]] = {}
+    table: TableDelta | None = None
     for name, change in changes.items():
         part = parts.get(name)
+        if isinstance(part, Table):
+            table = _packed_table(name, part, change)
+            continue
         if part is None or part.product.number is None:
             raise NotShared(f"{name} is no product of this executor")
         by_product.setdefault(part.product.number, []).append((part, _fitting(name, part, change)))
@@ -111,26 +165,54 @@ def packed_changes(parts: Mapping[str, Part], changes: Mapping[str, LayerChange]
         number: Delta(changed[0][0].product, _joined(changed[0][0].product, changed))
         for number, changed in by_product.items()
     }
-    num_products = 1 + max((part.product.number or 0 for part in parts.values()), default=0)
-    return Deltas(deltas, num_products)
+    products = (part.product for part in parts.values() if isinstance(part, Part))
+    num_products = 1 + max((product.number or 0 for product in products), default=0)
+    return Deltas(deltas, num_products, table)
+
+
+def _packed_table(name: str, table: Table, change: LayerChange) -> TableDelta | None:
+    """None where nothing is changed: PEFT saves the model's own table beside an adapter of it."""
+    rows_VD = table.rows()
+    _check_size(name, (rows_VD.shape[1], rows_VD.shape[0]), change)
+    own_VD = None if change.weight_NK is None else change.weight_NK.t().to(rows_VD.dtype).to(rows_VD.device)
+    if own_VD is not None and torch.equal(own_VD, rows_VD):
+        own_VD = None
+    factors = None
+    if change.a_RK is not None and change.b_NR is not None:
+        factors = change.a_RK.t().to(rows_VD.device), change.b_NR.to(rows_VD.device)
+    if own_VD is None and factors is None:
+        return None
+    table.prepare()
+    return TableDelta(rows_VD.dtype, factors=factors, table_VD=own_VD)
 
 
 def _fitting(name: str, part: Part, change: LayerChange) -> LayerChange:
-    size_NK = (part.stop - part.start, part.product.in_features)
+    """Without a weight that is the layer's own."""
+    _check_size(name, (part.stop - part.start, part.product.in_features), change)
+    weight_NK = change.weight_NK
+    if weight_NK is not None:
+        own_NK = part.own(part.product.dense_weight())
+        if torch.equal(own_NK, weight_NK.to(own_NK.device, own_NK.dtype)):
+            return replace(change, weight_NK=None)
+    return change
+
+
+def _check_size(name: str, size_NK: tuple[int, int], change: LayerChange) -> None:
     for sizes, tensors in (
-        (size_NK[:1], (change.b_NR, change.out_N, change.magnitude_N, change.bias_N, change.added_N)),
-        (size_NK[1:], (change.in_K, None if change.a_RK is None else change.a_RK.t())),
+        (size_NK[:1], (change.b_NR, change.weight_NK, change.out_N, change.magnitude_N, change.bias_N, change.added_N)),
+        (size_NK[1:], (change.in_K, *(None if part is None else part.t() for part in (change.a_RK, change.weight_NK)))),
     ):
         for tensor in tensors:
             if tensor is not None and tensor.shape[:1] != torch.Size(sizes):
                 raise NotShared(f"its {name} has {len(tensor)} places where the base has {sizes[0]}")
-    return change
 
 
 def _joined(product: Linear, changed: Sequence[tuple[Part, LayerChange]]) -> Change:
     """Of all layers of a product: their A below one another, of B each layer's rows."""
     scale_N, added_N = torch.ones(product.num_rows), torch.zeros(product.num_rows)
     order_N = changed[0][0].order_N
+    if any(change.weight_NK is not None for _, change in changed):
+        return _whole(product, changed)
     factors: list[tuple[Part, Tensor, Tensor]] = []
     for part, change in changed:
         rows = slice(part.start, part.stop)
@@ -142,6 +224,26 @@ def _joined(product: Linear, changed: Sequence[tuple[Part, LayerChange]]) -> Cha
         b_NR=_ordered(_stacked(product.num_rows, factors), order_N) if factors else None,
         in_scale_K=_input_scale(product, changed),
         scale_N=None if bool((scale_N == 1).all()) else _ordered(scale_N, order_N),
+        added_N=None if not bool(added_N.any()) else _ordered(added_N, order_N),
+    )
+
+
+def _whole(product: Linear, changed: Sequence[tuple[Part, LayerChange]]) -> Change:
+    """The weight of all layers of a product, with all that changes them."""
+    order_N = changed[0][0].order_N
+    everything = Part(product=product, start=0, stop=product.num_rows, order_N=order_N)
+    weight_NK = everything.own(product.dense_weight()).float().cpu().clone()
+    added_N = torch.zeros(product.num_rows)
+    for part, change in changed:
+        rows = slice(part.start, part.stop)
+        own_NK = weight_NK[rows] if change.weight_NK is None else change.weight_NK
+        scale_N, added_N[rows], b_NR = _resolved(part, change)
+        own_NK = scale_N[:, None] * own_NK * (1 if change.in_K is None else change.in_K)
+        if b_NR is not None and change.a_RK is not None:
+            own_NK = own_NK + b_NR @ change.a_RK
+        weight_NK[rows] = own_NK
+    return Change(
+        whole_NK=_ordered(weight_NK, order_N),
         added_N=None if not bool(added_N.any()) else _ordered(added_N, order_N),
     )
 

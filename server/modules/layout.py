@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from server.modules.attention import HeadNorm, LayerSpec, Rotary
 from server.modules.parts import Norm
+from server.native.adapted import embedded
 from server.native.linear import Linear
 from server.native.packing import NativeWeight
 
@@ -85,6 +86,7 @@ class Embedding:
             h_TD = table_VD.rows(token_ids_T)
         else:
             h_TD = functional.embedding(token_ids_T, table_VD)
+        h_TD = embedded(token_ids_T, h_TD)
         if self.scale != 1.0 and not self.scales_given:
             h_TD = h_TD * self.scale
         for places, rows_ND in given:

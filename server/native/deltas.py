@@ -105,7 +105,8 @@ class Delta:
     def num_bytes(self) -> int:
         parts = (self.in_scale_K, self._scale, self._added, *self._packed, *(self._factors or ()))
         whole_bytes: int = 0 if self._whole is None else self._whole.weight_bytes
-        return whole_bytes + sum(part.numel() * part.itemsize for part in parts if part is not None)
+        own_bytes: int = sum(part.numel() * part.itemsize for part in parts if part is not None)
+        return whole_bytes + own_bytes
 
     def apply(self, x_MK: Tensor, product_MN: Tensor) -> Tensor:
         """Float32, for a product of torch without a bias."""
@@ -133,9 +134,8 @@ class TableDelta:
 
     @property
     def num_bytes(self) -> int:
-        parts = [part for part in (self._table_VD, self._a_VR) if part is not None]
-        of_b = 0 if self._a_VR is None else self._b.weight_bytes
-        return of_b + sum(part.numel() * part.itemsize for part in parts)
+        of_b = 0 if self._a_VR is None else int(self._b.weight_bytes)
+        return of_b + sum(part.numel() * part.itemsize for part in (self._table_VD, self._a_VR) if part is not None)
 
     def apply(self, ids_M: Tensor, h_MD: Tensor) -> Tensor:
         """``h_MD`` are the rows of the model's own table."""

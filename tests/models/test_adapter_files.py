@@ -97,7 +97,9 @@ def test_names_shapes_of_another_base(adapter: Path, base: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        ("modules_to_save", ["lm_head"], "its config sets modules_to_save"),
+        ("modules_to_save", ["lm_head"], "it lacks lm_head.weight"),
+        ("modules_to_save", ["embed_tokens"], "it lacks model.embed_tokens.weight"),
+        ("modules_to_save", ["norm"], "it brings model.layers.0.input_layernorm whole, which is no linear layer"),
         ("init_lora_weights", "pissa", "init_lora_weights is pissa, which changes the base's weights"),
         ("target_parameters", ["mlp.gate_proj.weight"], "its config sets target_parameters"),
         ("a_field_of_tomorrow", 3, "its config sets a_field_of_tomorrow"),
@@ -109,9 +111,9 @@ def test_names_a_field_that_cannot_be_shared(adapter: Path, base: Path, field: s
     assert told in problem(adapter, base)
 
 
-def test_an_adapter_of_the_embedding_is_not_shared(adapter: Path, base: Path) -> None:
+def test_names_a_missing_tensor_of_the_embedding(adapter: Path, base: Path) -> None:
     edit(adapter, "adapter_config.json", lambda config: config["target_modules"].append("embed_tokens"))
-    assert problem(adapter, base) == "it changes model.embed_tokens, which is no linear layer"
+    assert problem(adapter, base) == "it lacks model.embed_tokens.lora_embedding_A"
 
 
 def test_peft_is_asked_once_for_adapters_with_equal_configs(
