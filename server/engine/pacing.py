@@ -17,7 +17,7 @@ import math
 
 from server.token_budget import Recent
 
-STRETCH = 2.2
+STRETCH = 2.0
 """A step with prompt tokens takes so many times as long as one without."""
 
 FEW_WAITING = 4
