@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from tests.tiny_encoder_decoders import write_tiny_encoder_decoder
+
 SCRIPTS = Path(__file__).parents[2] / "loadtest"
 
 pytestmark = pytest.mark.timeout(240)
 
 
-def results_of(script: str, *arguments: str) -> list[dict[str, Any]]:
+def results_of(script: str, *arguments: str) -> Any:
     """The results in the file that the script saves; the file is removed."""
     command = [sys.executable, SCRIPTS / script, *arguments]
     run = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
@@ -36,6 +38,16 @@ def test_throughput_compares_the_server_with_generate(tiny_llama):
         served, static = only["served"], only["static batch"]
         assert result["sides"]["served"]["x_static"] == pytest.approx(static["seconds"] / served["seconds"])
         assert served["tokens_per_s"] == pytest.approx(result["case"]["streams"] * 4 / served["seconds"])
+
+
+def test_the_pace_of_streams_is_measured_without_and_with_long_sources(tmp_path):
+    folder = write_tiny_encoder_decoder(tmp_path, "marian")
+    results = results_of("source_pace.py", "--model", str(folder), "--long-tokens", "60", "--rounds", "1",
+                         "--spell-s", "0.1", "--every-s", "0.02", "--dtype", "float32")  # fmt: skip
+    for result in results.values():
+        assert result["without"]["steps"] > 0
+        assert result["with"]["ttft_ms"] > 0
+        assert result["x_p95"] == pytest.approx(result["with"]["gap_p95_ms"] / result["without"]["gap_p95_ms"])
 
 
 def test_an_attack_costs_other_clients_no_request_and_the_server_no_memory_and_no_block(tiny_llama):
