@@ -136,19 +136,6 @@ def test_a_merged_classifier_is_the_base_with_its_adapter(tmp_path: Path) -> Non
         torch.testing.assert_close(found["merged"][name], weight)
 
 
-@pytest.mark.parametrize(
-    ("options", "route", "tag"),
-    [({}, "translate", "translation"), ({"route": "summarize"}, "summarize", "summarization")],
-)
-def test_the_card_shows_the_route_that_was_trained(tmp_path: Path, options: Any, route: str, tag: str) -> None:
-    run(tmp_path, write_tiny_encoder_decoder(tmp_path / "base", "t5"), **options)
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert f"http://127.0.0.1:8000/{route} " in card
-    assert f'pipeline_tag: "{tag}"' in card
-    loaded = load(ModelConfig(name="m", path=str(tmp_path / "out"), dtype="float32"))
-    assert loaded.rewriting_tasks == [tag]
-
-
 def test_an_interrupted_run_continues_and_ends_with_the_same_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

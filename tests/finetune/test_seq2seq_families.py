@@ -14,6 +14,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, GenerationConfig
 
 from server.finetune.base import load_base
 from server.finetune.chrf import chrf
+from server.finetune.directions import ROUTES
 from server.finetune.options import Options
 from server.finetune.rewrites import RewriteExample, read_rewrites
 from server.finetune.seq2seq import Seq2Seq
@@ -96,6 +97,17 @@ def test_serves_the_score_that_training_reported(
     assert chrf([example.target for example in held_out], [answer[key] for answer in served]) == pytest.approx(
         reported, abs=1e-4
     )
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_card_and_info_offer_the_trained_route_alone(name: str, workshop: Path, server: ServerProcess) -> None:
+    route = BASES[name][1].get("route", "translate")
+    card = (workshop / name / "README.md").read_text()
+    assert f"http://127.0.0.1:8000/{route} " in card
+    assert f'pipeline_tag: "{ROUTES[route]}"' in card
+    described = next(model for model in json.loads(server.get("/info")[1])["models"] if model["name"] == name)
+    offered = {"translate": described["can_translate"], "summarize": described["can_summarize"]}
+    assert offered == {each: each == route for each in ROUTES}
 
 
 @pytest.mark.parametrize("name", BASES)
