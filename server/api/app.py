@@ -34,6 +34,7 @@ from server.config import ServeConfig
 from server.serving.adapter_loading import AdapterLoader
 from server.serving.adapter_watch import AdapterWatch
 from server.serving.lifecycle import Lifecycle
+from server.serving.mixtures import Mixtures
 from server.serving.registry import Registry
 from server.tasks import TASKS
 
@@ -96,6 +97,7 @@ def build_app(config: ServeConfig, supervisor: Supervisor) -> Application:
             supervisor=supervisor,
             registry=registry,
             adapters=loader,
+            mixtures=Mixtures(registry),
             watch=None if config.watched_adapters is None else AdapterWatch(loader, Path(config.watched_adapters)),
             lifecycle=Lifecycle(),
             has_keys=bool(api_keys),

@@ -16,6 +16,7 @@ from server.config import ServeConfig
 from server.serving.adapter_loading import AdapterLoader
 from server.serving.adapter_watch import AdapterWatch
 from server.serving.lifecycle import Lifecycle
+from server.serving.mixtures import Mixtures
 from server.serving.record import RequestRecord
 from server.serving.registry import Registry
 
@@ -33,6 +34,7 @@ class Front:
     has_keys: bool
     """Whether clients need an API key."""
     adapters: AdapterLoader
+    mixtures: Mixtures
     watch: AdapterWatch | None
     """Of the folder of adapters that is followed."""
 

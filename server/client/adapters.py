@@ -26,6 +26,8 @@ class AdapterVersion:
     def __init__(self, facts: SharedAdapter) -> None:
         self.digest = facts.digest
         self.facts = facts
+        self.parts: Sequence[AdapterVersion] = ()
+        """Of a sum of adapters: these. Their files are needed as long as it is."""
 
 
 class NotServed(Exception):
@@ -88,6 +90,10 @@ class Adapters:
 
     def is_quarantined(self, digest: str) -> bool:
         return digest in self._quarantined
+
+    def source(self, digest: str) -> LoadAdapter | None:
+        """What the worker was told of a version."""
+        return self._known.get(digest)
 
     def find(self, digest: str) -> AdapterVersion | None:
         """A version that the worker serves."""

@@ -19,6 +19,7 @@ from server.protocol.commands import (
     Ping,
     PromptContext,
     UnloadAdapter,
+    WeightedAdapter,
 )
 from server.protocol.parameters import SamplingParams
 from server.protocol.ready import (
@@ -77,4 +78,5 @@ __all__ = [
     "TokenizerFiles",
     "Tokens",
     "UnloadAdapter",
+    "WeightedAdapter",
 ]

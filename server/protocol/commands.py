@@ -8,15 +8,25 @@ from server.config import ModelConfig
 from server.protocol.parameters import SamplingParams
 
 
+class WeightedAdapter(msgspec.Struct, frozen=True):
+    """One of a sum of adapters."""
+
+    model: ModelConfig
+    """As that of `LoadAdapter`."""
+    weight: float
+
+
 class LoadAdapter(msgspec.Struct, frozen=True, tag=True):
     """An adapter that requests may name from now on. `AdapterState` answers."""
 
     digest: str
     """Of its files: what requests name it by."""
     model: ModelConfig
-    """Its folder, whose files nobody changes, and its base."""
+    """Its folder, whose files nobody changes, and its base; of a sum, the base."""
     is_known: bool = False
     """An earlier worker served it: nothing is read or answered before a request names it."""
+    parts: tuple[WeightedAdapter, ...] = ()
+    """Of a sum of adapters: these."""
 
 
 class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):

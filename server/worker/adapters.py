@@ -22,6 +22,7 @@ from server.models.module import LOAD_FAILURES, read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
 from server.models.virtual_tokens import read_virtual_tokens
 from server.modules.adapted import NotShared, packed_changes
+from server.modules.mixture import weighted_sum
 from server.out_of_memory import is_memory_error
 from server.protocol import LoadAdapter, SharedAdapter
 
@@ -83,6 +84,8 @@ class Reader:
             raise NotShared("deterministic is set, and products here have no kernels of ours")
         if not self._runner.parts:
             raise NotShared("models of this kind do not share their workers")
+        if source.parts:
+            return self._sum(source)
         loaded, folder = self._loaded, look(source.model)
         folder.check_files()
         if folder.adapter is None or folder.task != loaded.task:
@@ -103,6 +106,23 @@ class Reader:
             attribution=describe.attribution_of(*dict.fromkeys((folder.path, folder.weights))),
         )
         return ReadAdapter(fitted, facts)
+
+    def _sum(self, source: LoadAdapter) -> ReadAdapter:
+        """With the tokenizer and the defaults of the base."""
+        parts = []
+        for part in source.parts:
+            folder = look(part.model)
+            if folder.adapter is None or folder.adapter.has_virtual_tokens:
+                raise NotShared(f"{part.model.name} has virtual tokens")
+            parts.append((part.weight, read_changes(self._targets_in(folder), folder.adapter)))
+        changes = weighted_sum(parts)
+        deltas = packed_changes(self._runner.parts, changes)
+        num_parameters = sum(change.num_parameters for change in changes.values())
+        name = source.model.name
+        facts = SharedAdapter(
+            name=name, digest=source.digest, num_parameters=num_parameters, num_bytes=deltas.num_bytes
+        )
+        return ReadAdapter(deltas, facts)
 
     def _fitted(self, folder: ModelFolder, adapter: Adapter) -> tuple[FittedAdapter, int]:
         """What the runner computes, and the number of its parameters."""

@@ -42,7 +42,7 @@ async def prepared(
 ) -> tuple[TextWork, TurnPlan]:
     """All that can be refused is refused here."""
     check_single(body, terms.answer)
-    generator = generator_of(context, body)
+    generator = await generator_of(context, body)
     template = chat_template_of(generator)
     wanted = terms.format_of(body)
     format_field = RESPONSE_FORMAT if wanted is None else terms.format_field

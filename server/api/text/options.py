@@ -22,13 +22,15 @@ SYNONYMS = {
 """Other names of options, which every body of `TextBody` takes, and ours."""
 SHOWN = {"num_return_sequences": "n", "top_n_tokens": "logprobs", "details": "logprobs"}
 """Ours, and what the client knows instead."""
+ADAPTERS = "adapters"
+"""Read with the model, by `generator_of`."""
 ALL_OF_THEM = -1
 """How vLLM's clients say that ``top_k`` keeps every token."""
 
 
 def generate_options(body: TextBody, ready: Ready, added: Mapping[str, Any]) -> GenerateOptions:
     """What the body asks for; ``added`` is what the dialect makes of fields of its own."""
-    names = [name for name in OPTIONS if name not in TOLD_OTHERWISE]
+    names = [name for name in OPTIONS if name not in TOLD_OTHERWISE and name != ADAPTERS]
     values = {name: value for name in names if (value := getattr(body, name)) is not None}
     sent_as: dict[str, str] = {}
     for name, own in SYNONYMS.items():

@@ -28,9 +28,11 @@ DONE = b"data: [DONE]\n\n"
 NOTHING: Mapping[str, Any] = {}
 
 
-def generator_of(context: Context, body: TextBody) -> ServedGenerator:
-    """The model that the body means, noted in the request's record."""
+async def generator_of(context: Context, body: TextBody) -> ServedGenerator:
+    """The model that the body means, with the adapters that it adds, noted in the request's record."""
     generator = context.registry.get(ServedGenerator, model_name(context.registry, ServedGenerator, body.model))
+    if body.adapters:
+        generator = await context.until_disconnect(context.front.mixtures.find(generator, body.adapters))
     record = context.record
     record.task, record.model, record.streamed = GENERATE.name, generator.name, bool(body.stream)
     return generator

@@ -137,3 +137,31 @@ class Penalties(Range):
             if not (is_text and 0 <= entry.strength <= 100):
                 shown = {"phrase": entry.phrase, "topic": entry.topic, "strength": entry.strength}
                 yield {name: part for name, part in shown.items() if part is not None}, self.rule
+
+
+@dataclass(frozen=True)
+class WeightedAdapters(Range):
+    """``adapters``: names with weights."""
+
+    max_entries: int
+    max_weight: float
+
+    @property
+    def rule(self) -> str:
+        return (
+            f"must contain at most {self.max_entries} objects, each with the name of an adapter, once, and a weight "
+            f"from -{self.max_weight:g} to {self.max_weight:g}"
+        )
+
+    @property
+    def keywords(self) -> Keywords:
+        return {"array": {"maxItems": self.max_entries}}
+
+    def findings(self, value: Any, ready: Ready) -> Iterator[Finding]:  # noqa: ARG002
+        if len(value) > self.max_entries:
+            yield "...", f"must contain at most {self.max_entries} entries"
+        seen = set()
+        for entry in value:
+            if not abs(entry.weight) <= self.max_weight or entry.name in seen:
+                yield {"name": entry.name, "weight": entry.weight}, self.rule
+            seen.add(entry.name)

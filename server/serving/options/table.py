@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from server.serving.options import types
-from server.serving.options.entry_ranges import Biases, Decay, Penalties, Sequences
+from server.serving.options.entry_ranges import Biases, Decay, Penalties, Sequences, WeightedAdapters
 from server.serving.options.option import Form, option, options_of
 from server.serving.options.ranges import Characters, Count, Number, Texts, TokenIds
 from server.serving.options.types import (
+    AdapterWeights,
     Early,
     IdLists,
     Ids,
@@ -345,6 +346,13 @@ class GenerateOptions(StrictModel):
     )
     """The name of a served adapter of the request's `model`, on `/generate` and the other paths of Text Generation
     Inference. Naming the adapter in `model` means the same, and all other routes require it."""
+    adapters: AdapterWeights | None = option(
+        WeightedAdapters(8, 10),
+        unsupported="only models that generate text and their LoRA adapters can be added",
+        is_read_by_route=True,
+    )
+    """`[{"name", "weight"}]`: adapters of the request's `model`, the sum of whose changes is applied. LoRA adapters add
+    up; DoRA, IA3 and virtual tokens do not. Default weight: 1."""
 
     penalty_alpha: float | None = option(
         Number(0, 1),

@@ -61,6 +61,17 @@ class Penalty(StrictModel):
 PenaltyList = Annotated[tuple[Penalty, ...], TUPLE, STOP_AT_FIRST_ERROR]
 
 
+class AdapterWeight(StrictModel):
+    """One entry of ``adapters``."""
+
+    name: str
+    """A served adapter of the request's model."""
+    weight: Annotated[float, Field(json_schema_extra={"minimum": -10, "maximum": 10})] = 1.0
+
+
+AdapterWeights = Annotated[tuple[AdapterWeight, ...], TUPLE, STOP_AT_FIRST_ERROR]
+
+
 class RankBy(StrictModel):
     """What ranks the samples of ``best_of``."""
 

@@ -30,7 +30,7 @@ router = DialectRouter(OPENAI, "openai")
 @router.post("/v1/chat/completions", response_model=None)
 async def chat_completions(body: ChatBody, context: ContextDep) -> Response:
     """Answer ``messages``, by way of the model's own chat template; with ``tools``, perhaps by calling some."""
-    generator = generator_of(context, body)
+    generator = await generator_of(context, body)
     template = chat_template_of(generator)
     body = with_effort(body, body.reasoning_effort, template, "reasoning_effort")
     messages = template_messages(body.messages, template)

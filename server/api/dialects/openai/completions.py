@@ -35,7 +35,7 @@ async def completions(body: CompletionBody, context: ContextDep) -> Response:
     """Continue ``prompt``: a text, token ids, or a list of either; ``n`` samples of each, or a beam search's best."""
     if body.suffix:
         raise UnsupportedParameter("suffix", "inserting text is not supported")
-    generator = generator_of(context, body)
+    generator = await generator_of(context, body)
     if body.echo and generator.ready.max_source_len:
         raise UnsupportedParameter("echo", "the output does not continue the input")
     structure = structure_of(body)

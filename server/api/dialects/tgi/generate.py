@@ -59,6 +59,9 @@ async def _generated(body: GenerateRequest, context: Context, *, is_list: bool =
     record.reader = Reader(parameters=OPTIONS)
     name, parameters = read_adapter_id(body, context.registry)
     generator = context.registry.get(ServedGenerator, name)
+    if parameters.adapters:
+        generator = await context.until_disconnect(context.front.mixtures.find(generator, parameters.adapters))
+        parameters = parameters.model_copy(update={"adapters": None})
     record.task, record.model = GENERATE.name, generator.name
     record.num_inputs, record.streamed = source.num_prompts, bool(body.stream)
     prompts = await context.until_disconnect(generator.prepare(source, parameters))
