@@ -75,7 +75,10 @@ def test_every_route_but_probes_and_the_page_wants_a_key(app, client):
         else:
             assert answer.status_code == 401, (method, path)
             assert answer.headers["www-authenticate"] == "Bearer"
-            assert method == "HEAD" or answer.json()["error"]["code"] == "invalid_api_key"
+            if method != "HEAD":
+                error = answer.json()["error"]
+                # LibreTranslate's routes answer with a sentence alone.
+                assert "API key" in error if isinstance(error, str) else error["code"] == "invalid_api_key"
     assert seen == OPEN
 
 
