@@ -100,6 +100,13 @@ def encoder(plan: Plan) -> Numbers:
     return dict(script.measure(Namespace(**plan.__dict__)))
 
 
+def many_classifiers(plan: Plan) -> Numbers:
+    """Fifty classifiers on one encoder beside one."""
+    import classifiers
+
+    return dict(classifiers.measure(Namespace(**plan.__dict__)))
+
+
 def beam_search(plan: Plan) -> Numbers:
     """Eight requests of four beams beside one static batch."""
     sizes = plan.pick(
@@ -143,6 +150,7 @@ PARTS: dict[str, Callable[[Plan], Numbers]] = {
     "steady": steady.measure,
     "steady-sources": steady.of_translator,
     "encoder": encoder,
+    "classifiers": many_classifiers,
     "beams": beam_search,
     "deterministic": deterministic,
     **{name: other_model(name) for name in random_models.CONFIGS},

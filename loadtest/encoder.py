@@ -129,8 +129,9 @@ def serve_pipeline(port: int, task: str, model: str) -> None:
 
 def send_all(side: Side, parameters: dict[str, Any], texts: Texts) -> dict[str, float]:
     """All texts, some at once; requests a second and a request's time."""
-    answers, seconds, elapsed_s = asyncio.run(_send_all(side.url, parameters, texts))
-    side.answers.update(answers)
+    bodies = [{"inputs": text, "parameters": parameters} for text in texts]
+    answers, seconds, elapsed_s = asyncio.run(post_all(side.url, bodies))
+    side.answers.update(zip(texts, answers, strict=True))
     return {"requests_per_s": len(texts) / elapsed_s, "p50_s": statistics.median(seconds),
             "p95_s": percentile(seconds, 95) or 0.0}  # fmt: skip
 
@@ -142,18 +143,19 @@ def classify_all(side: Side, classify: Classify, texts: Texts) -> dict[str, floa
     return {"requests_per_s": len(texts) / elapsed_s}
 
 
-async def _send_all(url: str, parameters: dict[str, Any], texts: Texts) -> tuple[dict[str, Any], list[float], float]:
-    waiting = list(reversed(texts))
-    answers: dict[str, Any] = {}
+async def post_all(url: str, bodies: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[float], float]:
+    """All bodies, `CONCURRENCY` at once: each one's answer, the seconds of each in order of their ends, and of all."""
+    waiting = list(enumerate(bodies))[::-1]
+    answers: list[Any] = [None] * len(bodies)
     seconds: list[float] = []
 
     async def client() -> None:
         parts = urlsplit(url)
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port or 80)
         while waiting:
-            text = waiting.pop()
+            place, body = waiting.pop()
             start = perf_counter()
-            answers[text] = await _post(reader, writer, parts.path, {"inputs": text, "parameters": parameters})
+            answers[place] = await _post(reader, writer, parts.path, body)
             seconds.append(perf_counter() - start)
         writer.close()
 
@@ -162,7 +164,7 @@ async def _send_all(url: str, parameters: dict[str, Any], texts: Texts) -> tuple
     return answers, seconds, perf_counter() - start
 
 
-async def _post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, body: dict[str, Any]) -> Any:
+async def _post(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, body: Mapping[str, Any]) -> Any:
     payload = json.dumps(body).encode()
     head = (
         f"POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(payload)}\r\n"

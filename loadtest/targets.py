@@ -164,6 +164,8 @@ TARGETS = (
     Target("5. lead of the pipeline's label where ours is another, bfloat16", NEAR_TIE,
            _at("encoder", "agreement", "bfloat16", "largest_lead"), is_most=True, unit="%"),
     Target("5. encoder, int8", 5.0, _at("encoder", "x_pipeline_int8")),
+    Target("5. fifty classifiers on one encoder, beside one", 0.9, _at("classifiers", "x_one")),
+    Target("5. their weights with the encoder's", 250.0, _at("classifiers", "weight_mb"), is_most=True, unit="MB"),
     Target("6. 8 requests of 4 beams, beside generate", 1.5, _at("beams", "x_static_batch")),
     *_of_model("qwen2-0.5b", "7"),
     *_of_model("gpt2-124m", "7"),

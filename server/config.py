@@ -31,9 +31,8 @@ class ModelConfig:
     """For an adapter: the folder of its base model, if it differs from the one in adapter_config.json."""
     share: Literal["auto", "off"] = "auto"
     """For an adapter whose base is served too with the same settings. ``auto``: one worker and one copy of the weights
-    for both, where possible: LoRA, DoRA and IA3 on linear layers of decoders, and virtual tokens (prompt, P- and prefix
-    tuning). ``off``: a worker with a merged copy.
-    ``sluice plan`` shows which."""
+    for both, where possible: LoRA, DoRA and IA3 on linear layers, an encoder's heads, and of decoders virtual tokens
+    (prompt, P- and prefix tuning). ``off``: a worker with a merged copy. ``sluice plan`` shows which."""
     max_adapter_gib: float = 1.0
     """Maximum GiB of the adapters that share this model's worker and are in memory; those used last stay. The others
     are read again when a request names them."""

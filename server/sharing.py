@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from server.config import ModelConfig, ServeConfig
+from server.tasks import TASKS
 
-OWN_FIELDS = ("name", "path", "base", "share", "max_adapter_gib")
-"""Settings of a model that say nothing of how its worker computes."""
+OWN_FIELDS = ("name", "path", "base", "share", "task", "max_adapter_gib")
+"""Settings of a model that say nothing of how its worker computes, or that the worker looks at."""
 
-GENERATING = ("CAUSAL_LM", None)
-"""PEFT's names of the task of adapters for decoders. Where there is none, the worker finds out."""
+ENCODER_TYPES = (
+    *(task.peft_type for task in TASKS.values() if task.peft_type and not task.is_decoder),
+    "FEATURE_EXTRACTION",
+)
+TASK_TYPES = ("CAUSAL_LM", *ENCODER_TYPES, None)
+"""PEFT's names of the tasks of adapters that may be shared. Where there is none, the worker finds out."""
 
 
 def base_folder(model: ModelConfig) -> Path:
@@ -28,6 +33,11 @@ def base_folder(model: ModelConfig) -> Path:
     places = (model.base,) if named is None else (model.base, str(named), folder / str(named))
     bases = (Path(base) for base in places if base)
     return next((base for base in bases if base.is_dir()), folder)
+
+
+def is_of_encoder(adapter: Path) -> bool:
+    """Whether the adapter in the folder is for a model that encodes, as its config says."""
+    return _adapter_config(adapter).get("task_type") in ENCODER_TYPES
 
 
 def served_base(model: ModelConfig, models: Iterable[ModelConfig]) -> str | None:
@@ -49,7 +59,7 @@ def hosts(config: ServeConfig) -> dict[str, str]:
     found = {}
     for model in config.models:
         of_adapter = configs[model.name]
-        if of_adapter and model.share == "auto" and of_adapter.get("task_type") in GENERATING:
+        if of_adapter and model.share == "auto" and of_adapter.get("task_type") in TASK_TYPES:
             host = whole.get(_key(model, base_folder(model)))
             if host is not None:
                 found[model.name] = host

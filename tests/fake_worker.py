@@ -138,7 +138,8 @@ class FakeEngine:
         if (Path(model.path) / CRASHES).exists():
             os.kill(os.getpid(), signal.SIGKILL)
         self.resident.add(digest)
-        return AdapterState(digest, "resident", SharedAdapter(name=model.name, digest=digest, num_bytes=8))
+        facts = SharedAdapter(name=model.name, digest=digest, num_bytes=8, task="generate", max_model_len=4096)
+        return AdapterState(digest, "resident", facts)
 
     def add(self, command: Generate | Encode) -> None:
         self.fail_if("queued")

@@ -255,4 +255,4 @@ def test_help_explains_every_setting_with_its_default(capsys: pytest.CaptureFixt
 @pytest.mark.defaults
 def test_the_committed_file_of_default_models_is_valid():
     config = loaded("--config", str(Path(__file__).parents[1] / "deploy" / "defaults.toml"))
-    assert [model.name for model in config.models] == ["smollm2-135m-instruct", "sentiment", "rampart"]
+    assert [model.name for model in config.models] == ["smollm2-135m-instruct", "minilm-l6", "sentiment", "rampart"]

@@ -60,7 +60,14 @@ def test_nothing_is_shared_where_settings_differ(folders: tuple[Path, Path], set
     assert found(*folders, of_base=settings, **settings) == {"tuned": "chat"}
 
 
-def test_adapters_of_encoders_are_not_shared(folders: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("task_type", ["CAUSAL_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION", None])
+def test_an_adapter_of_each_of_these_tasks_may_share(folders: tuple[Path, Path], task_type: str | None) -> None:
     base, adapter = folders
-    write(adapter, base_model_name_or_path=str(base), task_type="SEQ_CLS")
+    write(adapter, base_model_name_or_path=str(base), task_type=task_type)
+    assert found(base, adapter) == {"tuned": "chat"}
+
+
+def test_adapters_of_encoder_decoders_are_not_shared(folders: tuple[Path, Path]) -> None:
+    base, adapter = folders
+    write(adapter, base_model_name_or_path=str(base), task_type="SEQ_2_SEQ_LM")
     assert found(base, adapter) == {}

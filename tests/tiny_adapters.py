@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from peft import (
     PromptTuningConfig,
     get_peft_model,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from server.models.adapter import WEIGHTS
 from tests.tiny_models import NUM_TOKENS
 
 NUM_STEPS = 8
@@ -147,6 +148,13 @@ def write_marker_adapter(folder: Path, base: Path, token_id: int) -> Path:
     tensors = {f"base_model.model.lm_head.lora_{name}": tensor for name, tensor in parts.items()}
     save_file(tensors, folder / "adapter_model.safetensors")
     return folder
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    """Of the adapter in ``folder``."""
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
 
 
 @quiet()

@@ -171,7 +171,7 @@ class WorkerClient:
     def _running(self, command: Generate | Encode) -> Iterator[Entry]:
         if self.state == "stopped":
             raise ServerShutdown("The server has stopped.")
-        if isinstance(command, Generate) and self.adapters.is_quarantined(command.adapter):
+        if self.adapters.is_quarantined(command.adapter):
             raise AdapterQuarantined
         entry = self._journal.add(command)
         loop = asyncio.get_running_loop()
@@ -359,4 +359,4 @@ class WorkerClient:
 
 def _adapter_of(entry: Entry | None) -> str:
     """Its digest; empty for none."""
-    return entry.command.adapter if entry is not None and isinstance(entry.command, Generate) else ""
+    return "" if entry is None else entry.command.adapter

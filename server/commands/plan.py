@@ -86,7 +86,8 @@ def lines(plan: PlannedModel) -> list[str]:
             f"{plan.cache.num_tokens:,} tokens"
         )
     elif plan.shares_worker_of is not None:
-        found.append(f"  worker    that of {plan.shares_worker_of}, with its KV cache")
+        cache = ", with its KV cache" if TASKS[plan.task].is_decoder else ""
+        found.append(f"  worker    that of {plan.shares_worker_of}{cache}")
     elif TASKS[plan.task].is_decoder:
         found.append("  KV cache  unknown until it is loaded")
     limits = f"  limits    {plan.max_model_len:,} tokens a sequence"

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from server.config import ModelConfig
+from server.encoder.build import pads
 from server.engine import memory
 from server.engine.attention.choose import bytes_per_block
 from server.engine.engine import default_max_batch_tokens
@@ -23,8 +24,11 @@ from server.engine.memory import CudaShare
 from server.errors import ConfigurationError
 from server.models import loader
 from server.models.adapter import check
-from server.models.adapter_files import Targets, read_changes
+from server.models.adapter_files import Targets
+from server.models.adapter_files import read_weights as read_adapter_weights
+from server.models.describe import task_of
 from server.models.device import choose_device
+from server.models.embedder import has_pooling
 from server.models.folder import ModelFolder, look
 from server.models.lengths import longest_input, longest_source
 from server.models.module import read_module
@@ -35,7 +39,7 @@ from server.modules.adapted import NotShared
 from server.modules.attention_calls import ATTENTION, set_attention
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
 from server.number_types import WEIGHT_TYPES, KvDtype
-from server.tasks import GENERATE, SEQ2SEQ, TASKS
+from server.tasks import EMBED, GENERATE, SEQ2SEQ, TASKS
 from server.worker import kernel_trial
 
 
@@ -110,7 +114,7 @@ def plan_model(model: ModelConfig, num_on_gpu: int = 1, host: str | None = None)
         loader.generation_defaults(folder.path, module, tokenizer, folder.task)
     quantised = WEIGHT_TYPES.get(model.quantize)
     weight_bytes = _weight_bytes(module, dtype, quantised.num_bytes if quantised else products.itemsize)
-    not_shared = None if host is None else _why_not_shared(module, folder)
+    not_shared = None if host is None else _why_not_shared(module, folder, model, device)
     is_shared = host is not None and not_shared is None
     if folder.adapter is not None and folder.adapter.has_virtual_tokens and not is_shared:
         check(module, folder.adapter)
@@ -151,15 +155,26 @@ def plan_model(model: ModelConfig, num_on_gpu: int = 1, host: str | None = None)
     )
 
 
-def _why_not_shared(module: PreTrainedModel, folder: ModelFolder) -> str | None:
+def _why_not_shared(
+    module: PreTrainedModel, folder: ModelFolder, model: ModelConfig, device: torch.device
+) -> str | None:
     """None where an adapter can be served beside its base, as far as can be seen without weights."""
-    if folder.adapter is None or folder.task != GENERATE.name:
+    base_task = (
+        EMBED.name if has_pooling(folder.weights) else task_of(folder.weights, folder.config.get("architectures"))
+    )
+    reads = TASKS[folder.task].reads
+    if TASKS[base_task].reads is None if reads else folder.task != GENERATE.name:
+        return f"its task is {folder.task}, and that of its base {base_task}"
+    if reads == "masks":
         return f"its task is {folder.task}"
+    if reads and pads(model.executor, device):
+        return "texts are padded"
+    assert folder.adapter is not None, "no other model has a host"
     try:
-        if folder.adapter.has_virtual_tokens:
+        if folder.adapter.has_virtual_tokens and reads is None:
             read_virtual_tokens(folder.adapter)
         else:
-            read_changes(Targets(module), folder.adapter)
+            read_adapter_weights(Targets(module), folder.adapter, may_save=reads is not None)
     except NotShared as error:
         return str(error)
     return None

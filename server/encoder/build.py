@@ -11,22 +11,26 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from server.encoder import precision, quality
 from server.encoder.attention import num_calls
-from server.encoder.forward import FlatForward, Forward, Numbering, PaddedForward, numbering_after, plain_numbering
+from server.encoder.flat import FlatForward, Numbering, numbering_after, plain_numbering
+from server.encoder.forward import Forward, PaddedForward
 from server.encoder.fused import FusedLayers, MakeProduct, recognise
 from server.encoder.grouping import ONE_BY_ONE, Grouping
 from server.encoder.trial import Frame, Trial, end_tokens, run_alone
 from server.errors import ConfigurationError
 from server.module_state import ModuleState
 from server.modules import products
+from server.modules.adapted import Part, Parts, layer_parts, numbered, whole_parts
 from server.modules.attention_calls import ATTENTION, configs, set_attention
+from server.modules.layout import Layer
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
+from server.native.linear import Linear
 from server.number_types import Quantize
 from server.out_of_memory import raise_if_memory
 from server.protocol import Encode
@@ -102,6 +106,8 @@ def build_forward(
         log.info("products in %s: %s", width, measure.compare(measure.read(forward, sample), exact))
     pack(module)
     forward.remember()
+    if isinstance(forward, FlatForward) and plan is not None:
+        forward.parts = numbered(forward.parts or _own_parts(module, plan))
     return forward
 
 
@@ -169,11 +175,14 @@ def _install(module: Any, plan: _Plan, make: MakeProduct) -> tuple[FlatForward, 
     """Attention calls are ours from here on, and for a fused plan the layers are."""
     before = [(config, config._attn_implementation) for config in configs(module)]
     core = original = module.get_submodule(plan.core)
+    found: Parts = {}
     if plan.is_fused:
         parts = recognise(original)
         assert parts is not None, "a fused plan is of layers that were recognised"
         layers = [products.with_products(each, make) for each in parts]
         core = FusedLayers(layers, reads_first_only=plan.reads_first_only)
+        # Of products for proofs, nothing is asked but to compute.
+        found = layer_parts(module.base_model, parts, cast("list[Layer[Linear]]", layers))
         module.set_submodule(plan.core, core)
     set_attention(module, ATTENTION)
 
@@ -182,14 +191,27 @@ def _install(module: Any, plan: _Plan, make: MakeProduct) -> tuple[FlatForward, 
         for config, name in before:
             config._attn_implementation = name
 
-    return FlatForward(module, core, plan.numbering, "fused" if plan.is_fused else "generic"), undo
+    forward = FlatForward(module, core, plan.numbering, "fused" if plan.is_fused else "generic")
+    forward.parts = found
+    return forward, undo
+
+
+def _own_parts(module: Any, plan: _Plan) -> Parts:
+    """Of layers that are the module's own, after their linears were packed. A pooler is no part of the core."""
+    place = plan.core.removeprefix(module.base_model_prefix).removeprefix(".")
+    parts = {name: part for name, part in whole_parts(module.base_model).items() if isinstance(part, Part)}
+    return {name: part for name, part in parts.items() if name.startswith(place) and not name.startswith("pooler.")}
+
+
+def pads(executor: str, device: torch.device) -> bool:
+    """Whether no other way than padding is tried."""
+    # On a GPU a launch for every text would cost more than padding does.
+    return executor == "compat" or (executor == "auto" and device.type != "cpu")
 
 
 def _find_plan(module: Any, trial: Trial, executor: str) -> _Plan | None:
     """The best plan that gives what each text alone gives; None for padding."""
-    # Elsewhere a launch for every text would cost more than padding does.
-    is_refused = executor == "compat" or (executor == "auto" and module.device.type != "cpu")
-    if is_refused:
+    if pads(executor, module.device):
         return None
     reasons: dict[str, None] = {}
     plans = (plan for plan in _flat_plans(module, trial) if _passes(module, plan, trial, reasons))

@@ -7,21 +7,14 @@ from collections.abc import Sequence
 
 import torch
 
+from server.adapter_table import AdapterTable
+from server.encoder.adapter_queue import AdapterQueue
 from server.encoder.batching import FlatRequests, PaddedRequests, WaitingRequests
+from server.encoder.flat import FlatForward
 from server.encoder.forward import Forward
 from server.encoder.heads import head_of
-from server.protocol import (
-    AdapterState,
-    Encode,
-    Failed,
-    Generate,
-    LoadAdapter,
-    Reply,
-    Scores,
-    SharedAdapter,
-    Stats,
-    UnloadAdapter,
-)
+from server.encoder.mixed import EncoderAdapter, MixedSteps, attempt
+from server.protocol import Encode, Failed, Generate, LoadAdapter, Reply, Scores, Stats, UnloadAdapter
 from server.tasks import TASKS
 from server.token_budget import TokenBudget
 
@@ -62,29 +55,36 @@ class EncoderEngine:
         max_batch_tokens: int,
         max_model_len: int,
         token_budget: TokenBudget | None = None,
+        adapters: AdapterTable[EncoderAdapter] | None = None,
+        sample: Sequence[Encode] = (),
     ) -> None:
-        """``token_budget`` learns from the engine's steps how many tokens within ``max_batch_tokens`` are worth it."""
+        """``token_budget`` learns from the engine's steps how many tokens within ``max_batch_tokens`` are worth it.
+
+        ``adapters`` are those that requests may name; new ones are tried with ``sample``.
+        """
         self._forward = forward
         self._reads_masks = TASKS[task].reads == "masks"
         self._head = head_of(task)
+        self._sample = sample
+        self._adapters = AdapterQueue(adapters or AdapterTable[EncoderAdapter](), self._attempt)
+        self._mixed = MixedSteps(forward, self._head) if isinstance(forward, FlatForward) else None
         self._max_model_len = max_model_len
         self._vocab_size = int(forward.module.get_input_embeddings().weight.shape[0])
         self._waiting = _requests_for(forward, max_batch_tokens if token_budget is None else token_budget.num_tokens)
         self._token_budget = token_budget
         self._refused: dict[str, Failed] = {}
-        self._states: list[AdapterState] = []
 
     @property
     def has_work(self) -> bool:
         """Whether a step would answer anything."""
-        return bool(self._waiting or self._refused or self._states)
+        return bool(self._waiting or self._refused or self._adapters.has_work)
 
     def add(self, command: Generate | Encode) -> None:
         """Queue a request; one that cannot be run is answered by the next step."""
         problem = self._problem(command)
         if problem is not None:
             self._refused[command.request_id] = Failed(command.request_id, "internal_error", problem)
-        elif isinstance(command, Encode):
+        elif isinstance(command, Encode) and self._adapters.hold_or_add(command):
             self._waiting.add(command)
 
     def learn(self, sample: Sequence[Encode]) -> None:
@@ -100,22 +100,20 @@ class EncoderEngine:
     def abort(self, request_id: str, index: int | None = None) -> None:  # noqa: ARG002
         """Forget a request; an unknown one is no error."""
         self._waiting.abort(request_id)
+        self._adapters.forget(request_id)
         self._refused.pop(request_id, None)
 
     def change_adapters(self, command: LoadAdapter | UnloadAdapter) -> None:
-        """Refused: the next step says so."""
-        if isinstance(command, LoadAdapter):
-            problem = "models of this kind do not share their workers"
-            facts = SharedAdapter(name=command.model.name, digest=command.digest, problem=problem)
-            self._states.append(AdapterState(command.digest, "on disk", facts))
+        """Know another adapter, or forget one, which those that have it keep. Later steps answer."""
+        self._adapters.change(command)
 
     def step(self) -> list[Reply]:
         """Encode one batch and answer all of it; the last reply is `Stats`."""
         start = time.perf_counter()
-        replies: list[Reply] = list(self._refused.values())
+        if self._adapters.has_work:
+            self._follow_adapters()
+        replies: list[Reply] = [*self._refused.values(), *self._adapters.take_states()]
         self._refused.clear()
-        replies += self._states
-        self._states.clear()
         batch = self._waiting.take() if self._waiting else []
         forward_s = 0.0
         if batch:
@@ -130,16 +128,30 @@ class EncoderEngine:
 
     def _encode(self, batch: Sequence[Encode]) -> tuple[list[Scores | Failed], float]:
         start = time.perf_counter()
+        adapters = self._adapters.take_held(batch)
         with torch.inference_mode():
-            answers = self._head.replies(self._forward, batch)
+            if self._mixed is not None and adapters:
+                answers = self._mixed.replies(batch, adapters)
+            else:
+                answers = self._head.replies(self._forward, batch)
         return answers, time.perf_counter() - start
+
+    def _follow_adapters(self) -> None:
+        ready, failed = self._adapters.take_ready(is_idle=not (self._waiting or self._refused))
+        for command in ready:
+            self._waiting.add(command)
+        self._refused |= {reply.request_id: reply for reply in failed}
+
+    def _attempt(self, adapter: EncoderAdapter) -> bool:
+        attempt(self._forward, adapter, self._sample)
+        return True
 
     def _stats(self, batch: Sequence[Encode], forward_s: float, step_s: float) -> Stats:
         lengths = [len(command.token_ids) for command in batch]
         num_tokens = sum(lengths)
         num_places = max(lengths, default=0) * len(batch) if self._forward.is_padded else num_tokens
         return Stats(
-            num_waiting=len(self._waiting),
+            num_waiting=len(self._waiting) + len(self._adapters),
             batch_size=len(batch),
             batch_tokens=num_tokens,
             padded_tokens=num_places - num_tokens,
@@ -154,7 +166,9 @@ class EncoderEngine:
         """Why the command cannot be run. The front has checked all of this: a problem is a fault of ours."""
         if not isinstance(command, Encode):
             return "This model encodes and does not generate."
-        if command.request_id in self._waiting:
+        if command.adapter and not self._adapters.knows(command.adapter):
+            return "The adapter that the request names is not loaded, or its files have changed since."
+        if command.request_id in self._waiting or command.request_id in self._adapters:
             return "A request with this id is already waiting."
         if not 0 < len(command.token_ids) <= self._max_model_len:
             return f"The input has {len(command.token_ids)} tokens; the model takes 1 to {self._max_model_len}."
@@ -174,7 +188,7 @@ class EncoderEngine:
 
     def _mask_problem(self, command: Encode) -> str | None:
         query = command.mask
-        if (query is not None) != self._reads_masks:
+        if (query is not None) != (self._reads_masks and not command.adapter):
             return "Mask queries require a masked language model, and it takes no other."
         if query is None:
             return None

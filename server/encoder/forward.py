@@ -1,4 +1,4 @@
-"""One step through an encoder's module: token ids in, logits out, with padding or with texts laid end to end.
+"""One step through an encoder's module, with padding: token ids in, logits out. `flat` has the way without.
 
 Dimension key
     B  requests in the step
@@ -19,15 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from server.encoder.attention import laid_out
 from server.encoder.grouping import PADDED, Grouping
 from server.module_state import ModuleState
-from server.modules.texts import Texts
-from server.native import kernels
 from server.protocol import Batching, Encode
-
-Numbering = Callable[[Texts, "np.ndarray"], "np.ndarray"]
-"""Position ids ``[T]`` of texts and their token ids ``[T]``."""
 
 
 class Forward(ABC):
@@ -68,7 +62,7 @@ class Forward(ABC):
             logits = self.logits(batch)
         return logits[0] if has_gathered() else logits[rows_M, columns_M]
 
-    def _tensor(self, array: np.ndarray) -> Tensor:
+    def tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
 
@@ -108,7 +102,7 @@ class PaddedForward(Forward):
         try:
             # Some families draw random numbers: each text's are the same ones in every step.
             torch.manual_seed(0)
-            logits = _logits(self.module(**self._inputs(batch)))
+            logits = logits_of(self.module(**self._inputs(batch)))
         finally:
             self._state.restore()
         return logits
@@ -127,83 +121,10 @@ class PaddedForward(Forward):
         # A tokenizer that gives no types leaves them to the model, whose default need not be 0.
         if self.num_token_types and any(command.token_type_ids is not None for command in batch):
             arrays["token_type_ids"] = types_BL
-        return {name: self._tensor(array) for name, array in arrays.items()}
+        return {name: self.tensor(array) for name, array in arrays.items()}
 
 
-class FlatForward(Forward):
-    """Texts laid end to end as one row; from ``core`` on, whose output is every token's vector, they are padded.
-
-    So whatever comes after ``core``, poolers and heads, sees what it always sees.
-    """
-
-    batching = "end to end"
-    is_padded = False
-
-    def __init__(self, module: Any, core: nn.Module, numbering: Numbering, name: str) -> None:
-        super().__init__(module)
-        self.name = name
-        self.core = core
-        self._numbering = numbering
-        self._texts = Texts([])
-
-    @property
-    def attention(self) -> str:
-        return "native" if kernels.has("encoder_attention") else "sdpa"
-
-    def remember(self) -> None:
-        """No step changes the module: that was tried."""
-
-    def logits(self, batch: Sequence[Encode]) -> Tensor:
-        self._texts = texts = Texts([len(command.token_ids) for command in batch], self.device)
-        token_ids_T = np.concatenate([command.token_ids for command in batch]).astype(np.int64)
-        arrays = {"input_ids": token_ids_T, "position_ids": self._numbering(texts, token_ids_T)}
-        if self.num_token_types:
-            types = [command.token_type_ids or [0] * len(command.token_ids) for command in batch]
-            arrays["token_type_ids"] = np.concatenate(types).astype(np.int64)
-        inputs = {name: self._tensor(array)[None] for name, array in arrays.items()}
-        # For heads that take a mean over the tokens of a text; attention needs none.
-        inputs["attention_mask"] = self._tensor(texts.mask)
-        # Before the hooks of others: what they see of a core is padded.
-        hook = self.core.register_forward_hook(self._pad, prepend=True)
-        try:
-            with laid_out(texts):
-                logits = _logits(self.module(**inputs))
-        finally:
-            hook.remove()
-        return logits
-
-    def _pad(self, _module: nn.Module, _args: Any, output: Any) -> Any:
-        if isinstance(output, Tensor):
-            return self._padded(output)
-        if isinstance(output, tuple):
-            return (self._padded(output[0]), *output[1:])
-        output.last_hidden_state = self._padded(output.last_hidden_state)
-        return output
-
-    def _padded(self, hidden: Tensor) -> Tensor:
-        """A core that has already reduced its texts to what the head reads gives ``[B, ...]`` itself."""
-        is_flat = hidden.shape[0] == 1 and hidden.shape[1] == self._texts.starts[-1]
-        return self._texts.pad(hidden[0]) if is_flat else hidden
-
-
-def plain_numbering(texts: Texts, _token_ids_T: np.ndarray) -> np.ndarray:
-    """Positions from 0."""
-    return texts.positions
-
-
-def numbering_after(padding_id: int) -> Numbering:
-    """As RoBERTa counts: from the number after the padding's on; a padding token inside of a text is not counted."""
-
-    def positions(texts: Texts, token_ids_T: np.ndarray) -> np.ndarray:
-        is_token = token_ids_T != padding_id
-        counts = np.cumsum(is_token)
-        before = np.repeat((counts - is_token)[texts.starts[:-1]], texts.lengths)
-        return np.where(is_token, counts - before, 0) + padding_id
-
-    return positions
-
-
-def _logits(output: Any) -> Tensor:
+def logits_of(output: Any) -> Tensor:
     """Of a model that answers questions ``[..., 2]``: where the answer starts, and where it ends."""
     if "start_logits" in output:
         return torch.stack((output.start_logits, output.end_logits), dim=-1)

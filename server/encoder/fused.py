@@ -37,7 +37,8 @@ def recognise(core: nn.Module) -> list[Layer[Product]] | None:
 class FusedLayers(nn.Module):
     """Takes the place of the module that holds the layers; texts lie end to end.
 
-    ``reads_first_only``: whatever comes after reads each text's first token alone, and the last layer makes no more.
+    ``reads_first_only``: whatever comes after reads each text's first token alone. The last layer makes the tokens that
+    the step's `Texts` want.
     """
 
     def __init__(self, layers: Sequence[Layer[Packed]], *, reads_first_only: bool) -> None:
@@ -51,14 +52,14 @@ class FusedLayers(nn.Module):
         texts = current_texts()
         stream_TH = hidden_states[0].float().clone()
         x_TH = stream_TH.to(self.dtype)
-        last = len(self._layers) - self.reads_first_only
+        last = len(self._layers) - texts.has_first_only
         for layer in self._layers[:last]:
             stream_TH, x_TH = run(layer, stream_TH, attending(texts), read_TX=x_TH)
         for layer in self._layers[last:]:
-            attend_first = attending(texts, is_first_only=True)
-            stream_TH, _ = run(layer, stream_TH, attend_first, read_TX=x_TH, wanted_R=texts.first_places)
+            attend_wanted = attending(texts, only_wanted=True)
+            stream_TH, _ = run(layer, stream_TH, attend_wanted, read_TX=x_TH, wanted_R=texts.wanted_places)
         # One token a text is a padded batch of the length 1.
-        hidden = stream_TH[:, None] if self.reads_first_only else stream_TH[None]
+        hidden = stream_TH[:, None] if texts.is_first_only else stream_TH[None]
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden.to(hidden_states.dtype))
 
 

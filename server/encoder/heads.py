@@ -31,19 +31,30 @@ class Head(ABC):
         """Run the model once and read the answers."""
 
 
-class ClassifierHead(Head):
-    """Logits of each text, ``[L]``, or its vector."""
+class LogitsHead(Head):
+    """Logits as they are."""
 
     def replies(self, forward: Forward, batch: Sequence[Encode]) -> list[Scores | Failed]:
-        logits_BL = _to_host(forward.logits(batch))
+        return self.read(forward.logits(batch), batch)
+
+    @abstractmethod
+    def read(self, logits: Tensor, batch: Sequence[Encode]) -> list[Scores | Failed]:
+        """``logits`` are those of `Forward.logits`."""
+
+
+class ClassifierHead(LogitsHead):
+    """Logits of each text, ``[L]``, or its vector."""
+
+    def read(self, logits: Tensor, batch: Sequence[Encode]) -> list[Scores | Failed]:
+        logits_BL = _to_host(logits)
         return [_scores(command, row_L) for command, row_L in zip(batch, logits_BL, strict=True)]
 
 
-class TaggerHead(Head):
+class TaggerHead(LogitsHead):
     """Logits of each token: ``[tokens, L]``."""
 
-    def replies(self, forward: Forward, batch: Sequence[Encode]) -> list[Scores | Failed]:
-        logits_BTL = _to_host(forward.logits(batch))
+    def read(self, logits: Tensor, batch: Sequence[Encode]) -> list[Scores | Failed]:
+        logits_BTL = _to_host(logits)
         return [
             _scores(command, row_TL[: len(command.token_ids)])
             for command, row_TL in zip(batch, logits_BTL, strict=True)

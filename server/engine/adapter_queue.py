@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from server.engine.adapters import AdapterTable
+from server.adapter_table import AdapterTable
 from server.engine.grammar import Grammar
 from server.engine.preamble import FittedAdapter
 from server.errors import SluiceError
@@ -26,7 +26,7 @@ class AdapterQueue:
     those in use would be used for ever.
     """
 
-    def __init__(self, table: AdapterTable) -> None:
+    def __init__(self, table: AdapterTable[FittedAdapter]) -> None:
         self._table = table
         self._waiting: dict[str, tuple[Generate, Grammar | None]] = {}
 

@@ -11,11 +11,11 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from server.adapter_table import AdapterTable
 from server.engine import checks, replies
 from server.engine.accepting import Acceptor
 from server.engine.adapter_queue import AdapterQueue
 from server.engine.adapter_trial import num_blocks, try_step
-from server.engine.adapters import AdapterTable
 from server.engine.batch import Batch, Share
 from server.engine.batch_inputs import Row
 from server.engine.beams import BeamStep
@@ -83,7 +83,7 @@ class DecoderEngine:
         deadlines: Deadlines | None = None,
         token_budget: TokenBudget | None = None,
         max_source_len: int = 0,
-        adapters: AdapterTable | None = None,
+        adapters: AdapterTable[FittedAdapter] | None = None,
     ) -> None:
         """``deterministic`` cuts prompts at fixed places, unless the runner's rows are the same however they are cut.
 
@@ -95,7 +95,7 @@ class DecoderEngine:
         self._runner = runner
         self._max_model_len = max_model_len
         self._max_source_len = max_source_len
-        self._adapters = adapters or AdapterTable()
+        self._adapters = adapters or AdapterTable[FittedAdapter]()
         self._absent = AdapterQueue(self._adapters)
         self._vocabulary = vocabulary
         self._pacing = pacing

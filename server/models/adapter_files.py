@@ -1,7 +1,8 @@
-"""A PEFT folder as changes of linear layers, for adapters that share the worker of their base.
+"""A PEFT folder as changes of linear layers and whole heads, for adapters that share the worker of their base.
 
-PEFT itself says which layers the config names, on the architecture without weights. Every tensor of the folder must be
-of use and every layer have its tensors: what is more than that cannot be shared, and is merged into a copy of the base.
+PEFT itself says which layers and heads the config names, on the architecture without weights. Every tensor of the
+folder must be of use and every layer have its tensors: what is more than that cannot be shared, and is merged into a
+copy of the base.
 
 Dimension key: K inputs of a layer, N its outputs, R rank.
 """
@@ -13,8 +14,7 @@ import json
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from safetensors import SafetensorError
@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from server.models.adapter import WEIGHTS, Adapter
 from server.models.describe import read_json
-from server.models.lora import PLAIN_STARTS, PREFIX, WITHOUT_EFFECT
+from server.models.lora import PLAIN_STARTS, PREFIX, WITHOUT_EFFECT, plain_targets
 from server.modules.adapted import LayerChange, NotShared
 from server.out_of_memory import raise_if_memory
 
@@ -60,27 +60,52 @@ class Targets:
 
     def __init__(self, skeleton: PreTrainedModel) -> None:
         self.skeleton = skeleton
-        self._found: OrderedDict[str, dict[str, Any]] = OrderedDict()
+        self._found: OrderedDict[str, tuple[dict[str, _Target], list[str]]] = OrderedDict()
 
-    def of(self, folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Raises `NotShared`."""
-        key = json.dumps({name: value for name, value in config.items() if name not in UNSEEN}, sort_keys=True)
+    def of(
+        self, adapter: Adapter, config: Mapping[str, Any], *, may_save: bool
+    ) -> tuple[dict[str, _Target], list[str]]:
+        """Layers by name, and names of modules that the adapter brings whole. Raises `NotShared`."""
+        key = json.dumps(
+            {name: value for name, value in config.items() if name not in UNSEEN} | {"may_save": may_save},
+            sort_keys=True,
+        )
         if key not in self._found:
-            self._found[key] = _targets(self.skeleton, folder)
+            self._found[key] = _targets(self.skeleton, config, adapter, may_save=may_save)
         self._found.move_to_end(key)
         while len(self._found) > MAX_CONFIGS:
             self._found.popitem(last=False)
         return self._found[key]
 
 
-def read_changes(targets: Targets, adapter: Adapter) -> dict[str, LayerChange]:
-    """What the adapter changes, by name of the linear layer.
+@dataclass(frozen=True, kw_only=True)
+class AdapterWeights:
+    """What a folder holds, in float32."""
 
-    Raises `NotShared` for whatever is more than a change of linear layers, or does not fit.
+    changes: dict[str, LayerChange]
+    """By name of the linear layer."""
+    saved: dict[str, Tensor]
+    """Parameters of modules that the adapter brings whole, by their names."""
+
+    @property
+    def num_parameters(self) -> int:
+        changed = sum(change.num_parameters for change in self.changes.values())
+        return changed + sum(tensor.numel() for tensor in self.saved.values())
+
+
+def read_changes(targets: Targets, adapter: Adapter) -> dict[str, LayerChange]:
+    """`read_weights` of an adapter that brings no module whole."""
+    return read_weights(targets, adapter, may_save=False).changes
+
+
+def read_weights(targets: Targets, adapter: Adapter, *, may_save: bool = True) -> AdapterWeights:
+    """What the adapter changes and brings.
+
+    Raises `NotShared` for whatever is more than that, or does not fit.
     """
     config = read_json(adapter.folder, "adapter_config.json")
     _check_config(config)
-    layers = targets.of(adapter.folder, config)
+    layers, whole = targets.of(adapter, config, may_save=may_save)
     try:
         tensors = load_file(adapter.folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -88,11 +113,34 @@ def read_changes(targets: Targets, adapter: Adapter) -> dict[str, LayerChange]:
     reader = _Tensors({name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()})
     read = _lora if config["peft_type"] == "LORA" else _ia3
     changes = {name: read(name, layer, reader) for name, layer in layers.items()}
-    changes |= _saved(targets.skeleton, config.get("modules_to_save") or (), reader)
-    changes |= _with_tables(targets.skeleton, changes, reader)
+    saved = {}
+    if may_save:
+        saved = {
+            f"{name}.{key}": reader.take(f"{name}.{key}", parameter.shape)
+            for name in whole
+            for key, parameter in targets.skeleton.get_submodule(name).named_parameters()
+        }
+    else:
+        changes |= _saved(targets.skeleton, config.get("modules_to_save") or (), reader)
+        changes |= _with_tables(targets.skeleton, changes, reader)
     changes |= _with_biases(targets.skeleton, changes, reader)
     reader.finish()
-    return changes
+    return AdapterWeights(changes=changes, saved=saved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """How an adapter changes one layer."""
+
+    num_inputs: int
+    num_outputs: int
+    rank: int = 0
+    scaling: float = 1.0
+    has_bias: bool = False
+    is_dora: bool = False
+    is_embedding: bool = False
+    is_feedforward: bool = False
+    """Of IA3: whether the input is scaled."""
 
 
 def _check_config(config: Mapping[str, Any]) -> None:
@@ -107,19 +155,44 @@ def _check_config(config: Mapping[str, Any]) -> None:
         raise NotShared(f"init_lora_weights is {config['init_lora_weights']}, which changes the base's weights")
 
 
-def _targets(skeleton: PreTrainedModel, folder: Path) -> dict[str, Any]:
-    """PEFT's layers by name, as its own rules find them. The skeleton is left as it is."""
+def _targets(
+    skeleton: PreTrainedModel, config: Mapping[str, Any], adapter: Adapter, *, may_save: bool
+) -> tuple[dict[str, _Target], list[str]]:
+    """Layers by name, and names of modules that the folder has whole."""
+    plain = plain_targets(skeleton, config, adapter.modules_to_save)
+    if plain is None:
+        return _targets_by_peft(skeleton, adapter, may_save=may_save)
+    targets, heads = plain
+    layers = {
+        name: _Target(
+            num_inputs=skeleton.get_submodule(name).in_features,
+            num_outputs=skeleton.get_submodule(name).out_features,
+            rank=config["r"],
+            scaling=config["lora_alpha"] / config["r"],
+        )
+        for name in sorted(targets)
+    }
+    return layers, sorted(heads)
+
+
+def _targets_by_peft(
+    skeleton: PreTrainedModel, adapter: Adapter, *, may_save: bool
+) -> tuple[dict[str, _Target], list[str]]:
+    """As PEFT's own rules find them. The skeleton is left as it is."""
     from peft import PeftConfig, inject_adapter_in_model
     from peft.tuners.ia3 import Linear as Ia3Linear
     from peft.tuners.lora import Embedding as LoraEmbedding
     from peft.tuners.lora import Linear as LoraLinear
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
 
     module = copy.deepcopy(skeleton)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            config = PeftConfig.from_pretrained(str(folder))
+            config = PeftConfig.from_pretrained(str(adapter.folder))
+            if may_save:
+                config.modules_to_save = list(adapter.modules_to_save) or None
             if hasattr(config, "init_lora_weights"):
                 # The weights come from the file.
                 config.init_lora_weights = False
@@ -130,12 +203,34 @@ def _targets(skeleton: PreTrainedModel, folder: Path) -> dict[str, Any]:
         raise NotShared(f"PEFT refuses it ({line})") from error
     layers = {name: part for name, part in module.named_modules() if isinstance(part, BaseTunerLayer)}
     embedding = next(name for name, part in skeleton.named_modules() if part is skeleton.get_input_embeddings())
+    whole = [name for name, part in module.named_modules() if isinstance(part, ModulesToSaveWrapper)]
     for name, layer in layers.items():
-        if type(layer) is LoraEmbedding and name == embedding and not layer.use_dora[NAME]:
+        if may_save and any(name.startswith(f"{saved}.") for saved in whole):
+            raise NotShared(f"it both changes and replaces {name.split('.')[0]}")
+        if not may_save and type(layer) is LoraEmbedding and name == embedding and not layer.use_dora[NAME]:
             continue
         if type(layer) not in (LoraLinear, Ia3Linear) or type(layer.get_base_layer()) not in (nn.Linear, Conv1D):
             raise NotShared(f"it changes {name}, which is no linear layer")
-    return layers
+    return {name: _target(layer) for name, layer in layers.items()}, whole
+
+
+def _target(layer: Any) -> _Target:
+    """Of PEFT's layer."""
+    is_embedding = isinstance(layer.get_base_layer(), nn.Embedding)
+    num_inputs, num_outputs = layer.in_features, layer.out_features
+    if is_embedding:
+        num_inputs, num_outputs = layer.get_base_layer().weight.shape
+    sizes = {"num_inputs": num_inputs, "num_outputs": num_outputs}
+    if not hasattr(layer, "lora_bias"):
+        return _Target(**sizes, is_feedforward=layer.is_feedforward)
+    return _Target(
+        **sizes,
+        rank=layer.r[NAME],
+        scaling=float(layer.scaling[NAME]),
+        has_bias=layer.lora_bias[NAME],
+        is_dora=layer.use_dora[NAME],
+        is_embedding=is_embedding,
+    )
 
 
 class _Tensors:
@@ -144,11 +239,13 @@ class _Tensors:
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self._left = tensors
 
-    def take(self, name: str) -> Tensor:
-        """In float32. Raises `NotShared` where there is none, or where it is not finite."""
+    def take(self, name: str, shape: Sequence[int] | None = None) -> Tensor:
+        """In float32. Raises `NotShared` where there is none, or where it is not finite or of another shape."""
         tensor = self.find(name)
         if tensor is None:
             raise NotShared(f"it lacks {name}")
+        if shape is not None and list(tensor.shape) != list(shape):
+            raise NotShared(f"{name} has the shape {list(tensor.shape)} where this base takes {list(shape)}")
         return tensor
 
     def find(self, *names: str) -> Tensor | None:
@@ -166,23 +263,19 @@ class _Tensors:
             raise NotShared(f"it holds {min(self._left)}, which is no change of a linear layer that its config names")
 
 
-def _lora(name: str, layer: Any, tensors: _Tensors) -> LayerChange:
-    scaling = float(layer.scaling[NAME])
-    is_embedding = isinstance(layer.get_base_layer(), nn.Embedding)
-    names = ("lora_embedding_A", "lora_embedding_B") if is_embedding else ("lora_A.weight", "lora_B.weight")
+def _lora(name: str, layer: _Target, tensors: _Tensors) -> LayerChange:
+    names = ("lora_embedding_A", "lora_embedding_B") if layer.is_embedding else ("lora_A.weight", "lora_B.weight")
     a_RK, b_NR = (tensors.take(f"{name}.{tensor}") for tensor in names)
-    rank, (num_outputs, num_inputs) = layer.r[NAME], (layer.out_features, layer.in_features)
-    if is_embedding:
-        num_inputs, num_outputs = layer.get_base_layer().weight.shape
+    scaling, rank, num_outputs, num_inputs = layer.scaling, layer.rank, layer.num_outputs, layer.num_inputs
     if a_RK.shape != (rank, num_inputs) or b_NR.shape != (num_outputs, rank):
         raise NotShared(
             f"its matrices for {name} have the shapes {list(a_RK.shape)} and {list(b_NR.shape)}, where rank {rank} on "
             f"this base takes {[rank, num_inputs]} and {[num_outputs, rank]}"
         )
-    bias_N = tensors.take(f"{name}.lora_B.bias") * scaling if layer.lora_bias[NAME] else None
+    bias_N = tensors.take(f"{name}.lora_B.bias") * scaling if layer.has_bias else None
     magnitude = f"{name}.lora_magnitude_vector"
-    magnitude_N = (tensors.find(magnitude, f"{magnitude}.weight")) if layer.use_dora[NAME] else None
-    if layer.use_dora[NAME] and magnitude_N is None:
+    magnitude_N = tensors.find(magnitude, f"{magnitude}.weight") if layer.is_dora else None
+    if layer.is_dora and magnitude_N is None:
         raise NotShared(f"it lacks {magnitude}")
     if magnitude_N is not None and bias_N is not None:
         raise NotShared("it combines use_dora and lora_bias")
@@ -194,7 +287,7 @@ def _lora(name: str, layer: Any, tensors: _Tensors) -> LayerChange:
     )
 
 
-def _ia3(name: str, layer: Any, tensors: _Tensors) -> LayerChange:
+def _ia3(name: str, layer: _Target, tensors: _Tensors) -> LayerChange:
     scale = tensors.take(f"{name}.ia3_l").flatten()
     return LayerChange(in_K=scale) if layer.is_feedforward else LayerChange(out_N=scale)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import transformers
 from transformers import GenerationConfig, PreTrainedConfig
@@ -14,10 +14,8 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from server.errors import EXIT_MODEL, ConfigurationError
 from server.models.configs import token_id
-from server.protocol import GenerationValue, SamplingParams
+from server.protocol import GenerationValue, ProblemType, SamplingParams
 from server.tasks import CLASSIFY, EMBED, GENERATE, SEQ2SEQ, TASKS
-
-ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 
 HEADS = {ending: task.name for task in TASKS.values() for ending in task.heads}
 """Ending of an architecture's class name -> task. A model without a head makes embeddings."""

@@ -18,7 +18,6 @@ from server.config import ModelConfig
 from server.languages import Languages
 from server.models import describe
 from server.models.adapter import Adapter, embedding_rows, merge
-from server.models.describe import ProblemType
 from server.models.device import choose_device, use_device
 from server.models.embedder import Embedder, Recipe
 from server.models.folder import look
@@ -35,7 +34,7 @@ from server.models.lengths import longest_input, longest_source
 from server.models.module import read_module
 from server.models.tokenizer_files import has_tokenizer, load_tokenizer, tokenizer_files
 from server.native import kernels
-from server.protocol import Embedding, GenerationValue, TokenizerFiles
+from server.protocol import Embedding, GenerationValue, ProblemType, TokenizerFiles
 from server.tasks import SEQ2SEQ, TASKS
 
 
@@ -50,6 +49,8 @@ class LoadedModel:
     tokenizer: TokenizerFiles
     architecture: str
     max_model_len: int
+    max_text_len: int
+    """Most tokens that its layers can read, even where its vectors are made of fewer."""
     max_source_len: int
     """Of an encoder-decoder; else 0."""
     start_ids: list[int]
@@ -94,7 +95,7 @@ def load(model: ModelConfig) -> LoadedModel:
         module = merge(module, adapter)
     module = _place(module, device, dtype)
     architecture = type(module).__name__
-    max_model_len = longest_input(model, module, tokenizer, task, recipe)
+    max_model_len, max_text_len = (longest_input(model, module, tokenizer, task, each) for each in (recipe, None))
     is_seq2seq = task == SEQ2SEQ.name
     said = _own_config(folder) or looked.config
     if recipe is not None:
@@ -107,6 +108,7 @@ def load(model: ModelConfig) -> LoadedModel:
         tokenizer=tokenizer_files(tokenizer),
         architecture=architecture,
         max_model_len=max_model_len,
+        max_text_len=max_text_len,
         max_source_len=longest_source(model, module, tokenizer) if is_seq2seq else 0,
         start_ids=describe.start_ids_of(folder, module.config, _generation_config(folder, module))
         if is_seq2seq
@@ -119,7 +121,7 @@ def load(model: ModelConfig) -> LoadedModel:
         summary_prefix=summary_prefix(said) if is_seq2seq else "",
         summary_options=summary_options(said) if is_seq2seq else {},
         labels=describe.labels_of(module.config, task),
-        embedding=None if recipe is None else _embedding(recipe, module.config),
+        embedding=None if recipe is None else embedding_of(recipe, module.config),
         problem_type=describe.problem_type_of(module.config, task),
         generation_config=generation_defaults(folder, module, tokenizer, task) if TASKS[task].is_decoder else {},
         num_parameters=sum(parameter.numel() for parameter in module.parameters()),
@@ -133,7 +135,7 @@ def _own_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _embedding(recipe: Recipe, config: PreTrainedConfig) -> Embedding:
+def embedding_of(recipe: Recipe, config: PreTrainedConfig) -> Embedding:
     return Embedding(
         size=config.get_text_config().hidden_size,
         pooling=recipe.pooling,

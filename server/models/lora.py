@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,12 @@ def merge_plain(module: nn.Module, config: Mapping[str, Any], path: Path, saved:
 
     False where it is of another kind, or anything in it is not as it should be: the module is then as it was.
     """
-    if not _is_plain(config):
+    found = plain_targets(module, config, saved)
+    if found is None:
         return False
+    targets, heads = found
     weights = {name.removeprefix(PREFIX): weight for name, weight in load_file(path).items()}
     linears = _own_linears(module)
-    heads = {name for name, _ in module.named_modules() if is_target(name, list(saved))}
-    targets = {name for name, _ in module.named_modules() if is_target(name, config["target_modules"])}
-    if not targets or not heads | targets <= linears.keys() or heads & targets:
-        return False
     # The module's names are looked for in the file, and the file's in the module.
     if weights.keys() != _names(linears, heads, targets):
         return False
@@ -60,6 +58,20 @@ def merge_plain(module: nn.Module, config: Mapping[str, Any], path: Path, saved:
     for name, new in changed.items():
         parameters[name].data = new.to(parameters[name].dtype)
     return True
+
+
+def plain_targets(
+    module: nn.Module, config: Mapping[str, Any], saved: Sequence[str]
+) -> tuple[set[str], set[str]] | None:
+    """Names of the linears that the adapter adds to, and of those that it brings whole; None where PEFT has to say."""
+    if not _is_plain(config):
+        return None
+    names = [name for name, _ in module.named_modules()]
+    heads = {name for name in names if is_target(name, list(saved))}
+    targets = {name for name in names if is_target(name, config["target_modules"])}
+    if not targets or not heads | targets <= _own_linears(module).keys() or heads & targets:
+        return None
+    return targets, heads
 
 
 def _is_plain(config: Mapping[str, Any]) -> bool:

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from server.modules.layout import Decoder, Embedding, Product, num_outputs
+from server.modules.layout import Decoder, Embedding, Layer, Product, num_outputs
 from server.native.adapted import Deltas, embedded
 from server.native.deltas import Change, Delta, TableDelta
 from server.native.linear import Linear
+
+ProductT = TypeVar("ProductT")
 
 
 class NotShared(Exception):
@@ -46,6 +49,32 @@ class LayerChange:
     @property
     def num_parameters(self) -> int:
         return sum(tensor.numel() for tensor in vars(self).values() if tensor is not None)
+
+    def resolved(self, weight_NK: Tensor, bias_N: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Scale of the layer's outputs, what is added to them, and B with that scale. In float32."""
+        scale_N, added_N, b_NR = torch.ones_like(bias_N), torch.zeros_like(bias_N), self.b_NR
+        if self.magnitude_N is not None and b_NR is not None and self.a_RK is not None:
+            scale_N = self.magnitude_N / torch.linalg.vector_norm(weight_NK + b_NR @ self.a_RK, dim=1)
+            b_NR = b_NR * scale_N[:, None]
+        if self.out_N is not None:
+            scale_N, added_N = self.out_N, (self.out_N - 1) * bias_N
+        if self.bias_N is not None:
+            added_N = added_N + self.bias_N - bias_N
+        if self.added_N is not None:
+            added_N = added_N + self.added_N
+        return scale_N, added_N, b_NR
+
+    def merged(self, weight_NK: Tensor, bias_N: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the layer with this change."""
+        scale_N, added_N, b_NR = self.resolved(
+            weight_NK, weight_NK.new_zeros(len(weight_NK)) if bias_N is None else bias_N
+        )
+        merged_NK = weight_NK * scale_N[:, None]
+        if self.in_K is not None:
+            merged_NK = merged_NK * self.in_K
+        if b_NR is not None and self.a_RK is not None:
+            merged_NK = merged_NK + b_NR @ self.a_RK
+        return merged_NK, added_N if bias_N is None else bias_N + added_N
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +149,22 @@ def _embedding_table(embedding: Embedding) -> Table:
 
 def decoder_parts(module: PreTrainedModel, layout: Decoder[Product], decoder: Decoder[Linear]) -> Parts:
     """``layout`` is that of ``module``, ``decoder`` what was made of it."""
+    products = _named(module, zip(layout.products(), decoder.products(), strict=True))
+    return {_name_of(module, module.get_input_embeddings()): _embedding_table(decoder.embedding), **products}
+
+
+def layer_parts(module: nn.Module, layers: Sequence[Layer[Product]], packed: Sequence[Layer[Linear]]) -> Parts:
+    """``layers`` are those of ``module``, ``packed`` what was made of them."""
+    return _named(module, zip(_products(layers), _products(packed), strict=True))
+
+
+def _products(layers: Sequence[Layer[ProductT]]) -> Iterator[ProductT]:
+    return (product for layer in layers for sublayer in layer.sublayers for _, product in sublayer.products)
+
+
+def _named(module: nn.Module, products: Iterable[tuple[Product, Linear]]) -> Parts:
     names = {id(part): name for name, part in module.named_modules()}
-    table = {_name_of(module, module.get_input_embeddings()): _embedding_table(decoder.embedding)}
-    return table | {
-        names[id(linear)]: part
-        for product, packed in zip(layout.products(), decoder.products(), strict=True)
-        for linear, part in _parts(product, packed)
-    }
+    return {names[id(linear)]: part for product, packed in products for linear, part in _parts(product, packed)}
 
 
 def _parts(product: Product, packed: Linear) -> Iterator[tuple[nn.Module, Part]]:
@@ -250,21 +288,11 @@ def _whole(product: Linear, changed: Sequence[tuple[Part, LayerChange]]) -> Chan
 
 def _resolved(part: Part, change: LayerChange) -> tuple[Tensor, Tensor, Tensor | None]:
     """Scale of the layer's outputs, what is added to them, and B with that scale."""
-    num_rows, b_NR = part.stop - part.start, change.b_NR
-    scale_N, added_N = torch.ones(num_rows), torch.zeros(num_rows)
-    bias = part.product.bias
-    bias_N = added_N if bias is None else part.own(bias.float().cpu())
-    if change.magnitude_N is not None and b_NR is not None and change.a_RK is not None:
+    bias, weight_NK = part.product.bias, torch.empty(0)
+    if change.magnitude_N is not None:
         weight_NK = part.own(part.product.dense_weight()).float().cpu()
-        scale_N = change.magnitude_N / torch.linalg.vector_norm(weight_NK + b_NR @ change.a_RK, dim=1)
-        b_NR = b_NR * scale_N[:, None]
-    if change.out_N is not None:
-        scale_N, added_N = change.out_N, (change.out_N - 1) * bias_N
-    if change.bias_N is not None:
-        added_N = added_N + change.bias_N - bias_N
-    if change.added_N is not None:
-        added_N = added_N + change.added_N
-    return scale_N, added_N, b_NR
+    bias_N = torch.zeros(part.stop - part.start) if bias is None else part.own(bias.float().cpu())
+    return change.resolved(weight_NK, bias_N)
 
 
 def _stacked(num_rows: int, factors: Sequence[tuple[Part, Tensor, Tensor]]) -> Tensor:

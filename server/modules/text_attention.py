@@ -59,16 +59,16 @@ def _attend_queries(
     return torch.cat([_attend_one(q, k, v, scaling, None, bias, place) for q, k, v, place in parts])
 
 
-def attending(texts: Texts, *, is_first_only: bool = False) -> Attend:
-    """Answers the attention of layers that run over ``texts``; with ``is_first_only`` that of their first tokens."""
+def attending(texts: Texts, *, only_wanted: bool = False) -> Attend:
+    """Answers the attention of layers that run over ``texts``; with ``only_wanted`` that of the tokens that go on."""
 
     def answer(_layer: int, attention: Attention, qkv_TX: Tensor) -> Tensor:
         spec = attention.spec
         q_THD, k_THD, v_THD = spec.split(qkv_TX)
-        if is_first_only:
-            q_THD = q_THD[texts.first_places]
+        if only_wanted:
+            q_THD = q_THD[texts.wanted_places]
         return attend(
-            q_THD, k_THD, v_THD, texts, scaling=spec.scaling, bias=spec.bias, is_first_only=is_first_only
+            q_THD, k_THD, v_THD, texts, scaling=spec.scaling, bias=spec.bias, only_wanted=only_wanted
         ).flatten(1)
 
     return answer
@@ -82,18 +82,18 @@ def attend(
     *,
     scaling: float,
     window: int | None = None,
-    is_first_only: bool = False,
+    only_wanted: bool = False,
     bias: DistanceBias | None = None,
 ) -> Tensor:
-    """``[T, H, D]``. ``window``: keys less than so far away. ``is_first_only``: a text's first token asks alone.
+    """``[T, H, D]``. ``window``: keys less than so far away. ``only_wanted``: the queries are of `Texts.wanted_places`.
 
     ``bias`` and ``window`` exclude each other.
     """
     assert bias is None or window is None
     if _suits_kernel(q_THD, k_THD, v_THD):
-        query_starts = texts.singles_tensor if is_first_only else texts.starts_tensor
+        query_starts = texts.wanted_starts_tensor if only_wanted else texts.starts_tensor
         return _by_kernel(q_THD, k_THD, v_THD, query_starts, texts.starts_tensor, None, scaling, window, bias)
-    query_lengths = [1] * len(texts) if is_first_only else texts.lengths
+    query_lengths = texts.wanted_lengths if only_wanted else texts.lengths
     queries, keys, values = (
         torch.split(states, lengths)
         for states, lengths in ((q_THD, query_lengths), (k_THD, texts.lengths), (v_THD, texts.lengths))

@@ -3,6 +3,7 @@
 Dimension key
     B  texts in the step
     T  tokens of all texts
+    R  tokens that go on after the last layer
     L  tokens of the longest
     H  hidden size
 """
@@ -43,8 +44,12 @@ class Queries:
 class Texts:
     """The lengths of a step's texts and what follows from them."""
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, lengths: Sequence[int], device: torch.device | str = "cpu", *, first_only: Sequence[bool] = ()
+    ) -> None:
+        """``first_only``: for each text whether only its first token goes on after the last layer; empty: none."""
         self.lengths = list(lengths)
+        self._first_only = list(first_only) or [False] * len(self.lengths)
         self._device = device
         self._starts = np.concatenate(([0], np.cumsum(self.lengths))).astype(np.int64)
 
@@ -61,20 +66,37 @@ class Texts:
         """The same for kernels, on the CPU."""
         return torch.from_numpy(self._starts)
 
+    @property
+    def is_first_only(self) -> bool:
+        """Whether only the first tokens of all texts go on."""
+        return all(self._first_only)
+
+    @property
+    def has_first_only(self) -> bool:
+        """Whether some tokens do not go on."""
+        return any(self._first_only)
+
     @cached_property
-    def singles_tensor(self) -> Tensor:
-        """The starts of as many texts of one token."""
-        return torch.arange(len(self) + 1)
+    def wanted_lengths(self) -> list[int]:
+        """Tokens of each text that go on."""
+        return [1 if first else length for first, length in zip(self._first_only, self.lengths, strict=True)]
+
+    @cached_property
+    def wanted_starts_tensor(self) -> Tensor:
+        """As `starts_tensor`, of the tokens that go on."""
+        return torch.from_numpy(np.concatenate(([0], np.cumsum(self.wanted_lengths))).astype(np.int64))
+
+    @cached_property
+    def wanted_places(self) -> Tensor:
+        """``[R]``: places of the tokens that go on."""
+        offsets = self._starts[:-1] - self.wanted_starts_tensor.numpy()[:-1]
+        places = np.arange(sum(self.wanted_lengths)) + np.repeat(offsets, self.wanted_lengths)
+        return torch.from_numpy(places).to(self._device)
 
     @cached_property
     def positions(self) -> np.ndarray:
         """Of each token within its text: ``[T]``."""
         return np.arange(self._starts[-1]) - np.repeat(self._starts[:-1], self.lengths)
-
-    @cached_property
-    def first_places(self) -> Tensor:
-        """Places of the texts' first tokens."""
-        return torch.from_numpy(self._starts[:-1]).to(self._device)
 
     @cached_property
     def mask(self) -> np.ndarray:

@@ -53,6 +53,22 @@ class AdaptedRows:
 class Runs:
     """The rows of a step that have an adapter, in order."""
 
+    @classmethod
+    def of(cls, counts: Sequence[tuple[Deltas | None, int]]) -> Runs:
+        """Of adapters, each for a number of rows: neighbours with the same one are together."""
+        found: list[AdaptedRows] = []
+        start = 0
+        for deltas, count in counts:
+            last = found[-1] if found else None
+            if deltas is None or not count:
+                pass
+            elif last is not None and last.deltas is deltas and last.start + last.count == start:
+                found[-1] = AdaptedRows(last.start, last.count + count, deltas)
+            else:
+                found.append(AdaptedRows(start, count, deltas))
+            start += count
+        return cls(found)
+
     def __init__(self, runs: Sequence[AdaptedRows]) -> None:
         self.rows = runs
         self.array = (abi.Run * len(runs))(

@@ -111,6 +111,8 @@ class Encode(msgspec.Struct, frozen=True, tag=True):
     token_ids: list[int]
     token_type_ids: list[int] | None = None
     mask: MaskQuery | None = None
+    adapter: str = ""
+    """As that of `Generate`."""
     caller: str = ""
     """Whom the request counts against where requests wait for their turn."""
 

@@ -14,6 +14,7 @@ Pooling = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", 
 Batching = Literal["end to end", "padded", "equal lengths", "one by one"]
 """How an encoder's texts share a forward pass: in one row without padding, padded, only with texts of equal length, or
 not at all."""
+ProblemType = Literal["regression", "single_label_classification", "multi_label_classification"]
 GenerationValue = int | float | bool | str | list[Any] | None
 """A field of a generation_config as JSON has it."""
 
@@ -66,7 +67,7 @@ class Embedding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SharedAdapter(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter that the worker was asked to serve beside its model."""
+    """An adapter that the worker was asked to serve beside its model. Fields that `Ready` has too are as there."""
 
     name: str
     """Of the served model."""
@@ -74,6 +75,12 @@ class SharedAdapter(msgspec.Struct, frozen=True, kw_only=True):
     """Of its files: what requests name it by."""
     problem: str | None = None
     """Why it cannot share the worker, as the end of a sentence; the other fields then say nothing."""
+    task: str = ""
+    architecture: str = ""
+    max_model_len: int = 0
+    labels: list[str] = []
+    problem_type: ProblemType | None = None
+    embedding: Embedding | None = None
     num_parameters: int = 0
     num_bytes: int = 0
     """Of its weights as they are held."""
@@ -82,7 +89,6 @@ class SharedAdapter(msgspec.Struct, frozen=True, kw_only=True):
     tokenizer: TokenizerFiles | None = None
     """None where it is the model's."""
     generation_config: dict[str, GenerationValue] = {}
-    """As that of `Ready`."""
     attribution: str | None = None
 
 
@@ -145,7 +151,7 @@ class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     tokens as ``end_token_ids``."""
     labels: list[str] = []
     """Class names in the order of the logits."""
-    problem_type: Literal["regression", "single_label_classification", "multi_label_classification"] | None = None
+    problem_type: ProblemType | None = None
     embedding: Embedding | None = None
     adapters: list[SharedAdapter] = []
     """One for each of `Load`'s that no earlier worker served."""

@@ -20,9 +20,9 @@ from server.errors import ConfigurationError, InvalidParameter, ModelNotFound, S
 from server.protocol import Ready
 from server.sentences import echo
 from server.serving.adapters import MARK, shared_ready
-from server.serving.generator import ServedGenerator
+from server.serving.encoder_client import ServedEncoder
 from server.serving.registry import Registry, Served
-from server.sharing import base_folder
+from server.sharing import base_folder, is_of_encoder
 
 MAX_NAME_CHARACTERS = 256
 
@@ -115,9 +115,7 @@ class AdapterLoader:
     def _host(self, name: str, folder: Path, base: str | None) -> WorkerClient:
         """Whose worker is to serve the adapter."""
         config = self._registry.config
-        hosts = [
-            served for served in self._registry.all() if isinstance(served, ServedGenerator) and not served.adapter
-        ]
+        hosts = [served for served in self._registry.all() if not served.adapter]
         names = [served.name for served in hosts]
         if base is not None:
             if base not in names:
@@ -125,7 +123,9 @@ class AdapterLoader:
             return self._registry.clients[base]
         wanted = base_folder(ModelConfig(name=name, path=str(folder))).resolve()
         paths = {model.name: Path(model.path).resolve() for model in config.models if model.name in names}
-        found = [each for each, path in paths.items() if path == wanted] or names
+        of_encoder = is_of_encoder(folder)
+        alike = [served.name for served in hosts if isinstance(served, ServedEncoder) == of_encoder]
+        found = [each for each, path in paths.items() if path == wanted] or alike
         if len(found) != 1:
             there_are = f"The models are {', '.join(names)}." if names else "This server has none."
             raise AdapterRefused(

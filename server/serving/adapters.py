@@ -30,11 +30,16 @@ def shared_ready(ready: Ready, facts: SharedAdapter) -> Ready:
     """Of an adapter, whose base's worker said ``ready``."""
     return msgspec.structs.replace(
         ready,
+        task=facts.task,
+        architecture=facts.architecture,
         tokenizer=facts.tokenizer or ready.tokenizer,
+        max_model_len=facts.max_model_len - facts.num_virtual_tokens,
+        labels=facts.labels,
+        problem_type=facts.problem_type,
+        embedding=facts.embedding,
         generation_config=facts.generation_config,
         attribution=facts.attribution,
         num_parameters=ready.num_parameters + facts.num_parameters,
-        max_model_len=ready.max_model_len - facts.num_virtual_tokens,
         adapters=[facts],
     )
 

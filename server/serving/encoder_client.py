@@ -24,7 +24,7 @@ from server.serving import text_threads
 from server.serving.admission import Admission
 from server.serving.origin import Origin
 from server.serving.record import RequestRecord
-from server.text.tokenizer import Tokenizer
+from server.text.tokenizer import tokenizer_of
 from server.text.truncation import Truncation, kept_positions
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class ServedEncoder(ABC):
     origin: Origin
     """Set by the registry."""
     adapter: AdapterVersion | None = None
-    """None: encoders do not share their workers."""
+    """Of the worker's model, held as long as any of its requests runs. Set by the registry."""
     _shorten: ClassVar[Words] = HOW_TO_FIT
     """What to do with an input that is too long."""
 
@@ -53,7 +53,7 @@ class ServedEncoder(ABC):
     ) -> None:
         self.name = model.name
         self.ready = ready
-        self.tokenizer = Tokenizer(ready.tokenizer, ready.vocab_size)
+        self.tokenizer = tokenizer_of(ready.tokenizer, ready.vocab_size)
         self._max_inputs = config.max_encode_inputs
         self._timeout_s = config.request_timeout_s
         self._worker = worker
@@ -122,8 +122,8 @@ class ServedEncoder(ABC):
         num_tokens = sum(len(command.token_ids) for command in commands)
         record.prompt_tokens += num_tokens
         with self._admission.admit(num_tokens, is_part=is_part):
-            who = caller.current().id
-            owned = [msgspec.structs.replace(command, caller=who) for command in commands]
+            who, adapter = caller.current().id, "" if self.adapter is None else self.adapter.digest
+            owned = [msgspec.structs.replace(command, caller=who, adapter=adapter) for command in commands]
             tasks = [asyncio.ensure_future(self._worker.encode(command, record.note_start)) for command in owned]
             try:
                 async with asyncio.timeout(record.time_left_s(self._timeout_s)):

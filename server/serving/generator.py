@@ -31,7 +31,7 @@ from server.serving.record import RequestRecord
 from server.serving.services import Services
 from server.serving.side_by_side import side_by_side
 from server.text.languages import Direction, describe_languages
-from server.text.tokenizer import Tokenizer
+from server.text.tokenizer import tokenizer_of
 
 log = logging.getLogger("sluice.serving")
 
@@ -52,19 +52,15 @@ class ServedGenerator:
         services: Services,
         *,
         adapter: AdapterVersion | None = None,
-        tokenizer: Tokenizer | None = None,
     ) -> None:
-        """``adapter`` of the worker's model is served, which is held as long as any of its requests runs.
-
-        ``tokenizer`` is one of the same files.
-        """
+        """``adapter`` of the worker's model is served, which is held as long as any of its requests runs."""
         self.config = config
         self.name = model.name
         self.ready = ready
         self.worker = worker
         self.admission = admission
         self.adapter = adapter
-        self.tokenizer = tokenizer or Tokenizer(ready.tokenizer, ready.vocab_size, ready.source_vocab_size)
+        self.tokenizer = tokenizer_of(ready.tokenizer, ready.vocab_size, ready.source_vocab_size)
         self._classifiers = services.classifiers
         sound, problems = model_defaults(ready)
         self._prompts = PromptMaker(config, ready, sound, self.tokenizer, services)

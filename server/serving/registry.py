@@ -111,13 +111,10 @@ class Registry:
         admission = self.admissions[model.name if version is None else client.model.name]
         served: Served
         if CLASSES[ready.task] is ServedGenerator:
-            host = self._served.get(client.model.name)
-            tokenizer = host.tokenizer if host is not None and host.ready.tokenizer is ready.tokenizer else None
-            served = ServedGenerator(
-                self.config, model, ready, client, admission, self.services, adapter=version, tokenizer=tokenizer
-            )
+            served = ServedGenerator(self.config, model, ready, client, admission, self.services, adapter=version)
         else:
             served = CLASSES[ready.task](self.config, model, ready, client, admission)
+            served.adapter = version
         if isinstance(served, ServedClassifier):
             self.services.classifiers[model.name] = served
         parent = served_base(model, self.config.models)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import threading
 from collections.abc import Sequence
+from weakref import WeakValueDictionary
 
+import msgspec
 import tokenizers
 
 from server.errors import InvalidParameter
@@ -121,3 +125,17 @@ class Tokenizer:
                 text = None
             self._whole_texts[token_id] = text
             return text
+
+
+_LIVE: WeakValueDictionary[bytes, Tokenizer] = WeakValueDictionary()
+_LIVE_LOCK = threading.Lock()
+
+
+def tokenizer_of(files: TokenizerFiles, vocab_size: int, source_vocab_size: int = 0) -> Tokenizer:
+    """As `Tokenizer`; one object for all models with equal files, each of which would take megabytes."""
+    key = hashlib.blake2b(msgspec.msgpack.encode((files, vocab_size, source_vocab_size))).digest()
+    with _LIVE_LOCK:
+        found = _LIVE.get(key)
+        if found is None:
+            _LIVE[key] = found = Tokenizer(files, vocab_size, source_vocab_size)
+        return found

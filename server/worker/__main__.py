@@ -5,13 +5,18 @@ from __future__ import annotations
 import dataclasses
 import gc
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from server import allocator
 from server.config import ModelConfig
 from server.protocol import LoadAdapter, Ready
 from server.tasks import EMBED, TASKS
 from server.vocabulary import TokenBytes
 from server.worker import loop, process
+
+NUM_TRIED_TEXTS = 3
+"""With which each adapter of an encoder is tried."""
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +48,9 @@ def build(
     try:
         loaded = loader.load(model)
         is_decoder = TASKS[loaded.task].is_decoder
-        engine, ready = _decoder(model, loaded, num_on_gpu, adapters) if is_decoder else _encoder(model, loaded)
+        engine, ready = (
+            _decoder(model, loaded, num_on_gpu, adapters) if is_decoder else _encoder(model, loaded, adapters)
+        )
     except (MemoryError, RuntimeError) as error:
         raise_if_does_not_fit(error, model, choose_device(model))
         raise
@@ -52,6 +59,7 @@ def build(
     # What lives as long as the process is not looked through again by every garbage collection between steps.
     gc.collect()
     gc.freeze()
+    allocator.trim()
     return engine, ready
 
 
@@ -59,6 +67,7 @@ def _decoder(
     model: ModelConfig, loaded: LoadedModel, num_on_gpu: int, adapters: Sequence[LoadAdapter]
 ) -> tuple[loop.Engine, Ready]:
     from server.engine import reproducibility
+    from server.engine.adapter_trial import try_all_steps
     from server.engine.engine import DecoderEngine, default_max_batch_tokens, default_token_budget
     from server.engine.executors.build import build_runner
     from server.engine.memory import CudaShare, fitting_lengths
@@ -66,7 +75,7 @@ def _decoder(
     from server.engine.phrase_index import prepare_index
     from server.engine.prompt_lookup import Drafter
     from server.models.packed_linear import pack_linears
-    from server.worker.adapters import share
+    from server.worker.adapters import DecoderReader, share
 
     max_batch_tokens = model.max_batch_tokens or default_max_batch_tokens(model.max_running)
     runner = build_runner(
@@ -83,7 +92,8 @@ def _decoder(
     loaded = dataclasses.replace(loaded, max_model_len=max_model_len, max_source_len=max_source_len)
     vocabulary = TokenBytes(loaded.tokenizer.target or loaded.tokenizer, runner.vocab_size)
     prepare_index(vocabulary)
-    table, facts = share(adapters, model, loaded, runner)
+    reader = DecoderReader(loaded, runner, deterministic=model.deterministic)
+    table, facts = share(adapters, model, reader, partial(try_all_steps, runner))
     pacing = Pacing()
     budget = None if model.max_batch_tokens else default_token_budget(runner.device, model.max_running)
     engine = DecoderEngine(
@@ -137,7 +147,7 @@ def _quality_ids(model: ModelConfig, loaded: LoadedModel) -> list[list[int]]:
     return quality.token_ids(lambda text: tokenizer.encode(text).ids, loaded.max_model_len)
 
 
-def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Ready]:
+def _encoder(model: ModelConfig, loaded: LoadedModel, adapters: Sequence[LoadAdapter]) -> tuple[loop.Engine, Ready]:
     from server.encoder import quality
     from server.encoder.build import Wishes, build_forward
     from server.encoder.engine import EncoderEngine, default_max_batch_tokens, default_token_budget
@@ -145,6 +155,8 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
     from server.models.loader import may_narrow, product_dtype
     from server.models.packed_linear import pack_linears
     from server.native.linear import held_bytes
+    from server.worker.adapters import share
+    from server.worker.encoder_adapters import EncoderReader, try_adapter
 
     module, files = loaded.module, loaded.tokenizer
     device = module.device
@@ -155,7 +167,8 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
     forward = build_forward(
         module,
         pad_token_id=getattr(module.config.get_text_config(), "pad_token_id", None),
-        max_model_len=loaded.max_model_len,
+        # Adapters may take longer texts than vectors are made of.
+        max_model_len=loaded.max_text_len,
         wishes=Wishes(
             executor=model.executor,
             dtype=dtype,
@@ -168,12 +181,16 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         sample=sample,
         measure=quality.OF_VECTORS if loaded.task == EMBED.name else quality.OF_SCORES,
     )
+    tried = sample[:NUM_TRIED_TEXTS]
+    table, facts = share(adapters, model, EncoderReader(loaded, forward, tried), partial(try_adapter, forward, tried))
     engine = EncoderEngine(
         forward,
         task=loaded.task,
         max_batch_tokens=max_batch_tokens,
-        max_model_len=loaded.max_model_len,
+        max_model_len=loaded.max_text_len,
         token_budget=budget,
+        adapters=table,
+        sample=tried,
     )
     if budget is not None:
         engine.learn(sample)
@@ -189,6 +206,7 @@ def _encoder(model: ModelConfig, loaded: LoadedModel) -> tuple[loop.Engine, Read
         weight_bytes=held_bytes(module),
         max_batch_tokens=max_batch_tokens,
         token_budget=0 if budget is None else budget.num_tokens,
+        adapters=facts,
     )
     return engine, ready
 

@@ -1,14 +1,14 @@
-"""Adapters that a worker serves beside its model: read, packed for its runner, described for the front."""
+"""Adapters that a worker serves beside its model: read, packed for its engine, described for the front."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Generic
 
+from server.adapter_table import AdapterTable, HeldT, ReadAdapter, too_large
 from server.config import ModelConfig
-from server.engine.adapter_trial import try_all_steps
-from server.engine.adapters import AdapterTable, ReadAdapter, too_large
 from server.engine.model_runner import ModelRunner
 from server.engine.preamble import FittedAdapter, Preamble
 from server.engine.preamble_fitting import fitted_preamble
@@ -32,13 +32,12 @@ log = logging.getLogger("sluice.engine")
 
 
 def share(
-    sources: Sequence[LoadAdapter], model: ModelConfig, loaded: LoadedModel, runner: ModelRunner
-) -> tuple[AdapterTable, list[SharedAdapter]]:
-    """The adapters that ``runner`` serves beside its ``model``, and what was found of those that were new.
+    sources: Sequence[LoadAdapter], model: ModelConfig, reader: Reader[HeldT], attempt: Callable[[HeldT], None]
+) -> tuple[AdapterTable[HeldT], list[SharedAdapter]]:
+    """The adapters that are served beside ``model``, and what was found of those that were new.
 
-    The facts of one that cannot be served there say why.
+    ``attempt`` tries one in steps and raises `NotShared`. The facts of one that cannot be served say why.
     """
-    reader = Reader(loaded, runner, deterministic=model.deterministic)
     max_bytes = int(model.max_adapter_gib * GIB)
     table, facts = AdapterTable(reader.read, max_bytes=max_bytes), []
     for source in sources:
@@ -46,30 +45,27 @@ def share(
             table.add(source)
             continue
         try:
-            adapter = reader.read(source)
-            if adapter.fitted.num_bytes > max_bytes:
-                raise NotShared(too_large(adapter.fitted, max_bytes))
-            try_all_steps(runner, adapter.fitted)
+            found = reader.read(source)
+            if found.adapter.num_bytes > max_bytes:
+                raise NotShared(too_large(found.adapter, max_bytes))
+            attempt(found.adapter)
         except NotShared as problem:
             log.info("model %s gets a worker of its own: %s", source.model.name, problem)
             facts.append(SharedAdapter(name=source.model.name, problem=str(problem)))
         else:
-            table.put(source, adapter.fitted)
-            facts.append(adapter.facts)
+            table.put(source, found.adapter)
+            facts.append(found.facts)
     return table, facts
 
 
-class Reader:
+class Reader(ABC, Generic[HeldT]):
     """What adapters of one model are read against."""
 
-    def __init__(self, loaded: LoadedModel, runner: ModelRunner, *, deterministic: bool) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
-        self._runner = runner
-        self._deterministic = deterministic
-        self._targets: Targets | None = None
         self._tokenizer: Any = None
 
-    def read(self, source: LoadAdapter) -> ReadAdapter:
+    def read(self, source: LoadAdapter) -> ReadAdapter[HeldT]:
         """Raises `NotShared`, whatever the folder holds."""
         try:
             return self._read(source)
@@ -79,35 +75,78 @@ class Reader:
             reason = "memory ran out" if is_memory_error(error) else f"{type(error).__name__}: {error}"
             raise NotShared(f"its files cannot be read ({' '.join(reason.split())[:300]})") from error
 
-    def _read(self, source: LoadAdapter) -> ReadAdapter:
+    def _read(self, source: LoadAdapter) -> ReadAdapter[HeldT]:
+        self._check_can_share()
+        if source.parts:
+            return self._sum(source)
+        folder = look(source.model)
+        folder.check_files()
+        tokenizer = self._read_tokenizer(folder)
+        adapter, fields = self._fit(source.model, folder, tokenizer)
+        files = tokenizer_files(tokenizer)
+        facts = SharedAdapter(
+            name=source.model.name,
+            digest=source.digest,
+            num_bytes=adapter.num_bytes,
+            tokenizer=None if files == self._loaded.tokenizer else files,
+            attribution=describe.attribution_of(*dict.fromkeys((folder.path, folder.weights))),
+            **fields,
+        )
+        return ReadAdapter(adapter, facts)
+
+    @abstractmethod
+    def _check_can_share(self) -> None:
+        """Raises `NotShared` where the model has no adapters."""
+
+    def _sum(self, source: LoadAdapter) -> ReadAdapter[HeldT]:
+        """Of its parts; raises as `_read`."""
+        raise NotShared(f"{source.model.name} is a sum, and adapters of encoders have none")
+
+    @abstractmethod
+    def _fit(self, model: ModelConfig, folder: ModelFolder, tokenizer: Any) -> tuple[HeldT, dict[str, Any]]:
+        """What the engine needs of the adapter, and the other fields of its facts; raises as `_read`."""
+
+    def _read_tokenizer(self, folder: ModelFolder) -> Any:
+        """The adapter's own, else its base's."""
+        if has_tokenizer(folder.path):
+            return load_tokenizer(folder.path)
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(folder.weights)
+        return self._tokenizer
+
+
+class DecoderReader(Reader[FittedAdapter]):
+    """Of a model that generates."""
+
+    def __init__(self, loaded: LoadedModel, runner: ModelRunner, *, deterministic: bool) -> None:
+        super().__init__(loaded)
+        self._runner = runner
+        self._deterministic = deterministic
+        self._targets: Targets | None = None
+
+    def _check_can_share(self) -> None:
         if self._deterministic and not self._runner.is_row_invariant:
             raise NotShared("deterministic is set, and products here have no kernels of ours")
         if not self._runner.parts:
             raise NotShared("models of this kind do not share their workers")
-        if source.parts:
-            return self._sum(source)
-        loaded, folder = self._loaded, look(source.model)
-        folder.check_files()
+
+    def _fit(self, model: ModelConfig, folder: ModelFolder, tokenizer: Any) -> tuple[FittedAdapter, dict[str, Any]]:  # noqa: ARG002
+        loaded = self._loaded
         if folder.adapter is None or folder.task != loaded.task:
             raise NotShared(f"its task is {folder.task}, and that of its base {loaded.task}")
         fitted, num_parameters = self._fitted(folder, folder.adapter)
-        tokenizer = self._read_tokenizer(folder)
-        files = tokenizer_files(tokenizer)
-        if files.tokenizer_json != loaded.tokenizer.tokenizer_json:
+        if tokenizer_files(tokenizer).tokenizer_json != loaded.tokenizer.tokenizer_json:
             raise NotShared("its tokenizer is not that of its base")
-        facts = SharedAdapter(
-            name=source.model.name,
-            digest=source.digest,
-            num_parameters=num_parameters,
-            num_bytes=fitted.num_bytes,
-            num_virtual_tokens=fitted.num_tokens if isinstance(fitted, Preamble) else 0,
-            tokenizer=None if files == loaded.tokenizer else files,
-            generation_config=generation_defaults(folder.path, loaded.module, tokenizer, loaded.task),
-            attribution=describe.attribution_of(*dict.fromkeys((folder.path, folder.weights))),
-        )
-        return ReadAdapter(fitted, facts)
+        return fitted, {
+            "task": loaded.task,
+            "architecture": loaded.architecture,
+            "max_model_len": loaded.max_model_len,
+            "num_parameters": num_parameters,
+            "num_virtual_tokens": fitted.num_tokens if isinstance(fitted, Preamble) else 0,
+            "generation_config": generation_defaults(folder.path, loaded.module, tokenizer, loaded.task),
+        }
 
-    def _sum(self, source: LoadAdapter) -> ReadAdapter:
+    def _sum(self, source: LoadAdapter) -> ReadAdapter[FittedAdapter]:
         """With the tokenizer and the defaults of the base."""
         parts = []
         for part in source.parts:
@@ -120,7 +159,13 @@ class Reader:
         num_parameters = sum(change.num_parameters for change in changes.values())
         name = source.model.name
         facts = SharedAdapter(
-            name=name, digest=source.digest, num_parameters=num_parameters, num_bytes=deltas.num_bytes
+            name=name,
+            digest=source.digest,
+            task=self._loaded.task,
+            architecture=self._loaded.architecture,
+            max_model_len=self._loaded.max_model_len,
+            num_parameters=num_parameters,
+            num_bytes=deltas.num_bytes,
         )
         return ReadAdapter(deltas, facts)
 
@@ -147,11 +192,3 @@ class Reader:
             dtype = self._loaded.module.dtype
             self._targets = Targets(read_module(folder.weights, folder.task, None, dtype, with_weights=False))
         return self._targets
-
-    def _read_tokenizer(self, folder: ModelFolder) -> Any:
-        """The adapter's own, else its base's."""
-        if has_tokenizer(folder.path):
-            return load_tokenizer(folder.path)
-        if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(folder.weights)
-        return self._tokenizer

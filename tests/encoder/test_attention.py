@@ -105,12 +105,13 @@ def test_a_text_has_the_same_bits_alone_and_in_any_batch(dtype: torch.dtype) -> 
 
 @pytest.mark.parametrize("dtype", MARGINS, ids=str)
 @pytest.mark.parametrize("window", [None, 40])
-def test_first_tokens_alone_get_the_same_bits_as_among_all(window: int | None, dtype: torch.dtype) -> None:
-    texts = Texts(LENGTHS)
+@pytest.mark.parametrize("every", [1, 2], ids=["all texts", "half of the texts"])
+def test_first_tokens_alone_get_the_same_bits_as_among_all(every: int, window: int | None, dtype: torch.dtype) -> None:
+    texts = Texts(LENGTHS, first_only=[i % every == 0 for i in range(len(LENGTHS))])
     q, k, v = states((4, 2, 112), sum(LENGTHS), dtype, seed=2)
-    every = attend(q, k, v, texts, scaling=0.2, window=window)[texts.first_places]
-    first = attend(q[texts.first_places], k, v, texts, scaling=0.2, window=window, is_first_only=True)
-    assert torch.equal(first, every)
+    among_all = attend(q, k, v, texts, scaling=0.2, window=window)[texts.wanted_places]
+    first = attend(q[texts.wanted_places], k, v, texts, scaling=0.2, window=window, only_wanted=True)
+    assert torch.equal(first, among_all)
 
 
 @pytest.mark.parametrize("dtype", MARGINS, ids=str)

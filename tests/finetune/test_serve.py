@@ -75,7 +75,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(workshop: Path) -> Iterator[ServerProcess]:
-    flags = [word for name in RUNS for word in ("--model", f"{name}={workshop / name}")]
+    flags = [word for name in ("base", *RUNS) for word in ("--model", f"{name}={workshop / name}")]
     with running_server(*flags, "--threads", "1", "--dtype", "float32") as server:
         yield server
 
@@ -86,6 +86,13 @@ def post(server: ServerProcess, path: str, body: dict[str, object]) -> Any:
     )
     with urllib.request.urlopen(request, timeout=30) as response:
         return json.load(response)
+
+
+def test_adapters_share_the_worker_of_their_base_if_it_is_served_too(server: ServerProcess) -> None:
+    models = json.loads(server.get("/info")[1])["models"]
+    shared = {model["name"] for model in models if model.get("shares_worker_of") == "base"}
+    assert shared == {"mood", "agreement", "names", "answers"}
+    assert len(server.worker_pids()) == 2
 
 
 def metrics(folder: Path) -> dict[str, float]:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from server.models import adapter_files
-from server.models.adapter import WEIGHTS, read_adapter
+from server.models.adapter import read_adapter
 from server.models.adapter_files import Targets, read_changes
 from server.models.module import read_module
 from server.modules.adapted import NotShared
 from tests.models.folders import edit
-from tests.tiny_adapters import write_tiny_adapter
+from tests.tiny_adapters import change_tensors, write_tiny_adapter
 from tests.tiny_models import write_tiny_decoder
 
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -54,17 +51,25 @@ def problem(folder: Path, base: Path) -> str:
     return str(error.value)
 
 
-def change_tensors(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS)
-
-
 def test_reads_a_change_for_each_layer_that_the_config_names(adapter: Path, base: Path) -> None:
     found = changes(adapter, base)
     assert len(found) == 2 * 7
     change = found["model.layers.1.mlp.down_proj"]
     assert (change.a_RK.shape, change.b_NR.shape) == ((4, 80), (48, 4))
+
+
+def test_a_plain_adapter_is_read_without_peft_and_as_peft_would_read_it(
+    adapter: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_peft = adapter_files._targets_by_peft
+    skeleton = read_module(base, "generate", None, torch.float32, with_weights=False)
+    expected, _ = by_peft(skeleton, read_adapter(adapter, str(base)), may_save=False)
+    found: list[Any] = []
+    monkeypatch.setattr(adapter_files, "_lora", lambda _name, target, _tensors: found.append(target))
+    monkeypatch.setattr(adapter_files, "_targets_by_peft", None)
+    with pytest.raises(NotShared):
+        read_changes(Targets(skeleton), read_adapter(adapter, str(base)))
+    assert found == [expected[name] for name in sorted(expected)]
 
 
 def test_names_a_missing_tensor(adapter: Path, base: Path) -> None:
@@ -121,7 +126,7 @@ def test_peft_is_asked_once_for_adapters_with_equal_configs(
 ) -> None:
     asked = []
     find = adapter_files._targets
-    monkeypatch.setattr(adapter_files, "_targets", lambda *given: asked.append(1) or find(*given))
+    monkeypatch.setattr(adapter_files, "_targets", lambda *given, **options: asked.append(1) or find(*given, **options))
     targets = targets_of(base)
     first = read_changes(targets, read_adapter(adapter, str(base)))
     edit(adapter, "adapter_config.json", lambda config: config.update(base_model_name_or_path="elsewhere"))

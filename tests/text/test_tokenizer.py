@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Backend
 
 from server.errors import InvalidParameter
 from server.protocol import TokenizerFiles
-from server.text.tokenizer import Tokenizer
+from server.text.tokenizer import Tokenizer, tokenizer_of
 from tests.tiny_tokenizers import BOS, EOS, UNK, tokenizer_files
 
 
@@ -90,3 +90,10 @@ def test_sources_and_targets_have_vocabularies_of_their_own_sizes() -> None:
 def test_one_vocabulary_is_read_once() -> None:
     tokenizer = Tokenizer(tokenizer_files("byte_level"), vocab_size=900)
     assert tokenizer.target is tokenizer
+
+
+def test_models_with_equal_files_share_a_tokenizer() -> None:
+    first, equal = (tokenizer_of(tokenizer_files("word_piece"), 100) for _ in range(2))
+    assert first is equal
+    assert tokenizer_of(tokenizer_files("word_piece"), 101) is not first
+    assert tokenizer_of(tokenizer_files("byte_level"), 100) is not first

@@ -14,7 +14,7 @@ from server.engine.attention.backend import AttentionBackend
 from server.engine.batch_inputs import BatchInputs, Row
 from server.engine.executors.virtual import behind_given, num_given, padded
 from server.engine.model_runner import ModelRunner
-from server.native.adapted import AdaptedRows, Deltas, Runs, adapting
+from server.native.adapted import Runs, adapting
 
 
 class PagedRunner(ModelRunner):
@@ -118,23 +118,7 @@ def adapted_rows(inputs: BatchInputs) -> dict[int, Runs] | None:
     rows = inputs.rows
     if all(row.context.adapter is None for row in rows):
         return None
-    of_tokens = runs([(row.context.adapter, len(row.token_ids)) for row in rows])
-    of_logits = runs([(row.context.adapter, row.num_logits) for row in rows])
+    of_tokens = Runs.of([(row.context.adapter, len(row.token_ids)) for row in rows])
+    of_logits = Runs.of([(row.context.adapter, row.num_logits) for row in rows])
     # Without logits, the generic executor computes one row that it leaves out.
-    return {1: runs([]), len(inputs.wanted_R): of_logits, len(inputs.token_ids_T): of_tokens}
-
-
-def runs(counts: Sequence[tuple[Deltas | None, int]]) -> Runs:
-    """Of adapters, each for a number of rows: neighbours with the same one are together."""
-    found: list[AdaptedRows] = []
-    start = 0
-    for deltas, count in counts:
-        last = found[-1] if found else None
-        if deltas is None or not count:
-            pass
-        elif last is not None and last.deltas is deltas and last.start + last.count == start:
-            found[-1] = AdaptedRows(last.start, last.count + count, deltas)
-        else:
-            found.append(AdaptedRows(start, count, deltas))
-        start += count
-    return Runs(found)
+    return {1: Runs.of([]), len(inputs.wanted_R): of_logits, len(inputs.token_ids_T): of_tokens}

@@ -1,4 +1,4 @@
-"""Adapters of a runner: which are known, which are held, and which is being read. Knows no files.
+"""Adapters of an engine: which are known, which are held, and which is being read. Knows no files.
 
 What is held stays within a limit of bytes, beside the one that is being read. Those used last are kept, and one that a
 request has is never given up. Reading is slow and goes on in a thread; all methods are for the engine's.
@@ -11,10 +11,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import torch
 
-from server.engine.preamble import FittedAdapter
 from server.modules.adapted import NotShared
 from server.protocol import AdapterState, LoadAdapter, Residence, SharedAdapter
 
@@ -23,36 +23,46 @@ LONGEST_WAIT_S = 0.01
 """What an engine that has nothing else to do waits at a time: a new request is seen no later."""
 
 
-@dataclass(frozen=True)
-class ReadAdapter:
-    """An adapter as the runner computes it, and what the front must know of it."""
+class Held(Protocol):
+    """What an engine computes an adapter with."""
 
-    fitted: FittedAdapter
+    @property
+    def num_bytes(self) -> int: ...
+
+
+HeldT = TypeVar("HeldT", bound=Held)
+
+
+@dataclass(frozen=True)
+class ReadAdapter(Generic[HeldT]):
+    """An adapter packed for the engine, and what the front must know of it."""
+
+    adapter: HeldT
     facts: SharedAdapter
 
 
-Read = Callable[[LoadAdapter], ReadAdapter]
-"""Raises `NotShared` for an adapter that the runner cannot serve. Called in a thread, once at a time."""
+Read = Callable[[LoadAdapter], ReadAdapter[HeldT]]
+"""Raises `NotShared` for an adapter that the engine cannot serve. Called in a thread, once at a time."""
 
 
-class AdapterTable:
+class AdapterTable(Generic[HeldT]):
     """All that requests of one engine may name, by digest."""
 
-    def __init__(self, read: Read | None = None, *, max_bytes: int = 0) -> None:
+    def __init__(self, read: Read[HeldT] | None = None, *, max_bytes: int = 0) -> None:
         """Without ``read``, every adapter is refused."""
         self._read = read
         self._max_bytes = max_bytes
         self._known: dict[str, LoadAdapter] = {}
-        self._held: OrderedDict[str, FittedAdapter] = OrderedDict()
+        self._held: OrderedDict[str, HeldT] = OrderedDict()
         """The one used last at the end."""
         self._unanswered: set[str] = set()
         """Commands whose facts have not been sent."""
         self._wanted: list[str] = []
         """To be read, in order; the first is being read, or waits for room."""
-        self._reading: Future[ReadAdapter] | None = None
+        self._reading: Future[ReadAdapter[HeldT]] | None = None
         self._is_announced = False
         """Whether the front has been sent which one is read next."""
-        self._new: ReadAdapter | None = None
+        self._new: ReadAdapter[HeldT] | None = None
         """Read, and not yet held."""
         self._waits_for_room = False
         self._states: list[AdapterState] = []
@@ -70,7 +80,7 @@ class AdapterTable:
     @property
     def num_bytes(self) -> int:
         """Of those that are held."""
-        return sum(deltas.num_bytes for deltas in self._held.values())
+        return sum(adapter.num_bytes for adapter in self._held.values())
 
     @property
     def waits_for_room(self) -> bool:
@@ -84,11 +94,11 @@ class AdapterTable:
             self._unanswered.add(source.digest)
             self._want(source.digest)
 
-    def put(self, source: LoadAdapter, deltas: FittedAdapter) -> None:
+    def put(self, source: LoadAdapter, adapter: HeldT) -> None:
         """Know and hold one that was read and tried already, while no request has any."""
         self._known[source.digest] = source
-        if self._make_room(deltas.num_bytes, ()):
-            self._held[source.digest] = deltas
+        if self._make_room(adapter.num_bytes, ()):
+            self._held[source.digest] = adapter
 
     def drop(self, digest: str) -> None:
         """Forget an adapter. Requests that have it keep it."""
@@ -98,14 +108,14 @@ class AdapterTable:
         if digest in self._wanted[1:]:
             self._wanted.remove(digest)
 
-    def get(self, digest: str) -> FittedAdapter | None:
+    def get(self, digest: str) -> HeldT | None:
         """A known adapter, counted as used; None while it is absent, and then it is read."""
-        deltas = self._held.get(digest)
-        if deltas is None:
+        adapter = self._held.get(digest)
+        if adapter is None:
             self._want(digest)
         else:
             self._held.move_to_end(digest)
-        return deltas
+        return adapter
 
     def is_held(self, digest: str) -> bool:
         return digest in self._held
@@ -116,8 +126,7 @@ class AdapterTable:
         return states
 
     def advance(
-        self, in_use: Callable[[], Collection[FittedAdapter]], awaited: Collection[str],
-        attempt: Callable[[FittedAdapter], bool],
+        self, in_use: Callable[[], Collection[HeldT]], awaited: Collection[str], attempt: Callable[[HeldT], bool],
         *, is_idle: bool,
     ) -> None:  # fmt: skip
         """Go on with what is wanted.
@@ -157,32 +166,32 @@ class AdapterTable:
             self._pool = ThreadPoolExecutor(1, "adapters", initializer=_give_way)
         self._reading = self._pool.submit(self._read_in_thread, source)
 
-    def _read_in_thread(self, source: LoadAdapter) -> ReadAdapter:
+    def _read_in_thread(self, source: LoadAdapter) -> ReadAdapter[HeldT]:
         if self._read is None:
             raise NotShared("models of this kind do not share their workers")
         return self._read(source)
 
-    def _finish_reading(self, future: Future[ReadAdapter]) -> None:
+    def _finish_reading(self, future: Future[ReadAdapter[HeldT]]) -> None:
         self._reading = None
         try:
             new = future.result()
         except NotShared as problem:
             self._refuse(str(problem))
             return
-        if new.fitted.num_bytes > self._max_bytes:
-            self._refuse(too_large(new.fitted, self._max_bytes))
+        if new.adapter.num_bytes > self._max_bytes:
+            self._refuse(too_large(new.adapter, self._max_bytes))
         elif self._wanted[0] not in self._known:
             self._wanted.pop(0)
         else:
             self._new = new
 
     def _settle(
-        self, new: ReadAdapter, in_use: Callable[[], Collection[FittedAdapter]], awaited: Collection[str],
-        attempt: Callable[[FittedAdapter], bool],
+        self, new: ReadAdapter[HeldT], in_use: Callable[[], Collection[HeldT]], awaited: Collection[str],
+        attempt: Callable[[HeldT], bool],
     ) -> None:  # fmt: skip
         digest = self._wanted[0]
         try:
-            if digest in self._unanswered and not attempt(new.fitted):
+            if digest in self._unanswered and not attempt(new.adapter):
                 return
         except NotShared as problem:
             self._refuse(str(problem))
@@ -192,8 +201,8 @@ class AdapterTable:
         is_first_try, self._waits_for_room = not self._waits_for_room, False
         if digest not in self._known:
             pass
-        elif self._make_room(new.fitted.num_bytes, in_use()):
-            self._held[digest] = new.fitted
+        elif self._make_room(new.adapter.num_bytes, in_use()):
+            self._held[digest] = new.adapter
             self._tell(digest, "resident", facts)
         elif digest in awaited:
             self._waits_for_room = True
@@ -205,17 +214,17 @@ class AdapterTable:
         self._new = None
         self._wanted.pop(0)
 
-    def _make_room(self, num_bytes: int, in_use: Collection[FittedAdapter]) -> bool:
+    def _make_room(self, num_bytes: int, in_use: Collection[HeldT]) -> bool:
         """Give up those used longest ago; False, and nothing changed, where those in use leave too little."""
-        used = {id(deltas) for deltas in in_use}
+        used = {id(adapter) for adapter in in_use}
         missing = self.num_bytes + num_bytes - self._max_bytes
         given_up = []
-        for digest, deltas in self._held.items():
+        for digest, adapter in self._held.items():
             if missing <= 0:
                 break
-            if id(deltas) not in used:
+            if id(adapter) not in used:
                 given_up.append(digest)
-                missing -= deltas.num_bytes
+                missing -= adapter.num_bytes
         if missing > 0:
             return False
         for digest in given_up:
@@ -248,5 +257,5 @@ def _give_way() -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 
-def too_large(deltas: FittedAdapter, max_bytes: int) -> str:
-    return f"it takes {deltas.num_bytes} bytes and max_adapter_gib allows {max_bytes}"
+def too_large(adapter: Held, max_bytes: int) -> str:
+    return f"it takes {adapter.num_bytes} bytes and max_adapter_gib allows {max_bytes}"
