@@ -32,7 +32,15 @@ def base_folder(model: ModelConfig) -> Path:
     # PEFT leaves it out where it was given a module and no folder.
     places = (model.base,) if named is None else (model.base, str(named), folder / str(named))
     bases = (Path(base) for base in places if base)
-    return next((base for base in bases if base.is_dir()), folder)
+    return next((base for base in bases if is_folder(base)), folder)
+
+
+def is_folder(path: Path) -> bool:
+    """False also where it cannot be looked at: its name is too long, or a folder above it may not be read."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def is_of_encoder(adapter: Path) -> bool:

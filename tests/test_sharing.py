@@ -50,6 +50,12 @@ def test_another_way_of_writing_a_path_is_the_same_base(folders: tuple[Path, Pat
     assert found(base.parent / "adapter" / ".." / "base", adapter) == {"tuned": "chat"}
 
 
+def test_a_base_that_cannot_be_looked_at_is_not_served(folders: tuple[Path, Path]) -> None:
+    base, adapter = folders
+    write(adapter, base_model_name_or_path="x" * 5000, task_type="CAUSAL_LM")
+    assert found(base, adapter) == {}
+
+
 def test_nothing_is_shared_with_share_off(folders: tuple[Path, Path]) -> None:
     assert found(*folders, share="off") == {}
 

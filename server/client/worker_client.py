@@ -110,7 +110,8 @@ class WorkerClient:
         answer = self.adapters.add(source)
         if self._connection is not None and self.state == "ready":
             self._connection.send([source])
-        return await answer
+        # Others may wait for it too, and go on if this one does not.
+        return await asyncio.shield(answer)
 
     def _drop_adapter(self, digest: str) -> None:
         self._on_drop(digest)

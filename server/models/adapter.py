@@ -16,6 +16,7 @@ from server.models.describe import read_json, refuse
 from server.models.lora import merge_plain
 from server.models.weights import tensors
 from server.out_of_memory import raise_if_memory
+from server.sharing import is_folder
 from server.tasks import TASKS, Task
 
 WEIGHTS = "adapter_model.safetensors"
@@ -157,7 +158,7 @@ def _untie(module: PreTrainedModel) -> None:
 
 def _base_folder(folder: Path, named: str) -> Path:
     for candidate in (Path(named), folder / named):
-        if named and candidate.is_dir():
+        if named and is_folder(candidate):
             return candidate
     raise refuse(
         f"The base model {named!r} of the adapter in {folder} is not a folder here. "

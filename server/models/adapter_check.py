@@ -5,6 +5,7 @@ Dimension key: N outputs of a layer, K its inputs, R rank of the adapter.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -64,23 +65,41 @@ def _is_pattern(value: Any) -> bool:
     return True
 
 
-def _is_ranks(value: Any) -> bool:
-    return isinstance(value, dict) and all(_is_pattern(name) and _is_rank(rank) for name, rank in value.items())
+def _are_patterns(value: Any) -> bool:
+    return _is_pattern(value) or (_is_names(value) and all(map(_is_pattern, value)))
+
+
+def _is_by_pattern(value: Any, is_right: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(_is_pattern(name) and is_right(part) for name, part in value.items())
 
 
 def _is_rank(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
+def _is_number(value: Any) -> bool:
+    """Finite, as a float too."""
+    try:
+        return isinstance(value, int | float) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+_NAMES_OR_PATTERN = (lambda value: _is_names(value) or _is_pattern(value), "a list of names, or a pattern")
+
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "peft_type": (lambda value: isinstance(value, str), "a name"),
     "task_type": (lambda value: isinstance(value, str), "a name"),
     "base_model_name_or_path": (lambda value: isinstance(value, str), "a path"),
     "r": (_is_rank, "an integer above 0"),
-    "lora_alpha": (lambda value: isinstance(value, int | float) and value == value, "a number"),
-    "target_modules": (lambda value: _is_names(value) or _is_pattern(value), "a list of names, or a pattern"),
+    "lora_alpha": (_is_number, "a number"),
+    "target_modules": _NAMES_OR_PATTERN,
+    "exclude_modules": _NAMES_OR_PATTERN,
+    "feedforward_modules": _NAMES_OR_PATTERN,
+    "layers_pattern": (_are_patterns, "a pattern, or a list of patterns"),
     "modules_to_save": (_is_names, "a list of names"),
-    "rank_pattern": (_is_ranks, "ranks by module"),
+    "rank_pattern": (lambda value: _is_by_pattern(value, _is_rank), "ranks by module"),
+    "alpha_pattern": (lambda value: _is_by_pattern(value, _is_number), "numbers by module"),
 }
 
 

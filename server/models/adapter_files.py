@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ BY_TYPE = {
     "IA3": {"feedforward_modules", "fan_in_fan_out", "init_ia3_weights"},
 }  # fmt: skip
 """Fields of the config that are read here or by PEFT. All others have to be unset."""
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 UNSEEN = ("base_model_name_or_path", "revision", "inference_mode")
 """Fields that say nothing of the layers."""
@@ -110,7 +113,7 @@ def read_weights(targets: Targets, adapter: Adapter, *, may_save: bool = True) -
         tensors = load_file(adapter.folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise NotShared(f"its weights cannot be read ({error})") from error
-    reader = _Tensors({name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()})
+    reader = _Tensors(tensors)
     read = _lora if config["peft_type"] == "LORA" else _ia3
     changes = {name: read(name, layer, reader) for name, layer in layers.items()}
     saved = {}
@@ -236,8 +239,14 @@ def _target(layer: Any) -> _Target:
 class _Tensors:
     """Of a folder, each of which must be taken."""
 
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self._left = tensors
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        """By their names in the file. Raises `NotShared` for one that is there twice, or is of a wrong type."""
+        self._left = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            if self._left[name.removeprefix(PREFIX)] is not tensor:
+                raise NotShared(f"it holds {name} with and without the prefix {PREFIX}")
+            if tensor.dtype not in FLOATS:
+                raise NotShared(f"{name} is of type {str(tensor.dtype).removeprefix('torch.')}")
 
     def take(self, name: str, shape: Sequence[int] | None = None) -> Tensor:
         """In float32. Raises `NotShared` where there is none, or where it is not finite or of another shape."""

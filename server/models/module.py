@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ META = torch.device("meta")
 
 LOAD_FAILURES = (
     OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError, RecursionError,
-    ZeroDivisionError, IndexError, AssertionError, SafetensorError, StrictDataclassError,
+    ArithmeticError, IndexError, re.error, AssertionError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
 """What transformers raises for a config or weights that it cannot make a model of."""
 

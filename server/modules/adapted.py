@@ -193,6 +193,8 @@ def packed_changes(parts: Mapping[str, Part | Table], changes: Mapping[str, Laye
     table: TableDelta | None = None
     for name, change in changes.items():
         part = parts.get(name)
+        if part is not None:
+            _check_finite(name, change, torch.float32 if isinstance(part, Table) else part.product.dtype)
         if isinstance(part, Table):
             table = _packed_table(name, part, change)
             continue
@@ -206,6 +208,13 @@ def packed_changes(parts: Mapping[str, Part | Table], changes: Mapping[str, Laye
     products = (part.product for part in parts.values() if isinstance(part, Part))
     num_products = 1 + max((product.number or 0 for product in products), default=0)
     return Deltas(deltas, num_products, table)
+
+
+def _check_finite(name: str, change: LayerChange, dtype: torch.dtype) -> None:
+    """Finite numbers of a file may be none once they are multiplied, or in the base's type."""
+    for tensor in vars(change).values():
+        if tensor is not None and not tensor.to(dtype).isfinite().all():
+            raise NotShared(f"what it changes of {name} is not finite in {str(dtype).removeprefix('torch.')}")
 
 
 def _packed_table(name: str, table: Table, change: LayerChange) -> TableDelta | None:

@@ -96,6 +96,18 @@ def test_a_version_that_is_loaded_again_while_it_is_dropped_is_kept(tmp_path: Pa
     run(main())
 
 
+def test_who_waits_for_an_adapter_gets_it_where_another_has_left(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with supervised(tmp_path) as (_, client):
+            leaving, staying = (asyncio.ensure_future(loaded(client, tmp_path, "d")) for _ in range(2))
+            await asyncio.sleep(0)
+            leaving.cancel()
+            late = asyncio.ensure_future(loaded(client, tmp_path, "d"))
+            assert (await staying).digest == (await late).digest == "d"
+
+    run(main())
+
+
 def test_an_adapter_that_ends_the_worker_twice_while_it_is_read_is_quarantined(tmp_path: Path) -> None:
     async def main() -> None:
         async with supervised(tmp_path) as (_, client):

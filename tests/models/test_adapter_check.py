@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,9 @@ def test_a_broken_file_is_one_sentence(adapter: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize(
     "field", [{"r": "four"}, {"r": None}, {"r": 0}, {"target_modules": "("}, {"target_modules": 7}, {"lora_alpha": "x"},
-              {"rank_pattern": {"(": 2}}, {"modules_to_save": 7}, {"rank_pattern": 7},
+              {"rank_pattern": {"(": 2}}, {"modules_to_save": 7}, {"rank_pattern": 7}, {"lora_alpha": math.inf},
+              {"lora_alpha": 10**400}, {"alpha_pattern": {"(": 2}}, {"alpha_pattern": {"q_proj": math.nan}},
+              {"exclude_modules": "("}, {"layers_pattern": ["("], "layers_to_transform": [0]},
               {"peft_type": ["LORA"]}, {"task_type": []}, {"base_model_name_or_path": 7}],
 )  # fmt: skip
 def test_a_broken_config_is_one_sentence(adapter: Path, field: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import torch
 from server.models import adapter_files
 from server.models.adapter import read_adapter
 from server.models.adapter_files import Targets, read_changes
+from server.models.lora import PREFIX
 from server.models.module import read_module
 from server.modules.adapted import NotShared
 from tests.models.folders import edit
@@ -90,6 +91,18 @@ def test_names_a_layer_that_the_config_does_not_target(adapter: Path, base: Path
 def test_names_numbers_that_are_not_finite(adapter: Path, base: Path) -> None:
     change_tensors(adapter, lambda tensors: tensors[f"{FIRST}.lora_A.weight"].fill_(float("nan")))
     assert problem(adapter, base) == "model.layers.0.self_attn.q_proj.lora_A.weight is not finite"
+
+
+def test_names_a_tensor_that_is_there_with_and_without_the_prefix(adapter: Path, base: Path) -> None:
+    name = f"{FIRST}.lora_A.weight"
+    change_tensors(adapter, lambda tensors: tensors.update({name.removeprefix(PREFIX): torch.ones(4, 48)}))
+    assert "with and without the prefix base_model.model." in problem(adapter, base)
+
+
+def test_names_a_type_that_no_adapter_has(adapter: Path, base: Path) -> None:
+    name = f"{FIRST}.lora_A.weight"
+    change_tensors(adapter, lambda tensors: tensors.update({name: tensors[name].to(torch.int8)}))
+    assert problem(adapter, base) == f"{name} is of type int8"
 
 
 def test_names_shapes_of_another_base(adapter: Path, base: Path) -> None:

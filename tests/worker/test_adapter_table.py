@@ -16,6 +16,7 @@ from server.protocol import AdapterState, Failed, Generate, LoadAdapter, Samplin
 from server.worker.__main__ import build
 from tests.engine.driving import Outcome, run, step
 from tests.fuzz.scale import SCALE
+from tests.models.folders import edit
 from tests.tiny_adapters import write_marker_adapter, write_tiny_adapter
 from tests.tiny_models import write_tiny_decoder
 
@@ -187,6 +188,14 @@ def test_an_adapter_larger_than_the_limit_is_refused(base: Path, marker: Callabl
     facts = facts_of(engine, marker(FIRST_MARKER))
     assert "max_adapter_gib allows 100" in str(facts.problem)
     assert not engine.has_work and marker(FIRST_MARKER).digest not in engine._adapters
+
+
+def test_an_adapter_whose_scaled_matrices_are_not_finite_is_refused(base: Path, tmp_path: Path) -> None:
+    """Those of queries alone, which attention hides in a short step."""
+    folder = write_tiny_adapter(tmp_path / "vast", base, "lora", "qwen3")
+    edit(folder, "adapter_config.json", lambda config: config.update(alpha_pattern={"q_proj": 1e300}))
+    facts = facts_of(engine_of(base), LoadAdapter("vast", ModelConfig(name="vast", path=str(folder))))
+    assert "self_attn.q_proj is not finite in float32" in str(facts.problem)
 
 
 def test_cached_prompts_of_one_version_serve_no_other(base: Path, tmp_path: Path) -> None:
