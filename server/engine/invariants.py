@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from server.engine.block_manager import BlockManager
+from server.engine.sequence import Sequence
 from server.engine.sequence_group import SequenceGroup
 
 
@@ -28,5 +29,11 @@ def check(
         raise AssertionError("a running row has no key")
     if any(group.trunk is None and group.rows != group.all_rows for group in running):
         raise AssertionError("a row of a running group was forgotten")
+    if any(not _has_same_output(sequence) for group in (*running, *waiting) for sequence in group.sequences):
+        raise AssertionError("a shadow has another output than its sequence")
     if sum(group.num_rows for group in running) > max_running:
         raise AssertionError("more rows than may run")
+
+
+def _has_same_output(sequence: Sequence) -> bool:
+    return all(row.output_ids == sequence.output_ids for row in sequence.rows)

@@ -254,8 +254,9 @@ def _sequence(command: Generate, *, max_model_len: int, block_size: int, context
         **options,
     )
     params = SamplingParams(max_new_tokens=sequence.stopping.max_tokens - sequence.num_prompt_tokens)
+    output = Output(sequence.output_ids)
     sequence.shadow = Sequence(
-        Generate(command.request_id, negative_ids, params, command.outputs, tenant=command.tenant),
+        Generate(command.request_id, negative_ids, params, [output], tenant=command.tenant),
         max_model_len=max_model_len,
         block_size=block_size,
         context=context,

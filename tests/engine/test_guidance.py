@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -102,6 +103,24 @@ def test_a_resumed_guided_request_goes_on_as_if_nothing_had_happened():
     whole = lone(commands()[3])["long"].token_ids
     resumed = guided("long", [11], list(range(1, 21)), [Output(whole[:5])], do_sample=True, seed=9)
     assert whole[:5] + lone(resumed)["long"].token_ids == whole
+
+
+@pytest.mark.parametrize("num_sent", [(5, 5, 5), (1, 7, 3), (6, 0, 2)])
+def test_each_resumed_sample_is_guided_by_its_own_output(num_sent: tuple[int, ...]) -> None:
+    command = guided("r", [11], list(range(1, 21)), do_sample=True, seed=9, num_return_sequences=3)
+    names = ["r", "r#1", "r#2"]
+    whole = [lone(command)[name].token_ids for name in names]
+    sent = [Output(token_ids[:count]) for token_ids, count in zip(whole, num_sent, strict=True)]
+    rest = lone(msgspec.structs.replace(command, outputs=sent))
+    assert [output.token_ids + rest[name].token_ids for name, output in zip(names, sent, strict=True)] == whole
+
+
+def test_a_resumed_sample_is_guided_by_its_own_output_after_another_has_ended() -> None:
+    command = guided("r", [11], [4, 5], do_sample=True, seed=9, num_return_sequences=2)
+    whole = lone(command)
+    sent = [Output(whole["r"].token_ids, is_finished=True), Output(whole["r#1"].token_ids[:4])]
+    rest = lone(msgspec.structs.replace(command, outputs=sent))
+    assert sent[1].token_ids + rest["r#1"].token_ids == whole["r#1"].token_ids
 
 
 def test_a_negative_prompt_that_is_not_finite_fails_the_request_alone():

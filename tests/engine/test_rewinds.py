@@ -102,7 +102,14 @@ def test_after_too_many_rewinds_the_sequence_ends_before_the_phrase():
     assert outcome.finish_reason == "banned_phrase"
 
 
-@pytest.mark.parametrize("sampling", [{}, {"do_sample": True, "seed": 5, "num_return_sequences": 2}])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {},
+        {"do_sample": True, "seed": 5, "num_return_sequences": 2},
+        {"do_sample": True, "seed": 5, "num_return_sequences": 2, "guidance_scale": 1.5},
+    ],
+)
 def test_wherever_a_stream_is_cut_it_goes_on_as_it_would_have(sampling):
     command = banned("r", LONG[:6], max_rewinds=9, logprobs=True, **sampling)
     whole = run(engine(), [command])
