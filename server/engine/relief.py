@@ -36,7 +36,10 @@ class Relief:
         """Steps since the last one that failed or since the budget was raised."""
         self._patience = PATIENCE
         self._smallest: tuple[str, int] | None = None
-        """The request that was alone in the last step that failed, and its tokens of that step."""
+        """The request that was alone in the last step that failed, and its tokens of that step. None in wider steps.
+
+        Kept over steps that succeed: a source begins anew, and its first parts may fit where its last never does.
+        """
 
     def after_failure(self, batch: Batch, *, is_computed: bool) -> list[Failed]:
         """Make the next step smaller, and end a request that does not fit alone.
@@ -79,7 +82,6 @@ class Relief:
         return Failed(group.request_id, InsufficientMemory.code, message)
 
     def after_success(self) -> None:
-        self._smallest = None
         self._num_successes += 1
         if self._num_successes < self._patience:
             return
@@ -90,4 +92,6 @@ class Relief:
 
     def widen(self) -> None:
         """Also where a step had no work: some requests need several tokens in one step."""
-        self._scheduler.max_batch_tokens = min(self._usual_tokens, 2 * self._scheduler.max_batch_tokens)
+        if self._scheduler.max_batch_tokens < self._usual_tokens:
+            self._smallest = None
+            self._scheduler.max_batch_tokens = min(self._usual_tokens, 2 * self._scheduler.max_batch_tokens)

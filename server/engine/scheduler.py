@@ -173,7 +173,8 @@ class Scheduler:
             self._waiting.charge(share.group.caller, share.num_new_tokens)
         for part in batch.source_shares:
             self._waiting.charge(part.group.caller, part.num_tokens)
-        if self._drafter is not None and 0 < len(batch.shares) == batch.num_growing:
+        is_growth = 0 < len(batch.shares) == batch.num_growing and not batch.source_shares
+        if self._drafter is not None and is_growth:
             drafts = self._drafter.drafts(batch.shares, self.max_batch_tokens - len(batch.shares))
             self._holdings.add_drafts(batch, drafts)
         return batch

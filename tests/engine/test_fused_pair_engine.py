@@ -54,7 +54,7 @@ def runner_of(module: PreTrainedModel, **settings: Any) -> ModelRunner:
     return runner
 
 
-def engine_of(runner: ModelRunner, max_batch_tokens: int = 96) -> DecoderEngine:
+def engine_of(runner: ModelRunner, max_batch_tokens: int = 96, **options: Any) -> DecoderEngine:
     return DecoderEngine(
         runner,
         max_model_len=MAX_MODEL_LEN,
@@ -62,6 +62,7 @@ def engine_of(runner: ModelRunner, max_batch_tokens: int = 96) -> DecoderEngine:
         max_batch_tokens=max_batch_tokens,
         max_running=64,
         prefix_cache=True,
+        **options,
     )
 
 

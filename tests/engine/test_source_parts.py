@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from server import machine
+from server.engine.batch import Batch, Share
+from server.engine.batch_inputs import IntArray
 from server.engine.encoding import SourcePart
 from server.engine.engine import DecoderEngine
 from server.engine.executors.fused.pair_runner import FusedPairRunner
+from server.engine.pacing import Pacing
+from server.engine.prompt_lookup import Drafter
 from server.engine.source_parts import MOST_BEGUN
 from server.protocol import Generate
 from tests.engine.driving import Outcome, run, run_preempted, step
@@ -223,6 +228,42 @@ def test_memory_that_runs_out_in_the_middle_of_a_source_costs_no_token(
     monkeypatch.setattr(runner._encoder._passes, "run", full)
     assert bits(run(engine_of(runner, 8), every_kind())) == expected
     assert calls > failing
+    assert runner.num_readings == 0
+
+
+class Eager(Drafter):
+    """Guesses a token for every row."""
+
+    def drafts(self, shares: Sequence[Share], max_tokens: int) -> list[IntArray]:
+        return [np.array([9]) for _ in shares[:max_tokens]]
+
+
+def test_nothing_is_drafted_in_a_step_with_a_part_of_a_source(runner: FusedPairRunner) -> None:
+    """Its time would count as that of the draft."""
+    engine = engine_of(runner, 8, drafter=Eager(Pacing()))
+    schedule, batches = engine.scheduler.schedule, []
+
+    def watched() -> Batch:
+        batches.append(schedule())
+        return batches[-1]
+
+    engine.scheduler.schedule = watched  # type: ignore[method-assign]
+    run(engine, [command("short", SHORT, max_new_tokens=40), command("long", LONG[0])])
+    assert any(batch.num_growing and batch.source_shares for batch in batches)
+    assert any(batch.num_drafted for batch in batches)
+    assert not any(batch.num_drafted and batch.source_shares for batch in batches)
+
+
+def test_a_request_fails_whose_source_never_comes_to_its_end_for_want_of_memory(
+    runner: FusedPairRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner._encoder, "_write", full)
+        outcomes = run(engine_of(runner), [command("r", LONG[0]), command("s", LONG[1], num_beams=3)])
+    assert {outcome.failure for outcome in outcomes.values()} == {"insufficient_memory"}
     assert runner.num_readings == 0
 
 
