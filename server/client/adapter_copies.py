@@ -101,13 +101,18 @@ class AdapterCopies:
         return self._root
 
 
+def read_files(folder: Path) -> list[Path]:
+    """Those of an adapter's folder that a worker reads."""
+    return sorted({path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()})
+
+
 def _copy(folder: Path, place: Path, max_bytes: int, within: Path | None) -> str:
     """Returns the digest."""
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise NotCopied(f"{folder.name} has no {name}, which the folder of a PEFT adapter holds.")
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted({path for pattern in PATTERNS for path in folder.glob(pattern) if path.is_file()}):
+    for path in read_files(folder):
         if within is not None and not path.resolve().is_relative_to(within.resolve()):
             raise NotCopied(f"{path.name} is a link that leads out of the folder of adapters.")
         digest.update(path.name.encode() + b"\0")

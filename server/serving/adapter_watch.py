@@ -6,14 +6,14 @@ import asyncio
 import logging
 from pathlib import Path
 
-from server.client.adapter_copies import CONFIG, WEIGHTS
+from server.client.adapter_copies import CONFIG, read_files
 from server.errors import SluiceError
 from server.serving.adapter_loading import AdapterLoader
 
 CHECK_INTERVAL_S = 2.0
 
-Stamp = tuple[tuple[int, int] | None, ...]
-"""Time of change and size of an adapter's files; None for one that is missing."""
+Stamp = tuple[tuple[str, int, int], ...]
+"""Names of an adapter's files, times of their changes, and sizes; empty where they cannot be read at the moment."""
 
 log = logging.getLogger("sluice.adapters")
 
@@ -52,7 +52,7 @@ class AdapterWatch:
             del self._tried[name]
             await self._unload(name)
         for name, stamp in stamps.items():
-            if self._tried.get(name) != stamp and (not waits or before.get(name) == stamp):
+            if stamp and self._tried.get(name) != stamp and (not waits or before.get(name) == stamp):
                 self._tried[name] = stamp
                 await self._load(name)
 
@@ -80,13 +80,18 @@ class AdapterWatch:
 
 def _stamps(root: Path) -> dict[str, Stamp]:
     """Of every folder that holds an adapter. Raises OSError where the root cannot be listed."""
-    folders = [path for path in sorted(root.iterdir()) if not path.name.startswith(".") and (path / CONFIG).is_file()]
-    return {folder.name: tuple(_stamp(folder / name) for name in (CONFIG, WEIGHTS)) for folder in folders}
+    stamps: dict[str, Stamp] = {}
+    for folder in sorted(root.iterdir()):
+        if folder.name.startswith("."):
+            continue
+        try:
+            if (folder / CONFIG).is_file():
+                stamps[folder.name] = tuple(map(_stamp, read_files(folder)))
+        except OSError:
+            stamps[folder.name] = ()
+    return stamps
 
 
-def _stamp(path: Path) -> tuple[int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size
+def _stamp(path: Path) -> tuple[str, int, int]:
+    found = path.stat()
+    return path.name, found.st_mtime_ns, found.st_size

@@ -93,8 +93,7 @@ class Registry:
             prepared = self._prepared.pop(model.name) if model.name in self._prepared else None
             client = self.clients[model.name]
             version = None if client.model is model else client.adapters.initial.pop(model.name, None)
-            self._served[model.name] = prepared or self.serve(model, client, ready, version)
-            self._names.setdefault(ready.task, []).append(model.name)
+            self._enter(prepared or self.serve(model, client, ready, version))
         self._is_loaded = True
 
     async def check_chat_templates(self) -> None:
@@ -115,25 +114,36 @@ class Registry:
         else:
             served = CLASSES[ready.task](self.config, model, ready, client, admission)
             served.adapter = version
-        if isinstance(served, ServedClassifier):
-            self.services.classifiers[model.name] = served
-        parent = served_base(model, self.config.models)
+        parent = served_base(model, self.config.models) if version is None else client.model.name
         served.origin = origin_of(model, ready, parent=parent, version="" if version is None else version.digest)
         return served
 
     def publish(self, model: ModelConfig, client: WorkerClient, served: Served) -> None:
         """From now on the name means ``served``; requests that run keep what they began with."""
-        if model.name not in self._served:
-            self._names.setdefault(served.ready.task, []).append(model.name)
         self.models[model.name] = model
         self.clients[model.name] = client
-        self._served[model.name] = served
+        self._enter(served)
 
     def withdraw(self, name: str) -> None:
         """The name is served no more; requests that run go on."""
-        served = self._served.pop(name)
-        self._names[served.ready.task].remove(name)
+        self._leave(self._served.pop(name))
         del self.models[name], self.clients[name]
+
+    def _enter(self, served: Served) -> None:
+        """Under its name, in the place of what had the name for the same task."""
+        before = self._served.get(served.name)
+        if before is not None and before.ready.task != served.ready.task:
+            self._leave(before)
+            before = None
+        if before is None:
+            self._names.setdefault(served.ready.task, []).append(served.name)
+        self._served[served.name] = served
+        if isinstance(served, ServedClassifier):
+            self.services.classifiers[served.name] = served
+
+    def _leave(self, served: Served) -> None:
+        self._names[served.ready.task].remove(served.name)
+        self.services.classifiers.pop(served.name, None)
 
     def get(self, kind: type[S], name: str | None) -> S:
         """The model of that name that ``kind`` serves; without a name the first one."""
