@@ -21,6 +21,7 @@ from argparse import ArgumentParser, Namespace
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -108,12 +109,14 @@ def _inputs(options: Namespace, texts: list[str], stack: contextlib.ExitStack) -
     if path is None:
         if sys.stdin.isatty():
             sys.stderr.write("Type one text per line; end with Ctrl-D.\n")
+        if isinstance(sys.stdin, TextIOWrapper):
+            sys.stdin.reconfigure(errors="surrogateescape")
         return inputs.from_lines(sys.stdin, is_json=is_json, column=options.column), None
     try:
         total = inputs.count_lines(path)
         if is_table:
-            return inputs.from_table(path, options.column), None
-        file = stack.enter_context(path.open(encoding="utf-8", errors="replace"))
+            return inputs.from_table(path, options.column)
+        file = stack.enter_context(path.open(encoding="utf-8", errors="surrogateescape"))
         return inputs.from_lines(file, is_json=is_json, column=options.column), total
     except OSError as error:
         raise ConfigurationError(f"{options.input} cannot be read: {error.strerror}.") from None

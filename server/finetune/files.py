@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from server.errors import ConfigurationError
+from server.finetune.json_values import UnclearValue, json_value
 
 csv.field_size_limit(16 * 1024 * 1024)
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+RETURNS = "its lines end with a carriage return alone. End them with a line feed."
 BYTE_ORDER_MARKS = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
 
 _PAIRS = re.compile(rb"[\x80-\xff]{4}|(?<![A-Za-z\x80-\xff])[\x80-\xff]{2}(?![A-Za-z\x80-\xff])")
@@ -92,7 +94,10 @@ def lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
-                yield number, _decoded(path, number, raw).rstrip("\r\n")
+                line = _decoded(path, number, raw).rstrip("\r\n")
+                if number == 1 and "\r" in line:
+                    fail(path, number, RETURNS)
+                yield number, line
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}.") from None
 
@@ -134,14 +139,11 @@ def json_rows(path: Path) -> Iterator[tuple[int, Row]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            json.dumps(row, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            fail(path, number, "a string has half of a surrogate pair, which is not a character.")
+            row = json_value(line)
+        except UnclearValue as error:
+            fail(path, number, str(error))
         except json.JSONDecodeError as error:
             fail(path, number, f"it is not JSON ({error.msg} at column {error.colno}). Write one object a line.")
-        except ValueError:
-            fail(path, number, "a number has too many digits.")
         except RecursionError:
             fail(path, number, "its JSON is nested too deeply. Write one object a line.")
         if not isinstance(row, dict):
@@ -188,7 +190,7 @@ def _split_rows(path: Path, separator: str) -> list[tuple[int, list[str]]]:
     rows = []
     for number, line in lines(path):
         if "\r" in line:
-            fail(path, number, "its lines end with a carriage return alone. End them with a line feed.")
+            fail(path, number, RETURNS)
         # Not at every space of Unicode: some corpora have words with a no-break space inside.
         columns = [column.strip(" ") for column in re.split(separator, line.strip(" \t"))]
         rows.append((number, [] if columns[0].partition(" ")[0] in ("", "-DOCSTART-") else columns))

@@ -175,6 +175,13 @@ def test_jsonl_sentences_are_tokens_and_tags(write):
             "line 2: the label is a list in some",
         ),
         ("a.jsonl", '{"text": "x\\ud83d", "label": "y"}', "line 1: a string has half of a surrogate pair"),
+        ("a.jsonl", '{"text": "x", "text": "z", "label": "y"}', "line 1: an object has 'text' twice"),
+        ("a.csv", "text,label\rx,y\r", "line 1: its lines end with a carriage return alone"),
+        (
+            "a.jsonl",
+            '{"text": "x", "label": "y"}\r{"text": "z", "label": "y"}\r',
+            "line 1: its lines end with a carriage",
+        ),
         ("a.xlsx", "", "classification data is a .csv, .tsv or .jsonl file"),
     ],
 )
