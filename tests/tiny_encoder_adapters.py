@@ -43,8 +43,8 @@ IA3_LAYERS = {
 }
 """Layers that are scaled, and those whose inputs are."""
 
-BROUGHT = {"distilbert": ["pre_classifier"], "modernbert": ["head"]}
-"""Modules that bases of the family lack beside the last layer."""
+BROUGHT = {"modernbert": ["head"]}
+"""Modules that bases of the family lack beside the last layer, and that PEFT saves only where they are named."""
 
 LORA: dict[str, dict[str, Any]] = {
     "lora": {"r": 4, "lora_alpha": 8},
@@ -65,7 +65,7 @@ def write_tiny_base(folder: Path, family: str) -> Path:
 
 def config_of(kind: str, family: str, task: HeadTask) -> LoraConfig | IA3Config:
     common: dict[str, Any] = {"task_type": PEFT_TASKS[task]}
-    if brought := [name for name in BROUGHT.get(family, []) if task == "classify" or name == "head"]:
+    if brought := BROUGHT.get(family):
         last = "qa_outputs" if task == "question-answering" and family != "modernbert" else "classifier"
         common["modules_to_save"] = [*brought, last]
     if kind == "ia3":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 
 from server.models.adapter_check import check_adapter, check_fields
 from server.models.describe import read_json, refuse
-from server.models.lora import merge_plain
+from server.models.lora import is_saved, merge_plain
 from server.models.weights import tensors
 from server.out_of_memory import raise_if_memory
 from server.sharing import is_folder
@@ -44,11 +45,12 @@ class Adapter:
     labels: dict[str, Any]
     """Fields of the base's config that the adapter's head replaces."""
     modules_to_save: tuple[str, ...]
-    """Modules that the adapter brings whole in place of the base's: their names, or the last parts of them."""
+    """Modules that the adapter brings whole in place of the base's: the ends of their names."""
 
     def brings(self, weight: str) -> bool:
         """Whether the adapter holds the weight that the base lacks."""
-        return any(f".{name}." in f".{weight}" for name in self.modules_to_save)
+        owners = [weight[: match.start()] for match in re.finditer(r"\.", weight)]
+        return any(is_saved(owner, self.modules_to_save) for owner in owners)
 
 
 def is_adapter(folder: Path) -> bool:

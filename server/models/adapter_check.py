@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from server.models.describe import refuse
-from server.models.lora import PREFIX, is_target
+from server.models.lora import PREFIX, is_saved, is_target
 from server.models.weights import tensors
 
 TENSORS = {"LORA": ("lora_A.weight", "lora_B.weight"), "IA3": ("ia3_l",)}
@@ -164,7 +164,7 @@ class _Check:
         return self._config.get("r")
 
     def _is_saved(self, name: str) -> bool:
-        return is_target(name, list(self._config.get("modules_to_save") or ()))
+        return is_saved(name, self._config.get("modules_to_save") or ())
 
 
 def _size(layer: nn.Module) -> tuple[int, int] | None:

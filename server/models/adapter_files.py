@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from server.models.adapter import WEIGHTS, Adapter
 from server.models.describe import read_json
-from server.models.lora import PLAIN_STARTS, PREFIX, WITHOUT_EFFECT, plain_targets
+from server.models.lora import PLAIN_STARTS, PREFIX, WITHOUT_EFFECT, is_saved, plain_targets
 from server.modules.adapted import LayerChange, NotShared
 from server.out_of_memory import raise_if_memory
 
@@ -305,7 +305,7 @@ def _saved(skeleton: PreTrainedModel, endings: Sequence[str], tensors: _Tensors)
     """Layers that the adapter brings whole, found as PEFT finds them: by the ends of their names."""
     found = {}
     for name, part in skeleton.named_modules():
-        if not name.endswith(tuple(endings)):
+        if not is_saved(name, endings):
             continue
         if part is skeleton.get_input_embeddings():
             found[name] = LayerChange(weight_NK=tensors.take(f"{name}.weight").t())

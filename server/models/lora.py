@@ -67,7 +67,7 @@ def plain_targets(
     if not _is_plain(config):
         return None
     names = [name for name, _ in module.named_modules()]
-    heads = {name for name in names if is_target(name, list(saved))}
+    heads = {name for name in names if is_saved(name, saved)}
     targets = {name for name in names if is_target(name, config["target_modules"])}
     if not targets or not heads | targets <= _own_linears(module).keys() or heads & targets:
         return None
@@ -91,6 +91,11 @@ def is_target(name: str, targets: str | list[str]) -> bool:
     if isinstance(targets, str):
         return re.fullmatch(targets, name) is not None
     return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def is_saved(name: str, endings: Sequence[str]) -> bool:
+    """As PEFT reads modules_to_save: by the end of a name, also within a word (``pre_classifier``)."""
+    return name.endswith(tuple(endings))
 
 
 def _own_linears(module: nn.Module) -> dict[str, nn.Linear]:

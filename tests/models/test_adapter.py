@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from server.models.loader import LoadedModel
 from tests.models.folders import BERT, IDS, edit, read, refusal, write
+from tests.tiny_encoders import tiny_encoder
 from tests.tiny_models import (
     VOCAB_SIZE,
     tiny_config,
@@ -67,6 +68,18 @@ def test_an_adapter_on_a_headless_base_is_merged_with_its_head_and_labels(
     assert not any("lora" in name for name, _ in loaded.module.named_modules())
     with torch.inference_mode():
         torch.testing.assert_close(loaded.module(IDS).logits, adapted(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_brings_every_module_whose_name_ends_as_peft_saves_it(tmp_path: Path) -> None:
+    """DistilBERT's ``pre_classifier`` ends with PEFT's own ``classifier``."""
+    base = write(tmp_path / "base", tiny_encoder("distilbert", "classify").base_model)
+    module = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    adapted = train(module, ["q_lin", "v_lin"], task_type="SEQ_CLS")
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.config.save_pretrained(tmp_path / "adapter")
+    with torch.inference_mode():
+        expected = adapted(IDS).logits
+        torch.testing.assert_close(read(tmp_path / "adapter").module(IDS).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapter_for_questions_is_merged_with_its_head_whatever_labels_its_base_has(
