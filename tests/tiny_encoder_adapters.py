@@ -51,9 +51,10 @@ LORA: dict[str, dict[str, Any]] = {
     "some layers": {"r": 3, "lora_alpha": 8, "layers_to_transform": [1]},
     "dora": {"r": 4, "lora_alpha": 8, "use_dora": True},
     "lora bias": {"r": 4, "lora_alpha": 8, "lora_bias": True, "use_rslora": True},
+    "saved pooler": {"r": 4, "lora_alpha": 8, "modules_to_save": ["pooler", "classifier"]},
 }
 
-KINDS = (*LORA, "ia3")
+KINDS = (*(kind for kind in LORA if kind != "saved pooler"), "ia3")
 
 
 def write_tiny_base(folder: Path, family: str) -> Path:
@@ -71,7 +72,7 @@ def config_of(kind: str, family: str, task: HeadTask) -> LoraConfig | IA3Config:
     if kind == "ia3":
         layers, feedforward = IA3_LAYERS[family]
         return IA3Config(target_modules=layers, feedforward_modules=feedforward, **common)
-    return LoraConfig(target_modules=LINEARS[family], **LORA[kind], **common)
+    return LoraConfig(target_modules=LINEARS[family], **{**LORA[kind], **common})
 
 
 @quiet()

@@ -36,7 +36,8 @@ class EncoderReader(Reader[EncoderAdapter]):
         super().__init__(loaded)
         self._forward = forward
         self._problem = _problem(forward, sample)
-        self._base_heads: dict[str, BaseHead] = {}
+        self._base_heads: dict[tuple[str, tuple[str, ...]], BaseHead] = {}
+        """By task, and by what adapters bring in place of the base's."""
 
     def _check_can_share(self) -> None:
         if self._problem is not None:
@@ -70,9 +71,10 @@ class EncoderReader(Reader[EncoderAdapter]):
         }
 
     def _base_head(self, folder: ModelFolder, adapter: Adapter) -> BaseHead:
-        if folder.task not in self._base_heads:
-            self._base_heads[folder.task] = BaseHead(lambda: _values_behind_core(folder, adapter))
-        return self._base_heads[folder.task]
+        key = (folder.task, adapter.modules_to_save)
+        if key not in self._base_heads:
+            self._base_heads[key] = BaseHead(lambda: _values_behind_core(folder, adapter))
+        return self._base_heads[key]
 
 
 def try_adapter(forward: Forward, sample: Sequence[Encode], adapter: EncoderAdapter) -> None:

@@ -141,6 +141,20 @@ def test_a_text_has_the_same_bits_alone_and_among_texts_of_other_adapters(
         assert np.array_equal(together[command.request_id], scores(engine, [command])[command.request_id]), command
 
 
+def test_an_adapter_has_the_pooler_of_its_base_whatever_another_brings(folders: Any, tmp_path: Path) -> None:
+    base, adapters = folders("bert")
+    brings = tmp_path / "brings"
+    write_encoder_adapter(brings, base, "saved pooler", "bert", "classify")
+    ids = list(TEXTS[0])
+    both = [brings, adapters["classify", "dora"], adapters["classify", "lora"]]
+    engine, ready = built(base, both)
+    for folder, fact in zip(both, ready.adapters, strict=True):
+        assert fact.problem is None
+        theirs = peft_logits(base, folder, "classify", ids, 3, [0] * len(ids))
+        ours = scores(engine, [Encode("r", ids, [0] * len(ids), adapter=fact.digest)])["r"]
+        assert ours == pytest.approx(theirs.numpy(), abs=1e-3)
+
+
 def problem(base: Path, adapter: Path, **settings: Any) -> str:
     _, ready = built(base, [adapter], **settings)
     return str(ready.adapters[0].problem)
