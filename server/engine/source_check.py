@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from server.engine.executors.encoder_decoder import num_embeddings
+from server.engine.in_float32 import in_float32
 from server.engine.selfcheck import FLOAT32_TOLERANCE, TOP_TOLERANCE, Reference, Sample, sequence_lengths
 
 SOURCE_LENGTHS = (3, 40, 150)
@@ -23,7 +24,10 @@ SOURCE_LENGTHS = (3, 40, 150)
 def reference(
     module: PreTrainedModel, max_model_len: int, max_source_len: int, restore: Callable[[], Any] = lambda: None
 ) -> Reference:
-    """Run the plain module, without a cache where it can. ``restore`` undoes what a forward pass changes in it."""
+    """Run the plain module in float32, without a cache where it can.
+
+    ``restore`` undoes what a forward pass changes in it.
+    """
     generator = torch.Generator().manual_seed(0)
     source_ids, target_ids = (
         _ordinary_ids(part, module.config) for part in (module.get_encoder(), module.get_decoder())
@@ -38,9 +42,10 @@ def reference(
 
     window = getattr(module.config.get_text_config(decoder=True), "sliding_window", None)
     lengths = zip(sequence_lengths(max_model_len, window), SOURCE_LENGTHS, strict=True)
-    samples = [sample(length, min(source_length, max_source_len)) for length, source_length in lengths]
-    if not _is_causal(module, samples[0]):
-        samples = [replace(sample, logits_TV=_stepwise_logits(module, sample)) for sample in samples]
+    with in_float32(module):
+        samples = [sample(length, min(source_length, max_source_len)) for length, source_length in lengths]
+        if not _is_causal(module, samples[0]):
+            samples = [replace(sample, logits_TV=_stepwise_logits(module, sample)) for sample in samples]
     restore()
     return Reference(samples=samples, far=[], rule=None)
 

@@ -34,7 +34,7 @@ def best_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """With heads of the width 16, which the kernels take."""
     config = tiny_config(family)
-    if family == "t5":
+    if hasattr(config, "d_kv"):
         config.d_kv = 16
     else:
         config.encoder_attention_heads = config.decoder_attention_heads = 3
@@ -42,6 +42,11 @@ def tiny(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     scramble_pair(module, 0)
     module.generation_config.decoder_start_token_id = start_id(family)
     return module.eval().to(dtype)
+
+
+@pytest.mark.parametrize("family", ["t5", "t5-1.1", "mt5", "umt5", "bart", "marian"])
+def test_models_in_bfloat16_are_fused(family: str) -> None:
+    assert runner_of(tiny(family, torch.bfloat16)).name == "fused"
 
 
 def runner_of(module: PreTrainedModel, **settings: Any) -> ModelRunner:
