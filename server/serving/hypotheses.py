@@ -18,4 +18,6 @@ def best(count: int, served: ServedGenerator, of_task: Mapping[str, Any]) -> dic
     if count == 1:
         return {}
     usual = of_task.get("num_beams", served.ready.generation_config.get("num_beams"))
-    return {"num_beams": max(count, usual if isinstance(usual, int) else 1), "num_return_sequences": count}
+    # More than can run are no default either.
+    is_taken = isinstance(usual, int) and usual <= served.ready.max_running
+    return {"num_beams": max(count, usual) if is_taken else count, "num_return_sequences": count}

@@ -70,6 +70,13 @@ def test_several_answers_are_hypotheses_without_repetitions_the_likeliest_first(
     assert (params.num_beams, params.num_return_sequences, params.max_new_tokens) == (3, 3, 9)
 
 
+@pytest.mark.parametrize(("usual", "asked"), [(4, 4), (65, 2)])
+def test_several_answers_come_from_the_models_beams_where_so_many_can_run(usual: int, asked: int):
+    worker = answerer("Ann", "Bob", generation_config={"num_beams": usual})
+    assert len(post(client_of(worker), parameters={"top_k": 2})) == 2
+    assert worker.commands[0].params.num_beams == asked
+
+
 def test_a_list_of_questions_gets_a_list_of_answers():
     assert [answer["answer"] for answer in post(client_of(answerer("Bob")), inputs=[INPUTS, INPUTS])] == ["Bob"] * 2
 
