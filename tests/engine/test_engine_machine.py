@@ -1,4 +1,7 @@
-"""Random adds of several callers, aborts, steps and kills: no block is lost, and every output is the lone run's."""
+"""Random adds of several callers, aborts, steps, preemptions and kills.
+
+No block is lost, and every output is that of a lone run.
+"""
 
 from __future__ import annotations
 
@@ -50,10 +53,20 @@ GROUPS = st.one_of(
     st.fixed_dictionaries({"banned_phrases": st.just(("ab", "dd", "eca", "ge")), "max_rewinds": st.integers(0, 6)}),
     st.fixed_dictionaries(
         {
-            "banned_phrases": st.just(("bh", "ca")),
+            "banned_phrases": st.sampled_from([(), ("bh", "ca")]),
+            "max_rewinds": st.sampled_from([1, 64]),
             "num_return_sequences": st.just(2),
             "guidance_scale": st.sampled_from([1.0, 1.5]),
             "do_sample": st.just(True),
+            "prompt_logprobs": st.booleans(),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "banned_phrases": st.just(("bh", "ca")),
+            "num_beams": st.just(2),
+            "guidance_scale": st.sampled_from([1.0, 1.5]),
+            "prompt_logprobs": st.booleans(),
         }
     ),
     st.fixed_dictionaries({"prompt_logprobs": st.just(True), "num_beams": st.sampled_from([1, 2])}),
@@ -152,6 +165,11 @@ class EngineMachine(RuleBasedStateMachine):
     def steps(self, count: int) -> None:
         for _ in range(count):
             step(self.engine, self.outcomes)
+
+    @rule()
+    def preempt(self) -> None:
+        """As when memory has run out."""
+        self.engine.scheduler.preempt_newest()
 
     @rule()
     def kill_and_resume(self) -> None:
