@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ class WrittenAnswer:
     score: float
     """The probability that the model writes it."""
     place: tuple[int, int] | None
-    """Where it first stands in the context."""
+    """Where it first stands in the context, as whole words if it does anywhere."""
 
 
 class AnswerWriter:
@@ -96,5 +97,6 @@ def _answers(outputs: Sequence[OutputText], context: str) -> list[WrittenAnswer]
 
 
 def _place(text: str, context: str) -> tuple[int, int] | None:
-    start = context.find(text) if text else -1
-    return None if start < 0 else (start, start + len(text))
+    part = re.escape(text)
+    found = re.search(rf"(?<!\w){part}(?!\w)", context) or re.search(part, context)
+    return found.span() if found and text else None

@@ -61,6 +61,21 @@ def test_an_answer_that_is_not_in_the_context_has_no_place():
         assert (answer["answer"], answer["start"], answer["end"]) == (text, None, None)
 
 
+@pytest.mark.parametrize(
+    ("text", "context", "start"),
+    [
+        ("he", "the man said he left", 13),
+        ("7", "17 of 7.", 6),
+        ("京", "東京 に", 1),
+        ("$5", "US$5", 2),
+        (".*", "a .*", 2),
+    ],
+)
+def test_the_place_of_an_answer_is_one_of_whole_words_if_possible(text: str, context: str, start: int):
+    answer = post(client_of(answerer(text)), inputs={"question": "Who?", "context": context})
+    assert (answer["answer"], answer["start"], answer["end"]) == (text, start, start + len(text))
+
+
 def test_several_answers_are_hypotheses_without_repetitions_the_likeliest_first():
     worker = answerer("Ann and Bob", "Bob", " Bob ")
     answers = post(client_of(worker), parameters={"top_k": 3, "max_answer_len": 9, "align_to_words": True})
