@@ -119,6 +119,8 @@ def plan_model(model: ModelConfig, num_on_gpu: int = 1, host: str | None = None)
     if folder.adapter is not None and folder.adapter.has_virtual_tokens and not is_shared:
         check(module, folder.adapter)
     if is_shared:
+        if folder.adapter is not None and folder.adapter.has_virtual_tokens:
+            max_model_len -= read_virtual_tokens(folder.adapter).num_tokens
         weights = read_weights(folder.path)
         load_bytes = weight_bytes = weights.num_parameters * dtype.itemsize
     # Without weights nothing can be computed: what a step takes of a GPU is not known.

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from server.commands.planned import PlannedModel, plan_or_problem
+from server.config import ModelConfig
 from server.engine.batch_inputs import Row
 from server.engine.context import Context
 from server.engine.engine import DecoderEngine
@@ -192,6 +194,16 @@ def test_virtual_tokens_are_computed_once_and_not_counted_as_cached(folders: Fol
     (stats,) = [reply for reply in engine.step() if isinstance(reply, Stats)]
     num_virtual = VIRTUAL[kind][1]["num_virtual_tokens"]
     assert stats.batch_tokens == num_virtual % engine.blocks.block_size + len(IDS)
+
+
+def test_the_plan_of_an_adapter_leaves_out_the_room_of_its_virtual_tokens(folders: Folders) -> None:
+    base, adapters = folders("llama")
+    lengths = []
+    for model in (ModelConfig(name="base", path=str(base)), ModelConfig(name="long", path=str(adapters["long prompt"]))):
+        planned = plan_or_problem(model, 1, None if model.name == "base" else "base")
+        assert isinstance(planned, PlannedModel)
+        lengths.append(planned.max_model_len)
+    assert lengths[0] - lengths[1] == VIRTUAL["long prompt"][1]["num_virtual_tokens"]
 
 
 def test_preempted_and_resumed_requests_keep_their_tokens(folders: Folders) -> None:
