@@ -38,9 +38,13 @@ from server.models.weights import read_weights
 from server.modules.adapted import NotShared
 from server.modules.attention_calls import ATTENTION, set_attention
 from server.modules.unsupported import FORWARD_FAILURES, Unsupported
+from server.native import kernels
 from server.number_types import WEIGHT_TYPES, KvDtype
 from server.tasks import EMBED, GENERATE, SEQ2SEQ, TASKS
 from server.worker import kernel_trial
+
+UNFUSED = ("generic", "compat")
+"""Executors whose rows depend on the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +175,8 @@ def _why_not_shared(
         return f"its task is {folder.task}"
     if reads and pads(model.executor, device):
         return "texts are padded"
+    if model.deterministic and reads is None and (kernels.name() == "torch" or model.executor in UNFUSED):
+        return "deterministic is set, and products here have no kernels of ours"
     assert folder.adapter is not None, "no other model has a host"
     try:
         if folder.adapter.has_virtual_tokens and reads is None:

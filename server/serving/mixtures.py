@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from server.adapter_errors import AdapterRefused
+from server.adapter_errors import AdapterRefused, AdapterVersionNotFound
 from server.client.adapters import AdapterVersion, NotServed
 from server.client.worker_client import WorkerClient
-from server.errors import ConflictingParameters, InvalidParameter
+from server.errors import ConflictingParameters, InvalidParameter, ModelNotFound
 from server.protocol import LoadAdapter, WeightedAdapter
 from server.serving.generator import ServedGenerator
 from server.serving.options.table import OPTIONS
@@ -59,7 +59,11 @@ class Mixtures:
         return served
 
     def _version(self, host: ServedGenerator, name: str) -> AdapterVersion:
-        served = self._registry.get(ServedGenerator, name)
+        try:
+            served = self._registry.get(ServedGenerator, name)
+        except (ModelNotFound, AdapterVersionNotFound) as error:
+            error.field = FIELD
+            raise
         if served.adapter is None or served.worker is not host.worker:
             raise InvalidParameter(FIELD, name, f"must name adapters that share the worker of {host.name}")
         return served.adapter

@@ -124,6 +124,8 @@ def test_chat_and_completions_take_a_sum(server: ServerProcess) -> None:
         (added(("first", 1), ("first", 1)), {}, 422, "once"),
         (added(*[("first", 1)] * 9), {}, 422, "at most 8"),
         (added(("nobody", 1)), {}, 404, "nobody"),
+        (added(("nobody", 1)), {}, 404, '"param": "parameters.adapters"'),
+        (added(("first@00000000", 2)), {}, 404, '"param": "parameters.adapters"'),
         (added(("base", 2)), {}, 422, "must name adapters that share the worker of base"),
         (added(("second", 1)), {"model": "first"}, 422, "model must be the base"),
         ([{"name": "first", "wheight": 1}], {}, 422, "wheight"),

@@ -199,11 +199,29 @@ def test_virtual_tokens_are_computed_once_and_not_counted_as_cached(folders: Fol
 def test_the_plan_of_an_adapter_leaves_out_the_room_of_its_virtual_tokens(folders: Folders) -> None:
     base, adapters = folders("llama")
     lengths = []
-    for model in (ModelConfig(name="base", path=str(base)), ModelConfig(name="long", path=str(adapters["long prompt"]))):
+    for model in (
+        ModelConfig(name="base", path=str(base)),
+        ModelConfig(name="long", path=str(adapters["long prompt"])),
+    ):
         planned = plan_or_problem(model, 1, None if model.name == "base" else "base")
         assert isinstance(planned, PlannedModel)
         lengths.append(planned.max_model_len)
     assert lengths[0] - lengths[1] == VIRTUAL["long prompt"][1]["num_virtual_tokens"]
+
+
+@pytest.mark.parametrize("settings", [{"kernels": "torch"}, {"executor": "generic"}])
+def test_the_plan_and_the_worker_refuse_deterministic_rows_that_depend_on_the_batch(
+    folders: Folders, settings: dict[str, Any]
+) -> None:
+    base, adapters = folders("llama")
+    _, ready = built(base, [adapters["prompt"]], deterministic=True, **settings)
+    (problem,) = (fact.problem for fact in ready.adapters)
+    assert problem == "deterministic is set, and products here have no kernels of ours"
+    lora = write_tiny_adapter(base.parent / "lora", base, "lora", "llama")
+    planned = plan_or_problem(ModelConfig(name="r", path=str(lora), deterministic=True, **settings), 1, "base")
+    assert isinstance(planned, PlannedModel) and planned.not_shared_because == problem
+    model = ModelConfig(name="r", path=str(adapters["prompt"]), deterministic=True, **settings)
+    assert "virtual tokens, which no weights can hold" in str(plan_or_problem(model, 1, "base"))
 
 
 def test_preempted_and_resumed_requests_keep_their_tokens(folders: Folders) -> None:
