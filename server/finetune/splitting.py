@@ -59,6 +59,12 @@ def split(examples: Sequence[Any], *, validation_share: float, test_share: float
     return Split(train=train, validation=validation, test=test)
 
 
+def without_texts_of(examples: Sequence[Any], held_out: Sequence[Any]) -> list[Any]:
+    """The examples whose text, or pair of texts, no example of ``held_out`` has."""
+    keys = {_key(example) for example in held_out}
+    return [example for example in examples if _key(example) not in keys]
+
+
 def _key(example: TextExample | TagExample | QuestionExample | RewriteExample) -> tuple[str, ...]:
     if isinstance(example, RewriteExample):
         return (example.source,)

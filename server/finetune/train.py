@@ -19,7 +19,7 @@ from server.finetune.options import Options
 from server.finetune.parts import Part, encode
 from server.finetune.result import write_result
 from server.finetune.say import say
-from server.finetune.splitting import Split, split
+from server.finetune.splitting import Split, split, without_texts_of
 from server.finetune.tasks import TrainedTask
 from server.finetune.workspace import STATE, Workspace
 from server.tasks import TRAININGS
@@ -63,12 +63,17 @@ def finetune(options: Options) -> dict[str, Any]:
 
 def _read(task: TrainedTask, options: Options) -> Split:
     examples = _examples(task, options.data)
+    test = None if options.eval_data is None else _examples(task, options.eval_data)
+    if test is not None:
+        num_read, examples = len(examples), without_texts_of(examples, test)
+        if number := num_read - len(examples):
+            say(f"{number} examples of {options.data} are not trained on: {options.eval_data} has their texts")
     task.set_labels(examples)
-    if options.eval_data is None:
+    if test is None:
         shares = {"validation_share": options.validation_share, "test_share": options.test_share}
         return split(examples, **shares, seed=options.seed)
     parts = split(examples, validation_share=options.validation_share, test_share=0, seed=options.seed)
-    return replace(parts, test=_examples(task, options.eval_data))
+    return replace(parts, test=test)
 
 
 def _examples(task: TrainedTask, path: str) -> list[Any]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from server.errors import ConfigurationError
 from server.finetune.data import TagExample, TextColumns, TextExample, label_names, read_tags, read_texts
-from server.finetune.splitting import split
+from server.finetune.splitting import split, without_texts_of
 
 
 @pytest.fixture
@@ -275,3 +275,12 @@ def test_too_few_texts_are_refused():
     rows = [TextExample("same", ("x",))] * 50
     with pytest.raises(ConfigurationError, match="1 different texts are too few"):
         split(rows, validation_share=0.1, test_share=0.1, seed=0)
+
+
+def test_examples_with_held_out_texts_are_left_out():
+    def example(text: str, pair: str | None = None) -> TextExample:
+        return TextExample(text, ("y",), pair)
+
+    examples = [example("a"), example("b"), example("a", "b"), example("a", "c")]
+    held_out = [TextExample("a", ("other",)), example("a", "c"), example("d")]
+    assert without_texts_of(examples, held_out) == [example("b"), example("a", "b")]

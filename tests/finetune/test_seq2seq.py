@@ -110,6 +110,14 @@ def test_the_cut_text_keeps_its_last_special_token(tmp_path: Path) -> None:
     assert all(len(each.labels) == 3 and each.labels[-1] == EOS_ID for each in encoded)
 
 
+def test_no_text_of_the_held_out_data_is_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held_out = tmp_path / "held_out.jsonl"
+    held_out.write_text(json.dumps({"source": "the river 2", "target": "another mill"}))
+    found = run(tmp_path, write_tiny_encoder_decoder(tmp_path / "base", "t5"), eval_data=str(held_out))
+    assert (found["num_train"] + found["num_validation"], found["num_test"]) == (39, 1)
+    assert f"1 examples of {tmp_path / 'data.jsonl'} are not trained on" in capsys.readouterr().out
+
+
 def test_a_merged_model_is_the_base_with_its_adapter(tmp_path: Path) -> None:
     base = write_tiny_encoder_decoder(tmp_path / "base", "t5")
     found = {}
