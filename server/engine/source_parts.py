@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import ceil
 
 from server.engine.batch import Batch, SourceShare
 from server.engine.encoding import EncoderPasses, SourcePart
 from server.engine.pacing import Pacing
 from server.engine.sequence_group import SequenceGroup
-from server.engine.sources import Source
+from server.engine.sources import Source, distinct
 
 MOST_BEGUN = 4
-"""Sources that have begun and are not complete, at most: the runner keeps states of all of their tokens."""
+"""Sources that have begun and are not complete, at most: the runner keeps states of all of their tokens.
+
+The last place is for one that is shorter than all others, so that long ones hold up no short one."""
 
 
 class SourceParts:
@@ -35,7 +37,7 @@ class SourceParts:
         length, state = len(source.ids), source.held
         stop = self._passes.reach(length, state.num_units, budget / weight)
         part = SourcePart(source, stop, is_last=stop == self._passes.num_units(length))
-        if not part.is_last and not state.is_begun and _num_begun(batch, running) >= MOST_BEGUN:
+        if not part.is_last and not state.is_begun and not _may_begin(source, _begun(batch, running)):
             return 0
         num_tokens = self._passes.num_tokens(length, state.num_units, stop)
         batch.source_shares.append(SourceShare(part, group, num_tokens))
@@ -58,8 +60,12 @@ class SourceParts:
         return self._passes.num_tokens(length, num_units, self._passes.num_units(length))
 
 
-def _num_begun(batch: Batch, running: Iterable[SequenceGroup]) -> int:
+def _may_begin(source: Source, begun: Collection[Source]) -> bool:
+    is_shortest = all(len(source.ids) < len(other.ids) for other in begun)
+    return len(begun) < (MOST_BEGUN if is_shortest else MOST_BEGUN - 1)
+
+
+def _begun(batch: Batch, running: Iterable[SequenceGroup]) -> Collection[Source]:
     """With those that begin in the step."""
-    states = [group.source.held for group in running if group.source is not None and group.source.held.is_begun]
-    states += [part.source.held for part in batch.parts if not part.is_last]
-    return len({state.key for state in states})
+    begun = [group.source for group in running if group.source is not None and group.source.held.is_begun]
+    return distinct([*begun, *(part.source for part in batch.parts if not part.is_last)])

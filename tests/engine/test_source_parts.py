@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -280,6 +281,19 @@ def test_few_sources_are_read_in_parts_at_the_same_time(runner: FusedPairRunner)
         step(engine, outcomes)
     assert 1 < watched.most_begun <= MOST_BEGUN
     assert all(outcome.finish_reason for outcome in outcomes.values())
+
+
+def test_a_short_source_begins_beside_several_long_ones(runner: FusedPairRunner) -> None:
+    engine = engine_of(runner, 8)
+    outcomes: dict[str, Outcome] = {}
+    for i in range(6):
+        engine.add(command(f"{i}", LONG[i]))
+    for _ in range(6):
+        step(engine, outcomes)
+    engine.add(msgspec.structs.replace(command("short", LONG[7][:10]), caller="other"))
+    while not outcomes:
+        step(engine, outcomes)
+    assert outcomes.keys() == {"short"}
 
 
 def test_what_begun_sources_keep_is_not_given_to_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
