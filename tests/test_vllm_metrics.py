@@ -41,10 +41,10 @@ def ready(num_blocks: int, block_size: int) -> Ready:
 @pytest.fixture(scope="module")
 def samples() -> Samples:
     """All that is rendered after some work of a decoder called ``writer`` and a classifier called ``judge``."""
-    metrics.set_model_info("writer", ready(num_blocks=8, block_size=32))
+    metrics.set_model_info("vllm-writer", ready(num_blocks=8, block_size=32))
     metrics.set_model_info("judge", ready(num_blocks=0, block_size=0))
     metrics.record_step(
-        "writer",
+        "vllm-writer",
         Stats(
             batch_size=3,
             batch_tokens=12,
@@ -57,8 +57,8 @@ def samples() -> Samples:
             num_blocks_used=4,
         ),
     )
-    metrics.observe_first_token("writer", 0.03)
-    metrics.INTER_TOKEN_GAP.labels("writer").observe(0.02)
+    metrics.observe_first_token("vllm-writer", 0.03)
+    metrics.INTER_TOKEN_GAP.labels("vllm-writer").observe(0.02)
     for task, status, reason in (
         ("generate", "2xx", "stop"),
         ("generate", "2xx", "length"),
@@ -66,10 +66,10 @@ def samples() -> Samples:
         ("generate", "499", "none"),
         ("generate", "4xx", "none"),
     ):
-        metrics.observe_request("writer", task, status=status, finish_reason=reason, total_s=0.5, queue_s=0.1)
+        metrics.observe_request("vllm-writer", task, status=status, finish_reason=reason, total_s=0.5, queue_s=0.1)
     metrics.observe_request("judge", "classify", status="2xx", finish_reason="none", total_s=0.01, queue_s=0.001)
     metrics.observe_request("none", "generate", status="4xx", finish_reason="none", total_s=0.01, queue_s=None)
-    metrics.observe_tokens("writer", "generate", 13, 7)
+    metrics.observe_tokens("vllm-writer", "generate", 13, 7)
     return parsed(vllm_names=True)
 
 
@@ -123,36 +123,40 @@ def test_every_value_is_the_one_that_ours_say(samples: Samples):
 
 
 def test_what_was_computed_and_what_was_found_in_the_cache_are_the_prompts_tokens(samples: Samples):
-    assert value(samples, "vllm:prompt_tokens_total", model_name="writer") == 9 + 4
-    assert value(samples, "vllm:generation_tokens_total", model_name="writer") == 7
-    assert value(samples, "vllm:num_requests_running", model_name="writer") == 3
-    assert value(samples, "vllm:num_requests_waiting", model_name="writer") == 2
-    assert value(samples, "vllm:kv_cache_usage_perc", model_name="writer") == 0.5
+    assert value(samples, "vllm:prompt_tokens_total", model_name="vllm-writer") == 9 + 4
+    assert value(samples, "vllm:generation_tokens_total", model_name="vllm-writer") == 7
+    assert value(samples, "vllm:num_requests_running", model_name="vllm-writer") == 3
+    assert value(samples, "vllm:num_requests_waiting", model_name="vllm-writer") == 2
+    assert value(samples, "vllm:kv_cache_usage_perc", model_name="vllm-writer") == 0.5
 
 
 def test_requests_are_counted_by_how_they_ended_and_refused_ones_not_at_all(samples: Samples):
     ended = {
         (dict(labels)["model_name"], dict(labels)["finished_reason"]): amount
         for (name, labels), amount in samples.items()
-        if name == "vllm:request_success_total" and dict(labels)["model_name"] in ("writer", "judge", "none")
+        if name == "vllm:request_success_total" and dict(labels)["model_name"] in ("vllm-writer", "judge", "none")
     }
     assert ended == {
-        ("writer", "stop"): 2,
-        ("writer", "length"): 1,
-        ("writer", "abort"): 1,
+        ("vllm-writer", "stop"): 2,
+        ("vllm-writer", "length"): 1,
+        ("vllm-writer", "abort"): 1,
         ("judge", "stop"): 1,
     }
 
 
 def test_tasks_of_one_model_are_one_histogram(samples: Samples):
-    assert value(samples, "vllm:e2e_request_latency_seconds_count", model_name="writer") == 5
-    assert value(samples, "vllm:e2e_request_latency_seconds_bucket", model_name="writer", le="+Inf") == 5
+    assert value(samples, "vllm:e2e_request_latency_seconds_count", model_name="vllm-writer") == 5
+    assert value(samples, "vllm:e2e_request_latency_seconds_bucket", model_name="vllm-writer", le="+Inf") == 5
 
 
 def test_the_cache_of_a_decoder_is_described_and_a_classifier_has_none(samples: Samples):
     caches = [dict(labels) for (name, labels), _ in samples.items() if name == "vllm:cache_config_info"]
     by_model = {labels["model_name"]: labels for labels in caches}
-    assert by_model["writer"] == {"model_name": "writer", "block_size": "32", "num_gpu_blocks": "8"}
+    assert by_model["vllm-writer"] == {
+        "model_name": "vllm-writer",
+        "block_size": "32",
+        "num_gpu_blocks": "8",
+    }
     assert "judge" not in by_model
 
 

@@ -106,8 +106,8 @@ def build_forward(
         log.info("products in %s: %s", width, measure.compare(measure.read(forward, sample), exact))
     pack(module)
     forward.remember()
-    if isinstance(forward, FlatForward) and plan is not None:
-        forward.parts = numbered(forward.parts or _own_parts(module, plan))
+    if forward.flat is not None and plan is not None:
+        forward.flat.parts = numbered(forward.flat.parts or _own_parts(module, plan))
     return forward
 
 

@@ -10,7 +10,6 @@ import torch
 from server.adapter_table import AdapterTable
 from server.encoder.adapter_queue import AdapterQueue
 from server.encoder.batching import FlatRequests, PaddedRequests, WaitingRequests
-from server.encoder.flat import FlatForward
 from server.encoder.forward import Forward
 from server.encoder.heads import head_of
 from server.encoder.mixed import EncoderAdapter, MixedSteps, attempt
@@ -67,7 +66,7 @@ class EncoderEngine:
         self._head = head_of(task)
         self._sample = sample
         self._adapters = AdapterQueue(adapters or AdapterTable[EncoderAdapter](), self._attempt)
-        self._mixed = MixedSteps(forward, self._head) if isinstance(forward, FlatForward) else None
+        self._mixed = None if forward.flat is None else MixedSteps(forward.flat, self._head)
         self._max_model_len = max_model_len
         self._vocab_size = int(forward.module.get_input_embeddings().weight.shape[0])
         self._waiting = _requests_for(forward, max_batch_tokens if token_budget is None else token_budget.num_tokens)
@@ -143,7 +142,8 @@ class EncoderEngine:
         self._refused |= {reply.request_id: reply for reply in failed}
 
     def _attempt(self, adapter: EncoderAdapter) -> bool:
-        attempt(self._forward, adapter, self._sample)
+        assert self._forward.flat is not None, "only such an engine has adapters"
+        attempt(self._forward.flat, adapter, self._sample)
         return True
 
     def _stats(self, batch: Sequence[Encode], forward_s: float, step_s: float) -> Stats:

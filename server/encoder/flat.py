@@ -51,6 +51,10 @@ class FlatForward(Forward):
         self._texts = Texts([])
 
     @property
+    def flat(self) -> FlatForward:
+        return self
+
+    @property
     def attention(self) -> str:
         return "native" if kernels.has("encoder_attention") else "sdpa"
 

@@ -13,7 +13,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from torch import Tensor, nn
 from server.encoder.grouping import PADDED, Grouping
 from server.module_state import ModuleState
 from server.protocol import Batching, Encode
+
+if TYPE_CHECKING:
+    from server.encoder.flat import FlatForward
 
 
 class Forward(ABC):
@@ -47,6 +50,11 @@ class Forward(ABC):
     def attention(self) -> str:
         """What computes the attention, in a word."""
         return str(self.module.config._attn_implementation)
+
+    @property
+    def flat(self) -> FlatForward | None:
+        """Itself where its texts lie end to end: the way that texts with adapters go. Else None."""
+        return None
 
     @abstractmethod
     def remember(self) -> None:

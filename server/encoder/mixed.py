@@ -15,7 +15,6 @@ from torch import Tensor
 
 from server.encoder.adapter_heads import AdapterHead
 from server.encoder.flat import FlatForward
-from server.encoder.forward import Forward
 from server.encoder.heads import Head, LogitsHead, head_of
 from server.modules.adapted import NotShared
 from server.modules.texts import Texts
@@ -96,9 +95,8 @@ def ends_with_core(forward: FlatForward, batch: Sequence[Encode]) -> bool:
 
 
 @torch.inference_mode()
-def attempt(forward: Forward, adapter: EncoderAdapter, sample: Sequence[Encode]) -> None:
+def attempt(forward: FlatForward, adapter: EncoderAdapter, sample: Sequence[Encode]) -> None:
     """Steps with the adapter alone and mixed. Raises `NotShared` where the model cannot run it."""
-    assert isinstance(forward, FlatForward), "no other way has adapters"
     try:
         # Of several sizes: a product of whatever else than tokens is found out.
         for number in range(1, len(sample) + 1):

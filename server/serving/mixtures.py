@@ -43,7 +43,8 @@ class Mixtures:
             raise InvalidParameter(FIELD, wrong, rule)
         if host.adapter is not None:
             raise ConflictingParameters(FIELD, "model", "model must be the base of the adapters")
-        parts = [(self._version(host, entry.name), entry.weight) for entry in wanted if entry.weight]
+        versions = [(self._version(host, entry.name), entry.weight) for entry in wanted]
+        parts = [(version, weight) for version, weight in versions if weight]
         if not parts:
             return host
         if len(parts) == 1 and parts[0][1] == 1.0:

@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from server.config import ModelConfig
 from server.encoder.adapter_heads import BaseHead, Head
-from server.encoder.flat import FlatForward
 from server.encoder.forward import Forward
 from server.encoder.mixed import EncoderAdapter, attempt, ends_with_core
 from server.models import describe
@@ -44,8 +43,8 @@ class EncoderReader(Reader[EncoderAdapter]):
             raise NotShared(self._problem)
 
     def _fit(self, model: ModelConfig, folder: ModelFolder, tokenizer: Any) -> tuple[EncoderAdapter, dict[str, Any]]:
-        forward, adapter, task = self._forward, folder.adapter, folder.task
-        assert isinstance(forward, FlatForward), "no other way has adapters"
+        forward, adapter, task = self._forward.flat, folder.adapter, folder.task
+        assert forward is not None, "`_problem` has asked for it"
         if adapter is None or TASKS[task].reads not in ("text", "tokens"):
             raise NotShared(f"its task is {task}")
         skeleton = read_module(folder.weights, task, adapter, torch.float32, with_weights=False)
@@ -79,14 +78,15 @@ class EncoderReader(Reader[EncoderAdapter]):
 
 def try_adapter(forward: Forward, sample: Sequence[Encode], adapter: EncoderAdapter) -> None:
     """In steps with ``sample``. Raises `NotShared`."""
-    attempt(forward, adapter, sample)
+    assert forward.flat is not None, "`_problem` has asked for it"
+    attempt(forward.flat, adapter, sample)
 
 
 def _problem(forward: Forward, sample: Sequence[Encode]) -> str | None:
     """Why texts cannot have adapters in this model's steps."""
-    if not isinstance(forward, FlatForward) or not forward.parts:
+    if forward.flat is None or not forward.flat.parts:
         return f"texts are batched {forward.batching}, by the executor {forward.name}"
-    return None if ends_with_core(forward, sample) else "its base computes more after its layers"
+    return None if ends_with_core(forward.flat, sample) else "its base computes more after its layers"
 
 
 def _values_behind_core(folder: ModelFolder, adapter: Adapter) -> dict[str, Tensor]:

@@ -64,6 +64,7 @@ VALUES: dict[str, list[Any]] = {
     "ignore_labels": [["O"], ["B-PER"], []],
     "penalty_alpha": [0.6],
     "adapter_id": ["a"],
+    "adapters": [[{"name": "a"}]],
     "watermark": [True],
     "hypothesis_template": ["It is {}."],
     "metadata": [{"a": "b"}],
