@@ -86,14 +86,14 @@ class Streams:
         """Returns the requests that got tokens."""
         from server.protocol import Failed, Tokens
 
-        told = set()
+        answered = set()
         for reply in self._engine.step():
             assert not isinstance(reply, Failed), reply
             if isinstance(reply, Tokens):
-                told.add(reply.request_id)
+                answered.add(reply.request_id)
                 if reply.finish_reason and reply.request_id in self._sources:
                     self._begin(reply.request_id)
-        return told
+        return answered
 
     def _source(self, length: int) -> list[int]:
         return [self._rng.randrange(3, self._vocab_size - 1) for _ in range(length)]

@@ -192,7 +192,7 @@ _num_blocks: dict[str, int] = {}
 _adapter_labels: dict[str, str] = {}
 MAX_ADAPTER_LABELS = 100
 OTHER_ADAPTERS = "other adapters"
-"""Label of requests to adapters that were loaded after so many others."""
+"""Label of requests to adapters beyond the number that have labels of their own."""
 
 
 def add_adapter(name: str) -> None:

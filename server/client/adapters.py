@@ -17,7 +17,7 @@ from server.errors import SluiceError
 from server.protocol import AdapterState, LoadAdapter, Residence, SharedAdapter
 
 DEADLY_DEATHS = 2
-"""So many workers died while they read an adapter, or of a request with it alone: it is quarantined."""
+"""Workers that may die while they read an adapter, or of a request with it alone, until it is quarantined."""
 
 
 class AdapterVersion:
@@ -35,7 +35,7 @@ class NotServed(Exception):
 
 
 class Adapters:
-    """What the next worker is told, and what this one has said."""
+    """What the next worker has to know of adapters, and what this one has answered."""
 
     def __init__(self, on_drop: Callable[[str], None]) -> None:
         """``on_drop`` is called when nobody holds a version any more."""
@@ -63,12 +63,12 @@ class Adapters:
 
     @property
     def to_load(self) -> tuple[LoadAdapter, ...]:
-        """What the next worker is told with its model."""
+        """Commands that the next worker gets with its model."""
         return (*self._new, *(source for source in self._known.values() if source.is_known))
 
     @property
     def to_send(self) -> list[LoadAdapter]:
-        """What a worker is told once it is ready."""
+        """Commands that a worker gets once it is ready."""
         return [source for source in self._known.values() if not source.is_known]
 
     @property
@@ -92,7 +92,7 @@ class Adapters:
         return digest in self._quarantined
 
     def source(self, digest: str) -> LoadAdapter | None:
-        """What the worker was told of a version."""
+        """The command that the worker got for a version."""
         return self._known.get(digest)
 
     def find(self, digest: str) -> AdapterVersion | None:
@@ -100,7 +100,7 @@ class Adapters:
         return None if digest in self._quarantined else self._versions.get(digest)
 
     def add(self, source: LoadAdapter) -> asyncio.Future[AdapterVersion]:
-        """The worker is to be told; the version, or NotServed."""
+        """The caller sends the command to the worker. Returns the version, or raises NotServed."""
         self._quarantined.discard(source.digest)
         self._deaths.pop(source.digest, None)
         self._culprits.pop(source.digest, None)

@@ -39,7 +39,7 @@ export function codes(pair, model) {
   return { ...(src_lang && { src_lang }), ...(tgt_lang && { tgt_lang }) };
 }
 
-/** The lists and the button. `onChange()` is told of each new pair, and `onSwap()` before it when the two change places. */
+/** The lists and the button. `onChange()` is called with each new pair, and `onSwap()` before it when the two change places. */
 export class LanguageChoice {
   constructor(models, { onChange, onSwap }) {
     this.models = models.filter(({ languages }) => languages);

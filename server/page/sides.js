@@ -29,7 +29,7 @@ export class Sides {
     return this.isComparing ? this.all : this.all.slice(0, 1);
   }
 
-  /** `listener(side)` is told of each change, and of the side whose settings are shown. */
+  /** `listener(side)` is called on each change, with the side whose settings are shown. */
   onChange(listener) {
     this.#listeners.push(listener);
   }
@@ -55,7 +55,7 @@ export class Sides {
     this.form.clearComplaints();
   }
 
-  /** Give the side another model. Listeners are not told. */
+  /** Give the side another model. Listeners are not called. */
   use(side, model) {
     side.model = model;
     this.#save();
