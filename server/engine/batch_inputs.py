@@ -134,10 +134,9 @@ def _given(rows: Sequence[Row], lengths: Sequence[int]) -> list[tuple[slice, Ten
         return found
     start = 0
     for row, preamble, length in zip(rows, preambles, lengths, strict=True):
-        if preamble is not None and preamble.embeddings_ND is not None:
-            rows_ND = preamble.embeddings_ND[row.num_computed : row.num_computed + length]
-            if len(rows_ND):
-                found.append((slice(start, start + len(rows_ND)), rows_ND))
+        rows_ND = None if preamble is None else preamble.embeddings(row.num_computed, row.num_computed + length)
+        if rows_ND is not None:
+            found.append((slice(start, start + len(rows_ND)), rows_ND))
         start += length
     return found
 

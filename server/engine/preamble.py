@@ -47,6 +47,11 @@ class Preamble:
             tensors.append(self.embeddings_ND)
         return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
 
+    def embeddings(self, start: int, stop: int) -> Tensor | None:
+        """``[N, D]`` of tokens ``start`` to ``stop - 1`` of a sequence; None where they have none of the adapter's."""
+        rows_ND = None if self.embeddings_ND is None else self.embeddings_ND[start:stop]
+        return None if rows_ND is None or not len(rows_ND) else rows_ND
+
     @property
     def ids(self) -> npt.NDArray[np.int64]:
         """What stands for them in a sequence: -1, -2, ..."""

@@ -17,16 +17,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from server.models.adapter import WEIGHTS, Adapter
+from server.models.adapter import Adapter
+from server.models.adapter_tensors import AdapterTensors
 from server.models.describe import read_json
-from server.models.lora import PLAIN_STARTS, PREFIX, WITHOUT_EFFECT, is_saved, plain_targets
+from server.models.lora import PLAIN_STARTS, WITHOUT_EFFECT, is_saved, plain_targets
 from server.modules.adapted import LayerChange, NotShared
 from server.out_of_memory import raise_if_memory
 
@@ -42,8 +40,6 @@ BY_TYPE = {
     "IA3": {"feedforward_modules", "fan_in_fan_out", "init_ia3_weights"},
 }  # fmt: skip
 """Fields of the config that are read here or by PEFT. All others have to be unset."""
-
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 UNSEEN = ("base_model_name_or_path", "revision", "inference_mode")
 """Fields that say nothing of the layers."""
@@ -109,11 +105,7 @@ def read_weights(targets: Targets, adapter: Adapter, *, may_save: bool = True) -
     config = read_json(adapter.folder, "adapter_config.json")
     _check_config(config)
     layers, whole = targets.of(adapter, config, may_save=may_save)
-    try:
-        tensors = load_file(adapter.folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise NotShared(f"its weights cannot be read ({error})") from error
-    reader = _Tensors(tensors)
+    reader = AdapterTensors(adapter.folder)
     read = _lora if config["peft_type"] == "LORA" else _ia3
     changes = {name: read(name, layer, reader) for name, layer in layers.items()}
     saved = {}
@@ -127,7 +119,7 @@ def read_weights(targets: Targets, adapter: Adapter, *, may_save: bool = True) -
         changes |= _saved(targets.skeleton, config.get("modules_to_save") or (), reader)
         changes |= _with_tables(targets.skeleton, changes, reader)
     changes |= _with_biases(targets.skeleton, changes, reader)
-    reader.finish()
+    reader.finish("change of a linear layer that its config names")
     return AdapterWeights(changes=changes, saved=saved)
 
 
@@ -181,7 +173,7 @@ def _targets(
 def _targets_by_peft(
     skeleton: PreTrainedModel, adapter: Adapter, *, may_save: bool
 ) -> tuple[dict[str, _Target], list[str]]:
-    """As PEFT's own rules find them. The skeleton is left as it is."""
+    """As PEFT's own rules find them. The skeleton does not change."""
     from peft import PeftConfig, inject_adapter_in_model
     from peft.tuners.ia3 import Linear as Ia3Linear
     from peft.tuners.lora import Embedding as LoraEmbedding
@@ -236,43 +228,7 @@ def _target(layer: Any) -> _Target:
     )
 
 
-class _Tensors:
-    """Of a folder, each of which must be taken."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        """By their names in the file. Raises `NotShared` for one that is there twice, or is of a wrong type."""
-        self._left = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-        for name, tensor in tensors.items():
-            if self._left[name.removeprefix(PREFIX)] is not tensor:
-                raise NotShared(f"it holds {name} with and without the prefix {PREFIX}")
-            if tensor.dtype not in FLOATS:
-                raise NotShared(f"{name} is of type {str(tensor.dtype).removeprefix('torch.')}")
-
-    def take(self, name: str, shape: Sequence[int] | None = None) -> Tensor:
-        """In float32. Raises `NotShared` where there is none, or where it is not finite or of another shape."""
-        tensor = self.find(name)
-        if tensor is None:
-            raise NotShared(f"it lacks {name}")
-        if shape is not None and list(tensor.shape) != list(shape):
-            raise NotShared(f"{name} has the shape {list(tensor.shape)} where this base takes {list(shape)}")
-        return tensor
-
-    def find(self, *names: str) -> Tensor | None:
-        """The first that there is."""
-        name = next((name for name in names if name in self._left), None)
-        if name is None:
-            return None
-        tensor = self._left.pop(name).float()
-        if not tensor.isfinite().all():
-            raise NotShared(f"{name} is not finite")
-        return tensor
-
-    def finish(self) -> None:
-        if self._left:
-            raise NotShared(f"it holds {min(self._left)}, which is no change of a linear layer that its config names")
-
-
-def _lora(name: str, layer: _Target, tensors: _Tensors) -> LayerChange:
+def _lora(name: str, layer: _Target, tensors: AdapterTensors) -> LayerChange:
     names = ("lora_embedding_A", "lora_embedding_B") if layer.is_embedding else ("lora_A.weight", "lora_B.weight")
     a_RK, b_NR = (tensors.take(f"{name}.{tensor}") for tensor in names)
     scaling, rank, num_outputs, num_inputs = layer.scaling, layer.rank, layer.num_outputs, layer.num_inputs
@@ -296,12 +252,12 @@ def _lora(name: str, layer: _Target, tensors: _Tensors) -> LayerChange:
     )
 
 
-def _ia3(name: str, layer: _Target, tensors: _Tensors) -> LayerChange:
+def _ia3(name: str, layer: _Target, tensors: AdapterTensors) -> LayerChange:
     scale = tensors.take(f"{name}.ia3_l").flatten()
     return LayerChange(in_K=scale) if layer.is_feedforward else LayerChange(out_N=scale)
 
 
-def _saved(skeleton: PreTrainedModel, endings: Sequence[str], tensors: _Tensors) -> dict[str, LayerChange]:
+def _saved(skeleton: PreTrainedModel, endings: Sequence[str], tensors: AdapterTensors) -> dict[str, LayerChange]:
     """Layers that the adapter brings whole, found as PEFT finds them: by the ends of their names."""
     found = {}
     for name, part in skeleton.named_modules():
@@ -321,7 +277,7 @@ def _saved(skeleton: PreTrainedModel, endings: Sequence[str], tensors: _Tensors)
 
 
 def _with_tables(
-    skeleton: PreTrainedModel, changes: Mapping[str, LayerChange], tensors: _Tensors
+    skeleton: PreTrainedModel, changes: Mapping[str, LayerChange], tensors: AdapterTensors
 ) -> dict[str, LayerChange]:
     """The changes of the embedding and the head where PEFT saved their weights beside an adapter of either."""
     found: dict[str, LayerChange] = {}
@@ -337,7 +293,7 @@ def _with_tables(
 
 
 def _with_biases(
-    skeleton: PreTrainedModel, changes: Mapping[str, LayerChange], tensors: _Tensors
+    skeleton: PreTrainedModel, changes: Mapping[str, LayerChange], tensors: AdapterTensors
 ) -> dict[str, LayerChange]:
     """The changes of layers whose biases were trained too, with and without matrices."""
     found: dict[str, LayerChange] = {}

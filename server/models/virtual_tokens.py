@@ -12,14 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from server.models.adapter import WEIGHTS, Adapter
+from server.models.adapter import Adapter
+from server.models.adapter_tensors import AdapterTensors
 from server.models.describe import read_json
 from server.modules.adapted import NotShared
 
@@ -56,14 +54,11 @@ def read_virtual_tokens(adapter: Adapter) -> VirtualTokens:
     for name in sorted(config.keys() - KNOWN):
         if config[name]:
             raise NotShared(f"its config sets {name}")
-    tensors = _tensors(adapter.folder / WEIGHTS)
-    embeddings = tensors.pop(EMBEDDINGS, None)
-    if embeddings is None:
-        raise NotShared(f"it lacks {EMBEDDINGS}")
+    tensors = AdapterTensors(adapter.folder)
+    embeddings = tensors.take(EMBEDDINGS)
     if config["peft_type"] == "MULTITASK_PROMPT_TUNING":
         embeddings = embeddings * _task_scale(tensors)
-    if tensors:
-        raise NotShared(f"it holds {min(tensors)}, which is no part of a {config['peft_type']} adapter")
+    tensors.finish(f"part of a {config['peft_type']} adapter")
     num_tokens = config.get("num_virtual_tokens")
     if embeddings.dim() != 2 or len(embeddings) != num_tokens or not num_tokens:
         raise NotShared(
@@ -74,23 +69,9 @@ def read_virtual_tokens(adapter: Adapter) -> VirtualTokens:
     return VirtualTokens(num_tokens=num_tokens, keys_values_L2HNK=_keys_values(embeddings, config))
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """In float32."""
-    try:
-        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise NotShared(f"its weights cannot be read ({error})") from error
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise NotShared(f"{name} is not finite")
-    return tensors
-
-
-def _task_scale(tensors: dict[str, Tensor]) -> Tensor:
+def _task_scale(tensors: AdapterTensors) -> Tensor:
     """``[N, D]``"""
-    columns, rows = tensors.pop(COLUMNS, None), tensors.pop(ROWS, None)
-    if columns is None or rows is None:
-        raise NotShared(f"it lacks {COLUMNS if columns is None else ROWS}")
+    columns, rows = tensors.take(COLUMNS), tensors.take(ROWS)
     if len(columns) != 1 or len(rows) != 1:
         raise NotShared(f"it holds {len(columns)} tasks, and requests name none: save it with one task")
     return columns[0] @ rows[0]

@@ -50,6 +50,7 @@ CHANGES: dict[str, tuple[str, Callable[[dict[str, Tensor]], Any], str]] = {
     "a tensor is missing": ("prefix", lambda t: t.update(x=t.pop("prompt_embeddings")), "it lacks prompt_embeddings"),
     "a tensor is of no use": ("prompt", lambda t: t.update(x=torch.zeros(1)), "it holds x"),
     "a number is not finite": ("prompt", lambda t: t["prompt_embeddings"].fill_(torch.inf), "is not finite"),
+    "a type is wrong": ("prompt", lambda t: t.update(prompt_embeddings=t["prompt_embeddings"].int()), "of type int32"),
     "a row is missing": (
         "prompt", lambda t: t.update(prompt_embeddings=t["prompt_embeddings"][1:].clone()), "num_virtual_tokens is 5"
     ),

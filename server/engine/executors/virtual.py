@@ -57,7 +57,6 @@ def padded(logits_RV: Tensor, num_rows: int) -> Tensor:
 def given_embeddings(row: Row, part: slice) -> list[tuple[slice, Tensor]]:
     """Of ``part`` of the row's new tokens: embeddings ``[N, D]`` that its adapter brings, and their places in it."""
     preamble = row.context.preamble
-    if preamble is None or preamble.embeddings_ND is None:
-        return []
-    rows_ND = preamble.embeddings_ND[row.num_computed + part.start : row.num_computed + part.stop]
-    return [(slice(0, len(rows_ND)), rows_ND)] if len(rows_ND) else []
+    start, stop = row.num_computed + part.start, row.num_computed + part.stop
+    rows_ND = None if preamble is None else preamble.embeddings(start, stop)
+    return [] if rows_ND is None else [(slice(0, len(rows_ND)), rows_ND)]
