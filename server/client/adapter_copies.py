@@ -48,7 +48,7 @@ class AdapterCopies:
         self._lock_file: int | None = None
 
     def add(self, folder: Path, *, max_bytes: int, within: Path | None = None) -> Copy:
-        """The copy of the folder as it is now, held until it is released once.
+        """Copies the folder. The copy stays until `release` is called once.
 
         ``max_bytes`` is for the weights. Files must lie in ``within``, also where they are links. Raises `NotCopied`.
         """

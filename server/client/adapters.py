@@ -27,7 +27,7 @@ class AdapterVersion:
         self.digest = facts.digest
         self.facts = facts
         self.parts: Sequence[AdapterVersion] = ()
-        """Of a sum of adapters: these. Their files are needed as long as it is."""
+        """The adapters that a sum consists of. It needs their files."""
 
 
 class NotServed(Exception):

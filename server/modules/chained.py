@@ -78,7 +78,7 @@ class ChainedLayers:
 
 
 def add_link(chain: Chain, operation: Operation, dtype: torch.dtype) -> None:
-    """Of one that goes token by token. Raises `Unchained` where it is no kernel."""
+    """Of an operation on single tokens. Raises `Unchained` if no kernel computes it."""
     match operation:
         case Normalise():
             _add_norm(chain, operation)

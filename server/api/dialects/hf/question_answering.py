@@ -76,7 +76,7 @@ class QuestionAnsweringRequest(StrictModel):
 class AnswerReply(TypedDict):
     """One answer, ``context[start:end]``; empty where the context has none.
 
-    Of an answer that a model wrote and that is not part of the context, ``start`` and ``end`` are null.
+    ``start`` and ``end`` are null where a model wrote an answer that the context does not contain.
     """
 
     score: float
