@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,14 @@ def write_tiny_adapter(folder: Path, base: Path, kind: str, family: str, seed: i
     model.peft_config["default"].base_model_name_or_path = str(base)
     model.save_pretrained(folder, save_embedding_layers=kind == "embedding")
     return folder
+
+
+def write_tiny_adapters(folder: Path, base: Path, kinds: Mapping[str, str], family: str) -> dict[str, Path]:
+    """Adapters of the kinds, by name, each with a seed of its own."""
+    return {
+        name: write_tiny_adapter(folder / name, base, kind, family, seed)
+        for seed, (name, kind) in enumerate(kinds.items())
+    }
 
 
 def write_marker_adapter(folder: Path, base: Path, token_id: int) -> Path:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import TINY_SETTINGS
 from tests.server_process import ServerProcess, running_server
 from tests.system.clients import TIMEOUT_S
-from tests.tiny_adapters import peft_tokens, quiet, write_tiny_adapter
+from tests.tiny_adapters import peft_tokens, quiet, write_tiny_adapters
 from tests.tiny_models import tiny_tokenizer, write_tiny_decoder
 
 PROMPT = "The river runs past the mill and the miller counts"
@@ -30,11 +30,7 @@ NUM_TOKENS = 16
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     base = write_tiny_decoder(root / "base", "qwen3")
-    adapters = {
-        name: write_tiny_adapter(root / name, base, kind, "qwen3", seed)
-        for seed, (name, kind) in enumerate(KINDS.items())
-    }
-    return {"base": base, **adapters}
+    return {"base": base, **write_tiny_adapters(root, base, KINDS, "qwen3")}
 
 
 @pytest.fixture(scope="module")

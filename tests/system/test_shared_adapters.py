@@ -16,7 +16,7 @@ from tests.conftest import TINY_SETTINGS
 from tests.fuzz.scale import SCALE
 from tests.server_process import ServerProcess, running_server
 from tests.system.clients import TIMEOUT_S, Killer, body, eventually, generate_all
-from tests.tiny_adapters import peft_model, peft_tokens, write_tiny_adapter
+from tests.tiny_adapters import peft_model, peft_tokens, write_tiny_adapters
 from tests.tiny_models import tiny_tokenizer, write_tiny_decoder
 
 PROMPT = "The river runs past the mill and the miller counts"
@@ -29,11 +29,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     base = write_tiny_decoder(root / "base", "qwen3")
     kinds = {**SHARED, "whole": "saved norms"}
-    adapters = {
-        name: write_tiny_adapter(root / name, base, kind, "qwen3", seed)
-        for seed, (name, kind) in enumerate(kinds.items())
-    }
-    return {"base": base, **adapters}
+    return {"base": base, **write_tiny_adapters(root, base, kinds, "qwen3")}
 
 
 @pytest.fixture(scope="module")

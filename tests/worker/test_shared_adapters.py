@@ -18,7 +18,7 @@ from server.native import kernels
 from server.protocol import Failed, Generate, LoadAdapter, Ready, SamplingParams
 from server.worker.__main__ import build
 from tests.engine.driving import run
-from tests.tiny_adapters import KINDS, peft_model, peft_tokens, write_tiny_adapter
+from tests.tiny_adapters import KINDS, peft_model, peft_tokens, write_tiny_adapters
 from tests.tiny_models import write_tiny_decoder
 
 torch.set_num_threads(1)
@@ -65,13 +65,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def of(family: str) -> tuple[Path, dict[str, Path]]:
         if family not in made:
             base = write_tiny_decoder(root / family, family)
-            made[family] = (
-                base,
-                {
-                    kind: write_tiny_adapter(root / f"{family} {kind}", base, kind, family, seed)
-                    for seed, kind in enumerate(KINDS)
-                },
-            )
+            kinds = {kind: kind for kind in KINDS}
+            made[family] = (base, write_tiny_adapters(root / f"adapters of {family}", base, kinds, family))
         return made[family]
 
     return of

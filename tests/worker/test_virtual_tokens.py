@@ -19,7 +19,7 @@ from server.engine.preamble import Preamble
 from server.native import kernels
 from server.protocol import Generate, Output, SamplingParams, Stats
 from tests.engine.driving import run, run_preempted
-from tests.tiny_adapters import VIRTUAL, peft_model, peft_tokens, task_of, write_tiny_adapter
+from tests.tiny_adapters import VIRTUAL, peft_model, peft_tokens, task_of, write_tiny_adapter, write_tiny_adapters
 from tests.tiny_models import FAMILIES, write_tiny_decoder
 from tests.worker.test_shared_adapters import IDS, assert_close, built
 
@@ -39,11 +39,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     def of(family: str) -> tuple[Path, dict[str, Path]]:
         if family not in made:
             base = write_tiny_decoder(root / family, family)
-            kinds = {
-                kind: write_tiny_adapter(root / f"{family} {kind}", base, kind, family, seed)
-                for seed, kind in enumerate(VIRTUAL)
-            }
-            made[family] = (base, kinds)
+            kinds = {kind: kind for kind in VIRTUAL}
+            made[family] = (base, write_tiny_adapters(root / f"adapters of {family}", base, kinds, family))
         return made[family]
 
     return of
